@@ -1,0 +1,348 @@
+"""RunConfig: the one definition of every option of a run.
+
+The command-line flags, the YAML schema and the terminal UI's form are generated from the fields below, so a
+default, a unit or a help text is written once. Nothing here imports MLX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user needs to know of one option, beside its type and default."""
+
+    help: str
+    group: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: bool = False
+    auto: str = ""
+    """What `None` stands for, in words; empty where the option must have a value."""
+
+
+def _option(default: Any, help: str, group: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help=help, group=group, **more)})
+
+
+_SCOPE = re.compile(r"^(full|lora|norms|last-(?P<alone>\d+)|(full|lora|norms)/last-(?P<of>\d+))$")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which parameters train: a kind, restricted to the last `last_layers` decoder layers (None: all)."""
+
+    kind: str
+    last_layers: int | None
+
+    @staticmethod
+    def parse(text: str) -> Scope:
+        """Parses `full`, `lora`, `norms`, `last-K` (every weight of the last K layers) or `KIND/last-K`.
+
+        Raises:
+            ConfigError: the text is none of these, or K is 0.
+        """
+        match = _SCOPE.match(text)
+        layers = match and (match["alone"] or match["of"])
+        if not match or (layers is not None and int(layers) == 0):
+            raise ConfigError(
+                f"scope {text!r} is not known",
+                "use full, lora, norms, last-6 (all weights of the last 6 layers), lora/last-6 or norms/last-6",
+            )
+        if layers is None:
+            return Scope(text, None)
+        return Scope(match[3] or "full", int(layers))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. (config, seed, base weights) fix every bit of a MeZO run."""
+
+    # What is trained, and on what.
+    model: str = _option(
+        "smollm2-135m", "model: a name from `mlxzo models`, a Hugging Face id, a folder or a .gguf file", "model"
+    )
+    dtype: str = _option(
+        "auto",
+        "dtype of the weights at rest; auto keeps what is stored",
+        "model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    task: str = _option("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
+    data: str | None = _option(
+        None,
+        "folder with train.jsonl, validation.jsonl and optionally test.jsonl",
+        "task",
+        auto="the task's own data",
+    )
+    train_examples: int | None = _option(
+        1000, "training examples to use, drawn by the seed", "task", minimum=1, auto="all"
+    )
+    validation_examples: int | None = _option(
+        200, "validation examples to use at each evaluation", "task", minimum=1, auto="all"
+    )
+    test_examples: int | None = _option(1000, "test examples to use at the end", "task", minimum=1, auto="all")
+    max_tokens: int = _option(
+        512, "longest sequence; longer prompts lose their beginning", "task", unit="tokens", minimum=8, maximum=131072
+    )
+    # How it is trained.
+    method: str = _option("mezo", "optimisation method", "method", choices=("mezo",))
+    scope: str = _option(
+        "norms/last-6",
+        "what trains: full, lora, norms, last-K (all weights of the last K layers), or lora/last-K, norms/last-K",
+        "method",
+    )
+    steps: int = _option(500, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
+    lr: float | None = _option(
+        None,
+        "learning rate",
+        "method",
+        minimum=0.0,
+        maximum=1e6,
+        exclusive_minimum=True,
+        auto="the default of the scope and update",
+    )
+    schedule: str = _option(
+        "constant", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
+    )
+    seed: int = _option(
+        0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
+    )
+    # MeZO.
+    eps: float | None = _option(
+        None,
+        "perturbation scale: the loss is read at w + eps*z and w - eps*z",
+        "mezo",
+        minimum=0.0,
+        maximum=10.0,
+        exclusive_minimum=True,
+        auto="the default of the scope",
+    )
+    directions: str = _option("sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian"))
+    update: str | None = _option(
+        None,
+        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, clipped at 3)",
+        "mezo",
+        choices=("sgd", "adaptive"),
+        auto="the default of the scope",
+    )
+    lora_rank: int = _option(8, "rank of the LoRA adapters", "lora", minimum=1, maximum=1024)
+    lora_scale: float = _option(
+        2.0, "multiplier of the LoRA product (alpha / rank)", "lora", minimum=0.0, exclusive_minimum=True, maximum=1e4
+    )
+    prefix_cache: str = _option(
+        "auto",
+        "keep the output of frozen layers in memory, once an example; auto does where it pays and fits",
+        "mezo",
+        choices=("auto", "ram", "off"),
+    )
+    # Evaluation and output.
+    eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
+    out: str = _option("runs", "folder that holds the run directories", "run")
+    name: str | None = _option(None, "name of the run", "run", auto="made of model, task, method and seed")
+
+    def __post_init__(self) -> None:
+        problems = [p for f in dataclasses.fields(self) if (p := _problem(f, getattr(self, f.name)))]
+        try:
+            Scope.parse(self.scope)
+        except ConfigError as error:
+            problems.append(f"{error.message}: {error.fix}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            problems.append(
+                f"name: {self.name!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a "
+                "letter or digit"
+            )
+        if problems:
+            raise _configuration_error(problems)
+
+    @property
+    def parsed_scope(self) -> Scope:
+        return Scope.parse(self.scope)
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with every `None` that depends on the scope filled in."""
+        defaults = mezo_defaults(self.parsed_scope, self.update)
+        return dataclasses.replace(
+            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back, options grouped and explained."""
+        lines = ["# mlxzo run configuration: `mlxzo train --config FILE` reads it"]
+        group = None
+        for f in options():
+            option = f.metadata["option"]
+            if option.group != group:
+                group = option.group
+                lines.append(f"\n# {group}")
+            value = yaml.safe_dump(getattr(self, f.name), default_flow_style=True, allow_unicode=True)
+            value = value.removesuffix("...\n").strip()
+            lines.append(f"{f.name}: {value}  # {option.help}")
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any], *, source: str = "") -> RunConfig:
+        """Builds a configuration from option names and values, each a Python value or the text of one.
+
+        Raises:
+            ConfigError: lists every unknown name (with the nearest valid one) and every bad value at once.
+        """
+        known = {f.name: f for f in options()}
+        problems: list[str] = []
+        parsed: dict[str, Any] = {}
+        for key, raw in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0.5)
+                problems.append(f"{key}: no such option" + (f"; did you mean {near[0]}?" if near else ""))
+                continue
+            try:
+                parsed[key] = parse_value(known[key], raw)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+        try:
+            config = RunConfig(**parsed)
+        except ConfigError as error:
+            problems += error.details or [error.message]
+        if problems:
+            raise _configuration_error(problems, source)
+        return config
+
+    @staticmethod
+    def read_yaml(path: str | Path) -> dict[str, Any]:
+        """The mapping in a YAML file, unchecked beyond being a mapping.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML (with line and column), or is not a mapping.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}", "check the path") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+        try:
+            # The C-free safe loader constructs plain values only: no code runs from a YAML file.
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise ConfigError(
+                f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}", "correct that line"
+            ) from None
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold `option: value` lines", "see `mlxzo train --help` for the options")
+        return values
+
+
+def options() -> tuple[dataclasses.Field, ...]:
+    """The fields of RunConfig, in order; each carries its Option under metadata['option']."""
+    return dataclasses.fields(RunConfig)
+
+
+def value_type(f: dataclasses.Field) -> type:
+    """str, int or float: the type of an option that is set."""
+    return {"str": str, "int": int, "float": float}[f.type.split(" ")[0]]
+
+
+def parse_value(f: dataclasses.Field, raw: Any) -> Any:
+    """Turns a raw value (text from the command line or a form, or a YAML scalar) into the option's type.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    option: Option = f.metadata["option"]
+    if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
+        return None
+    kind = value_type(f)
+    if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+    if kind is str:
+        return str(raw)
+    try:
+        number = float(raw)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}") from None
+    if kind is float:
+        return number
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+    # Integers beyond 2**53 must not pass through a float.
+    return raw if isinstance(raw, int) else int(raw) if re.fullmatch(r"[+-]?\d+", str(raw).strip()) else int(number)
+
+
+def _describe(kind: type, option: Option) -> str:
+    if option.choices:
+        return "one of " + ", ".join(option.choices)
+    name = {str: "text", int: "a whole number", float: "a number"}[kind]
+    unit = f" of {option.unit}" if option.unit else ""
+    low = option.minimum
+    if low is None:
+        return name + unit
+    bound = f"above {low:g}" if option.exclusive_minimum else f"of at least {low:g}"
+    return f"{name}{unit} {bound}" + (f" and at most {option.maximum:g}" if option.maximum is not None else "")
+
+
+def _problem(f: dataclasses.Field, value: Any) -> str | None:
+    option: Option = f.metadata["option"]
+    if value is None:
+        return None if option.auto else f"{f.name}: must have a value"
+    kind = value_type(f)
+    ok = isinstance(value, str) if kind is str else isinstance(value, (int, float)) and math.isfinite(value)
+    if ok and option.choices and value not in option.choices:
+        near = difflib.get_close_matches(str(value), option.choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{f.name}: expected {_describe(kind, option)}, not {value!r}{hint}"
+    if ok and option.minimum is not None:
+        ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
+    if ok and option.maximum is not None:
+        ok = value <= option.maximum
+    if ok and kind is str and not value.strip():
+        ok = False
+    return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {value!r}"
+
+
+def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigError:
+    problems = list(problems)
+    where = f"{source}: " if source else ""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")
+    fix = "`mlxzo train --help` lists every option with its range"
+    return ConfigError(message, fix, problems if len(problems) > 1 else ())
+
+
+def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
+    """Default update rule, learning rate and eps of a scope.
+
+    The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix, Table 15); the others were found
+    by bench/quickstart.py on the embedded task.
+    """
+    update = update or "adaptive"
+    table = {
+        ("full", "sgd"): {"lr": 1e-6, "eps": 1e-3},
+        ("lora", "sgd"): {"lr": 1e-4, "eps": 1e-2},
+        ("norms", "sgd"): {"lr": 1e-3, "eps": 1e-2},
+        ("full", "adaptive"): {"lr": 1e-4, "eps": 1e-3},
+        ("lora", "adaptive"): {"lr": 3e-3, "eps": 1e-2},
+        ("norms", "adaptive"): {"lr": 0.3, "eps": 1e-1},
+    }
+    return {"update": update, **table[scope.kind, update]}

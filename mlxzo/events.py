@@ -1,0 +1,171 @@
+"""Typed events of a run: each is one JSON object on a line, and everything that shows a run reads only these.
+
+A line is {"event": "<name>", "time": <seconds since the epoch>, ...fields}. Unknown fields are ignored and unknown
+events are skipped when reading, so an older program can watch a newer run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; `time` is filled in by the writer."""
+
+    name: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Phase(Event):
+    """The run enters a phase: `load`, `prefix`, `baseline`, `train`, `evaluate`, `test`, `save`."""
+
+    name: ClassVar[str] = "phase"
+    phase: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """A long wait that is not a training step: a download, a conversion, an evaluation."""
+
+    name: ClassVar[str] = "progress"
+    label: str
+    done: float
+    total: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Loaded(Event):
+    """Model and data are ready: what trains, and how much of it."""
+
+    name: ClassVar[str] = "loaded"
+    model: str
+    source: str
+    parameters: int
+    trainable_parameters: int
+    trainable_tensors: int
+    weights_sha256: str
+    task: str
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    active_bytes: int
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """One optimisation step; `step` counts from 1."""
+
+    name: ClassVar[str] = "step"
+    step: int
+    steps: int
+    loss: float
+    smoothed_loss: float
+    lr: float
+    directional_derivative: float | None
+    seconds: float
+    tokens: int
+    steps_per_second: float
+    tokens_per_second: float
+    eta_seconds: float
+    active_bytes: int
+    peak_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """One evaluation. `kind` is `zero-shot`, `validation` or `test`; `majority` is the share of the largest class."""
+
+    name: ClassVar[str] = "evaluated"
+    kind: str
+    split: str
+    step: int
+    metric: str
+    value: float
+    loss: float
+    examples: int
+    majority: float | None
+    seconds: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A state was written; `path` is relative to the run directory."""
+
+    name: ClassVar[str] = "saved"
+    path: str
+    step: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Note(Event):
+    """Something a user should know that is no error."""
+
+    name: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The run ended early; the fields are those of an MlxzoError."""
+
+    name: ClassVar[str] = "failed"
+    title: str
+    message: str
+    fix: str
+    details: list[str]
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run is complete; `result` is what result.json holds."""
+
+    name: ClassVar[str] = "finished"
+    result: dict[str, Any]
+
+
+_KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
+
+
+def to_json(event: Event, time: float) -> str:
+    """One line of JSON, without the newline; a number that is not finite becomes null, which JSON can carry."""
+    record = {"event": event.name, "time": time, **dataclasses.asdict(event)}
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(line: str) -> tuple[Event, float] | None:
+    """The event on a line and its time, or None for an unknown event or a torn line."""
+    try:
+        record = json.loads(line)
+        kind = _KINDS[record.pop("event")]
+        time = float(record.pop("time"))
+        known = {f.name for f in dataclasses.fields(kind)}
+        return kind(**{key: value for key, value in record.items() if key in known}), time
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def read(lines: Iterable[str]) -> Iterator[tuple[Event, float]]:
+    """The events of a stream of lines, unreadable ones skipped."""
+    for line in lines:
+        if (found := from_json(line)) is not None:
+            yield found
