@@ -1,0 +1,104 @@
+"""A model folder: what it must hold for mlx-lm to load it, and how a converted one is made exactly once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import ModelError
+from ..files import Progress, Report, disk_full, is_disk_full, lock, publish_folder
+from .safetensors_file import safetensors_problem
+
+# Any of these sets of files is a tokenizer.
+TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("tiktoken.model",), ("vocab.json", "merges.txt"))
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ModelError naming everything a folder lacks."""
+    if problems := folder_problems(folder):
+        raise ModelError(
+            f"{folder} is not a complete model: {'; '.join(problems)}.",
+            "Copy what is missing from the original model, or convert it with `mlx_lm.convert`.",
+            problems,
+        )
+
+
+def folder_problems(folder: Path) -> list[str]:
+    """What a folder lacks to be a model mlx-lm loads, one clause each; empty if it is complete."""
+    problems = []
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            problems.append("config.json does not say its model_type")
+    except FileNotFoundError:
+        problems.append("config.json is missing")
+    except (OSError, ValueError) as error:
+        problems.append(f"config.json cannot be read as JSON ({error})")
+    problems += _weight_problems(folder)
+    if not any(all((folder / name).exists() for name in names) for names in TOKENIZER_FILES):
+        problems.append("the tokenizer is missing: tokenizer.json (or tokenizer.model)")
+    if not (folder / "tokenizer_config.json").exists():
+        problems.append("tokenizer_config.json is missing")
+    return problems
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            named = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [f"{index.name} is not a valid index of weights"]
+        if missing := [name for name in named if not (folder / str(name)).exists()]:
+            return [f"weights are missing: {', '.join(missing)}"]
+    if files := sorted(folder.glob("model*.safetensors")):
+        return [problem for file in files if (problem := safetensors_problem(file))]
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+    found = f" (there is {', '.join(others[:3])}, which mlx-lm does not load)" if others else ""
+    return [f"weights are missing: model*.safetensors{found}"]
+
+
+def make_once(final: Path, name: str, build: Callable[[Path], Path], report: Report) -> Path:
+    """The folder `final`, made by `build` unless it is there; it appears complete or not at all.
+
+    `build` gets an empty scratch folder beside `final` and returns the finished folder inside it. Of several
+    processes one builds and the others wait. What a killed process left behind is removed by the next.
+
+    Raises:
+        ModelError: `build` fails, or the folder cannot be written.
+        DoesNotFit: the disk is full.
+    """
+
+    def ready() -> bool:
+        return final.exists() and not folder_problems(final)
+
+    def waiting() -> None:
+        report(Progress(f"Waiting for another process that is preparing {name}"))
+
+    if ready():
+        return final
+    prefix = f".{final.name}.part-"
+    try:
+        with lock(final.parent / f".{final.name}.lock", waiting):
+            if ready():
+                return final
+            for leftover in final.parent.glob(f"{prefix}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if final.exists():  # somebody deleted or damaged a file in it
+                shutil.rmtree(final)
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+            try:
+                publish_folder(build(scratch), final)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(f"{name} under {final.parent}") from error
+        raise ModelError(
+            f"{name} cannot be stored under {final.parent}: {error}.",
+            "Set MLXZO_HOME to a folder you can write to.",
+        ) from error
+    return final

