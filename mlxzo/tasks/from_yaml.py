@@ -1,0 +1,177 @@
+"""A classification task of your own in a small YAML file. It is data: nothing in it is ever executed.
+
+    name: tickets                              # letters, digits, dots, dashes, underscores
+    template: "{subject}\\n{body}\\nUrgent?"   # fields of a row in braces; {{ and }} for braces
+    labels: {high: "yes", low: "no"}           # label in the data: word of the model; or a list
+    label_field: priority                      # optional, `label` if absent
+    description: support tickets               # optional
+
+All scalars are read as text, so `labels: [yes, no]` means what it says. The newline that ends a block scalar
+(`|`) is not part of the template.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from .base import Example, Task, labelled, require, require_text, shown
+from .labels import label_text, listed
+from .template import Template
+
+KEYS = ("name", "template", "labels", "label_field", "description")
+_REQUIRED = ("name", "template", "labels")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
+_MAX_BYTES = 2**16
+
+
+class YamlTask(Task):
+    """Rows: the fields of the template as text, and the label field."""
+
+    def __init__(self, name: str, template: Template, words: Mapping[str, str], label_field: str, description: str):
+        self.name = name
+        self.description = description
+        self.template = template.text
+        self.labels = tuple(words.values())
+        self.fields = (*template.fields, label_field)
+        self._template = template
+        self._label_names = tuple(words)
+        self._label_field = label_field
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        values = {name: require_text(row, name).strip() for name in self._template.fields}
+        label = label_text(require(row, self._label_field), self._label_field)
+        if label not in self._label_names:
+            raise ValueError(f"the label {shown(label)} is not one of the task's: {listed(self._label_names)}")
+        return labelled(self._template.render(values), self.labels, self._label_names.index(label))
+
+
+def read_task_yaml(path: str | Path) -> YamlTask:
+    """The task a YAML file describes.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or describes no task; every problem is listed.
+    """
+    try:
+        root = yaml.compose(_read(path), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path} is not valid YAML{where}: {reason}", "correct that line") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply for a task", f"a task has the keys {', '.join(KEYS)}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path} must hold `key: value` lines", f"a task has the keys {', '.join(KEYS)}")
+    # Nodes are read as they stand: constructing them would turn `yes` into True, and aliases may have no end.
+    problems: list[str] = []
+    task = _task(_entries(root, KEYS, problems), problems)
+    if problems or task is None:
+        message = problems[0] if len(problems) == 1 else f"{len(problems)} problems"
+        fix = f"a task has the keys {', '.join(KEYS)}"
+        raise ConfigError(f"{path}: {message}", fix, problems if len(problems) > 1 else ())
+    return task
+
+
+def _read(path: str | Path) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}", "check the path given to --task"
+        ) from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES // 1024} KB, which no task is", "check the path")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+
+
+def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
+    """The entries of a mapping by key; keys that are unknown, repeated or no text become problems."""
+    entries: dict[str, yaml.Node] = {}
+    for key_node, value in node.value:
+        line = f"line {key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            problems.append(f"{line}: a key must be text")
+            continue
+        key = key_node.value
+        if key in entries:
+            problems.append(f"{line}: {shown(key)} is given twice")
+        elif known and key not in known:
+            near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.5)
+            problems.append(f"{line}: no such key {shown(key)}" + (f"; did you mean {near[0]}?" if near else ""))
+        else:
+            entries[key] = value
+    return entries
+
+
+def _task(entries: dict[str, yaml.Node], problems: list[str]) -> YamlTask | None:
+    """The task of the entries, or None where problems stand in the way."""
+    problems += [f"{key} is missing" for key in _REQUIRED if key not in entries]
+    texts = {key: _text(key, node, problems) for key, node in entries.items() if key != "labels"}
+    words = _words(entries["labels"], problems) if "labels" in entries else {}
+    name = texts.get("name")
+    if name and not _NAME.fullmatch(name):
+        problems.append(f"name: {shown(name)} must be 1-50 letters, digits, dots, dashes or underscores")
+    label_field = texts.get("label_field") or "label"
+    template = None
+    if texts.get("template"):
+        try:
+            template = Template(texts["template"])
+        except ValueError as error:
+            problems.append(f"template: {error}")
+        else:
+            if not template.fields:
+                problems.append("template: names no field; put one of your fields in braces, such as {text}")
+            if label_field in template.fields:
+                problems.append(f"template: {{{label_field}}} is the label, which would give the answer away")
+    if problems:
+        return None
+    return YamlTask(name, template, words, label_field, texts.get("description") or f"own task {name}")
+
+
+def _text(key: str, node: yaml.Node, problems: list[str]) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        problems.append(f"{key} must be text (line {node.start_mark.line + 1})")
+        return ""
+    value = node.value.removesuffix("\n") if node.style in ("|", ">") else node.value
+    if not value.strip():
+        problems.append(f"{key} is empty (line {node.start_mark.line + 1})")
+        return ""
+    return value if key == "template" else value.strip()
+
+
+def _words(node: yaml.Node, problems: list[str]) -> dict[str, str]:
+    """Label -> word, in the order of the file."""
+    before = len(problems)
+    words: dict[str, str] = {}
+    if isinstance(node, yaml.MappingNode):
+        pairs = _entries(node, None, problems).items()
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(None, item) for item in node.value]
+    else:
+        problems.append("labels must be a mapping of label to word, or a list of words")
+        return {}
+    for label, item in pairs:
+        word = _text("labels: a word", item, problems)
+        key = (word if label is None else label).strip()
+        if not word:
+            continue
+        if not key:
+            problems.append("labels: a label is empty")
+        elif key in words or word in words.values():
+            problems.append(f"labels: {shown(word)} and another label cannot be told apart")
+        else:
+            words[key] = word
+    if len(words) < 2 and len(problems) == before:
+        problems.append("labels: at least two are needed")
+    return words

@@ -1,0 +1,108 @@
+"""Rows of the public datasets, from their parquet files on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..errors import DataError
+from .base import Example, HubSource, Task
+from .sampling import stable_permutation
+
+VALIDATION_ROWS = 500
+TIMEOUT_SECONDS = 5.0
+"""How long the hub may take to answer at all, before it counts as out of reach."""
+
+_FIX = "pass --data DIR with train.jsonl and validation.jsonl, or use --task reviews, which needs no network"
+
+
+def fetch_splits(task: Task, progress: Callable[[str], None]) -> dict[str, list[Example]]:
+    """The splits of a task with a `hub` source, divided in the manner of Malladi et al. 2023.
+
+    The public validation split is the test split. Of the public training split, `VALIDATION_ROWS` fixed rows
+    are the validation split, and the rest is what training rows are drawn from.
+
+    Raises:
+        DataError: the files are neither in the Hugging Face cache nor to be had from the hub, or do not hold
+            what the task expects.
+    """
+    source = task.hub
+    if source is None:
+        raise ValueError(f"the task {task.name} has no hub source")
+    public = {}
+    for name, filename in (("train", source.train), ("heldout", source.heldout)):
+        progress(f"{source.repo}: {filename}")
+        public[name] = read_parquet(task, fetch(source, filename))
+    order = stable_permutation(len(public["train"]), "hub validation")
+    validation, train = order[:VALIDATION_ROWS], sorted(order[VALIDATION_ROWS:])
+    return {
+        "train": [public["train"][i] for i in train],
+        "validation": [public["train"][i] for i in validation],
+        "test": public["heldout"],
+    }
+
+
+def fetch(source: HubSource, filename: str) -> str:
+    """Path of a dataset's file in the Hugging Face cache, downloaded if it is not there yet.
+
+    Raises:
+        DataError: the hub cannot be reached or refuses; said within seconds.
+    """
+    import huggingface_hub as hf
+
+    where: dict[str, Any] = {"repo_type": "dataset", "revision": source.revision}
+    cached = hf.try_to_load_from_cache(source.repo, filename, **where)
+    if isinstance(cached, str):
+        return cached
+    try:
+        # One question without retries: hf_hub_download alone would repeat it for half a minute and more.
+        url = hf.hf_hub_url(source.repo, filename, **where)
+        hf.get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
+        return hf.hf_hub_download(source.repo, filename, etag_timeout=TIMEOUT_SECONDS, **where)
+    except Exception as error:
+        # What the library raises depends on the HTTP client of its version: the kind goes into the details.
+        kind = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(f"{source.repo} cannot be fetched: {_reason(error)}", _FIX, [kind]) from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a download failed, in words."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the hub answered with HTTP status {response.status_code}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the hub cannot be reached (HF_HUB_OFFLINE is set)"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return os.strerror(error.errno).lower()
+    return "the hub cannot be reached"
+
+
+def read_parquet(task: Task, path: str) -> list[Example]:
+    """The examples of a parquet file.
+
+    Raises:
+        DataError: the file is damaged, lacks a field of the task, or holds a row the task rejects.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path, partitioning=None)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is no readable parquet file: {reason}", f"delete it, or {_FIX}") from None
+    missing = [name for name in task.fields if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} has no field {' and no '.join(missing)}", _FIX)
+    return list(_examples(task, table.select(list(task.fields)).to_pylist(), path))
+
+
+def _examples(task: Task, rows: list[Mapping[str, Any]], path: str) -> Iterator[Example]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield task.example_from_row(row)
+        except ValueError as error:
+            raise DataError(f"{path}, row {number}: {error}", _FIX) from None

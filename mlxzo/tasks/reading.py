@@ -1,0 +1,143 @@
+"""Reads data files in JSONL, and reports everything that is wrong with a file at once, by line number.
+
+A file is UTF-8 (a byte-order mark is tolerated), one JSON object a line; lines end in LF or CRLF, blank ones
+are skipped. Where an object names a key twice, the last value counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import DataError
+from .base import Example, kind_of
+
+MAX_LINE_BYTES = 16 * 2**20
+SHOWN_PROBLEMS = 20
+SPLITS = ("train", "validation", "test")
+FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, test.jsonl"
+
+
+@dataclass
+class Rows:
+    """The objects of a file with their line numbers, and what is wrong with the other lines."""
+
+    path: Path
+    rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+
+def split_paths(folder: Path) -> dict[str, Path]:
+    """The files of a data folder by split; `test` is left out where it has no file.
+
+    Raises:
+        DataError: the folder does not exist, is a file, or lacks train.jsonl or validation.jsonl.
+    """
+    if not folder.exists():
+        raise DataError(f"the data folder {folder} does not exist", f"check the path given to --data; {FOLDER}")
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file, and --data takes a folder", f"name the folder it lies in; {FOLDER}")
+    paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    missing = [path.name for split, path in paths.items() if split != "test" and not path.exists()]
+    if missing:
+        raise DataError(f"{folder} has no {' and no '.join(missing)}", f"{FOLDER}; add what is missing")
+    return {split: path for split, path in paths.items() if path.exists()}
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a JSONL file. Malformed lines are collected, to be reported with those a task rejects.
+
+    Raises:
+        DataError: the file cannot be read, or has no line but blank ones.
+    """
+    found = Rows(path)
+    try:
+        with path.open("rb") as file:
+            for number, line in _lines(file):
+                try:
+                    row = _parse(line)
+                except ValueError as error:
+                    found.problems.append((number, str(error)))
+                else:
+                    if row is not None:
+                        found.rows.append((number, row))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", "check the file's permissions") from None
+    if not found.rows and not found.problems:
+        raise DataError(f"{path} is empty", "put one JSON object on each line")
+    return found
+
+
+def to_examples(found: Rows, make: Callable[[Mapping[str, Any]], Example], fix: str) -> list[Example]:
+    """The examples of a file's rows, in the order of the file.
+
+    Args:
+        make: a task's `example_from_row`; its ValueError becomes the problem of that line.
+        fix: what every line must look like.
+
+    Raises:
+        DataError: one or more lines cannot be used; the details name each, up to `SHOWN_PROBLEMS`.
+    """
+    problems = list(found.problems)
+    examples = []
+    for number, row in found.rows:
+        try:
+            examples.append(make(row))
+        except ValueError as error:
+            problems.append((number, str(error)))
+    if problems:
+        raise bad_lines(found.path, problems, fix)
+    return examples
+
+
+def bad_lines(path: Path, problems: list[tuple[int, str]], fix: str) -> DataError:
+    """The error that lists the problems of a file in line order."""
+    lines = [f"line {number}: {problem}" for number, problem in sorted(problems)]
+    if len(lines) == 1:
+        return DataError(f"{path}, {lines[0]}", fix)
+    details = lines[:SHOWN_PROBLEMS]
+    if len(lines) > SHOWN_PROBLEMS:
+        details.append(f"and {len(lines) - SHOWN_PROBLEMS} more")
+    return DataError(f"{path}: {len(lines)} lines cannot be used", fix, details)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Line numbers from 1 and lines without their ends; None for a line too long to take into memory."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 2):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        body = line.rstrip(b"\r\n")
+        if len(body) <= MAX_LINE_BYTES:
+            yield number, body
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(2**20)
+        yield number, None
+
+
+def _parse(line: bytes | None) -> dict[str, Any] | None:
+    """The object on a line, or None for a blank one; ValueError says what else it is."""
+    if line is None:
+        raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MB")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})") from None
+    if not text.strip():
+        return None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg.lower()} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError("not usable JSON: nested too deeply") from None
+    except ValueError:
+        raise ValueError("not usable JSON: a number has too many digits") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"must be a JSON object, not {kind_of(row)}")
+    return row

@@ -1,0 +1,115 @@
+"""The tasks by name, and the rows a run uses: from the package, a folder or the hub, then sampled."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig
+from ..errors import ConfigError, DataError
+from .base import Example, Task, TaskData
+from .boolq import BoolQ
+from .custom import CustomTask
+from .from_yaml import read_task_yaml
+from .reading import bad_lines, read_rows, split_paths, to_examples
+from .reviews import Reviews
+from .sampling import sample
+from .sst2 import Sst2
+
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (Reviews, Sst2, BoolQ, CustomTask)}
+_EMBEDDED = Path(__file__).parent / "data"
+
+Progress = Callable[[str], None]
+"""Told, in a few words, what is being waited for."""
+
+
+def task_names() -> list[str]:
+    """Names of the built-in tasks, the default first."""
+    return list(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """A built-in task, or the one a task YAML describes (a name that ends in .yaml or .yml).
+
+    Raises:
+        ConfigError: no such task (naming the nearest), or a task YAML that is missing or wrong.
+    """
+    if name in _TASKS:
+        return _TASKS[name]()
+    if name.endswith((".yaml", ".yml")):
+        return read_task_yaml(name)
+    near = difflib.get_close_matches(name.lower(), _TASKS, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(
+        f"there is no task {name!r}{hint}",
+        f"choose one of {', '.join(_TASKS)}, or name a task YAML (a file that ends in .yaml)",
+    )
+
+
+def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskData:
+    """The task and the rows of a run.
+
+    Training rows are drawn by the run's seed; validation and test rows follow one permutation whatever the
+    seed, so that runs are compared on the same rows, and a smaller sample is the beginning of a larger one.
+
+    Raises:
+        ConfigError: an unknown task, or one that needs `data` and has none.
+        DataError: rows that are missing, malformed, or cannot be fetched.
+    """
+    task = get_task(config.task)
+    if config.data is not None or task.embedded is not None:
+        folder = _EMBEDDED / str(task.embedded) if config.data is None else _folder(config.data)
+        source = "embedded" if config.data is None else f"folder {folder.resolve().name}"
+        task, splits = _read_folder(task, folder)
+    elif task.hub is not None:
+        from .hub import fetch_splits
+
+        source = f"hub {task.hub.repo}"
+        splits = fetch_splits(task, progress or (lambda text: None))
+    else:
+        raise ConfigError(
+            f"the task {task.name} has no data of its own",
+            "pass --data DIR with train.jsonl, validation.jsonl and, optionally, test.jsonl",
+        )
+    train = sample(splits["train"], config.train_examples, "train", config.seed)
+    validation = sample(splits["validation"], config.validation_examples, "validation")
+    test = sample(splits.get("test", []), config.test_examples, "test")
+    return TaskData(task, tuple(train), tuple(validation), tuple(test), source, _sha256(train, validation, test))
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~name` of a user who does not exist
+        return Path(text)
+
+
+def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
+    """The task as the folder's training rows make it, and the examples of every split."""
+    rows = {split: read_rows(path) for split, path in split_paths(folder).items()}
+    try:
+        task = task.for_rows([row for _, row in rows["train"].rows])
+    except ValueError as error:
+        if rows["train"].problems:
+            raise bad_lines(rows["train"].path, rows["train"].problems, _row_form(task)) from None
+        raise DataError(f"{rows['train'].path}: {error}", "correct the training rows") from None
+    return task, {split: to_examples(found, task.example_from_row, _row_form(task)) for split, found in rows.items()}
+
+
+def _row_form(task: Task) -> str:
+    return "each line must be a JSON object with " + " and ".join(f'"{name}"' for name in task.fields)
+
+
+def _sha256(*splits: Sequence[Example]) -> str:
+    """Hash of the examples, in order; the template counts, file names and the spelling of the JSON do not."""
+    digest = hashlib.sha256()
+    for examples in splits:
+        for example in examples:
+            record: Mapping[str, Any] = {"p": example.prompt, "c": example.candidates, "t": example.target}
+            digest.update(json.dumps(record).encode() + b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()

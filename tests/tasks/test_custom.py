@@ -1,0 +1,123 @@
+"""Own data: the rows decide what task they are, and rows of another form are named by line."""
+
+import json
+
+import pytest
+
+from mlxzo.config import RunConfig
+from mlxzo.errors import ConfigError, DataError
+from mlxzo.tasks.registry import get_task, load_task
+
+
+def load(path, train, validation=None, task="custom"):
+    path.mkdir(exist_ok=True)
+    for name, rows in (("train", train), ("validation", validation or train)):
+        lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+        (path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return load_task(RunConfig(task=task, data=str(path), train_examples=None))
+
+
+def problems(path, *args):
+    with pytest.raises(DataError) as caught:
+        load(path, *args)
+    return caught.value.details or [caught.value.message.split(".jsonl")[1].lstrip(",: ")]
+
+
+def labelled(*labels):
+    return [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+
+
+def test_labels_are_inferred_from_the_training_rows_and_sorted(tmp_path):
+    data = load(tmp_path, labelled("spam", "ham", "spam", " eggs "))
+    assert data.task.labels == ("eggs", "ham", "spam")
+    assert data.task.metric == "accuracy"
+    assert {example.candidates for example in data.train} == {(" eggs", " ham", " spam")}
+    answers = {example.prompt: example.candidates[example.target] for example in data.train}
+    assert answers["text 1\nAnswer:"] == " ham"
+    assert answers["text 3\nAnswer:"] == " eggs"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [((0, 1, 2), ("0", "1", "2")), ((True, False), ("false", "true")), ((1, "1", "x"), ("1", "x"))],
+)
+def test_numbers_and_truth_values_are_labels_as_json_spells_them(tmp_path, labels, words):
+    assert load(tmp_path, labelled(*labels)).task.labels == words
+
+
+def test_completions_are_read_from_prompt_and_completion(tmp_path):
+    rows = [
+        {"prompt": "Capital of France:", "completion": "Paris"},
+        {"prompt": "Q: 2+2\nA: ", "completion": "4\n"},
+        {"prompt": "Say it:\n", "completion": "it"},
+    ]
+    data = load(tmp_path, rows)
+    assert data.task.metric == "loss"
+    assert data.task.labels == ()
+    found = {(example.prompt, *example.candidates) for example in data.train}
+    assert found == {("Capital of France:", " Paris"), ("Q: 2+2\nA:", " 4\n"), ("Say it:\n", "it")}
+    assert {example.target for example in data.train} == {0}
+
+
+def test_rows_of_the_other_form_are_named_by_line(tmp_path):
+    rows = [*labelled("a", "b"), {"prompt": "p", "completion": "c"}, *labelled("a"), {"prompt": "p", "completion": "c"}]
+    sentence = "has prompt and completion, where the training file began with text and label"
+    assert problems(tmp_path, rows) == [f"line 3: {sentence}", f"line 5: {sentence}"]
+    assert problems(tmp_path, labelled("a", "b"), rows[2:3]) == [f"line 1: {sentence}"]
+    assert problems(tmp_path, rows[2:3], labelled("a")) == [
+        "line 1: has text and label, where the training file began with prompt and completion"
+    ]
+
+
+def test_a_row_with_both_forms_is_named_whichever_form_the_file_has(tmp_path):
+    both = {"text": "t", "label": "a", "prompt": "p", "completion": "c"}
+    assert problems(tmp_path, [*labelled("a", "b"), both])[0].startswith("line 3: has prompt and completion")
+    assert problems(tmp_path, [both]) == ["line 1: needs either text and label, or prompt and completion; found both"]
+
+
+def test_rows_of_neither_form_are_named_with_what_they_hold(tmp_path):
+    rows = [{"messages": []}, {"text": "alone"}]
+    assert problems(tmp_path, rows) == [
+        "line 1: needs either text and label, or prompt and completion; found messages",
+        "line 2: needs either text and label, or prompt and completion; found text",
+    ]
+
+
+BAD_ROWS = [
+    ({"text": "t", "label": "c"}, "the label 'c' is not one of the task's: a, b"),
+    ({"text": "t", "label": None}, "'label' must be text, not null"),
+    ({"text": "t", "label": 0.5}, "'label' must be text, not a number"),
+    ({"text": "t", "label": ["a"]}, "'label' must be text, not a list"),
+    ({"text": "t", "label": " "}, "'label' is empty"),
+    ({"text": "", "label": "a"}, "'text' is empty"),
+    ({"text": "t"}, "the field 'label' is missing; found text"),
+]
+
+
+@pytest.mark.parametrize(("row", "sentence"), BAD_ROWS, ids=[case[1] for case in BAD_ROWS])
+def test_bad_rows_are_named_in_validation(tmp_path, row, sentence):
+    assert problems(tmp_path, labelled("a", "b"), [*labelled("a", "b"), row]) == [f"line 3: {sentence}"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "p", "completion": ""}, {"prompt": " ", "completion": "c"}, {"prompt": "p"}]
+)
+def test_bad_completions_are_named(tmp_path, row):
+    assert problems(tmp_path, [{"prompt": "p", "completion": "c"}, row])[0].startswith("line 2: ")
+
+
+def test_bad_training_rows_come_before_doubts_about_the_labels(tmp_path):
+    assert problems(tmp_path, [*labelled("a"), {"text": "t", "label": None}])[0].startswith("line 2: 'label' must be")
+    assert problems(tmp_path, [*labelled("a"), "{"])[0].startswith("line 2: not valid JSON")
+
+
+def test_one_label_and_a_label_for_every_row_are_no_classification(tmp_path):
+    assert "every row has the label 'a'" in problems(tmp_path, labelled("a", "a"))[0]
+    assert "30 different labels in 30 rows" in problems(tmp_path, labelled(*(f"l{i}" for i in range(30))))[0]
+
+
+def test_own_data_needs_a_folder():
+    with pytest.raises(ConfigError) as caught:
+        load_task(RunConfig(task="custom"))
+    assert "--data DIR" in caught.value.fix
+    assert get_task("custom").example_prompt() == "<text>\nAnswer:"
