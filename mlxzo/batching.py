@@ -1,0 +1,220 @@
+"""From examples to padded batches: tokens, supervised positions, and a data order that needs no state.
+
+A classification example is scored by the mean log-likelihood of each candidate's tokens after the prompt (Malladi et
+al. 2023, Appendix E.2). Where every candidate is one token after the same prompt, the prompt is one row and all
+candidates are read off one position; otherwise each candidate is a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from .errors import DataError
+from .tasks.base import Example
+from .tasks.sampling import stable_permutation
+
+# Lengths are padded up to a multiple of this: few distinct shapes keep the allocator's cache small.
+LENGTH_MULTIPLE = 8
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence the model reads, and the positions whose next token is scored."""
+
+    tokens: tuple[int, ...]
+    first_position: int
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Tokens of one example.
+
+    `rows` has one entry if `shared` (all candidates are one token after the same prompt), else one a candidate;
+    `targets[c]` are the scored tokens of candidate c.
+    """
+
+    rows: tuple[Row, ...]
+    targets: tuple[tuple[int, ...], ...]
+    target: int
+    shared: bool
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        return max(len(row.tokens) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays of one batch of B examples with K candidates in all, R rows padded on the right to T tokens.
+
+    Attributes:
+        tokens: int32 [R, T]; the padding is token 0 and never attended to by a scored position (causal mask).
+        positions: int32 [S]: scored positions, each once, as indices into the flattened [R * T].
+        entry_position: int32 [K, L]: for each scored token of a candidate, an index into `positions`.
+        entry_target: int32 [K, L]: the token scored there.
+        entry_mask: float32 [K, L]: 1 for a token, 0 for padding.
+        candidate: int32 [B, C]: index of each example's candidates into K.
+        candidate_mask: bool [B, C]: which of those exist.
+        target: int32 [B]: the right candidate of each example.
+        shared: all candidates of each example are single tokens read at one position.
+        rows: the R rows without their padding.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    entry_position: np.ndarray
+    entry_target: np.ndarray
+    entry_mask: np.ndarray
+    candidate: np.ndarray
+    candidate_mask: np.ndarray
+    target: np.ndarray
+    shared: bool
+    rows: tuple[tuple[int, ...], ...]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that are not padding."""
+        return sum(len(row) for row in self.rows)
+
+
+def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedExample:
+    """Tokenises an example; a sequence longer than `max_tokens` loses the beginning of its prompt.
+
+    A candidate is tokenised together with its prompt, so it is split as the model would read it; where joining
+    changes the last tokens of the prompt, the scored part starts at the first token that differs.
+
+    Raises:
+        DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`.
+    """
+    if example.target is None:
+        raise DataError("an example has no label", "only labelled examples can be trained on or evaluated")
+    prompt = list(tokenizer.encode(example.prompt))
+    split = []
+    for candidate in example.candidates:
+        joined = list(tokenizer.encode(example.prompt + candidate))
+        start = _common_prefix(prompt, joined)
+        if start == len(joined):
+            raise DataError(f"the candidate {candidate!r} adds no token to its prompt", "change the label word")
+        if start == 0:
+            raise DataError("a prompt is empty", "give every example some text before its answer")
+        split.append((joined[:start], joined[start:]))
+    # The last scored token is never an input, so a row is the prompt and all but one token of the candidate.
+    room = max_tokens - max(len(scored) for _, scored in split) + 1
+    if room < 1:
+        raise DataError(
+            f"a candidate is longer than max_tokens ({max_tokens})", "raise --max-tokens or shorten the answers"
+        )
+    truncated = any(len(context) > room for context, _ in split)
+    split = [(_keep_end(context, room, tokenizer), scored) for context, scored in split]
+    one_place = all(len(scored) == 1 and context == split[0][0] for context, scored in split)
+    shared = one_place and len(split) > 1
+    rows = [Row(tuple(context + scored[:-1]), len(context) - 1) for context, scored in split]
+    return EncodedExample(
+        rows=tuple(rows[:1] if shared else rows),
+        targets=tuple(tuple(scored) for _, scored in split),
+        target=example.target,
+        shared=shared,
+        truncated=truncated,
+    )
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def _keep_end(context: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
+    if len(context) <= room:
+        return context
+    # A leading beginning-of-sequence token is part of how the model reads any text: it stays.
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is not None and context[0] == bos and room > 1:
+        return [bos, *context[len(context) - room + 1 :]]
+    return context[len(context) - room :]
+
+
+def collate(examples: Sequence[EncodedExample]) -> Batch:
+    """Pads examples into one batch, in their given order."""
+    length = -(-max(e.length for e in examples) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    row_tokens: list[tuple[int, ...]] = []
+    positions: list[int] = []
+    entries: list[list[tuple[int, int]]] = []
+    candidates: list[list[int]] = []
+    for example in examples:
+        first_row, first_entry = len(row_tokens), len(entries)
+        row_tokens += [row.tokens for row in example.rows]
+        if example.shared:
+            positions.append(first_row * length + example.rows[0].first_position)
+            entries += [[(len(positions) - 1, scored[0])] for scored in example.targets]
+        else:
+            for offset, (row, scored) in enumerate(zip(example.rows, example.targets, strict=True)):
+                base = (first_row + offset) * length + row.first_position
+                first = len(positions)
+                positions += range(base, base + len(scored))
+                entries.append([(first + i, token) for i, token in enumerate(scored)])
+        candidates.append(list(range(first_entry, len(entries))))
+
+    tokens = np.zeros((len(row_tokens), length), np.int32)
+    for i, row in enumerate(row_tokens):
+        tokens[i, : len(row)] = row
+    entry_length = max(len(e) for e in entries)
+    entry_position, entry_target = (np.zeros((len(entries), entry_length), np.int32) for _ in range(2))
+    entry_mask = np.zeros((len(entries), entry_length), np.float32)
+    for k, entry in enumerate(entries):
+        entry_position[k, : len(entry)] = [position for position, _ in entry]
+        entry_target[k, : len(entry)] = [token for _, token in entry]
+        entry_mask[k, : len(entry)] = 1.0
+    width = max(len(c) for c in candidates)
+    candidate = np.zeros((len(examples), width), np.int32)
+    candidate_mask = np.zeros((len(examples), width), bool)
+    for b, indices in enumerate(candidates):
+        candidate[b, : len(indices)] = indices
+        candidate_mask[b, : len(indices)] = True
+    return Batch(
+        tokens=tokens,
+        positions=np.array(positions, np.int32),
+        entry_position=entry_position,
+        entry_target=entry_target,
+        entry_mask=entry_mask,
+        candidate=candidate,
+        candidate_mask=candidate_mask,
+        target=np.array([e.target for e in examples], np.int32),
+        shared=all(e.shared for e in examples),
+        rows=tuple(row_tokens),
+    )
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(stable_permutation(count, "order", seed, epoch))
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """The examples of one step (from 0): a function of its arguments alone, so any step can be found again.
+
+    Examples are drawn without replacement within an epoch; a batch may straddle two epochs.
+    """
+    first = step * batch_size
+    return [_epoch_order(count, seed, i // count)[i % count] for i in range(first, first + batch_size)]
+
+
+def by_length(examples: Sequence[EncodedExample], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """All examples once, in batches of similar length to waste little padding, each with its example numbers."""
+    order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        yield indices, collate([examples[i] for i in indices])

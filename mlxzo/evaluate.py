@@ -1,0 +1,75 @@
+"""Evaluation: every example's candidates scored by likelihood, the best one taken as the answer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from .batching import EncodedExample, by_length
+from .models.causal import CausalLM
+from .scoring import Prefix, candidate_scores, example_losses
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcome of an evaluation: `value` of the task's metric, mean loss, and how long it took in seconds."""
+
+    metric: str
+    value: float
+    loss: float
+    examples: int
+    majority: float | None
+    seconds: float
+
+    def better_than(self, other: Evaluation | None) -> bool:
+        """By the metric, and by the loss where the metric ties."""
+        if other is None:
+            return True
+        if self.metric == "loss" or self.value == other.value:
+            return self.loss < other.loss
+        return self.value > other.value
+
+
+def evaluate(
+    causal: CausalLM,
+    examples: Sequence[EncodedExample],
+    metric: str,
+    *,
+    batch_size: int,
+    prefix: Prefix,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Scores `examples` under the weights as they stand.
+
+    Args:
+        metric: `accuracy` (argmax of the candidates' mean token log-likelihood), or `loss`.
+        batch_size: examples in a forward pass.
+        on_progress: told how many examples of how many are done.
+    """
+    started = time.perf_counter()
+    correct, losses, done = 0, np.zeros(len(examples)), 0
+    for indices, batch in by_length(examples, batch_size):
+        scores = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
+        loss = example_losses(scores, mx.array(batch.target))
+        mx.eval(scores, loss)
+        correct += int((np.array(scores).argmax(axis=1) == batch.target).sum())
+        losses[indices] = np.array(loss)
+        done += len(indices)
+        on_progress(done, len(examples))
+    # Summed in the order of the examples, so that the figure does not depend on how they were batched.
+    loss = float(losses.mean())
+    value = loss if metric == "loss" else correct / len(examples)
+    seconds = time.perf_counter() - started
+    return Evaluation(metric, value, loss, len(examples), majority_share(examples), seconds)
+
+
+def majority_share(examples: Sequence[EncodedExample]) -> float | None:
+    """Share of the most frequent answer: what a constant guess scores. None for completions."""
+    if all(len(example.targets) == 1 for example in examples):
+        return None
+    return Counter(example.target for example in examples).most_common(1)[0][1] / len(examples)

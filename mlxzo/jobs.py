@@ -1,0 +1,74 @@
+"""What the command line does with a model beside training: evaluate it, and let it speak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import events
+from .config import RunConfig
+from .errors import DataError
+from .evaluate import evaluate
+from .models.causal import CausalLM
+from .models.scope import prepare
+from .session import Emit, open_model, open_session
+from .states import load_state
+from .trainer import BEST_STATE
+
+
+def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: Emit) -> dict[str, Any]:
+    """Measures the base model, or the best state of `run`, on one split of the task.
+
+    Raises:
+        MlxzoError: model, data or the run's state cannot be had.
+    """
+    session = open_session(config, on_event)
+    examples = session.splits[split]
+    if not examples:
+        raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
+    if run is not None:
+        load_state(run / BEST_STATE, session.causal.slots, session.trainable.names)
+    outcome = evaluate(
+        session.causal,
+        examples,
+        session.metric,
+        batch_size=config.batch_size,
+        prefix=session.prefix,
+        on_progress=lambda done, total: on_event(
+            events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
+        ),
+    )
+    return {
+        "model": session.resolved.name,
+        "run": str(run) if run else None,
+        "task": session.data.task.name,
+        "split": split,
+        "data_sha256": session.data.sha256,
+        **asdict(outcome),
+    }
+
+
+def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
+    """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a run ('tuned', piece).
+
+    Raises:
+        MlxzoError: the model or the run's state cannot be had.
+    """
+    from mlx_lm import stream_generate
+
+    _, loaded = open_model(config, lambda event: None)
+
+    def speak() -> Iterator[str]:
+        for response in stream_generate(loaded.model, loaded.tokenizer, prompt, max_tokens=max_new_tokens):
+            yield response.text
+
+    for piece in speak():
+        yield "base", piece
+    if run is None:
+        return
+    trainable = prepare(loaded.model, config)
+    load_state(run / BEST_STATE, CausalLM(loaded.model).slots, trainable.names)
+    for piece in speak():
+        yield "tuned", piece

@@ -1,0 +1,183 @@
+"""The training loop that all methods share: batch, step, now and then an evaluation, the best state kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import events
+from .batching import batch_indices, collate
+from .errors import Diverged
+from .evaluate import Evaluation, evaluate
+from .memory.meter import mlx_memory
+from .methods import Method
+from .session import Emit, Session
+from .states import load_state, save_state
+
+BEST_STATE = Path("checkpoints") / "best.safetensors"
+# The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
+_SMOOTHING = 0.98
+_SPEED_WINDOW = 50
+
+
+class Stop(Protocol):
+    """Tells whether the user wants the run to end."""
+
+    def check(self) -> None:
+        """Raises Interrupted if so."""
+        ...
+
+
+class Trainer:
+    """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
+
+    def __init__(self, session: Session, method: Method, run_path: Path, emit: Emit, stop: Stop):
+        self.session, self.method, self.emit, self.stop = session, method, emit, stop
+        self.best_path = run_path / BEST_STATE
+        self.best: tuple[int, Evaluation] | None = None
+        self.evaluate_seconds = 0.0
+        self.train_seconds = 0.0
+        self.losses: list[float] = []
+
+    def fit(self) -> dict[str, Any]:
+        """Trains to the end and returns the result, as result.json holds it.
+
+        Raises:
+            Diverged: the loss is not a finite number. Interrupted: the user stopped the run. In both cases the best
+            state so far is on disk.
+        """
+        started = time.perf_counter()
+        self.emit(events.Phase("baseline"))
+        zero_shot = {
+            split: self._evaluate("zero-shot", split, 0)
+            for split in ("validation", "test")
+            if self.session.splits[split]
+        }
+        self.best = (0, zero_shot["validation"])
+        self._save_best(0)
+        self.emit(events.Phase("train"))
+        self._train()
+        test = self._test()
+        return self._result(zero_shot, test, time.perf_counter() - started)
+
+    def _train(self) -> None:
+        config, examples = self.session.config, self.session.splits["train"]
+        smoothed, weight = 0.0, 0.0
+        recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+        for step in range(config.steps):
+            self.stop.check()
+            began = time.perf_counter()
+            indices = batch_indices(len(examples), config.batch_size, config.seed, step)
+            batch = collate([examples[i] for i in indices])
+            outcome = self.method.step(step, batch)
+            if not math.isfinite(outcome.loss):
+                raise Diverged(
+                    f"the loss of step {step + 1} is not a finite number",
+                    f"lower --lr (it was {config.lr:g}) or --eps; the best state so far, of step {self.best[0]}, is saved",
+                )
+            seconds = time.perf_counter() - began
+            self.train_seconds += seconds
+            self.losses.append(outcome.loss)
+            smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * outcome.loss
+            weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+            recent.append((seconds, batch.token_count))
+            window = sum(s for s, _ in recent)
+            memory = mlx_memory()
+            self.emit(
+                events.Step(
+                    step=step + 1,
+                    steps=config.steps,
+                    loss=outcome.loss,
+                    smoothed_loss=smoothed / weight,
+                    lr=outcome.lr,
+                    directional_derivative=outcome.directional_derivative,
+                    seconds=seconds,
+                    tokens=batch.token_count,
+                    steps_per_second=len(recent) / window,
+                    tokens_per_second=sum(t for _, t in recent) / window,
+                    eta_seconds=self._eta(step + 1, window / len(recent)),
+                    active_bytes=memory.active_bytes,
+                    peak_bytes=memory.peak_bytes,
+                    cache_bytes=memory.cache_bytes,
+                )
+            )
+            if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+                self._validate(step + 1)
+
+    def _validate(self, step: int) -> None:
+        self.emit(events.Phase("evaluate"))
+        outcome = self._evaluate("validation", "validation", step)
+        if outcome.better_than(self.best[1]):
+            self.best = (step, outcome)
+            self._save_best(step)
+
+    def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
+        session = self.session
+
+        def progress(done: int, total: int) -> None:
+            self.stop.check()
+            self.emit(events.Progress(f"evaluating on {split}", float(done), float(total), "examples"))
+
+        outcome = evaluate(
+            session.causal,
+            session.splits[split],
+            session.metric,
+            batch_size=session.config.batch_size,
+            prefix=session.prefix,
+            on_progress=progress,
+        )
+        self.evaluate_seconds = outcome.seconds
+        best = kind == "validation" and outcome.better_than(self.best[1])
+        self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
+        return outcome
+
+    def _test(self) -> Evaluation | None:
+        """The best state on the test split, which nothing before has used to choose anything."""
+        session = self.session
+        load_state(self.best_path, session.causal.slots, session.trainable.names)
+        if not session.splits["test"]:
+            return None
+        self.emit(events.Phase("test", f"the best state, of step {self.best[0]}"))
+        return self._evaluate("test", "test", self.best[0])
+
+    def _save_best(self, step: int) -> None:
+        size = save_state(self.best_path, self.session.trained_parameters())
+        self.emit(events.Saved(str(BEST_STATE), step, size))
+
+    def _eta(self, done: int, step_seconds: float) -> float:
+        """Seconds left, evaluations included."""
+        config = self.session.config
+        evaluations = math.ceil(config.steps / config.eval_every) - done // config.eval_every
+        test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
+        return (config.steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
+
+    def _result(self, zero_shot: dict[str, Evaluation], test: Evaluation | None, seconds: float) -> dict[str, Any]:
+        session, config = self.session, self.session.config
+        window = max(1, min(_SPEED_WINDOW, len(self.losses) // 2))
+        return {
+            "schema": 1,
+            "status": "finished",
+            "model": session.resolved.name,
+            "task": session.data.task.name,
+            "method": config.method,
+            "scope": config.scope,
+            "seed": config.seed,
+            "steps": config.steps,
+            "metric": session.metric,
+            "zero_shot": {split: asdict(outcome) for split, outcome in zero_shot.items()},
+            "best": {"step": self.best[0], "validation": asdict(self.best[1])},
+            "test": asdict(test) if test else None,
+            "training_loss": {
+                "first": sum(self.losses[:window]) / window,
+                "last": sum(self.losses[-window:]) / window,
+                "steps_averaged": window,
+            },
+            "train_seconds": self.train_seconds,
+            "total_seconds": seconds,
+            "steps_per_second": config.steps / self.train_seconds,
+            "peak_bytes": mlx_memory().peak_bytes,
+        }

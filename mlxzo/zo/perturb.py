@@ -1,0 +1,80 @@
+"""One random direction over the trainable parameters, and the weights seen along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from .noise import direction_key, scaled_direction
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The random direction z of one step.
+
+    It is never stored: any part of it is made anew from the seed, the step and the tensor's name when it is needed.
+
+    Attributes:
+        seed, step, index: what names the direction; `index` counts the directions of a step.
+        kind: `sign` or `gaussian`.
+        scales: entry length of z for each trainable tensor.
+    """
+
+    seed: int
+    step: int
+    index: int
+    kind: str
+    scales: Mapping[str, float]
+
+    def scaled(self, name: str, shape: tuple[int, ...], factor: float, rows: mx.array | None = None) -> mx.array:
+        """factor * z for one tensor: float32, `shape`; or [N, columns] for row numbers `rows` [N]."""
+        key = direction_key(self.seed, self.step, self.index, name)
+        return scaled_direction(key, shape, factor * self.scales[name], self.kind, rows)
+
+
+class View:
+    """What stored weights look like during a forward pass. This one casts them to `dtype` (None: as they are)."""
+
+    def __init__(self, dtype: mx.Dtype | None = None):
+        self.dtype = dtype
+
+    def changes(self, name: str, weight: mx.array) -> bool:
+        """Whether the effective weight differs from the stored one."""
+        floating = mx.issubdtype(weight.dtype, mx.floating)
+        return floating and self.dtype is not None and weight.dtype != self.dtype
+
+    def dense(self, name: str, weight: mx.array) -> mx.array:
+        """The effective weight, shape of `weight`."""
+        return self._cast(weight, weight.dtype)
+
+    def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
+        """Rows `rows` (int [N]) of the effective weight: [N, columns]."""
+        return self._cast(weight[rows], weight.dtype)
+
+    def _cast(self, values: mx.array, stored: mx.Dtype) -> mx.array:
+        return values.astype(self.dtype or stored)
+
+
+class Perturbation(View):
+    """Weights at w + eps * z, made as they are read: the stored weights stay as they are."""
+
+    def __init__(self, direction: Direction, eps: float, dtype: mx.Dtype | None = None):
+        super().__init__(dtype)
+        self.direction, self.eps = direction, eps
+
+    def changes(self, name: str, weight: mx.array) -> bool:
+        return name in self.direction.scales or super().changes(name, weight)
+
+    def dense(self, name: str, weight: mx.array) -> mx.array:
+        if name not in self.direction.scales:
+            return super().dense(name, weight)
+        delta = self.direction.scaled(name, weight.shape, self.eps)
+        return self._cast(weight.astype(mx.float32) + delta, weight.dtype)
+
+    def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
+        if name not in self.direction.scales:
+            return super().rows(name, weight, rows)
+        delta = self.direction.scaled(name, weight.shape, self.eps, rows)
+        return self._cast(weight[rows].astype(mx.float32) + delta, weight.dtype)

@@ -1,0 +1,53 @@
+"""Examples and batches for the engine's tests, over the tiny models' byte-level vocabulary."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlxzo.batching import Batch, collate, encode
+from mlxzo.tasks.base import Example
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+
+class Tokenizer:
+    """The tiny tokenizer, with `encode` as mlx-lm's wrapper has it."""
+
+    bos_token_id = None
+
+    def __init__(self) -> None:
+        self._tokenizer = tiny_tokenizer(VOCABULARY)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+
+TOKENIZER = Tokenizer()
+TEXTS = ("The old clock struck nine", "a dull story", "The children ran out into the garden", "wet grass", "good book!")
+
+
+def single_token_examples() -> list[Example]:
+    return [Example(f"{text} It was", ("!", "."), i % 2) for i, text in enumerate(TEXTS)]
+
+
+def several_token_examples() -> list[Example]:
+    words = (" terrible and empty", " great", " a moving story")
+    return [Example(f"{text} It was", words[: 2 + i % 2], i % 2) for i, text in enumerate(TEXTS)]
+
+
+def completion_examples() -> list[Example]:
+    return [Example(f"{text}\n", (f"Answer: seven {i}",), 0) for i, text in enumerate(TEXTS)]
+
+
+def batch_of(examples: list[Example], max_tokens: int = 64) -> Batch:
+    return collate([encode(example, TOKENIZER, max_tokens) for example in examples])
+
+
+BATCHES = {
+    "single": lambda: batch_of(single_token_examples()),
+    "several": lambda: batch_of(several_token_examples()),
+    "completion": lambda: batch_of(completion_examples()),
+}
+
+
+def parameters(causal) -> dict[str, mx.array]:
+    return {name: slot.get() for name, slot in causal.slots.items()}

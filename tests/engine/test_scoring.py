@@ -1,0 +1,124 @@
+"""Scores from gathered hidden states agree with numpy on the model's own full logits, for every kind of model."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxzo.models.causal import CausalLM
+from mlxzo.scoring import Prefix, batch_loss, candidate_scores
+from tests.engine.examples import BATCHES
+from tests.tiny import tiny_model
+
+MODELS = {
+    "llama": {"kind": "llama"},
+    "llama-untied": {"kind": "llama", "tied": False},
+    "llama-4bit": {"kind": "llama", "bits": 4},
+    "llama-untied-4bit": {"kind": "llama", "tied": False, "bits": 4},
+    "qwen3": {"kind": "qwen3"},
+    "gemma3": {"kind": "gemma3"},
+    "gemma3-4bit": {"kind": "gemma3", "bits": 4},
+}
+
+
+def reference_scores(model, batch) -> list[list[float]]:
+    """Mean log-likelihood of each candidate, by numpy in float64 from full logits."""
+    logits = np.array(model(mx.array(batch.tokens)).astype(mx.float32), np.float64)
+    logits = logits.reshape(-1, logits.shape[-1])
+    logp = (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+    scores = []
+    for row, exists in zip(batch.candidate, batch.candidate_mask, strict=True):
+        example = []
+        for k in row[exists]:
+            length = int(batch.entry_mask[k].sum())
+            places = batch.positions[batch.entry_position[k][:length]]
+            example.append(logp[places, batch.entry_target[k][:length]].mean())
+        scores.append(example)
+    return scores
+
+
+def reference_loss(scores: list[list[float]], target) -> float:
+    losses = []
+    for example, chosen in zip(scores, target, strict=True):
+        example = np.array(example)
+        losses.append(-example[0] if len(example) == 1 else np.log(np.exp(example).sum()) - example[chosen])
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", BATCHES)
+def test_loss_and_scores_agree_with_full_logits(name, kind):
+    model = tiny_model(**MODELS[name])
+    causal, batch = CausalLM(model), BATCHES[kind]()
+    assert causal.exposes_hidden
+    assert causal.splits
+    reference = reference_scores(model, batch)
+    scores = np.array(candidate_scores(causal, batch, causal.view()))
+    for ours, theirs in zip(scores, reference, strict=True):
+        if batch.shared:
+            # Up to the normaliser that all candidates share.
+            ours, theirs = ours - ours[0], np.array(theirs) - theirs[0]
+        assert np.allclose(ours[: len(theirs)], theirs, atol=2e-4)
+    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(
+        reference_loss(reference, batch.target), abs=2e-4
+    )
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_model_without_hidden_states_falls_back_to_full_logits(kind):
+    class Opaque(type(tiny_model())):
+        """Scales its logits after the head, as some architectures do, so head times hidden is not enough."""
+
+        def __call__(self, inputs, cache=None, input_embeddings=None):
+            return 0.5 * super().__call__(inputs, cache, input_embeddings)
+
+    model = tiny_model()
+    opaque = Opaque(model.args)
+    opaque.update(model.parameters())
+    causal, batch = CausalLM(opaque), BATCHES[kind]()
+    assert not causal.exposes_hidden
+    expected = reference_loss(reference_scores(opaque, batch), batch.target)
+    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
+@pytest.mark.parametrize("layers", (1, 2))
+def test_sharing_frozen_layers_changes_no_bit(kind, layers):
+    causal, batch = CausalLM(tiny_model(kind)), BATCHES["several"]()
+    prefix = Prefix(causal, layers)
+    whole = candidate_scores(causal, batch, causal.view())
+    cut = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
+    assert mx.array_equal(whole, cut).item()
+
+
+def test_the_prefix_cache_gives_back_what_was_put_whatever_the_padding():
+    causal, batch = CausalLM(tiny_model()), BATCHES["several"]()
+    prefix = Prefix(causal, 2)
+    assert list(prefix.fill([batch])) == [len(batch.rows)]
+    direct = causal.prefix(mx.array(batch.tokens), causal.view(), 2)
+    for i, row in enumerate(batch.rows):
+        kept = prefix.cache.get([row], 64)
+        assert kept.shape == (1, 64, causal.hidden_size)
+        assert mx.array_equal(kept[0, : len(row)], direct[i, : len(row)]).item()
+        assert not kept[0, len(row) :].any().item()
+    scores = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
+    assert mx.allclose(scores, candidate_scores(causal, batch, causal.view()), atol=1e-5).item()
+    assert prefix.cache.nbytes == sum(4 * causal.hidden_size * len(row) for row in set(batch.rows))
+
+
+def test_half_precision_weights_are_computed_with_in_float32():
+    model = tiny_model(dtype=mx.bfloat16)
+    causal, batch = CausalLM(model, mx.float32), BATCHES["several"]()
+    exact = tiny_model()
+    exact.update(model.parameters())
+    exact.set_dtype(mx.float32)
+    reference = CausalLM(exact)
+    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(
+        batch_loss(reference, batch, reference.view()).item(), abs=1e-5
+    )
+    assert causal.slots["model.layers.0.mlp.gate_proj.weight"].get().dtype == mx.bfloat16
