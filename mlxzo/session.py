@@ -1,4 +1,4 @@
-"""A run made ready: model, data and what trains, from a configuration. Training, evaluation and generation start here."""
+"""A run made ready: model, data and what trains. Training, evaluation and generation start here."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def save_state(path: Path, parameters: Mapping[str, mx.array]) -> int:
     plans = [TensorPlan(name, _DTYPES[p.dtype], p.shape, _pieces_of(p)) for name, p in parameters.items()]
     try:
         write_safetensors(temporary, plans, lambda _: None)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):

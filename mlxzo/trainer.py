@@ -58,6 +58,11 @@ class Trainer:
             if self.session.splits[split]
         }
         self.best = (0, zero_shot["validation"])
+        if not math.isfinite(self.best[1].loss):
+            raise Diverged(
+                "the loss of the model is not a finite number even before training",
+                "try --dtype float32; if that does not help, the weights are damaged",
+            )
         self._save_best(0)
         self.emit(events.Phase("train"))
         self._train()
@@ -77,7 +82,7 @@ class Trainer:
             if not math.isfinite(outcome.loss):
                 raise Diverged(
                     f"the loss of step {step + 1} is not a finite number",
-                    f"lower --lr (it was {config.lr:g}) or --eps; the best state so far, of step {self.best[0]}, is saved",
+                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {self.best[0]}, is saved",
                 )
             seconds = time.perf_counter() - began
             self.train_seconds += seconds

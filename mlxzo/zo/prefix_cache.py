@@ -1,4 +1,4 @@
-"""Hidden states at the first trainable layer, kept in memory: frozen layers never change what they say of an example."""
+"""Hidden states at the first trainable layer, kept in memory: frozen layers always give an example the same."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""What every benchmark prints: the machine, its figures as JSON lines, and a table for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from typing import Any
+
+from mlxzo import __version__
+from mlxzo.doctor import package_versions
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were taken."""
+    return {
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "mlxzo": __version__,
+        "packages": package_versions(),
+    }
+
+
+def emit(figure: str, **values: Any) -> None:
+    """One JSON line."""
+    print(json.dumps({"figure": figure, **values}), flush=True)
+
+
+def table(header: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """`mean (lowest - highest)`."""
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"

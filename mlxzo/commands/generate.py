@@ -1,0 +1,64 @@
+"""Try a tuned model beside its base.
+
+mlxzo generate --run runs/RUN "The soup was cold and the waiter was rude. It was"
+mlxzo generate --model smollm2-135m "The capital of France is"
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import EXIT_DONE, ConfigError
+from .options import add_config_options, add_json, add_run, config_values, print_json
+
+_OPTIONS = ("model", "dtype", "out")
+_LONGEST = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from; `-` reads it from stdin")
+    add_run(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=40,
+        metavar="N",
+        help=f"longest answer (tokens; 1 to {_LONGEST}; default: 40)",
+    )
+    add_json(parser)
+    add_config_options(parser, _OPTIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not 1 <= arguments.max_new_tokens <= _LONGEST:
+        raise ConfigError(f"--max-new-tokens must be 1 to {_LONGEST}, not {arguments.max_new_tokens}")
+    prompt = arguments.prompt
+    if prompt == "-":
+        import sys
+
+        prompt = sys.stdin.read()
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty", "give the text to go on from")
+    from .train import read_run_config
+
+    config, path = read_run_config(config_values(arguments), arguments.run)
+    from ..blas import load_fast_blas
+
+    load_fast_blas()
+    from ..formatting import printable
+    from ..jobs import generate_job
+
+    # Whichever model speaks first is shown as it speaks; the other is shown after it.
+    texts: dict[str, str] = {}
+    pieces = generate_job(config, run=path, prompt=prompt, max_new_tokens=arguments.max_new_tokens)
+    for speaker, piece in pieces:
+        if not arguments.json and speaker not in texts:
+            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(prompt), sep="", end="", flush=True)
+        texts[speaker] = texts.get(speaker, "") + piece
+        if not arguments.json:
+            print(printable(piece), end="", flush=True)
+    if arguments.json:
+        print_json({"prompt": prompt, **texts})
+    else:
+        print()
+    return EXIT_DONE

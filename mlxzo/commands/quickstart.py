@@ -1,0 +1,47 @@
+"""See it work: tune a small model on an embedded task, from nothing, in a few minutes.
+
+  mlxzo quickstart
+
+It is `mlxzo train` with its defaults: a 135-million-parameter model learns to tell good reviews from bad by
+forward passes alone. The model is downloaded once; no account and no data are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+
+from ..errors import EXIT_DONE
+from ..runs import RunDirectory
+from .options import add_config_options, add_json, config_values
+
+_OPTIONS = ("seed", "steps", "out")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_config_options(parser, _OPTIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .foreground import train
+    from .train import read_config
+
+    finished = train(read_config(config_values(arguments), None), as_json=arguments.json)
+    if not arguments.json:
+        print("\nNext, try:")
+        for command in next_commands(finished):
+            print(f"  {command}")
+    return EXIT_DONE
+
+
+def next_commands(run: RunDirectory) -> list[str]:
+    """Three commands that go on from a finished run, ready to paste."""
+    near = os.path.relpath(run.path)
+    path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
+    return [
+        f"mlxzo generate --run {path} {shlex.quote('The soup was cold and the waiter was rude. It was')}",
+        f"mlxzo runs show {path}",
+        f"mlxzo train --config {path}/config.yaml --steps {2 * run.config.steps} --seed {run.config.seed + 1}",
+    ]

@@ -1,0 +1,87 @@
+"""Fine-tune a model on a task.
+
+  mlxzo train --model smollm2-135m --task reviews
+  mlxzo train --task custom --data my_data --scope lora --steps 2000
+  mlxzo train --config run.yaml --seed 1 --json > result.json
+
+Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
+Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig
+from ..errors import EXIT_DONE
+from .options import add_config_options, add_json, config_values
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
+    add_json(parser)
+    add_config_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = read_config(config_values(arguments), arguments.config)
+    from .foreground import train
+
+    train(config, as_json=arguments.json)
+    return EXIT_DONE
+
+
+def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
+    """The resolved configuration of flags over a YAML file, with names checked and paths made absolute.
+
+    Raises:
+        ConfigError: every unknown option and bad value at once; an unknown task.
+        ModelError: a name that no model has.
+    """
+    values = {**(RunConfig.read_yaml(file) if file else {}), **flags}
+    config = RunConfig.from_mapping(values, source=file or "").resolved()
+    return check_names(config)
+
+
+def read_run_config(flags: dict[str, Any], run: str | None) -> tuple[RunConfig, Path | None]:
+    """The configuration of a run with flags over it, and the run's directory; without a run, that of the flags alone.
+
+    Raises:
+        ConfigError, ModelError: as `read_config`, and where there is no such run.
+    """
+    if run is None:
+        # A base model is only read, but is opened as for training: in a scope that every model has.
+        return read_config({**flags, "scope": "norms/last-1"}, None), None
+    from ..runs import RunDirectory
+
+    directory = RunDirectory.open(run, flags.get("out", RunConfig.out))
+    config = RunConfig.from_mapping({**directory.config.to_dict(), **flags}).resolved()
+    return check_names(config), directory.path
+
+
+def check_names(config: RunConfig) -> RunConfig:
+    """Finds a mistyped name before a run directory is made, and makes paths absolute, so that the run can be
+    evaluated from anywhere.
+
+    Raises:
+        ConfigError: no such task; ModelError: no such model.
+    """
+    from ..models.registry import find, load_registry
+    from ..tasks.registry import get_task
+
+    get_task(config.task)
+    changes: dict[str, str] = {}
+    if config.data is not None:
+        changes["data"] = str(Path(config.data).expanduser().absolute())
+    if config.task.endswith((".yaml", ".yml")):
+        changes["task"] = str(Path(config.task).expanduser().absolute())
+    if config.model not in load_registry():
+        path = Path(config.model).expanduser()
+        if path.exists():
+            changes["model"] = str(path.absolute())
+        elif "/" not in config.model and not config.model.endswith(".gguf"):
+            find(config.model)
+    return dataclasses.replace(config, **changes)

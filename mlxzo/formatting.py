@@ -1,0 +1,86 @@
+"""How figures and events read in words, on the command line, in the terminal UI and in reports. Imports no rich."""
+
+from __future__ import annotations
+
+from . import events
+from .errors import MlxzoError
+from .files import format_bytes
+
+
+def describe(problem: MlxzoError | events.Failed) -> str:
+    """An error in full: title and sentence, the details indented, and the fix."""
+    # Details that hold several lines, such as a table, keep their indentation.
+    details = [f"  {line}" for detail in problem.details for line in detail.splitlines()]
+    fix = [f"Fix: {problem.fix}"] if problem.fix else []
+    return printable("\n".join([f"{problem.title}: {problem.message}", *details, *fix]))
+
+
+def loaded_line(event: events.Loaded) -> str:
+    share = 100 * event.trainable_parameters / max(1, event.parameters)
+    counts = f"{format_count(event.parameters)} parameters, of which {format_count(event.trainable_parameters)}"
+    return (
+        f"{event.model}: {counts} ({share:.2g} %) train; {event.task}: {event.train_examples} training, "
+        f"{event.validation_examples} validation, {event.test_examples} test examples; "
+        f"memory {format_bytes(event.active_bytes)}"
+    )
+
+
+def evaluated_line(event: events.Evaluated) -> str:
+    """One evaluation; the best so far is marked by a star and in words."""
+    when = "zero-shot" if event.kind == "zero-shot" else f"step {event.step}"
+    line = f"{when}: {event.split} {event.metric} {format_metric(event.metric, event.value)}"
+    line += f", loss {format_loss(event.loss)}"
+    if event.kind == "zero-shot" and event.majority is not None:
+        line += f", majority class {format_metric(event.metric, event.majority)}"
+    line += f" ({event.examples} examples, {format_seconds(event.seconds)})"
+    return line + (" * best" if event.best and event.kind == "validation" else "")
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """Shares as percentages; a metric that is a loss or a length of its own as a number."""
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if metric in ("loss", "perplexity") else f"{100 * value:.1f} %"
+
+
+def format_count(count: int) -> str:
+    """134.5M, 1.7B, 960: parameters as models are named."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """4.2 s, 3 min 05 s, 2 h 07 min, 1 d 03 h."""
+    if seconds is None:
+        return "n/a"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that a terminal would obey; models and data files may hold them."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text.replace("\t", "    "))
+
+
+def format_amount(value: float, unit: str) -> str:
+    """A count with its unit; bytes are scaled."""
+    return format_bytes(int(value)) if unit in ("B", "bytes") else f"{value:,.0f} {unit}".rstrip()
+
+
+def format_share(done: float, total: float, unit: str) -> str:
+    """`16 of 20 examples`, `5.0 MB of 80.0 MB`."""
+    whole = format_amount(total, unit)
+    return f"{format_amount(done, unit) if unit in ('B', 'bytes') else f'{done:,.0f}'} of {whole}"
+
+
+def format_loss(value: float | None) -> str:
+    """Four decimals, as losses are compared."""
+    # A value that is not finite travels as null.
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Memory: what is used, what will be, and what fits."""

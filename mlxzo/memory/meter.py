@@ -1,0 +1,87 @@
+"""What memory is used: by MLX, by a process as the operating system counts it, and by the machine. All in bytes.
+
+MLX's peak leaves out its cache of freed buffers, so what the machine feels is the footprint, or active + cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MlxMemory:
+    """MLX's own counters: arrays alive, the most of them at one time, and freed buffers kept for reuse."""
+
+    active_bytes: int
+    peak_bytes: int
+    cache_bytes: int
+
+
+def mlx_memory() -> MlxMemory:
+    """MLX's counters now. Imports MLX: for processes that run models."""
+    import mlx.core as mx
+
+    return MlxMemory(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
+
+
+def footprint_bytes(pid: int | None = None) -> int:
+    """What the operating system charges a process for: phys_footprint on macOS (as in Activity Monitor), else RSS.
+
+    Args:
+        pid: the process; None is this one.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it may not be looked at.
+    """
+    pid = os.getpid() if pid is None else pid
+    return _mac_footprint(pid) if sys.platform == "darwin" else _resident_bytes(pid)
+
+
+def _resident_bytes(pid: int) -> int:
+    import psutil
+
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error as error:
+        raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
+
+
+class _RusageInfoV0(ctypes.Structure):
+    """`struct rusage_info_v0` of <sys/resource.h>."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_uint8 * 16),
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "user_time",
+                "system_time",
+                "package_idle_wakeups",
+                "interrupt_wakeups",
+                "page_ins",
+                "wired_size",
+                "resident_size",
+                "phys_footprint",
+                "start_time",
+                "exit_time",
+            )
+        ),
+    )
+
+
+def _mac_footprint(pid: int) -> int:
+    info = _RusageInfoV0()
+    if ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage(pid, 0, ctypes.byref(info)) != 0:
+        raise ProcessLookupError(f"process {pid} cannot be measured")
+    return info.phys_footprint
+
+
+def system_memory() -> tuple[int, int]:
+    """The machine's memory and what of it programs could have now without swapping."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available

@@ -1,0 +1,245 @@
+"""Run directories: create, open, list, and read what is in them. Everything a run leaves behind is in one folder.
+
+runs/<id>/ holds config.yaml (resolved), events.jsonl, worker.log, the saved states and result.json. Nothing here
+imports MLX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from . import events
+from .config import RunConfig
+from .errors import ConfigError, DoesNotFit
+from .files import disk_full, is_disk_full, write_atomic
+
+Status = Literal["running", "finished", "interrupted", "failed", "died"]
+
+_LONGEST_ID = 100
+_TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Cheap to make: files are read when asked for."""
+
+    path: Path
+
+    @staticmethod
+    def create(config: RunConfig) -> RunDirectory:
+        """Makes a new directory under `config.out` and writes the resolved configuration to it.
+
+        Its name is `config.name`, or <model>-<task>-<method>-<scope>-s<seed>-<date>-<time>.
+
+        Raises:
+            ConfigError: the name is taken, or the folder cannot be written.
+            DoesNotFit: the disk is full.
+        """
+        root = Path(config.out).expanduser().absolute()
+        names = iter((config.name,)) if config.name else _automatic_names(config)
+        with _explained(root):
+            root.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                try:
+                    (root / name).mkdir()
+                except FileExistsError:
+                    continue
+                run = RunDirectory(root / name)
+                run.write_text("config.yaml", config.resolved().to_yaml())
+                return run
+        raise ConfigError(
+            f"a run named {config.name} exists already in {root}",
+            "choose another --name, or another --out folder",
+        )
+
+    @staticmethod
+    def open(path_or_id: str | Path, root: str | Path = "runs") -> RunDirectory:
+        """The run at a path, or the one with this id under `root`.
+
+        Raises:
+            ConfigError: there is no such run; names the nearest id.
+        """
+        text = str(path_or_id)
+        root = Path(root).expanduser()
+        under_root = root / text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) else None
+        for path in (under_root, Path(text).expanduser()):
+            if path is not None and _is_run(path):
+                return RunDirectory(path.absolute())
+        ids = [run.id for run in list_runs(root)]
+        near = difflib.get_close_matches(text, ids, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"{text} is no run directory, and {root} has no run of that id{hint}",
+            "`mlxzo runs ls` lists the runs; --out names the folder they are in",
+        )
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def events_path(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked (flock) for as long as the run's worker lives, and holding its process id."""
+        return self.path / "worker.lock"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run's resolved configuration.
+
+        Raises:
+            ConfigError: config.yaml is missing or wrong.
+        """
+        path = self.path / "config.yaml"
+        return RunConfig.from_mapping(RunConfig.read_yaml(path), source=str(path))
+
+    def events(self) -> Iterator[tuple[events.Event, float]]:
+        """Every event so far with its time (seconds since the epoch); torn and unknown lines are skipped."""
+        try:
+            with self.events_path.open(encoding="utf-8", errors="replace") as lines:
+                yield from events.read(lines)
+        except FileNotFoundError:
+            return
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json holds; None where the run has none yet, or it cannot be read."""
+        try:
+            found = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    @property
+    def status(self) -> Status:
+        """How the run stands: `died` means that its worker is gone and left no word."""
+        if self.worker_is_alive():
+            return "running"
+        last = self.last_event(events.Finished, events.Failed, events.Step, events.Phase)
+        if isinstance(last, events.Finished):
+            return "finished"
+        if not isinstance(last, events.Failed) or last.title == "Worker died":
+            return "died"
+        return "interrupted" if last.title == "Interrupted" else "failed"
+
+    def last_event(self, *kinds: type[events.Event]) -> events.Event | None:
+        """The last event of one of these kinds; only the end of the file is read, so that a thousand runs list fast."""
+        for length in (_TAIL_BYTES, None):
+            try:
+                lines = _tail(self.events_path, length)
+            except OSError:
+                return None
+            for line in reversed(lines):
+                found = events.from_json(line)
+                if found is not None and isinstance(found[0], kinds):
+                    return found[0]
+        return None
+
+    def worker_is_alive(self) -> bool:
+        """Whether a worker holds the run's lock, whoever started it."""
+        try:
+            with self.lock_path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def started(self) -> float:
+        """When the run was created, in seconds since the epoch."""
+        with contextlib.suppress(OSError):
+            return (self.path / "config.yaml").stat().st_mtime
+        return self.path.stat().st_mtime
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the run so that a reader finds the old content or the new, never a part.
+
+        Raises:
+            DoesNotFit: the disk is full; ConfigError: the folder cannot be written.
+        """
+        with _explained(self.path):
+            write_atomic(self.path / name, text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """As `write_text`, for a value that JSON can carry."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def list_runs(root: str | Path = "runs") -> list[RunDirectory]:
+    """The runs under a folder, oldest first, damaged ones included; none where the folder is missing.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    root = Path(root).expanduser()
+    try:
+        found = [RunDirectory(path.absolute()) for path in root.iterdir() if _is_run(path)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be read: {error.strerror}", "name a folder of runs with --out") from None
+    return sorted(found, key=lambda run: (run.started(), run.id))
+
+
+def _tail(path: Path, length: int | None) -> list[str]:
+    """The lines in the last `length` bytes of a file (None: all of it); the first may lack its beginning."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length) if length else 0)
+        return file.read().decode("utf-8", errors="replace").splitlines()
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return path.is_dir() and any((path / name).exists() for name in ("config.yaml", "events.jsonl"))
+    except OSError:
+        return False
+
+
+def _automatic_names(config: RunConfig) -> Iterator[str]:
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    model, task = (Path(text.rstrip("/")).name for text in (config.model, config.task))
+    words = f"{model}-{Path(task).stem}-{config.method}-{config.scope}-s{config.seed}"
+    words = re.sub(r"[^A-Za-z0-9._]+", "-", words).lstrip("._-")[: _LONGEST_ID - len(moment) - 5]
+    yield f"{words}-{moment}"
+    # Runs of the same configuration begun in the same second.
+    for number in range(2, 1000):
+        yield f"{words}-{moment}-{number}"
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns the ways a folder refuses a file into errors that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            full = disk_full(f"the run in {folder}")
+            raise DoesNotFit(full.message, "free some space, or choose another disk with --out DIR") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfigError(
+                f"{folder} cannot be written: {error.strerror}", "choose another folder with --out DIR"
+            ) from None
+        raise ConfigError(
+            f"{folder} cannot hold run directories: {error.strerror or error}",
+            "choose another folder with --out DIR",
+        ) from None

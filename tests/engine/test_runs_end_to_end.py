@@ -1,0 +1,258 @@
+"""Whole runs on a tiny model, through the real command line and real child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlxzo import events
+from mlxzo.runs import RunDirectory
+from tests.tiny import tiny_folder
+
+POSITIVE = ("great", "wonderful", "moving", "good")
+NEGATIVE = ("dull", "empty", "terrible", "bad")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_folder(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Which of two groups of words a sentence holds: easy, so that a few steps show."""
+    folder = tmp_path_factory.mktemp("data")
+    subjects = ("film", "book", "story", "music", "ending", "garden", "clock", "river")
+    rows = [
+        {"text": f"What a {word} {subject}!", "label": label}
+        for subject in subjects
+        for label, words in (("positive", POSITIVE), ("negative", NEGATIVE))
+        for word in words
+    ]
+    for split, part in (("train", rows[:40]), ("validation", rows[40:56]), ("test", rows[48:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+def mlxzo(*arguments: object, **more) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+
+
+def train(model: Path, data: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
+    fixed = ("--model", model, "--task", "custom", "--data", data, "--out", out, "--json")
+    return mlxzo("train", *fixed, "--scope", "full", "--lr", "1e-3", "--batch-size", 8, "--eval-every", 20, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(model, data, tmp_path_factory) -> tuple[dict, RunDirectory]:
+    out = tmp_path_factory.mktemp("runs")
+    done = train(model, data, out, "--steps", 60, "--name", "first")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), RunDirectory.open("first", out)
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_run_directory(finished):
+    result, run = finished
+    assert result["training_loss"]["last"] < result["training_loss"]["first"]
+    assert result["status"] == run.status == "finished"
+    assert {path.name for path in run.path.iterdir()} >= {
+        "config.yaml",
+        "events.jsonl",
+        "environment.json",
+        "checkpoints",
+        "result.json",
+    }
+    assert run.result() == {key: value for key, value in result.items() if key != "run"}
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["packages"]["mlx"]
+    assert len(environment["base_weights_sha256"]) == len(environment["data_sha256"]) == 64
+
+
+def test_the_events_tell_the_whole_story_in_order(finished):
+    result, run = finished
+    story = [event for event, _ in run.events()]
+    steps = [event for event in story if isinstance(event, events.Step)]
+    assert [event.step for event in steps] == list(range(1, 61))
+    assert all(event.peak_bytes >= event.active_bytes > 0 and event.tokens > 0 for event in steps)
+    assert steps[-1].eta_seconds < steps[0].eta_seconds
+    evaluations = [event for event in story if isinstance(event, events.Evaluated)]
+    assert [(e.kind, e.split, e.step) for e in evaluations[:2]] == [
+        ("zero-shot", "validation", 0),
+        ("zero-shot", "test", 0),
+    ]
+    assert [e.step for e in evaluations if e.kind == "validation"] == [20, 40, 60]
+    assert (evaluations[-1].kind, evaluations[-1].step) == ("test", result["best"]["step"])
+    # The test split is looked at before training and once at the end, never between.
+    assert sum(e.split == "test" for e in evaluations) == 2
+    assert isinstance(story[-1], events.Finished)
+
+
+def test_the_best_state_is_what_was_measured(finished, model, data):
+    result, run = finished
+    again = mlxzo("eval", "--run", run.path, "--split", "test", "--json")
+    assert again.returncode == 0, again.stderr
+    measured = json.loads(again.stdout)
+    assert measured["value"] == result["test"]["value"]
+    assert measured["loss"] == pytest.approx(result["test"]["loss"], abs=1e-6)
+    base = json.loads(
+        mlxzo("eval", "--model", model, "--task", "custom", "--data", data, "--split", "validation", "--json").stdout
+    )
+    assert base["value"] == result["zero_shot"]["validation"]["value"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(finished, model, data, tmp_path):
+    _, run = finished
+
+    def losses(of: RunDirectory) -> list[float]:
+        return [event.loss for event, _ in of.events() if isinstance(event, events.Step)]
+
+    for name, seed in (("again", 0), ("other", 1)):
+        assert train(model, data, tmp_path, "--steps", 60, "--name", name, "--seed", seed).returncode == 0
+    again, other = (RunDirectory.open(name, tmp_path) for name in ("again", "other"))
+    assert losses(again) == losses(run)
+    best = "checkpoints/best.safetensors"
+    assert (again.path / best).read_bytes() == (run.path / best).read_bytes()
+    assert losses(other) != losses(run)
+
+
+@pytest.mark.parametrize("scope", ["norms/last-1", "lora"])
+def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_path):
+    done = train(model, data, tmp_path, "--steps", 3, "--name", "small", "--scope", scope)
+    assert done.returncode == 0, done.stderr
+    spoken = mlxzo("generate", "--run", tmp_path / "small", "What a great", "--max-new-tokens", 4, "--json")
+    assert spoken.returncode == 0, spoken.stderr
+    assert {"base", "tuned"} <= json.loads(spoken.stdout).keys()
+
+
+def test_completions_train_on_their_own_loss(model, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{"prompt": f"Question {i}: how many days?", "completion": " seven days"} for i in range(12)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = train(model, folder, tmp_path, "--steps", 40, "--name", "completions")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metric"] == "loss"
+    assert result["test"] is None
+    assert result["best"]["validation"]["loss"] < result["zero_shot"]["validation"]["loss"]
+
+
+def begin(model: Path, data: Path, out: Path, steps: int = 100_000) -> tuple[subprocess.Popen, RunDirectory]:
+    """A run in a child process, once it has made ten steps."""
+    arguments = ["--model", model, "--task", "custom", "--data", data, "--out", out, "--name", "long", "--steps", steps]
+    arguments += ["--scope", "norms/last-1"]
+    command = [sys.executable, "-m", "mlxzo", "train", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        run = RunDirectory(out / "long")
+        if isinstance(step := run.last_event(events.Step), events.Step) and step.step >= 10:
+            return process, run
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_its_best_state_can_be_used(model, data, tmp_path):
+    process, run = begin(model, data, tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert run.status == "interrupted"
+    assert mlxzo("eval", "--run", run.path, "--json").returncode == 0
+
+
+def test_a_killed_worker_is_reported_in_plain_words_with_exit_code_3(model, data, tmp_path):
+    process, run = begin(model, data, tmp_path)
+    os.kill(int(run.lock_path.read_text()), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "SIGKILL" in stderr
+    assert "memory" in stderr
+    assert "Traceback" not in stderr
+    assert run.status == "died"
+
+
+def test_a_run_outlives_whoever_started_it(model, data, tmp_path):
+    process, run = begin(model, data, tmp_path, steps=60)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 120
+    while run.worker_is_alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert run.status == "finished"
+    assert run.result()["steps"] == 60
+
+
+def test_a_run_that_diverges_says_so_and_exits_5(model, data, tmp_path):
+    # float16 ends at 65504: steps this long leave it at once.
+    done = train(model, data, tmp_path, "--steps", 50, "--lr", "1e6", "--dtype", "float16", "--name", "wild")
+    assert done.returncode == 5, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert "not a finite number" in error["message"]
+    assert "lower --lr" in error["fix"]
+    assert (tmp_path / "wild" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_a_full_disk_while_saving_is_one_sentence_and_exit_code_3(model, data, tmp_path):
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs a small file system, which only root can mount")
+    small = tmp_path / "small"
+    small.mkdir()
+    # Room for configuration and events, not for the 0.5 MB of the model's weights.
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount a file system")
+    try:
+        done = train(model, data, small, "--steps", 20, "--name", "full")
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert done.returncode == 3
+    error = json.loads(done.stdout)["error"]
+    assert "disk" in error["message"] or "space" in error["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_saved_state_of_another_scope_is_refused_with_every_difference(finished):
+    from mlxzo.errors import ModelError
+    from mlxzo.models.causal import CausalLM
+    from mlxzo.states import load_state
+    from tests.tiny import tiny_model
+
+    _, run = finished
+    causal = CausalLM(tiny_model(hidden=32))
+    with pytest.raises(ModelError) as caught:
+        load_state(run.path / "checkpoints/best.safetensors", causal.slots, ("model.norm.weight", "no.such.weight"))
+    text = "\n".join(caught.value.details)
+    assert "no.such.weight is missing" in text
+    assert "model.embed_tokens.weight is not a trained parameter" in text
+    assert "model.norm.weight is mlx.core.float32" in text
+
+
+def test_states_keep_their_bits(tmp_path):
+    from mlxzo.models.causal import CausalLM
+    from mlxzo.states import load_state, save_state
+    from tests.tiny import tiny_model
+
+    for dtype in (mx.float32, mx.bfloat16, mx.float16):
+        causal = CausalLM(tiny_model(dtype=dtype))
+        stored = {name: slot.get() for name, slot in causal.slots.items()}
+        size = save_state(tmp_path / "state.safetensors", stored)
+        assert size == (tmp_path / "state.safetensors").stat().st_size
+        other = CausalLM(tiny_model(seed=1, dtype=dtype))
+        load_state(tmp_path / "state.safetensors", other.slots, tuple(stored))
+        assert all(mx.array_equal(other.slots[name].get(), value).item() for name, value in stored.items())

@@ -1,0 +1,112 @@
+"""RunConfig: every problem at once, the nearest name, YAML there and back."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from mlxzo.config import RunConfig, Scope, mezo_defaults, options
+from mlxzo.errors import ConfigError
+
+
+def problems_of(values):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_mapping(values)
+    return caught.value.details or [caught.value.message]
+
+
+def test_every_problem_is_listed_at_once():
+    problems = problems_of(
+        {"batchsize": 4, "steps": "many", "batch_size": 0, "scope": "half", "name": "../up", "lr": -1}
+    )
+    text = "\n".join(problems)
+    assert "batchsize: no such option; did you mean batch_size?" in text
+    assert "steps: expected a whole number" in text
+    assert "batch_size: expected a whole number of at least 1" in text
+    assert "scope 'half' is not known" in text
+    assert "name: '../up' must be" in text
+    assert "lr: expected a number above 0" in text
+    assert len(problems) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("steps", 1.5, "a whole number"),
+        ("steps", True, "a whole number"),
+        ("steps", None, "a whole number"),
+        ("steps", [1], "a whole number"),
+        ("steps", "1e999", "a whole number"),
+        ("lr", "nan", "a number above 0"),
+        ("lr", "inf", "a number above 0"),
+        ("model", "  ", "text"),
+        ("directions", "signs", "did you mean sign?"),
+        ("seed", -1, "at least 0"),
+        ("scope", "last-0", "last-6"),
+    ],
+)
+def test_a_bad_value_says_what_is_expected(key, value, expected):
+    assert expected in problems_of({key: value})[0]
+
+
+def test_text_of_a_flag_and_yaml_value_give_the_same_configuration():
+    text = {"steps": "1e3", "lr": "1e-3", "eps": "auto", "train_examples": "all", "seed": str(2**62 + 1)}
+    plain = {"steps": 1000, "lr": 0.001, "eps": None, "train_examples": None, "seed": 2**62 + 1}
+    assert RunConfig.from_mapping(text) == RunConfig.from_mapping(plain)
+
+
+def test_yaml_round_trip_keeps_every_option(tmp_path):
+    config = RunConfig(
+        model="a: b # c", data="da'ta", steps=7, lr=1e-7, eps=None, name="run.1", seed=2**63 - 1, max_tokens=8
+    ).resolved()
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert RunConfig.from_mapping(RunConfig.read_yaml(path)) == config
+    assert set(yaml.safe_load(config.to_yaml())) == {field.name for field in options()}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"steps: [1,\n", "not valid YAML at line 2"),
+        (b"- 1\n", "must hold `option: value` lines"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"steps: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, content, expected):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        RunConfig.read_yaml(path)
+    assert "bad.yaml" in caught.value.message
+
+
+def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"")
+    assert RunConfig.read_yaml(path) == {}
+    path.write_bytes(b"\xef\xbb\xbfsteps: 3\n")
+    assert RunConfig.read_yaml(path) == {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "scope"),
+    [
+        ("full", Scope("full", None)),
+        ("last-4", Scope("full", 4)),
+        ("norms/last-6", Scope("norms", 6)),
+        ("lora/last-12", Scope("lora", 12)),
+    ],
+)
+def test_scopes(text, scope):
+    assert Scope.parse(text) == scope
+
+
+def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
+    config = RunConfig(scope="lora", update="sgd", eps=0.5)
+    resolved = config.resolved()
+    assert resolved.eps == 0.5
+    assert resolved.lr == mezo_defaults(Scope.parse("lora"), "sgd")["lr"]
+    assert dataclasses.replace(resolved, lr=None) == config
+    assert resolved.resolved() == resolved

@@ -1,0 +1,153 @@
+"""What a person sees of a run, on a terminal, on a narrow one, without colour and in a log file."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mlxzo import events
+from mlxzo.console import ResultTable, RunView, key_values, listing
+from mlxzo.formatting import describe, format_count, format_metric, format_seconds, printable
+
+
+def step(number, steps=100, loss=0.5):
+    return events.Step(number, steps, loss, 0.6, 0.1, 0.2, 0.5, 64, 2.0, 1280.0, 90.0, 540_000_000, 677_000_000, 0)
+
+
+def evaluated(kind, split, value, best=False, number=0):
+    return events.Evaluated(kind, split, number, "accuracy", value, 0.7, 100, 0.52, 3.0, best)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def view_on(width, terminal, clock=None, **more):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False, **more)
+    return RunView(console, clock=clock or Clock()), console.file
+
+
+RUN = [
+    events.Phase("load"),
+    events.Progress("Downloading [bold]x[/bold]", 5e6, 10e6, "B"),
+    events.Loaded("smollm2-135m", "hub", 134_515_008, 7488, 13, "ab", "reviews", 400, 100, 100, 540_000_000),
+    evaluated("zero-shot", "test", 0.61),
+    *[step(number) for number in range(1, 101)],
+    evaluated("validation", "validation", 0.7, best=True, number=100),
+    events.Note("a note"),
+    evaluated("test", "test", 0.78, number=100),
+]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_a_terminal_of_any_width_shows_figures_with_their_units(width):
+    view, file = view_on(width, True)
+    with view:
+        for event in RUN:
+            view.show(event)
+    text = file.getvalue()
+    assert "majority class 52.0 %" in text and "* best" in text and "step 50/100" in text
+    assert "[bold]x" in text or width < 30  # data is never read as markup
+
+
+def test_no_colour_where_none_is_wanted(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    view, file = view_on(80, True)
+    with view:
+        for event in RUN:
+            view.show(event)
+    assert "\x1b[3" not in file.getvalue().replace("\x1b[2K", "")
+
+
+def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
+    clock = Clock()
+    view, file = view_on(80, False, clock)
+    with view:
+        for number in range(1, 101):
+            clock.now += 1.0
+            view.show(step(number))
+        view.show(evaluated("validation", "validation", 0.7, best=True, number=100))
+    text = file.getvalue()
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert 10 <= len(lines) <= 13
+    assert "step 100/100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
+    assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 540.0 MB, peak 677.0 MB" in lines[-2]
+    assert lines[-1].startswith("step 100: validation accuracy 70.0 %")
+
+
+def test_a_wait_shows_how_much_is_left():
+    clock = Clock()
+    view, file = view_on(80, False, clock)
+    view.show(events.Progress("Downloading", 0, 100e6, "B"))
+    clock.now += 20
+    view.show(events.Progress("Downloading", 25e6, 100e6, "B"))
+    assert "Downloading: 25.0 MB of 100.0 MB  ETA 1 min 00 s" in file.getvalue()
+
+
+def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
+    view, file = view_on(80, False)
+    view.show(step(100, loss=None))
+    assert "loss not finite" in file.getvalue()
+
+
+def test_the_table_compares_on_the_test_split():
+    table = ResultTable()
+    for event in RUN:
+        table.add(event)
+    assert table.rows() == [
+        ("majority class", "52.0 %"),
+        ("zero-shot", "61.0 %"),
+        ("tuned", "78.0 % (+17.0 points over zero-shot)"),
+        ("measured by", "accuracy on 100 test examples"),
+        ("training", "100 steps in 50 s, 2.00 steps/s"),
+        ("peak memory", "677.0 MB"),
+    ]
+
+
+def test_without_a_test_split_the_table_says_validation():
+    table = ResultTable()
+    table.add(evaluated("zero-shot", "validation", 0.5))
+    table.add(evaluated("validation", "validation", 0.7, best=True))
+    table.add(evaluated("validation", "validation", 0.6))
+    assert dict(table.rows())["tuned"] == "70.0 % (+20.0 points over zero-shot)"
+    assert dict(table.rows())["measured by"] == "accuracy on 100 validation examples"
+
+
+def test_an_empty_run_has_an_empty_table():
+    assert ResultTable().rows() == []
+
+
+def test_tables_keep_markup_and_control_characters_as_text():
+    console = Console(file=io.StringIO(), width=60)
+    console.print(key_values([("run", "[red]a\x1b[31m")]))
+    console.print(listing(["a", "b"], [["[b]x", "y"]], right=("b",)))
+    assert "[red]a" in console.file.getvalue() and "\x1b" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (9.96, "10.0 s"), (59, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (90_000, "1 d 01 h")],
+)
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_counts_and_metrics():
+    assert [format_count(count) for count in (960, 7488, 134_515_008, 1_711_376_384)] == [
+        "960",
+        "7.5k",
+        "134.5M",
+        "1.7B",
+    ]
+    assert format_metric("accuracy", 0.5) == "50.0 %" and format_metric("loss", 1.23456) == "1.235"
+    assert format_metric("accuracy", None) == "n/a"
+
+
+def test_errors_read_as_title_details_and_fix():
+    failed = events.Failed("Data", "2 problems", "mend them", ["line 1: a", "line 2: b\nmore"], 4)
+    assert describe(failed) == "Data: 2 problems\n  line 1: a\n  line 2: b\n  more\nFix: mend them"
+    assert printable("a\tb\x00c\nd") == "a    b�c\nd"

@@ -1,0 +1,44 @@
+"""Events: one line each, read back whole; what cannot be read is passed over."""
+
+import json
+import math
+
+from mlxzo import events
+
+STEP = events.Step(3, 10, 0.5, 0.6, 0.1, None, 0.2, 64, 5.0, 320.0, 1.4, 10, 20, 30)
+
+
+def test_every_kind_of_event_comes_back_as_it_was():
+    samples = [
+        events.Phase("load", "smollm2-135m"),
+        events.Progress("Downloading", 1.0, None, "B"),
+        events.Loaded("m", "hub", 10, 2, 1, "ab", "reviews", 1, 2, 3, 4),
+        STEP,
+        events.Evaluated("test", "test", 3, "accuracy", 0.5, 0.7, 100, None, 1.0, True),
+        events.Saved("checkpoints/best", 3, 100),
+        events.Note("line one\nline two \u2028 é"),
+        events.Failed("Data", "m", "f", ["a", "b"], 4),
+        events.Finished({"steps": 3, "nested": {"x": [1, None]}}),
+    ]
+    assert {type(event) for event in samples} == set(events.Event.__subclasses__())
+    lines = [events.to_json(event, 1.5) for event in samples]
+    assert all("\n" not in line for line in lines)
+    assert list(events.read(lines)) == [(event, 1.5) for event in samples]
+
+
+def test_torn_unknown_and_foreign_lines_are_passed_over():
+    good = events.to_json(STEP, 1.0)
+    lines = [good[: len(good) // 2], "", "null", "[]", "7", '{"event": "later", "time": 1}', "Downloading...", good]
+    lines += ['{"event": "phase", "time": "x", "phase": "load"}', '{"event": "saved", "time": 1}']
+    assert list(events.read(lines)) == [(STEP, 1.0)]
+
+
+def test_a_field_of_a_later_version_is_ignored():
+    record = json.loads(events.to_json(STEP, 1.0)) | {"new": 1}
+    assert events.from_json(json.dumps(record)) == (STEP, 1.0)
+
+
+def test_a_loss_that_is_not_finite_travels_as_null():
+    line = events.to_json(events.Evaluated("test", "test", 1, "loss", math.nan, math.inf, 1, None, 1.0, False), 1.0)
+    found, _ = events.from_json(line)
+    assert found.value is None and found.loss is None

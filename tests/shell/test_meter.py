@@ -1,0 +1,33 @@
+"""Memory readings: of this process, of another, of MLX."""
+
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+
+from mlxzo.memory.meter import footprint_bytes, mlx_memory, system_memory
+
+
+def test_the_footprint_grows_with_what_is_held():
+    before = footprint_bytes()
+    held = bytearray(50_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    assert 40_000_000 < footprint_bytes() - before < 70_000_000
+    assert footprint_bytes() < system_memory()[0]
+
+
+def test_another_process_can_be_measured_and_one_that_is_gone_cannot():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert footprint_bytes(child.pid) > 0
+    with pytest.raises(ProcessLookupError):
+        footprint_bytes(child.pid)
+
+
+def test_mlx_counts_what_is_alive_and_the_peak():
+    before = mlx_memory()
+    array = mx.zeros((1000, 1000))
+    mx.eval(array)
+    after = mlx_memory()
+    assert after.active_bytes - before.active_bytes >= 4_000_000
+    assert after.peak_bytes >= after.active_bytes

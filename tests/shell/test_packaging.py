@@ -1,0 +1,23 @@
+"""The wheel carries what a run needs beside the code."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_models_and_the_embedded_task_travel_in_the_wheel(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("mlxzo-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "mlxzo/models.yaml" in names
+    data = ROOT / "mlxzo" / "tasks" / "data"
+    expected = {f"mlxzo/tasks/data/{path.relative_to(data)}" for path in data.rglob("*") if path.is_file()}
+    assert expected and expected <= set(names)
+    assert not [name for name in names if name.startswith(("tests", "bench"))]

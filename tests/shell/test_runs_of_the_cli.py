@@ -1,0 +1,217 @@
+"""Whole runs from the command line: real workers on a tiny model, finished, refused, stopped and killed."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mlxzo import events
+from mlxzo.commands.quickstart import next_commands
+from mlxzo.config import RunConfig
+from mlxzo.runs import RunDirectory, list_runs
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+SCOPE = ["--scope", "norms/last-2"]
+SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "4"]
+SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8"]
+
+
+def result_model(result):
+    return RunDirectory.open(result["run"]).config.model
+
+
+def cli(*arguments, timeout=120):
+    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """One finished run, and what the command printed."""
+    root = tmp_path_factory.mktemp("runs")
+    done = cli("train", "--model", model, *SCOPE, *SMALL, "--out", root, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr, root
+
+
+def test_a_run_trains_and_prints_its_result_as_one_json_document(finished):
+    result, shown, root = finished
+    assert result["steps"] == 6 and result["test"]["examples"] == 8 and result["peak_bytes"] > 0
+    run = RunDirectory(next(root.iterdir()))
+    assert result["run"] == str(run.path)
+    assert {**run.result(), "run": result["run"]} == result
+    assert run.status == "finished"
+    for words in ("parameters, of which", "majority class", "zero-shot", "step 6/6", "tuned", "peak memory"):
+        assert words in shown
+
+
+def test_the_run_is_listed_and_shown(finished):
+    result, _, root = finished
+    (listed,) = json.loads(cli("runs", "ls", "--out", root, "--json").stdout)
+    assert listed["status"] == "finished" and listed["step"] == listed["steps"] == 6
+    shown = json.loads(cli("runs", "show", result["run"], "--json").stdout)
+    assert {item["kind"] for item in shown["evaluations"]} == {"zero-shot", "validation", "test"}
+    assert shown["config"]["batch_size"] == 4 and shown["saved"]
+    table = cli("runs", "ls", "--out", root).stdout.splitlines()
+    assert f"{100 * result['test']['value']:.1f} %" in table[1] and "6/6" in table[1]
+    assert "validation accuracy" in cli("runs", "show", listed["id"], "--out", root).stdout
+
+
+def test_the_best_state_measures_again_as_it_did_in_the_run(finished):
+    result, _, _ = finished
+    done = cli("eval", "--run", result["run"], "--json")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert (again["value"], again["split"]) == (result["test"]["value"], "test")
+    assert again["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
+    base = json.loads(cli("eval", "--model", result_model(result), "--test-examples", 8, "--json").stdout)
+    assert base["value"] == result["zero_shot"]["test"]["value"]
+    assert "majority class" in cli("eval", "--run", result["run"], "--split", "validation").stdout
+
+
+def test_the_tuned_model_speaks_beside_its_base(finished):
+    result, _, _ = finished
+    done = cli("generate", "--run", result["run"], "--max-new-tokens", 4, "--json", "The film was")
+    assert done.returncode == 0, done.stderr
+    spoken = json.loads(done.stdout)
+    assert set(spoken) == {"prompt", "base", "tuned"}
+    text = cli("generate", "--model", result_model(result), "--max-new-tokens", 4, "The film was").stdout
+    assert "--- base ---\nThe film was" in text and "tuned" not in text
+
+
+def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
+    result, _, _ = finished
+    done = cli("train", "--config", f"{result['run']}/config.yaml", "--out", tmp_path, "--json")
+    again = json.loads(done.stdout)
+    assert again["training_loss"] == result["training_loss"] and again["test"]["loss"] == result["test"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "code", "words"),
+    [
+        ({}, ["--data", "{tmp}/none"], 4, ["none"]),
+        ({"train.jsonl": '{"text": "a", "label": "negative"}\n'}, ["--data", "{tmp}"], 4, ["validation.jsonl"]),
+        (
+            {
+                "train.jsonl": '{"text": "a", "label": "negative"}\n{"text": "b", "label": "positive"}\n{"text": "c"\n',
+                "validation.jsonl": '{"text": "a", "label": "negative"}\n',
+            },
+            ["--data", "{tmp}"],
+            4,
+            ["train.jsonl", "line 3"],
+        ),
+        (
+            {
+                "train.jsonl": '{"text": "a", "label": "neutral"}\n',
+                "validation.jsonl": '{"text": "a", "label": "negative"}\n',
+            },
+            ["--data", "{tmp}"],
+            4,
+            ["neutral", "negative, positive"],
+        ),
+        ({"config.json": '{"model_type": "llama"}'}, ["--model", "{tmp}"], 4, ["tokenizer"]),
+        ({}, ["--model", "someone/unheard-of"], 4, ["HF_HUB_OFFLINE", "mirror"]),
+    ],
+)
+def test_data_and_models_that_cannot_be_had_end_with_4_and_plain_words(files, arguments, code, words, model, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    arguments = [text.format(tmp=tmp_path) for text in arguments]
+    if "--model" not in arguments:
+        arguments += ["--model", model]
+    done = cli("train", *arguments, *SCOPE, *SMALL, "--out", tmp_path / "runs")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Fix: " in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert [run.status for run in list_runs(tmp_path / "runs")] == ["failed"]
+
+
+def test_a_disk_that_fills_up_while_saving_is_reported_with_3(model, tmp_path):
+    root = tmp_path / "runs"
+    # The limit on a file's size is passed on to the worker, whose best state goes over it.
+    program = (
+        "import resource, sys\nfrom mlxzo.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\nsys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["train", "--model", model, "--scope", "full", *SMALL, "--out", str(root)]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 3 and "no room" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@contextlib.contextmanager
+def training(model, root):
+    """The command in a process of its own, once its run has made its third step."""
+    arguments = ["train", "--model", model, "--steps", "100000", "--eval-every", "2", "--batch-size", "2"]
+    arguments += [*SCOPE, "--validation-examples", "4", "--test-examples", "4", "--out", str(root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlxzo", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            runs = list_runs(root)
+            step = runs[0].last_event(events.Step) if runs else None
+            if step is not None and step.step >= 3:
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        yield process, runs[0]
+    finally:
+        for run in list_runs(root):
+            with contextlib.suppress(OSError, ValueError):
+                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_stops_after_a_step_and_leaves_a_usable_state(model, tmp_path):
+    with training(model, tmp_path) as (process, run):
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+        assert process.returncode == 130 and run.status == "interrupted"
+        assert "stopping after this step" in shown and "Interrupted: " in shown and "Traceback" not in shown
+    done = cli("eval", "--run", run.path, "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_worker_is_explained_with_3_and_leaves_a_usable_state(model, tmp_path):
+    with training(model, tmp_path) as (process, run):
+        os.kill(int(run.lock_path.read_text()), signal.SIGKILL)
+        _, shown = process.communicate(timeout=30)
+        assert process.returncode == 3 and run.status == "died"
+        assert "Worker died: the training process was ended by SIGKILL" in shown
+        assert "last step: " in shown and "best.safetensors" in shown
+    assert cli("eval", "--run", run.path).returncode == 0
+
+
+def test_a_run_goes_on_when_its_command_is_killed(model, tmp_path):
+    with training(model, tmp_path) as (process, run):
+        worker = psutil.Process(int(run.lock_path.read_text()))
+        process.kill()
+        process.wait()
+        reached = run.last_event(events.Step).step
+        time.sleep(1.0)
+        assert worker.is_running() and run.status == "running"
+        assert run.last_event(events.Step).step > reached
+
+
+def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished):
+    run = RunDirectory.open(finished[0]["run"])
+    generate, show, again = (shlex.split(command) for command in next_commands(run))
+    assert cli(*generate[1:], "--max-new-tokens", 2).returncode == 0
+    assert cli(*show[1:]).returncode == 0
+    assert again[:2] == ["mlxzo", "train"] and RunConfig.read_yaml(again[3])["steps"] == 6
