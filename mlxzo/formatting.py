@@ -16,10 +16,12 @@ def describe(problem: MlxzoError | events.Failed) -> str:
 
 
 def loaded_line(event: events.Loaded) -> str:
-    share = 100 * event.trainable_parameters / max(1, event.parameters)
-    counts = f"{format_count(event.parameters)} parameters, of which {format_count(event.trainable_parameters)}"
+    counts = f"{format_count(event.parameters)} parameters"
+    if event.trainable_parameters:
+        share = 100 * event.trainable_parameters / max(1, event.parameters)
+        counts += f", of which {format_count(event.trainable_parameters)} ({share:.2g} %) train"
     return (
-        f"{event.model}: {counts} ({share:.2g} %) train; {event.task}: {event.train_examples} training, "
+        f"{event.model}: {counts}; {event.task}: {event.train_examples} training, "
         f"{event.validation_examples} validation, {event.test_examples} test examples; "
         f"memory {format_bytes(event.active_bytes)}"
     )

@@ -13,9 +13,9 @@ from .errors import DataError
 from .evaluate import evaluate
 from .models.causal import CausalLM
 from .models.scope import prepare
+from .runs import BEST_STATE
 from .session import Emit, open_model, open_session
 from .states import load_state
-from .trainer import BEST_STATE
 
 
 def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: Emit) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: E
     Raises:
         MlxzoError: model, data or the run's state cannot be had.
     """
-    session = open_session(config, on_event)
+    session = open_session(config, on_event, trains=run is not None)
     examples = session.splits[split]
     if not examples:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")

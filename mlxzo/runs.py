@@ -27,6 +27,8 @@ from .files import disk_full, is_disk_full, write_atomic
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
+# The state of a run that did best on the validation split.
+BEST_STATE = Path("checkpoints") / "best.safetensors"
 _LONGEST_ID = 100
 _TAIL_BYTES = 1 << 16
 

@@ -70,8 +70,11 @@ def compute_dtype() -> mx.Dtype | None:
     return mx.float32 if mx.default_device() == mx.cpu else None
 
 
-def open_session(config: RunConfig, emit: Emit) -> Session:
+def open_session(config: RunConfig, emit: Emit, *, trains: bool = True) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
+
+    Args:
+        trains: False for a base model that is only read: its scope does not matter, and nothing is trainable.
 
     Raises:
         MlxzoError: data or model cannot be had (exit code 4), or the scope does not suit the model (2).
@@ -82,7 +85,7 @@ def open_session(config: RunConfig, emit: Emit) -> Session:
     # Fingerprint and count are of the base weights: adapters come afterwards.
     sha256 = weights_fingerprint(loaded.model)
     parameters = count_parameters(loaded)
-    trainable = prepare(loaded.model, config)
+    trainable = prepare(loaded.model, config) if trains else Trainable(())
     causal = CausalLM(loaded.model, compute_dtype())
     splits = {
         split: [encode(example, loaded.tokenizer, config.max_tokens) for example in getattr(data, split)]

@@ -15,10 +15,10 @@ from .errors import Diverged
 from .evaluate import Evaluation, evaluate
 from .memory.meter import mlx_memory
 from .methods import Method
+from .runs import BEST_STATE
 from .session import Emit, Session
 from .states import load_state, save_state
 
-BEST_STATE = Path("checkpoints") / "best.safetensors"
 # The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50

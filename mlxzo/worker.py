@@ -19,7 +19,7 @@ from . import __version__, events
 from .blas import load_fast_blas
 from .errors import EXIT_DONE, DoesNotFit, Interrupted, MlxzoError
 from .files import disk_full, is_disk_full
-from .runs import RunDirectory
+from .runs import BEST_STATE, RunDirectory
 
 
 class EventWriter:
@@ -57,11 +57,15 @@ class StopRequest:
         self._requested = True
 
     def check(self) -> None:
-        if self._requested:
-            raise Interrupted(
-                "the run was stopped; the best state so far is saved",
-                f"`mlxzo generate --run {self._run.path} PROMPT` tries it; resuming comes with a later version",
-            )
+        if not self._requested:
+            return
+        if not (self._run.path / BEST_STATE).exists():
+            raise Interrupted("the run was stopped before it began to train", "start it again")
+        raise Interrupted(
+            "the run was stopped; its best state so far is saved",
+            f"`mlxzo generate --run {self._run.path} PROMPT` tries it. It cannot be continued yet: `mlxzo train "
+            f"--config {self._run.path}/config.yaml` starts it anew",
+        )
 
 
 def main(arguments: list[str]) -> int:

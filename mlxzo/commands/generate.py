@@ -1,6 +1,6 @@
 """Try a tuned model beside its base.
 
-mlxzo generate --run runs/RUN "The soup was cold and the waiter was rude. It was"
+mlxzo generate --run runs/RUN "The soup was cold and nobody came. The customer is"
 mlxzo generate --model smollm2-135m "The capital of France is"
 """
 

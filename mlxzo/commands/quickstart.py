@@ -17,6 +17,8 @@ from ..runs import RunDirectory
 from .options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
+# A review in the embedded task's own template, left where the label word comes.
+_PROMPT = "The soup was cold and nobody came to ask.\nThe customer is"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,7 @@ def next_commands(run: RunDirectory) -> list[str]:
     near = os.path.relpath(run.path)
     path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
     return [
-        f"mlxzo generate --run {path} {shlex.quote('The soup was cold and the waiter was rude. It was')}",
+        f"mlxzo generate --run {path} {shlex.quote(_PROMPT)}",
         f"mlxzo runs show {path}",
         f"mlxzo train --config {path}/config.yaml --steps {2 * run.config.steps} --seed {run.config.seed + 1}",
     ]

@@ -53,8 +53,7 @@ def read_run_config(flags: dict[str, Any], run: str | None) -> tuple[RunConfig, 
         ConfigError, ModelError: as `read_config`, and where there is no such run.
     """
     if run is None:
-        # A base model is only read, but is opened as for training: in a scope that every model has.
-        return read_config({**flags, "scope": "norms/last-1"}, None), None
+        return read_config(flags, None), None
     from ..runs import RunDirectory
 
     directory = RunDirectory.open(run, flags.get("out", RunConfig.out))

@@ -48,6 +48,13 @@ def parameter_slots(model: nn.Module) -> dict[str, Slot]:
     return dict(sorted(slots.items()))
 
 
+def decoder(model: nn.Module) -> tuple[str, nn.Module]:
+    """The module that holds `model.layers` and the head, with its dotted path: "" or, inside a multimodal
+    architecture, "language_model."."""
+    inner = getattr(model, "language_model", None)
+    return ("language_model.", inner) if isinstance(inner, nn.Module) else ("", model)
+
+
 class CausalLM:
     """Hidden states and head scores of a model under a view.
 
@@ -69,11 +76,15 @@ class CausalLM:
         self.model = model
         self.compute_dtype = compute_dtype
         self.slots = parameter_slots(model)
-        self.body = getattr(model, "model", None)
+        path, owner = decoder(model)
+        self.body = getattr(owner, "model", None)
         self.layers: list = getattr(self.body, "layers", None) or []
         self.embedding = self.body.get("embed_tokens") if isinstance(self.body, dict) else None
-        head = model.get("lm_head")
-        self.head_name, self.head = ("lm_head", head) if head is not None else ("model.embed_tokens", self.embedding)
+        self.embedding_name = f"{path}model.embed_tokens"
+        tied = "lm_head" not in owner
+        self.head_name, self.head = (
+            (self.embedding_name, self.embedding) if tied else (f"{path}lm_head", owner["lm_head"])
+        )
         self.exposes_hidden = self.splits = False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
@@ -151,7 +162,7 @@ class CausalLM:
     def _installed(self, view: View) -> Iterator[None]:
         """Puts the effective weights in place while a graph is built; the stored ones are back afterwards."""
         float_embedding = type(self.embedding) is nn.Embedding
-        by_rows = {"model.embed_tokens.weight"} if float_embedding and self.exposes_hidden else set()
+        by_rows = {f"{self.embedding_name}.weight"} if float_embedding and self.exposes_hidden else set()
         changed = []
         try:
             for name, slot in self.slots.items():
@@ -160,7 +171,7 @@ class CausalLM:
                     changed.append((slot, weight))
                     slot.set(view.dense(name, weight))
             if by_rows:
-                self.body["embed_tokens"] = _EmbeddingRows(self.embedding, view)
+                self.body["embed_tokens"] = _EmbeddingRows(self.embedding, f"{self.embedding_name}.weight", view)
             yield
         finally:
             for slot, weight in changed:
@@ -213,17 +224,17 @@ class CausalLM:
 class _EmbeddingRows(nn.Module):
     """Stands in for an embedding during a forward pass: only the rows looked up are made effective."""
 
-    def __init__(self, embedding: nn.Embedding, view: View):
+    def __init__(self, embedding: nn.Embedding, name: str, view: View):
         super().__init__()
-        self._embedding, self._view = embedding, view
+        self._embedding, self._name, self._view = embedding, name, view
 
     def __call__(self, tokens: mx.array) -> mx.array:
         weight = self._embedding["weight"]
-        rows = self._view.rows("model.embed_tokens.weight", weight, tokens.reshape(-1))
+        rows = self._view.rows(self._name, weight, tokens.reshape(-1))
         return rows.reshape(*tokens.shape, weight.shape[-1])
 
     def as_linear(self, hidden: mx.array) -> mx.array:
-        return hidden @ self._view.dense("model.embed_tokens.weight", self._embedding["weight"]).T
+        return hidden @ self._view.dense(self._name, self._embedding["weight"]).T
 
 
 class _StandIn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import mlx.nn as nn
 from ..config import RunConfig, Scope
 from ..errors import ConfigError
 from ..zo.noise import direction_key
-from .causal import parameter_slots
+from .causal import decoder, parameter_slots
 
 # Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
 _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
@@ -45,7 +46,8 @@ def prepare(model: nn.Module, config: RunConfig) -> Trainable:
         ConfigError: the scope asks for more layers than there are, or for weights that are quantised.
     """
     scope = config.parsed_scope
-    layers = getattr(getattr(model, "model", None), "layers", None)
+    path, owner = decoder(model)
+    layers = getattr(getattr(owner, "model", None), "layers", None)
     if layers is None:
         if scope != Scope("full", None):
             raise ConfigError(
@@ -63,11 +65,11 @@ def prepare(model: nn.Module, config: RunConfig) -> Trainable:
     if scope.kind == "lora":
         return _lora(model, config, layers, first)
     if scope.kind == "norms":
-        return _norms(model, layers, first)
-    return _full(model, layers, first, whole_model=scope.last_layers is None)
+        return _norms(model, f"{path}model.norm", first)
+    return _full(model, first, whole_model=scope.last_layers is None)
 
 
-def _full(model: nn.Module, layers: list, first: int, whole_model: bool) -> Trainable:
+def _full(model: nn.Module, first: int, whole_model: bool) -> Trainable:
     quantised = sum("scales" in module for _, module in model.named_modules())
     if quantised:
         raise ConfigError(
@@ -76,16 +78,17 @@ def _full(model: nn.Module, layers: list, first: int, whole_model: bool) -> Trai
         )
     if whole_model:
         return Trainable(_floating(model))
-    names = tuple(n for n in parameter_slots(model) if _layer_number(n) is not None and _layer_number(n) >= first)
+    numbers = {name: _layer_number(name) for name in parameter_slots(model)}
+    names = tuple(name for name, number in numbers.items() if number is not None and number >= first)
     return Trainable(names, frozen_layers=first)
 
 
-def _norms(model: nn.Module, layers: list, first: int) -> Trainable:
+def _norms(model: nn.Module, final_norm: str, first: int) -> Trainable:
     """Norm weights of the last layers and of the final norm, kept in float32: they are few and move by little."""
     names: dict[str, float] = {}
     for path, module in _modules(model):
         number = _layer_number(path)
-        final = number is None and path.startswith("model.")
+        final = path == final_norm
         if "Norm" not in type(module).__name__ or not (final or (number is not None and number >= first)):
             continue
         if module["weight"].dtype != mx.float32:
@@ -161,8 +164,8 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def _layer_number(path: str) -> int | None:
     """The decoder layer a dotted name lies in."""
-    parts = path.split(".")
-    return int(parts[2]) if parts[:2] == ["model", "layers"] and len(parts) > 2 else None
+    match = re.search(r"(?:^|\.)model\.layers\.(\d+)(?:\.|$)", path)
+    return int(match[1]) if match else None
 
 
 def _floating(model: nn.Module) -> tuple[str, ...]:

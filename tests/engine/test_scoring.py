@@ -6,10 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo.config import RunConfig
 from mlxzo.models.causal import CausalLM
+from mlxzo.models.scope import prepare
 from mlxzo.scoring import Prefix, batch_loss, candidate_scores
 from tests.engine.examples import BATCHES
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 
 MODELS = {
     "llama": {"kind": "llama"},
@@ -67,6 +69,27 @@ def test_loss_and_scores_agree_with_full_logits(name, kind):
     assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(
         reference_loss(reference, batch.target), abs=2e-4
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_inside_a_multimodal_one_is_found(tied):
+    from mlx_lm.models import gemma3
+    from mlx_lm.utils import _get_classes
+
+    text = tiny_config("gemma3", tied=tied)
+    model = gemma3.Model(gemma3.ModelArgs(model_type="gemma3", text_config=text, vocab_size=text["vocab_size"]))
+    inner = tiny_model("gemma3", tied=tied)
+    assert isinstance(inner, _get_classes(text)[0])
+    model.language_model = inner
+    config = RunConfig(scope="norms/last-1").resolved()
+    trainable = prepare(model, config)
+    assert trainable.names[-1] == "language_model.model.norm.weight"
+    assert {name.split(".")[3] for name in trainable.names[:-1]} == {"2"}
+    causal, batch = CausalLM(model), BATCHES["several"]()
+    assert causal.exposes_hidden
+    assert causal.splits
+    expected = reference_loss(reference_scores(inner, batch), batch.target)
+    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", BATCHES)
