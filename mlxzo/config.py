@@ -106,7 +106,7 @@ class RunConfig:
         "what trains: full, lora, norms, last-K (all weights of the last K layers), or lora/last-K, norms/last-K",
         "method",
     )
-    steps: int = _option(500, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
     batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
     lr: float | None = _option(
         None,
@@ -118,7 +118,7 @@ class RunConfig:
         auto="the default of the scope and update",
     )
     schedule: str = _option(
-        "constant", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
+        "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
     )
     seed: int = _option(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
@@ -343,6 +343,6 @@ def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
         ("norms", "sgd"): {"lr": 1e-3, "eps": 1e-2},
         ("full", "adaptive"): {"lr": 1e-4, "eps": 1e-3},
         ("lora", "adaptive"): {"lr": 3e-3, "eps": 1e-2},
-        ("norms", "adaptive"): {"lr": 0.3, "eps": 1e-1},
+        ("norms", "adaptive"): {"lr": 0.4, "eps": 1e-1},
     }
     return {"update": update, **table[scope.kind, update]}

@@ -11,7 +11,7 @@ from . import events
 from .config import RunConfig
 from .errors import DataError
 from .evaluate import evaluate
-from .models.causal import CausalLM
+from .models.causal import parameter_slots
 from .models.scope import prepare
 from .runs import BEST_STATE
 from .session import Emit, open_model, open_session
@@ -69,6 +69,6 @@ def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_to
     if run is None:
         return
     trainable = prepare(loaded.model, config)
-    load_state(run / BEST_STATE, CausalLM(loaded.model).slots, trainable.names)
+    load_state(run / BEST_STATE, parameter_slots(loaded.model), trainable.names)
     for piece in speak():
         yield "tuned", piece

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..config import RunConfig, Scope
 from ..errors import ConfigError
 from ..zo.noise import direction_key
-from .causal import decoder, parameter_slots
+from .causal import decoder, parameter_slots, slot_of
 
 # Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
 _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
@@ -92,7 +92,7 @@ def _norms(model: nn.Module, final_norm: str, first: int) -> Trainable:
         if "Norm" not in type(module).__name__ or not (final or (number is not None and number >= first)):
             continue
         if module["weight"].dtype != mx.float32:
-            _replace(model, path, PromotedNorm(module))
+            slot_of(model, path).set(PromotedNorm(module))
         scale = FINAL_NORM_SCALE if final else BLOCK_NORM_SCALE
         names |= {f"{path}.{leaf}": scale for leaf in ("weight", "bias") if leaf in module}
     if not names:
@@ -152,14 +152,6 @@ class PromotedNorm(nn.Module):
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules that hold a weight of their own, by dotted path."""
     return sorted((path, module) for path, module in model.named_modules() if "weight" in module)
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, leaf = path.split(".")
-    container = model
-    for part in parents:
-        container = container[int(part)] if isinstance(container, list) else container[part]
-    container[leaf] = module
 
 
 def _layer_number(path: str) -> int | None:

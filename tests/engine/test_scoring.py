@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlxzo.config import RunConfig
+from mlxzo.evaluate import Evaluation
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Prefix, batch_loss, candidate_scores
@@ -134,6 +135,17 @@ def test_the_prefix_cache_gives_back_what_was_put_whatever_the_padding():
     assert prefix.cache.nbytes == sum(4 * causal.hidden_size * len(row) for row in set(batch.rows))
 
 
+@pytest.mark.parametrize("name", ["llama-4bit", "llama-untied-4bit", "gemma3-4bit"])
+def test_quantised_layers_dequantised_on_the_cpu_say_what_they_say_packed(name):
+    batch = BATCHES["several"]()
+    packed, whole = CausalLM(tiny_model(**MODELS[name])), CausalLM(tiny_model(**MODELS[name]), mx.float32)
+    assert whole.dequantised
+    layers = [slot.get() for slot, _ in whole.dequantised]
+    ours = candidate_scores(whole, batch, whole.view())
+    assert mx.allclose(ours, candidate_scores(packed, batch, packed.view()), atol=1e-4).item()
+    assert all(slot.get() is layer for (slot, _), layer in zip(whole.dequantised, layers, strict=True))
+
+
 def test_half_precision_weights_are_computed_with_in_float32():
     model = tiny_model(dtype=mx.bfloat16)
     causal, batch = CausalLM(model, mx.float32), BATCHES["several"]()
@@ -145,3 +157,26 @@ def test_half_precision_weights_are_computed_with_in_float32():
         batch_loss(reference, batch, reference.view()).item(), abs=1e-5
     )
     assert causal.slots["model.layers.0.mlp.gate_proj.weight"].get().dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "better"),
+    [
+        # 78 of 100 against 75 is within the standard error of 4.3 points: the loss decides.
+        ((0.78, 0.53), (0.75, 0.51), False),
+        ((0.75, 0.51), (0.78, 0.53), True),
+        ((0.85, 0.60), (0.75, 0.51), True),
+        ((0.65, 0.40), (0.75, 0.51), False),
+        ((0.75, 0.51), (0.75, 0.51), False),
+    ],
+)
+def test_the_better_of_two_evaluations_is_not_decided_by_luck(new, old, better):
+    first, second = (Evaluation("accuracy", value, loss, 100, 0.5, 1.0) for value, loss in (new, old))
+    assert first.better_than(second) == better
+    assert first.better_than(None)
+
+
+def test_completions_are_compared_by_their_loss():
+    first, second = (Evaluation("loss", loss, loss, 100, None, 1.0) for loss in (0.4, 0.5))
+    assert first.better_than(second)
+    assert not second.better_than(first)

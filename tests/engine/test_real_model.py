@@ -1,0 +1,43 @@
+"""The main job on the real default model: slow, and needs the model once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def mlxzo(*arguments: object) -> dict:
+    command = [sys.executable, "-m", "mlxzo", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_short_quickstart_learns_and_its_state_can_be_measured_again(tmp_path):
+    result = mlxzo("quickstart", "--steps", 60, "--out", tmp_path)
+    before, after = result["zero_shot"]["test"], result["test"]
+    assert before["majority"] == 0.5
+    assert after["loss"] < before["loss"] - 0.3
+    # The whole gain takes more steps; three standard errors of no gain would be about as much.
+    assert after["value"] > before["value"] + 0.04
+    again = mlxzo("eval", "--run", result["run"], "--split", "test")
+    assert again["value"] == after["value"]
+
+
+@pytest.mark.parametrize("scope", ["full", "lora/last-8", "last-2"])
+def test_every_scope_takes_steps_on_a_float_model(scope, tmp_path):
+    few = ("--train-examples", 32, "--validation-examples", 8, "--test-examples", 8, "--batch-size", 4)
+    result = mlxzo("train", "--scope", scope, "--steps", 3, *few, "--out", tmp_path)
+    assert result["training_loss"]["last"] > 0
+
+
+def test_a_4bit_model_trains_its_norms_and_adapters(tmp_path):
+    few = ("--train-examples", 32, "--validation-examples", 8, "--test-examples", 8, "--batch-size", 4)
+    for scope in ("norms/last-6", "lora/last-2"):
+        result = mlxzo("train", "--model", "smollm2-135m-4bit", "--scope", scope, "--steps", 3, *few, "--out", tmp_path)
+        assert result["peak_bytes"] < 300e6
