@@ -333,16 +333,20 @@ def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigErr
 def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
     """Default update rule, learning rate and eps of a scope.
 
-    The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix, Table 15); the others were found
-    by bench/quickstart.py on the embedded task.
+    The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix, Table 15). An adaptive rate is the
+    length of a step itself, as g is divided by its rms: that of `norms` was found on the embedded task
+    (bench/quickstart.py measures it), the others keep the steps as long as those that sgd takes at its rates.
     """
     update = update or "adaptive"
+    kind = "last" if scope.kind == "full" and scope.last_layers else scope.kind
     table = {
         ("full", "sgd"): {"lr": 1e-6, "eps": 1e-3},
+        ("last", "sgd"): {"lr": 3e-5, "eps": 1e-3},
         ("lora", "sgd"): {"lr": 1e-4, "eps": 1e-2},
         ("norms", "sgd"): {"lr": 1e-3, "eps": 1e-2},
-        ("full", "adaptive"): {"lr": 1e-4, "eps": 1e-3},
-        ("lora", "adaptive"): {"lr": 3e-3, "eps": 1e-2},
+        ("full", "adaptive"): {"lr": 1e-5, "eps": 1e-3},
+        ("last", "adaptive"): {"lr": 1e-4, "eps": 1e-3},
+        ("lora", "adaptive"): {"lr": 1e-3, "eps": 1e-2},
         ("norms", "adaptive"): {"lr": 0.4, "eps": 1e-1},
     }
-    return {"update": update, **table[scope.kind, update]}
+    return {"update": update, **table[kind, update]}

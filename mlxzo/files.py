@@ -132,8 +132,8 @@ def disk_full(purpose: str, needed_bytes: int | None = None, free_bytes: int | N
     if needed_bytes is not None and free_bytes is not None:
         figures = f": it takes {format_bytes(needed_bytes)} and {format_bytes(free_bytes)} are free"
     return DoesNotFit(
-        f"The disk has no room for {purpose}{figures}.",
-        "Free some space, or set MLXZO_HOME (and HF_HOME for hub models) to a folder on a larger disk.",
+        f"the disk has no room for {purpose}{figures}",
+        "free some space, or set MLXZO_HOME (and HF_HOME for hub models) to a folder on a larger disk",
     )
 
 

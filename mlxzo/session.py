@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from . import events
 from .batching import EncodedExample, by_length, encode
@@ -14,7 +13,7 @@ from .config import RunConfig
 from .files import Progress as FileProgress
 from .memory.meter import mlx_memory, system_memory
 from .models.causal import CausalLM
-from .models.loading import LoadedModel, load_model, weights_fingerprint
+from .models.loading import LoadedModel, count_parameters, load_model, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .scoring import Prefix
@@ -84,7 +83,7 @@ def open_session(config: RunConfig, emit: Emit, *, trains: bool = True) -> Sessi
     resolved, loaded = open_model(config, emit)
     # Fingerprint and count are of the base weights: adapters come afterwards.
     sha256 = weights_fingerprint(loaded.model)
-    parameters = count_parameters(loaded)
+    parameters = count_parameters(loaded.model)
     trainable = prepare(loaded.model, config) if trains else Trainable(())
     causal = CausalLM(loaded.model, compute_dtype())
     splits = {
@@ -130,20 +129,6 @@ def fill_prefix_cache(session: Session, emit: Emit) -> None:
     emit(events.Phase("prefix", f"{prefix.layers} frozen layers, once an example"))
     for done in prefix.fill(batch for _, batch in by_length(examples, config.batch_size)):
         emit(events.Progress("frozen layers", float(done), float(rows), "sequences"))
-
-
-def count_parameters(loaded: LoadedModel) -> int:
-    """Parameters of a model; a packed quantised weight counts as the weights it stands for."""
-    count = 0
-    for _name, module in loaded.model.named_modules():
-        for leaf, array in tree_flatten({k: v for k, v in module.items() if isinstance(v, mx.array)}):
-            if "scales" not in module:
-                count += array.size
-            elif leaf == "weight":
-                count += array.size * 32 // module.bits
-            elif leaf == "bias":
-                count += array.size
-    return count
 
 
 def _remarks(session: Session) -> list[str]:

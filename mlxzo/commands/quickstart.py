@@ -17,8 +17,8 @@ from ..runs import RunDirectory
 from .options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
-# A review in the embedded task's own template, left where the label word comes.
-_PROMPT = "The soup was cold and nobody came to ask.\nThe customer is"
+# A review that nothing has trained on, left where the label word comes.
+_PROMPT = "The soup was cold and nobody came to ask. The customer is"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

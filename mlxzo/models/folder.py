@@ -19,10 +19,11 @@ TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("tiktoken.model",
 def check_folder(folder: Path) -> None:
     """Raises ModelError naming everything a folder lacks."""
     if problems := folder_problems(folder):
+        several = len(problems) > 1
         raise ModelError(
-            f"{folder} is not a complete model: {'; '.join(problems)}.",
-            "Copy what is missing from the original model, or convert it with `mlx_lm.convert`.",
-            problems,
+            f"{folder} is not a complete model" + ("" if several else f": {problems[0]}"),
+            "copy what is missing from the original model, or convert it with `mlx_lm.convert`",
+            problems if several else (),
         )
 
 
@@ -98,7 +99,7 @@ def make_once(final: Path, name: str, build: Callable[[Path], Path], report: Rep
         if is_disk_full(error):
             raise disk_full(f"{name} under {final.parent}") from error
         raise ModelError(
-            f"{name} cannot be stored under {final.parent}: {error}.",
-            "Set MLXZO_HOME to a folder you can write to.",
+            f"{name} cannot be stored under {final.parent}: {error}",
+            "set MLXZO_HOME to a folder you can write to",
         ) from error
     return final

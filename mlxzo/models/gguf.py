@@ -69,8 +69,8 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
     gguf_file = read_gguf(path)
     if gguf_file.architecture not in ARCHITECTURES:
         raise ModelError(
-            f"{path} holds a model of architecture {gguf_file.architecture!r}, which mlxzo cannot convert.",
-            f"Use a GGUF file of {', '.join(ARCHITECTURES)}, or the model's safetensors.",
+            f"{path} holds a model of architecture {gguf_file.architecture!r}, which mlxzo cannot convert",
+            f"use a GGUF file of {', '.join(ARCHITECTURES)}, or the model's safetensors",
         )
     names = _names(gguf_file)
     config = _config(gguf_file)
@@ -109,7 +109,7 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
     except OSError as error:
         if is_disk_full(error):
             raise disk_full(purpose) from error
-        raise ModelError(f"The converted model cannot be written to {out_dir}: {error}.") from error
+        raise ModelError(f"the converted model cannot be written to {out_dir}: {error}") from error
 
 
 def natural_weights(path: Path) -> str:
@@ -148,8 +148,8 @@ def _names(gguf_file: GgufFile) -> dict[str, str]:
     missing = [name for name in needed if name not in gguf_file.tensors]
     if unknown or missing:
         raise ModelError(
-            f"{gguf_file.path} is not laid out as a {gguf_file.architecture} model mlxzo can convert.",
-            "Use a GGUF file of a plain text model, or the model's safetensors.",
+            f"{gguf_file.path} is not laid out as a {gguf_file.architecture} model mlxzo can convert",
+            "use a GGUF file of a plain text model, or the model's safetensors",
             [f"unknown tensor {name}" for name in unknown] + [f"missing tensor {name}" for name in missing],
         )
     return names
@@ -161,8 +161,8 @@ def _figure(gguf_file: GgufFile, key: str) -> int:
         value = int(value[0])
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(
-            f"{gguf_file.path} does not say its {gguf_file.architecture}.{key}, or not as one whole number.",
-            "Use a GGUF file made by llama.cpp's converter.",
+            f"{gguf_file.path} does not say its {gguf_file.architecture}.{key}, or not as one whole number",
+            "use a GGUF file made by llama.cpp's converter",
         )
     return value
 
@@ -217,13 +217,13 @@ def _rope_scaling(gguf_file: GgufFile, config: dict) -> dict | None:
         }
         expected = _llama3_factors(config["rope_theta"], config["head_dim"], scaling)
         if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-            raise ModelError(f"{gguf_file.path} scales its rotary positions in a way mlxzo does not know.", fix)
+            raise ModelError(f"{gguf_file.path} scales its rotary positions in a way mlxzo does not know", fix)
         return scaling
     kind = gguf_file.get("rope.scaling.type", "none")
     if kind == "none":
         return None
     if kind != "linear":
-        raise ModelError(f"{gguf_file.path} scales its rotary positions by {kind!r}, which is not supported.", fix)
+        raise ModelError(f"{gguf_file.path} scales its rotary positions by {kind!r}, which is not supported", fix)
     return {"rope_type": "linear", "factor": _shortest(gguf_file.get("rope.scaling.factor", 1.0))}
 
 
@@ -250,8 +250,8 @@ def _plan(gguf_file: GgufFile, tensor: GgufTensor, name: str, weights: str) -> t
         return kept_plans(tensor, rows, name), KEPT_BITS[tensor.kind]
     if weights == "quantized" and tensor.kind not in ("F32", "F16", "BF16"):
         raise ModelError(
-            f"{gguf_file.path}: {tensor.name} is in {tensor.kind}, which MLX cannot hold as it is.",
-            f"Convert to float16, or use a file in {', '.join(KEPT_BITS)}.",
+            f"{gguf_file.path}: {tensor.name} is in {tensor.kind}, which MLX cannot hold as it is",
+            f"convert to float16, or use a file in {', '.join(KEPT_BITS)}",
         )
     dtype = "F32" if weights == "quantized" else WEIGHTS[weights]
 
@@ -277,6 +277,6 @@ def _check_kind(gguf_file: GgufFile, tensor: GgufTensor) -> None:
         to_float32(np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]][1]), np.uint8), tensor.kind)
     except NotImplementedError as error:
         raise ModelError(
-            f"{gguf_file.path}: {tensor.name} is in {tensor.kind}, a number format mlxzo cannot read.",
-            "Use a file quantised to Q4_K_M, Q5_K_M, Q6_K or Q8_0, or one in F16 or BF16.",
+            f"{gguf_file.path}: {tensor.name} is in {tensor.kind}, a number format mlxzo cannot read",
+            "use a file quantised to Q4_K_M, Q5_K_M, Q6_K or Q8_0, or one in F16 or BF16",
         ) from error

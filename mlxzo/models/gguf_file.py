@@ -110,13 +110,13 @@ def read_gguf(path: Path) -> GgufFile:
     try:
         data = np.memmap(path, mode="r", dtype=np.uint8)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise ModelError(f"{path} cannot be read: {error}.", fix) from error
+        raise ModelError(f"{path} cannot be read: {error}", fix) from error
     if bytes(data[:4]) != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file.", "Name a file in GGUF format, or a folder with safetensors.")
+        raise ModelError(f"{path} is not a GGUF file", "name a file in GGUF format, or a folder with safetensors")
     try:
         return _parse(path, data)
     except _Damaged as error:
-        raise ModelError(f"{path} is damaged or incomplete: {error}.", fix) from error
+        raise ModelError(f"{path} is damaged or incomplete: {error}", fix) from error
 
 
 def _parse(path: Path, data: np.ndarray) -> GgufFile:
@@ -154,8 +154,8 @@ def _tensor(path: Path, data: np.ndarray, name: str, shape: tuple[int, ...], kin
         number_format = GGMLQuantizationType(kind)
     except ValueError as error:
         raise ModelError(
-            f"{path}: the tensor {name} has a number format mlxzo does not know (ggml type {kind}).",
-            "Use a file quantised to Q4_K_M, Q5_K_M, Q6_K or Q8_0, or one in F16 or BF16.",
+            f"{path}: the tensor {name} has a number format mlxzo does not know (ggml type {kind})",
+            "use a file quantised to Q4_K_M, Q5_K_M, Q6_K or Q8_0, or one in F16 or BF16",
         ) from error
     block, block_bytes = GGML_QUANT_SIZES[number_format]
     columns = shape[-1] if shape else 1

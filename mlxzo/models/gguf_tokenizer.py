@@ -49,13 +49,13 @@ def write_tokenizer(gguf_file: GgufFile, config: dict, out_dir: Path) -> None:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if family not in ("gpt2", "llama") or not isinstance(tokens, list):
         raise ModelError(
-            f"{gguf_file.path} has a tokenizer of kind {family!r}, which mlxzo cannot rebuild.",
-            "Use the model's safetensors folder, which brings its own tokenizer.",
+            f"{gguf_file.path} has a tokenizer of kind {family!r}, which mlxzo cannot rebuild",
+            "use the model's safetensors folder, which brings its own tokenizer",
         )
     kinds = metadata.get("tokenizer.ggml.token_type")
     kinds = np.full(len(tokens), NORMAL) if kinds is None else kinds
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise ModelError(f"{gguf_file.path} has a damaged vocabulary.", "Download the file again.")
+        raise ModelError(f"{gguf_file.path} has a damaged vocabulary", "download the file again")
 
     special = {
         role: tokens[index]
@@ -94,8 +94,8 @@ def _byte_level(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, speci
     name = gguf_file.metadata.get("tokenizer.ggml.pre", "default")
     if name not in _PRE_TOKENIZERS:
         raise ModelError(
-            f"{gguf_file.path} splits text in the way {name!r}, which mlxzo does not know.",
-            "Use the model's safetensors folder, which brings its own tokenizer.",
+            f"{gguf_file.path} splits text in the way {name!r}, which mlxzo does not know",
+            "use the model's safetensors folder, which brings its own tokenizer",
         )
     pre = _PRE_TOKENIZERS[name]
     merges = [tuple(merge.split(" ", 1)) for merge in gguf_file.metadata.get("tokenizer.ggml.merges", [])]
@@ -128,7 +128,7 @@ def _sentencepiece(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, sp
 
     scores = gguf_file.metadata.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
-        raise ModelError(f"{gguf_file.path} has a vocabulary without scores.", "Download the file again.")
+        raise ModelError(f"{gguf_file.path} has a vocabulary without scores", "download the file again")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     prefix = bool(gguf_file.metadata.get("tokenizer.ggml.add_space_prefix", True))
     model = BPE(

@@ -102,28 +102,28 @@ def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:
     if is_disk_full(error):
         return disk_full(f"{repo} in the hub's cache")
     if isinstance(error, errors.HFValidationError):
-        return ModelError(f"{repo!r} is not the name of a hub repository.", "Write it as organisation/name.")
+        return ModelError(f"{repo!r} is not the name of a hub repository", "write it as organisation/name")
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
-            f"{repo} is gated: its owner asks you to accept terms before you download it.",
-            f"Accept them on {endpoint()}/{repo}, then set HF_TOKEN or run `hf auth login`.",
+            f"{repo} is gated: its owner asks you to accept terms before you download it",
+            f"accept them on {endpoint()}/{repo}, then set HF_TOKEN or run `hf auth login`",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(f"{repo} has no revision {revision!r}.", "Name a branch, tag or commit it has.")
+        return ModelError(f"{repo} has no revision {revision!r}", "name a branch, tag or commit it has")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelError(
-            f"The hub has no repository {repo}, or it is private.",
-            "Check the spelling; for a private one set HF_TOKEN or run `hf auth login`.",
+            f"the hub has no repository {repo}, or it is private",
+            "check the spelling; for a private one set HF_TOKEN or run `hf auth login`",
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return ModelError(
-            f"The hub does not let you have {repo}: the access token is missing or wrong.",
-            "Correct or unset HF_TOKEN, or run `hf auth login`.",
+            f"the hub does not let you have {repo}: the access token is missing or wrong",
+            "correct or unset HF_TOKEN, or run `hf auth login`",
         )
     return ModelError(
-        f"The download of {repo} from {endpoint()} failed.",
-        "Try again: it goes on where it stopped.",
+        f"the download of {repo} from {endpoint()} failed",
+        "try again: it goes on where it stopped",
         [redact(f"{type(error).__name__}: {error}")],
     )
 

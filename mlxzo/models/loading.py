@@ -51,7 +51,7 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto") -> 
     try:
         mx.eval(model.parameters())
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"The weights in {path} cannot be read.", "Download the model again.", [str(error)]) from error
+        raise ModelError(f"the weights in {path} cannot be read", "download the model again", [str(error)]) from error
     return LoadedModel(model, _load_tokenizer(path, config), path, config)
 
 
@@ -61,8 +61,8 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
     config = utils.load_config(path)
     if "model_file" in config:  # mlx-lm's way to bring an architecture along
         raise ModelError(
-            f"{path} needs code that comes with the model ({config['model_file']}), which mlxzo never runs.",
-            "Use a model of an architecture that mlx-lm itself has.",
+            f"{path} needs code that comes with the model ({config['model_file']}), which mlxzo never runs",
+            "use a model of an architecture that mlx-lm itself has",
         )
     model_type = config["model_type"]
     module = utils.MODEL_REMAPPING.get(model_type, model_type)
@@ -70,15 +70,15 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
         importlib.import_module(f"mlx_lm.models.{module}")
     except (ImportError, ValueError) as error:
         raise ModelError(
-            f"{path} is a model of type {model_type!r}, which mlx-lm does not know.",
-            "Use another model, or install a newer mlx-lm.",
+            f"{path} is a model of type {model_type!r}, which mlx-lm does not know",
+            "use another model, or install a newer mlx-lm",
         ) from error
     try:
         return utils.load_model(path, lazy=True)
     except Exception as error:  # mlx-lm raises whatever a wrong config or file happens to cause
         raise ModelError(
-            f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together.",
-            "Download the model again, or convert it with `mlx_lm.convert`.",
+            f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together",
+            "download the model again, or convert it with `mlx_lm.convert`",
             [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
         ) from error
 
@@ -91,10 +91,27 @@ def _load_tokenizer(path: Path, config: dict) -> Any:
         return load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:  # transformers raises whatever a wrong file happens to cause
         raise ModelError(
-            f"The tokenizer in {path} cannot be loaded.",
-            "Copy tokenizer.json and tokenizer_config.json from the original model.",
+            f"the tokenizer in {path} cannot be loaded",
+            "copy tokenizer.json and tokenizer_config.json from the original model",
             [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
         ) from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model; a packed quantised weight counts as the weights it stands for, scales do not."""
+    count = 0
+    for _, module in model.named_modules():
+        for leaf, value in module.items():
+            # MLX keeps arrays that are no parameters, such as rotary frequencies, under a leading underscore.
+            if not isinstance(value, mx.array) or leaf.startswith("_"):
+                continue
+            if "scales" not in module:
+                count += value.size
+            elif leaf == "weight":
+                count += value.size * 32 // module.bits
+            elif leaf == "bias":
+                count += value.size
+    return count
 
 
 def weights_fingerprint(model: nn.Module) -> str:

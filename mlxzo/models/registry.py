@@ -119,11 +119,11 @@ def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"The list of models, {path}, cannot be read.", "Install mlxzo again.") from error
+        raise ModelError(f"the list of models, {path}, cannot be read", "install mlxzo again") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid YAML.", "Correct the file.", [str(error)]) from error
+        raise ModelError(f"{path} is not valid YAML", "correct the file", [str(error)]) from error
     if not isinstance(content, list):
-        raise ModelError(f"{path} does not hold a list of models.", "Start each entry with `- name:`.")
+        raise ModelError(f"{path} does not hold a list of models", "start each entry with `- name:`")
 
     entries: dict[str, ModelEntry] = {}
     problems: list[str] = []
@@ -135,7 +135,7 @@ def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
         elif entry is not None:
             entries[entry.name] = entry
     if problems:
-        raise ModelError(f"{path} has {len(problems)} wrong lines.", "Correct them.", problems)
+        raise ModelError(f"{path} has {len(problems)} wrong lines", "correct them", problems)
     return entries
 
 
@@ -148,13 +148,13 @@ def find(name: str) -> ModelEntry:
     entries = load_registry()
     if name in entries:
         return entries[name]
-    raise ModelError(f"There is no model called {name!r}.{nearest(name)}", "`mlxzo models` lists them.")
+    raise ModelError(f"there is no model called {name!r}{nearest(name)}", "`mlxzo models` lists them")
 
 
 def nearest(name: str) -> str:
-    """' Did you mean ...?' with the registry names most like `name`, or nothing."""
+    """'; did you mean ...?' with the registry names most like `name`, or nothing."""
     close = difflib.get_close_matches(name.lower(), load_registry(), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _read_entry(content: Any, label: str) -> tuple[ModelEntry | None, list[str]]:

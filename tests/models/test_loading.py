@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlxzo.errors import ModelError
-from mlxzo.models.loading import load_model, weights_fingerprint
+from mlxzo.models.loading import count_parameters, load_model, weights_fingerprint
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -85,3 +85,9 @@ def test_a_broken_tokenizer_is_explained(tmp_path):
     with pytest.raises(ModelError, match="tokenizer") as caught:
         load_model(folder)
     assert "tokenizer.json" in caught.value.fix
+
+
+@pytest.mark.parametrize("bits", [None, 4, 8])
+def test_quantised_weights_count_as_what_they_stand_for(bits):
+    floating = sum(value.size for _, value in tree_flatten(tiny_model().parameters()))
+    assert count_parameters(tiny_model(bits=bits)) == floating

@@ -91,7 +91,7 @@ def test_an_unknown_name_suggests_the_nearest():
     assert "mlxzo models" in caught.value.fix
     with pytest.raises(ModelError) as caught:
         find("zzzzzzzzzzzz")
-    assert "Did you mean" not in caught.value.message
+    assert "did you mean" not in caught.value.message
 
 
 def test_every_mistake_in_the_file_is_listed(tmp_path):

@@ -30,7 +30,7 @@ def run_cli(*arguments, **more):
         ("train --batch-size 0", 2, "expected a whole number of at least 1 and at most 4096, not 0"),
         ("train --steps many --lr 0", 2, "2 problems in the configuration"),
         ("train --scope half", 2, "scope 'half' is not known"),
-        ("train --model smolm2-135m", 4, "Did you mean smollm2-135m"),
+        ("train --model smolm2-135m", 4, "did you mean smollm2-135m"),
         ("train --task review", 2, "did you mean reviews?"),
         ("train --task none.yaml", 2, "none.yaml"),
         ("train --config none.yaml", 2, "none.yaml cannot be read"),
