@@ -44,7 +44,7 @@ def main() -> None:
         ["tuned", percent(after)],
         ["gain, points", percent([b - a for a, b in zip(before, after, strict=True)])],
         ["training, s", spread([r["train_seconds"] for r in results], 0)],
-        ["all after loading, s", spread([r["total_seconds"] for r in results], 0)],
+        ["all in all, s", spread([r["total_seconds"] for r in results], 0)],
         ["peak, MB", spread([r["peak_bytes"] / 1e6 for r in results], 0)],
     ]
     first = results[0]

@@ -15,7 +15,7 @@ from mlxzo.doctor import package_versions
 def machine() -> dict[str, Any]:
     """Where the figures were taken."""
     return {
-        "platform": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
         "mlxzo": __version__,

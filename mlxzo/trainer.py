@@ -50,7 +50,6 @@ class Trainer:
             Diverged: the loss is not a finite number. Interrupted: the user stopped the run. In both cases the best
             state so far is on disk.
         """
-        started = time.perf_counter()
         self.emit(events.Phase("baseline"))
         zero_shot = {
             split: self._evaluate("zero-shot", split, 0)
@@ -67,7 +66,7 @@ class Trainer:
         self.emit(events.Phase("train"))
         self._train()
         test = self._test()
-        return self._result(zero_shot, test, time.perf_counter() - started)
+        return self._result(zero_shot, test)
 
     def _train(self) -> None:
         config, examples = self.session.config, self.session.splits["train"]
@@ -160,7 +159,7 @@ class Trainer:
         test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
         return (config.steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
 
-    def _result(self, zero_shot: dict[str, Evaluation], test: Evaluation | None, seconds: float) -> dict[str, Any]:
+    def _result(self, zero_shot: dict[str, Evaluation], test: Evaluation | None) -> dict[str, Any]:
         session, config = self.session, self.session.config
         window = max(1, min(_SPEED_WINDOW, len(self.losses) // 2))
         return {
@@ -182,7 +181,6 @@ class Trainer:
                 "steps_averaged": window,
             },
             "train_seconds": self.train_seconds,
-            "total_seconds": seconds,
             "steps_per_second": config.steps / self.train_seconds,
             "peak_bytes": mlx_memory().peak_bytes,
         }

@@ -80,8 +80,11 @@ def main(arguments: list[str]) -> int:
         if isinstance(event, events.Progress):
             stop.check()
 
+    started = time.perf_counter()
     try:
         result = train(run, emit, stop)
+        # Loading, the frozen layers and the evaluations included.
+        result["total_seconds"] = time.perf_counter() - started
         run.write_json("result.json", result)
         write(events.Finished(result))
         return EXIT_DONE
