@@ -1,13 +1,14 @@
-"""Whole runs on a tiny model, through the real command line and real child processes."""
+"""What a whole run does to a tiny model, through the real command line and real child processes.
+
+tests/shell/test_runs_of_the_cli.py has the ways a run is stopped, refused and shown.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -98,19 +99,6 @@ def test_the_events_tell_the_whole_story_in_order(finished):
     assert isinstance(story[-1], events.Finished)
 
 
-def test_the_best_state_is_what_was_measured(finished, model, data):
-    result, run = finished
-    again = mlxzo("eval", "--run", run.path, "--split", "test", "--json")
-    assert again.returncode == 0, again.stderr
-    measured = json.loads(again.stdout)
-    assert measured["value"] == result["test"]["value"]
-    assert measured["loss"] == pytest.approx(result["test"]["loss"], abs=1e-6)
-    base = json.loads(
-        mlxzo("eval", "--model", model, "--task", "custom", "--data", data, "--split", "validation", "--json").stdout
-    )
-    assert base["value"] == result["zero_shot"]["validation"]["value"]
-
-
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(finished, model, data, tmp_path):
     _, run = finished
 
@@ -147,55 +135,6 @@ def test_completions_train_on_their_own_loss(model, tmp_path):
     assert result["metric"] == "loss"
     assert result["test"] is None
     assert result["best"]["validation"]["loss"] < result["zero_shot"]["validation"]["loss"]
-
-
-def begin(model: Path, data: Path, out: Path, steps: int = 100_000) -> tuple[subprocess.Popen, RunDirectory]:
-    """A run in a child process, once it has made ten steps."""
-    arguments = ["--model", model, "--task", "custom", "--data", data, "--out", out, "--name", "long", "--steps", steps]
-    arguments += ["--scope", "norms/last-1"]
-    command = [sys.executable, "-m", "mlxzo", "train", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        run = RunDirectory(out / "long")
-        if isinstance(step := run.last_event(events.Step), events.Step) and step.step >= 10:
-            return process, run
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(process.communicate()[1])
-
-
-def test_ctrl_c_ends_a_run_cleanly_and_its_best_state_can_be_used(model, data, tmp_path):
-    process, run = begin(model, data, tmp_path)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted" in stderr
-    assert "Traceback" not in stderr
-    assert run.status == "interrupted"
-    assert mlxzo("eval", "--run", run.path, "--json").returncode == 0
-
-
-def test_a_killed_worker_is_reported_in_plain_words_with_exit_code_3(model, data, tmp_path):
-    process, run = begin(model, data, tmp_path)
-    os.kill(int(run.lock_path.read_text()), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert "SIGKILL" in stderr
-    assert "memory" in stderr
-    assert "Traceback" not in stderr
-    assert run.status == "died"
-
-
-def test_a_run_outlives_whoever_started_it(model, data, tmp_path):
-    process, run = begin(model, data, tmp_path, steps=60)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 120
-    while run.worker_is_alive() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert run.status == "finished"
-    assert run.result()["steps"] == 60
 
 
 def test_a_run_that_diverges_says_so_and_exits_5(model, data, tmp_path):
