@@ -15,7 +15,7 @@ from mlxzo import events
 from mlxzo.console import ResultTable, RunView
 from mlxzo.runs import RunDirectory
 
-_WIDTH = 132
+_WIDTH = 140
 
 
 class _Clock:
