@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -134,6 +134,9 @@ class Finished(Event):
     name: ClassVar[str] = "finished"
     result: dict[str, Any]
 
+
+Emit = Callable[[Event], None]
+"""Takes the events of a run as they happen."""
 
 _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 

@@ -14,11 +14,11 @@ from .evaluate import evaluate
 from .models.causal import parameter_slots
 from .models.scope import prepare
 from .runs import BEST_STATE
-from .session import Emit, open_model, open_session
+from .session import open_model, open_session
 from .states import load_state
 
 
-def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: Emit) -> dict[str, Any]:
+def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: events.Emit) -> dict[str, Any]:
     """Measures the base model, or the best state of `run`, on one split of the task.
 
     Raises:
@@ -61,8 +61,18 @@ def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_to
     _, loaded = open_model(config, lambda event: None)
 
     def speak() -> Iterator[str]:
-        for response in stream_generate(loaded.model, loaded.tokenizer, prompt, max_tokens=max_new_tokens):
-            yield response.text
+        # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
+        tokens = list(loaded.tokenizer.encode(prompt))
+        shown = loaded.tokenizer.decode(tokens)
+        for response in stream_generate(loaded.model, loaded.tokenizer, list(tokens), max_tokens=max_new_tokens):
+            if response.finish_reason == "stop":
+                return
+            tokens.append(response.token)
+            text = loaded.tokenizer.decode(tokens)
+            # A character whose bytes are not all there yet decodes to the replacement character.
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
 
     for piece in speak():
         yield "base", piece

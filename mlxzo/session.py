@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -19,8 +18,6 @@ from .models.sources import ResolvedModel, resolve
 from .scoring import Prefix
 from .tasks.base import TaskData
 from .tasks.registry import load_task
-
-Emit = Callable[[events.Event], None]
 
 # `prefix_cache: auto` takes at most this share of the memory that programs could have now.
 _CACHE_SHARE = 0.1
@@ -48,7 +45,7 @@ class Session:
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
 
 
-def open_model(config: RunConfig, emit: Emit) -> tuple[ResolvedModel, LoadedModel]:
+def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, LoadedModel]:
     """Brings the model of a configuration into memory; downloads and conversions are reported as they go.
 
     Raises:
@@ -69,7 +66,7 @@ def compute_dtype() -> mx.Dtype | None:
     return mx.float32 if mx.default_device() == mx.cpu else None
 
 
-def open_session(config: RunConfig, emit: Emit, *, trains: bool = True) -> Session:
+def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
 
     Args:
@@ -113,7 +110,7 @@ def open_session(config: RunConfig, emit: Emit, *, trains: bool = True) -> Sessi
     return session
 
 
-def fill_prefix_cache(session: Session, emit: Emit) -> None:
+def fill_prefix_cache(session: Session, emit: events.Emit) -> None:
     """Computes the frozen layers' output of every example once, where the configuration and the memory allow it."""
     config, prefix = session.config, session.prefix
     if not prefix.layers or config.prefix_cache == "off":

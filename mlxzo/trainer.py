@@ -16,7 +16,7 @@ from .evaluate import Evaluation, evaluate
 from .memory.meter import mlx_memory
 from .methods import Method
 from .runs import BEST_STATE
-from .session import Emit, Session
+from .session import Session
 from .states import load_state, save_state
 
 # The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
@@ -35,7 +35,7 @@ class Stop(Protocol):
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(self, session: Session, method: Method, run_path: Path, emit: Emit, stop: Stop):
+    def __init__(self, session: Session, method: Method, run_path: Path, emit: events.Emit, stop: Stop):
         self.session, self.method, self.emit, self.stop = session, method, emit, stop
         self.best_path = run_path / BEST_STATE
         self.best: tuple[int, Evaluation] | None = None

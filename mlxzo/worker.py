@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
         return told.exit_code
 
 
-def train(run: RunDirectory, emit: Any, stop: StopRequest) -> dict[str, Any]:
+def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it."""
     load_fast_blas()
     # These import MLX, which must find a fast BLAS already loaded.

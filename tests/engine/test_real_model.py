@@ -41,3 +41,8 @@ def test_a_4bit_model_trains_its_norms_and_adapters(tmp_path):
     for scope in ("norms/last-6", "lora/last-2"):
         result = mlxzo("train", "--model", "smollm2-135m-4bit", "--scope", scope, "--steps", 3, *few, "--out", tmp_path)
         assert result["peak_bytes"] < 300e6
+
+
+def test_generated_text_joins_its_prompt_with_the_space_the_model_wrote():
+    spoken = mlxzo("generate", "The capital of France is", "--max-new-tokens", 4)
+    assert spoken["base"].startswith(" Paris")
