@@ -10,7 +10,6 @@ from typing import Any
 from . import events
 from .config import RunConfig
 from .errors import DataError
-from .evaluate import evaluate
 from .models.causal import parameter_slots
 from .models.scope import prepare
 from .runs import BEST_STATE
@@ -25,21 +24,11 @@ def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: e
         MlxzoError: model, data or the run's state cannot be had.
     """
     session = open_session(config, on_event, trains=run is not None)
-    examples = session.splits[split]
-    if not examples:
+    if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
     if run is not None:
         load_state(run / BEST_STATE, session.causal.slots, session.trainable.names)
-    outcome = evaluate(
-        session.causal,
-        examples,
-        session.metric,
-        batch_size=config.batch_size,
-        prefix=session.prefix,
-        on_progress=lambda done, total: on_event(
-            events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
-        ),
-    )
+    outcome = session.evaluate(split, on_event)
     return {
         "model": session.resolved.name,
         "run": str(run) if run else None,

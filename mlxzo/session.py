@@ -9,6 +9,7 @@ import mlx.core as mx
 from . import events
 from .batching import EncodedExample, by_length, encode
 from .config import RunConfig
+from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
 from .memory.meter import mlx_memory, system_memory
 from .models.causal import CausalLM
@@ -43,6 +44,19 @@ class Session:
 
     def trained_parameters(self) -> dict[str, mx.array]:
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
+
+    def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
+        """Measures the weights as they stand on one split, telling `emit` how far it is."""
+        return evaluate(
+            self.causal,
+            self.splits[split],
+            self.metric,
+            batch_size=self.config.batch_size,
+            prefix=self.prefix,
+            on_progress=lambda done, total: emit(
+                events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
+            ),
+        )
 
 
 def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, LoadedModel]:

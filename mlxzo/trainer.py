@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from . import events
 from .batching import batch_indices, collate
 from .errors import Diverged
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation
 from .memory.meter import mlx_memory
 from .methods import Method
 from .runs import BEST_STATE
@@ -120,20 +120,7 @@ class Trainer:
             self._save_best(step)
 
     def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
-        session = self.session
-
-        def progress(done: int, total: int) -> None:
-            self.stop.check()
-            self.emit(events.Progress(f"evaluating on {split}", float(done), float(total), "examples"))
-
-        outcome = evaluate(
-            session.causal,
-            session.splits[split],
-            session.metric,
-            batch_size=session.config.batch_size,
-            prefix=session.prefix,
-            on_progress=progress,
-        )
+        outcome = self.session.evaluate(split, self.emit)
         self.evaluate_seconds = outcome.seconds
         best = kind == "validation" and outcome.better_than(self.best[1])
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))

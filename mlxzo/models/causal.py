@@ -130,9 +130,7 @@ class CausalLM:
         """Logits of chosen tokens: float32 [N] for hidden [N, D] and tokens int32 [N], without the other logits."""
         weight = self._head_rows(tokens, view)
         logits = (hidden.astype(mx.float32) * weight.astype(mx.float32)).sum(-1)
-        if "bias" in self.head:
-            logits = logits + view.dense(f"{self.head_name}.bias", self.head["bias"])[tokens].astype(mx.float32)
-        return logits
+        return self._with_head_bias(logits, tokens, view)
 
     def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
         """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows."""
@@ -142,10 +140,14 @@ class CausalLM:
         for start in range(0, self.vocabulary, rows):
             chunk = mx.arange(start, min(start + rows, self.vocabulary))
             logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
-            if "bias" in self.head:
-                logits = logits + view.dense(f"{self.head_name}.bias", self.head["bias"])[chunk].astype(mx.float32)
-            parts.append(mx.logsumexp(logits, axis=-1))
+            parts.append(mx.logsumexp(self._with_head_bias(logits, chunk, view), axis=-1))
         return mx.logsumexp(mx.stack(parts), axis=0)
+
+    def _with_head_bias(self, logits: mx.array, tokens: mx.array, view: View) -> mx.array:
+        """Adds the bias of `tokens` [N] to their logits [..., N], where the head has one."""
+        if "bias" not in self.head:
+            return logits
+        return logits + view.dense(f"{self.head_name}.bias", self.head["bias"])[tokens].astype(mx.float32)
 
     def _head_rows(self, rows: mx.array, view: View) -> mx.array:
         """Effective rows of the head's weight [N, D]; a quantised head is dequantised row by row."""

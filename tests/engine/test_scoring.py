@@ -72,6 +72,16 @@ def test_loss_and_scores_agree_with_full_logits(name, kind):
     )
 
 
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_head_with_a_bias_counts_it(kind):
+    model = tiny_model(tied=False)
+    model.lm_head.bias = mx.random.normal((model.lm_head.weight.shape[0],), key=mx.random.key(3))
+    causal, batch = CausalLM(model), BATCHES[kind]()
+    assert causal.exposes_hidden
+    expected = reference_loss(reference_scores(model, batch), batch.target)
+    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_language_model_inside_a_multimodal_one_is_found(tied):
     from mlx_lm.models import gemma3
