@@ -163,7 +163,7 @@ class RunConfig:
         minimum=0.0,
         exclusive_minimum=True,
         maximum=1e6,
-        auto="3 for adaptive, no limit for sgd",
+        auto="3 for adaptive and fzoo, no limit for sgd",
     )
     momentum: float = _option(
         0.0,
@@ -219,7 +219,8 @@ class RunConfig:
         """The same configuration with every `None` that depends on the scope filled in."""
         defaults = mezo_defaults(self.parsed_scope, self.update)
         defaults["queries"] = 8 if self.estimator == "fzoo" else 1
-        if defaults["update"] == "adaptive":
+        # Two losses that happen to lie close together would make a step of fzoo as long as you like.
+        if defaults["update"] == "adaptive" or self.estimator == "fzoo":
             defaults["clip"] = 3.0
         return dataclasses.replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}

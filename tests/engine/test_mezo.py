@@ -11,9 +11,11 @@ from mlx.utils import tree_flatten
 
 from mlxzo.config import RunConfig
 from mlxzo.methods.mezo import MeZO
+from mlxzo.models import causal as causal_module
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
+from mlxzo.zo import move as move_module
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters
 from tests.tiny import tiny_model
@@ -246,6 +248,62 @@ def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_shou
     # Regression of the real move on the intended one, over 32,768 weights.
     slope = ((moved * total).sum() / (total * total).sum()).item()
     assert slope == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.slow
+def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind(monkeypatch):
+    batch = BATCHES["several"]()
+
+    def last_loss(dtype: mx.Dtype, seed: int) -> float:
+        config = {"scope": "full", "lr": 2e-4, "steps": 300, "schedule": "constant", "seed": seed}
+        method = mezo(options={"dtype": dtype}, compute_dtype=mx.float32, **config)
+        return float(np.mean([method.step(step, batch).loss for step in range(300)][-50:]))
+
+    exact, rounded = ([last_loss(dtype, seed) for seed in (0, 1)] for dtype in (mx.float32, mx.bfloat16))
+    monkeypatch.setattr(move_module, "stochastic_round", lambda x, dtype, words: x.astype(dtype))
+    plain = [last_loss(mx.bfloat16, seed) for seed in (0, 1)]
+    start = mezo(scope="full").loss(batch, None, 0.0)
+    # In 300 steps the loss falls to less than half; a seed makes 0.02 to 0.1 of difference.
+    assert np.mean(exact) < 0.5 * start
+    assert abs(np.mean(rounded) - np.mean(exact)) < 0.1 * start
+    assert min(plain) - max(exact) > 0.15 * start
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "scope"),
+    [("llama", {}, "full"), ("gemma3", {}, "full"), ("llama", {"tied": False}, "full"), ("llama", {"bits": 4}, "lora")],
+)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, scope, batch, monkeypatch):
+    outcomes = []
+    for chunk_bytes in (causal_module.CHUNK_BYTES, 4 * 64 * 40):
+        monkeypatch.setattr(causal_module, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(move_module, "CHUNK_BYTES", chunk_bytes)
+        method = mezo(kind, options, scope=scope, compute_dtype=mx.float32)
+        losses = method.losses(BATCHES[batch](), direction(method), 1e-2)
+        method.move([(direction(method), 0.01)], 0)
+        outcomes.append((losses, weights(method)))
+    assert outcomes[0][0] == pytest.approx(outcomes[1][0], abs=1e-5)
+    assert all(np.array_equal(outcomes[0][1][n], w) for n, w in outcomes[1][1].items())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "update", "momentum", "lr"),
+    [
+        ("spsa", "sgd", 0.5, 10.0),
+        ("spsa", "adaptive", 0.0, 2.0),
+        ("fzoo", "sgd", 0.0, 1.0),
+        ("fzoo", "adaptive", 0.5, 2.0),
+    ],
+)
+def test_every_estimator_and_update_lowers_the_loss(estimator, update, momentum, lr):
+    rules = {"estimator": estimator, "update": update, "momentum": momentum, "weight_decay": 1e-3}
+    method = mezo(scope="norms/last-2", queries=2, lr=lr, eps=0.1, **rules)
+    batch = BATCHES["single"]()
+    before = method.loss(batch, None, 0.0)
+    for step in range(40):
+        method.step(step, batch)
+    assert method.loss(batch, None, 0.0) < 0.95 * before
 
 
 def test_norms_of_a_half_precision_model_are_promoted_and_its_activations_are_not():

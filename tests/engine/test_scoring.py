@@ -170,6 +170,23 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
         assert np.allclose(uncut.losses(batch, view), kept.losses(batch, view), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("alone", (True, False))
+def test_frozen_layers_run_alone_where_company_changes_bits(alone, monkeypatch):
+    causal, examples = CausalLM(tiny_model()), some_examples()
+    scorer = Scorer(causal, 2)
+    lengths = {shape for e in examples if (shape := Shapes().padded(e))}
+    if alone:
+        monkeypatch.setattr(scorer, "_harmless", dict.fromkeys(lengths, False))
+    batch = make_batch(examples, Shapes())
+    hidden = scorer.prefix(batch)
+    for part, states in zip(batch.parts, hidden, strict=True):
+        harmless = scorer._company_is_harmless(part.tokens.shape[1])
+        assert not (alone and harmless)
+        for row, state in zip(part.tokens, states, strict=True):
+            single = causal.prefix([mx.array(row[None])], causal.view(), 2)[0][0]
+            assert mx.array_equal(single, state).item()
+
+
 @pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
 @pytest.mark.parametrize("bits", (None, 4))
 def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):

@@ -8,7 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo.zo import move as move_module
+from mlxzo.zo.move import move
 from mlxzo.zo.noise import random_words
+from mlxzo.zo.perturb import Direction
 from mlxzo.zo.rounding import stochastic_round
 
 
@@ -33,15 +36,55 @@ def test_values_that_the_dtype_has_stay_as_they_are():
         assert mx.array_equal(rounded.astype(mx.float32), x).item()
 
 
-def test_small_updates_move_a_bfloat16_weight_only_when_rounded_stochastically():
-    # A step of 1e-5 at 0.05, where bfloat16 values are 2.4e-4 apart.
-    plain = mx.full((4096,), 0.05, mx.bfloat16)
-    stochastic, start = plain, plain.astype(mx.float32)
-    for step in range(200):
-        plain = (plain.astype(mx.float32) - 1e-5).astype(mx.bfloat16)
-        words = random_words(0, step, 0, "r", stochastic.shape)
-        stochastic = stochastic_round(stochastic.astype(mx.float32) - 1e-5, mx.bfloat16, words)
-    assert mx.array_equal(plain.astype(mx.float32), start).item()
-    moved = (stochastic.astype(mx.float32) - start).mean().item()
-    # Each step adds at most a gap's worth of noise: 200 steps and 4096 weights make this bound 4 sigma.
-    assert abs(moved + 200 * 1e-5) < 4 * 2.44e-4 * math.sqrt(200 / 4096)
+class Place:
+    """A slot that holds one weight."""
+
+    def __init__(self, weight: mx.array):
+        self.weight = weight
+
+    def get(self) -> mx.array:
+        return self.weight
+
+    def set(self, weight: mx.array) -> None:
+        self.weight = weight
+
+
+def test_ten_thousand_tiny_updates_move_a_bfloat16_weight_by_their_sum_only_when_rounded_stochastically():
+    # A tenth of half the distance to the next bfloat16 above 1.
+    update = 0.1 * 0.5 * 2.0**-7
+    place = Place(mx.ones((1024,), mx.bfloat16))
+    plain = place.get()
+    along_ones = Ones(0, 0, 0, "sign", {"w": 1.0})
+    for step in range(10_000):
+        plain = (plain.astype(mx.float32) + update).astype(mx.bfloat16)
+        move({"w": place}, ["w"], [(along_ones, -update)], seed=0, step=step)
+        if step % 100 == 0:
+            mx.eval(plain)
+    assert (plain == 1.0).all().item()
+    moved = place.get().astype(mx.float32).mean().item() - 1.0
+    # A step's rounding has a standard deviation of at most half a gap, which is 2^-5 above 4.
+    assert abs(moved - 10_000 * update) < 4 * 0.5 * 2.0**-5 * math.sqrt(10_000 / 1024)
+
+
+class Ones(Direction):
+    """A direction that goes the same way everywhere."""
+
+    def scaled(self, name, shape, factor, rows=None):
+        return mx.full(shape, factor, mx.float32)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("shape", [(100, 64), (100,), (4, 25, 64)])
+def test_an_update_in_chunks_of_rows_is_the_update_in_one(dtype, shape, monkeypatch):
+    weight = mx.random.normal(shape, key=mx.random.key(0)).astype(dtype)
+    terms = [(Direction(3, 7, i, "sign", {"w": 0.5}), 0.1 + i) for i in range(3)]
+    places = []
+    for chunk_bytes in (move_module.CHUNK_BYTES, 7 * 4 * 64):
+        monkeypatch.setattr(move_module, "CHUNK_BYTES", chunk_bytes)
+        places.append(Place(mx.array(weight)))
+        move({"w": places[-1]}, ["w"], terms, seed=3, step=7, decay=0.01)
+    assert places[0].get().dtype == dtype
+    assert places[0].get().shape == shape
+    assert mx.array_equal(places[0].get(), places[1].get()).item()
+    expected = 0.99 * weight.astype(mx.float32) - sum(c * z.scaled("w", shape, 1.0) for z, c in terms)
+    assert mx.allclose(places[0].get().astype(mx.float32), expected, atol=1e-5 if dtype == mx.float32 else 0.04).item()

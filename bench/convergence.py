@@ -1,0 +1,271 @@
+"""Validation accuracy against forward passes and seconds, for recipes of estimator, update and scope.
+
+    python -m bench.convergence --task sst2 --data ../shared/data/sst2 --recipes race --seconds 300 --out race.jsonl
+    python -m bench.convergence --figure race.svg --out race.jsonl
+
+Runs that the output file already holds are not run again, so an interrupted benchmark goes on where it stopped, and
+further recipes or seeds are added to the same file. Seconds are those of training steps and of filling the prefix
+cache; evaluations are not counted. Runs that share frozen layers share the cache, and each is charged what filling it
+took the first time. Forward passes are counted as batches of `--batch-size` examples through the whole model or, for
+steps that start from cached frozen layers, through the rest of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mlxzo.blas import load_fast_blas
+
+load_fast_blas()
+
+from bench.report import emit, machine, table
+from mlxzo import events
+from mlxzo.batching import batch_indices, by_length
+from mlxzo.config import RunConfig
+from mlxzo.methods.mezo import MeZO
+from mlxzo.session import Session, open_session
+from mlxzo.zo.prefix_cache import PrefixCache
+
+# Named sets of recipes: label -> options beside those of the command line.
+GRID = {
+    f"{estimator} {update} {scope}": {"estimator": estimator, "update": update, "scope": scope}
+    for scope in ("full", "lora", "last-6")
+    for estimator in ("spsa", "fzoo")
+    for update in ("sgd", "adaptive")
+}
+RACE = {
+    "norms of the last 6 layers": {"scope": "norms/last-6"},
+    "all weights of the last 4 layers, sgd": {"scope": "last-4", "update": "sgd", "schedule": "constant"},
+    "all weights of the last 4 layers, adaptive": {"scope": "last-4", "update": "adaptive"},
+    "LoRA in the last 6 layers": {"scope": "lora/last-6"},
+}
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {"grid": GRID, "race": RACE}
+
+
+class Cache:
+    """Filled prefix caches by number of frozen layers, and the seconds that filling took."""
+
+    def __init__(self) -> None:
+        self._filled: dict[int, tuple[PrefixCache, float]] = {}
+
+    def attach(self, session: Session) -> float:
+        """Gives the session a cache of its frozen layers; returns what that costs in seconds."""
+        layers = session.scorer.layers
+        if not layers:
+            return 0.0
+        if layers not in self._filled:
+            session.scorer.cache = PrefixCache()
+            seconds = {split: self._fill(session, split) for split in ("train", "validation")}
+            # Evaluations are not counted, so neither is what they save.
+            self._filled[layers] = session.scorer.cache, seconds["train"]
+        else:
+            session.scorer.cache = self._filled[layers][0]
+            # Another seed draws other rows where there are more than are used.
+            self._fill(session, "train")
+        return self._filled[layers][1]
+
+    @staticmethod
+    def _fill(session: Session, split: str) -> float:
+        started = time.perf_counter()
+        missing = [
+            e
+            for e in session.splits[split]
+            if session.scorer.cache.get([r.tokens for r in e.rows], session.shapes.padded(e)) is None
+        ]
+        for done in session.scorer.fill(batch for _, batch in by_length(missing, 32, session.shapes)):
+            progress(f"frozen layers of {split}: {done} of {len(missing)} sequences")
+        return time.perf_counter() - started
+
+
+def run(label: str, config: RunConfig, cache: Cache, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains one recipe until the time, the steps or the target accuracy is reached; returns its record."""
+    session = open_session(config, lambda event: None)
+    cost = cache.attach(session)
+    method = MeZO(session.scorer, session.trainable, config)
+    examples = session.splits["train"]
+    passes_a_step = 2 * config.queries if config.estimator == "spsa" else 1 + config.queries
+    curve: list[dict[str, float]] = []
+    seconds, losses, derivatives = cost, [], []
+    for step in range(config.steps + 1):
+        last = step == config.steps or seconds >= arguments.seconds
+        if step % arguments.eval_every == 0 or last:
+            outcome = session.evaluate("validation", silent)
+            point = {
+                "step": step,
+                "forward_passes": step * passes_a_step,
+                "seconds": seconds,
+                "accuracy": outcome.value,
+                "loss": outcome.loss,
+                "training_loss": statistics.fmean(losses) if losses else None,
+                "derivative_rms": statistics.fmean(d * d for d in derivatives) ** 0.5 if derivatives else None,
+            }
+            curve.append(point)
+            progress(f"{label}, seed {config.seed}: {point}")
+            losses, derivatives = [], []
+            reached = arguments.until is not None and outcome.value >= arguments.until
+            if last or reached or not outcome.loss < arguments.give_up:
+                break
+        picked = [examples[i] for i in batch_indices(len(examples), config.batch_size, config.seed, step)]
+        batch = session.batch(picked)
+        started = time.perf_counter()
+        result = method.step(step, batch)
+        seconds += time.perf_counter() - started
+        losses.append(result.loss)
+        derivatives.append(result.directional_derivative)
+    return {
+        "label": label,
+        "seed": config.seed,
+        "task": session.data.task.name,
+        "validation_examples": len(session.splits["validation"]),
+        "majority": outcome.majority,
+        "cache_seconds": cost,
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "out", "name")},
+        "curve": curve,
+    }
+
+
+def silent(event: events.Event) -> None:
+    """Takes the events that nobody watches."""
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs in an output file."""
+    if not path.exists():
+        return []
+    return [r for r in map(json.loads, path.read_text().splitlines()) if r["figure"] == "convergence"]
+
+
+def time_to(curve: list[dict[str, float]], accuracy: float) -> float | None:
+    """Seconds until validation accuracy was first at least `accuracy`; None if it never was."""
+    return next((point["seconds"] for point in curve if point["accuracy"] >= accuracy), None)
+
+
+def summary(runs: list[dict[str, Any]], target: float) -> None:
+    """A table of all runs, by recipe."""
+    rows = []
+    for label in dict.fromkeys(r["label"] for r in runs):
+        group = [r for r in runs if r["label"] == label]
+        best = [max(point["accuracy"] for point in r["curve"]) for r in group]
+        final = [r["curve"][-1]["accuracy"] for r in group]
+        spent = [r["curve"][-1]["seconds"] for r in group]
+        reached = [time_to(r["curve"], target) for r in group]
+        times = [f"{t:.0f}" if t is not None else f"> {s:.0f}" for t, s in zip(reached, spent, strict=True)]
+        rows.append(
+            [
+                label,
+                str(len(group)),
+                f"{100 * group[0]['curve'][0]['accuracy']:.1f}",
+                _spread(final),
+                _spread(best),
+                f"{statistics.fmean(r['curve'][-1]['forward_passes'] for r in group):.0f}",
+                f"{statistics.fmean(spent):.0f}",
+                ", ".join(times),
+            ]
+        )
+    header = ["recipe", "seeds", "zero-shot %", "final %", "best seen %", "forward passes", "s", f"s to {target:.0%}"]
+    table(header, rows)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{100 * statistics.fmean(values):.1f} ({100 * min(values):.1f} - {100 * max(values):.1f})"
+
+
+def figure(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against seconds and against forward passes: the mean over seeds, with its range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "mlxzo"
+    fig, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for label in dict.fromkeys(r["label"] for r in runs):
+        group = [r for r in runs if r["label"] == label]
+        for axis, key in zip(axes, ("seconds", "forward_passes"), strict=True):
+            grid = np.linspace(0, max(r["curve"][-1][key] for r in group), 60)
+            curves = [([p[key] for p in r["curve"]], [100 * p["accuracy"] for p in r["curve"]]) for r in group]
+            values = np.array([np.interp(grid, *curve) for curve in curves])
+            (line,) = axis.plot(grid, values.mean(0), label=f"{label} ({len(group)})")
+            axis.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), linewidth=0)
+    axes[0].axhline(100 * runs[0]["majority"], color="grey", linewidth=1, linestyle=":", label="majority class")
+    axes[0].set_xlabel("training seconds")
+    axes[1].set_xlabel("forward passes")
+    axes[0].set_ylabel(f"validation accuracy, % ({runs[0]['validation_examples']} rows)")
+    axes[0].legend(fontsize=8)
+    fig.suptitle(f"{runs[0]['config']['model']} on {runs[0]['task']}: mean over seeds and its range")
+    fig.tight_layout()
+    fig.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--data")
+    parser.add_argument("--recipes", choices=sorted(RECIPES), help="a named set of recipes")
+    parser.add_argument("--only", nargs="+", help="labels of that set to run")
+    parser.add_argument("--recipe", action="append", default=[], metavar="LABEL:OPTION=VALUE,...", help="one recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--eval-every", type=int, default=25)
+    parser.add_argument("--validation-examples", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="most training seconds of a run")
+    parser.add_argument("--until", type=float, help="stop a run at this validation accuracy (0 to 1)")
+    parser.add_argument("--give-up", type=float, default=3.0, help="stop a run whose validation loss is above this")
+    parser.add_argument("--target", type=float, default=0.65, help="accuracy that the table gives the seconds to")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
+    parser.add_argument("--figure", type=Path, help="draw what the output file holds")
+    arguments = parser.parse_args()
+
+    recipes = dict(RECIPES.get(arguments.recipes, {}))
+    if arguments.only:
+        recipes = {label: recipes[label] for label in arguments.only}
+    for text in arguments.recipe:
+        label, _, options = text.partition(":")
+        recipes[label] = dict(option.split("=", 1) for option in options.split(","))
+    common = {
+        "model": arguments.model,
+        "task": arguments.task,
+        "data": arguments.data,
+        "steps": arguments.steps,
+        "batch_size": arguments.batch_size,
+        "validation_examples": arguments.validation_examples,
+        # The benchmark never looks at the test split.
+        "test_examples": 1,
+    }
+    done = {(r["label"], r["seed"]) for r in read(arguments.out)}
+    cache = Cache()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        for label, options in recipes.items():
+            if (label, seed) in done:
+                continue
+            config = RunConfig.from_mapping({**common, "seed": seed, **options}).resolved()
+            record = run(label, config, cache, arguments)
+            line = json.dumps({"figure": "convergence", "machine": machine(), **record})
+            with arguments.out.open("a") as file:
+                file.write(line + "\n")
+            emit("convergence", **record)
+    runs = read(arguments.out)
+    if not runs:
+        sys.exit("nothing to show: name --recipes or --recipe")
+    summary(runs, arguments.target)
+    if arguments.figure:
+        figure(runs, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
