@@ -18,9 +18,6 @@ from .errors import DataError
 from .tasks.base import Example
 from .tasks.sampling import stable_permutation
 
-# Lengths are padded up to a multiple of this: few distinct shapes keep the allocator's cache small.
-LENGTH_MULTIPLE = 8
-
 
 class Tokenizer(Protocol):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
@@ -54,8 +51,30 @@ class EncodedExample:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Arrays of one batch of B examples with K candidates in all, R rows padded on the right to T tokens.
+class Shapes:
+    """How batches are cut into micro-batches, each one forward pass.
+
+    Every example is padded to a length of its own, the next multiple of `multiple`, and only examples of one length
+    share a micro-batch, so little is computed for padding.
+
+    Attributes:
+        multiple: lengths are padded up to a multiple of this: few distinct shapes keep the allocator's cache small.
+        tokens: most tokens in a micro-batch, padding included (one example may be longer).
+        rows: most sequences in a micro-batch (an example with more candidates still stays whole); None for no limit.
+    """
+
+    multiple: int = 8
+    tokens: int = 512
+    rows: int | None = None
+
+    def padded(self, example: EncodedExample) -> int:
+        """The length that an example is padded to."""
+        return -(-example.length // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Arrays of B examples with K candidates in all, R rows padded on the right to T tokens.
 
     Attributes:
         tokens: int32 [R, T]; the padding is token 0 and never attended to by a scored position (causal mask).
@@ -81,10 +100,38 @@ class Batch:
     shared: bool
     rows: tuple[tuple[int, ...], ...]
 
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one step or one piece of an evaluation, cut into micro-batches.
+
+    Attributes:
+        parts: the micro-batches, shortest first.
+        places: for each of them, which examples of the batch it holds, in its order.
+    """
+
+    parts: tuple[MicroBatch, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Examples."""
+        return sum(len(places) for places in self.places)
+
+    @property
+    def row_count(self) -> int:
+        """Sequences."""
+        return sum(len(part.rows) for part in self.parts)
+
     @property
     def token_count(self) -> int:
         """Tokens that are not padding."""
-        return sum(len(row) for row in self.rows)
+        return sum(len(row) for part in self.parts for row in part.rows)
+
+    @property
+    def padded_token_count(self) -> int:
+        """Tokens, padding included."""
+        return sum(part.tokens.size for part in self.parts)
 
 
 def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedExample:
@@ -147,9 +194,31 @@ def _keep_end(context: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
     return context[len(context) - room :]
 
 
-def collate(examples: Sequence[EncodedExample]) -> Batch:
-    """Pads examples into one batch, in their given order."""
-    length = -(-max(e.length for e in examples) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+def make_batch(examples: Sequence[EncodedExample], shapes: Shapes) -> Batch:
+    """Cuts examples into micro-batches."""
+    # Examples that are scored alike stay together: candidates read at one place, several candidates, a completion.
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
+    for i, example in enumerate(examples):
+        key = (shapes.padded(example), example.shared, len(example.targets) == 1)
+        groups.setdefault(key, []).append(i)
+    places: list[tuple[int, ...]] = []
+    for (length, _, _), members in sorted(groups.items()):
+        limit = max(1, min(shapes.tokens // length, shapes.rows or shapes.tokens))
+        part: list[int] = []
+        rows = 0
+        for i in members:
+            if part and rows + len(examples[i].rows) > limit:
+                places.append(tuple(part))
+                part, rows = [], 0
+            part.append(i)
+            rows += len(examples[i].rows)
+        places.append(tuple(part))
+    parts = tuple(_collate([examples[i] for i in part], shapes.padded(examples[part[0]])) for part in places)
+    return Batch(parts, tuple(places))
+
+
+def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
+    """Pads examples to one length, in their given order."""
     row_tokens: list[tuple[int, ...]] = []
     positions: list[int] = []
     entries: list[list[tuple[int, int]]] = []
@@ -184,7 +253,7 @@ def collate(examples: Sequence[EncodedExample]) -> Batch:
     for b, indices in enumerate(candidates):
         candidate[b, : len(indices)] = indices
         candidate_mask[b, : len(indices)] = True
-    return Batch(
+    return MicroBatch(
         tokens=tokens,
         positions=np.array(positions, np.int32),
         entry_position=entry_position,
@@ -212,9 +281,9 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
     return [_epoch_order(count, seed, i // count)[i % count] for i in range(first, first + batch_size)]
 
 
-def by_length(examples: Sequence[EncodedExample], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """All examples once, in batches of similar length to waste little padding, each with its example numbers."""
+def by_length(examples: Sequence[EncodedExample], batch_size: int, shapes: Shapes) -> Iterator[tuple[list[int], Batch]]:
+    """All examples once, in batches of similar length, each with its example numbers."""
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, collate([examples[i] for i in indices])
+        yield indices, make_batch([examples[i] for i in indices], shapes)

@@ -82,6 +82,14 @@ class RunConfig:
     )
     steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
     batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
+    micro_batch: int | None = _option(
+        None,
+        "most sequences in one forward pass; smaller takes less memory and gives the same losses",
+        "method",
+        minimum=1,
+        maximum=4096,
+        auto="as many as suit the device",
+    )
     lr: float | None = _option(
         None,
         "learning rate",
@@ -93,6 +101,10 @@ class RunConfig:
     )
     schedule: str = _option(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = _option(0, "first steps, in which the rate rises along a line", "method", minimum=0)
+    weight_decay: float = _option(
+        0.0, "share of each weight taken away a step, times the learning rate", "method", minimum=0.0, maximum=1e6
     )
     seed: int = _option(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
@@ -116,9 +128,35 @@ class RunConfig:
         "mezo",
         choices=("auto", "none", "rms"),
     )
+    estimator: str = _option(
+        "spsa",
+        "spsa: the loss on both sides of each direction; fzoo: on one side, against a shared clean loss, divided by "
+        "the losses' standard deviation",
+        "mezo",
+        choices=("spsa", "fzoo"),
+    )
+    queries: int | None = _option(
+        None, "random directions a step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
+    )
+    clip: float | None = _option(
+        None,
+        "a derivative counts at most this many times its running rms",
+        "mezo",
+        minimum=0.0,
+        exclusive_minimum=True,
+        maximum=1e6,
+        auto="3 for adaptive, no limit for sgd",
+    )
+    momentum: float = _option(
+        0.0,
+        "weight of past steps (heavy ball); their directions are made again, so each step costs more noise",
+        "mezo",
+        minimum=0.0,
+        maximum=0.99,
+    )
     update: str | None = _option(
         None,
-        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, clipped at 3)",
+        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, so lr is the length of a step)",
         "mezo",
         choices=("sgd", "adaptive"),
         auto="the default of the scope",
@@ -134,9 +172,10 @@ class RunConfig:
     )
     prefix_cache: str = _option(
         "auto",
-        "keep the output of frozen layers in memory, once an example; auto does where it pays and fits",
+        "keep the output of frozen layers, once an example: in memory or in a file of the run; auto does where it pays "
+        "and fits",
         "mezo",
-        choices=("auto", "ram", "off"),
+        choices=("auto", "ram", "disk", "off"),
     )
     # Evaluation and output.
     eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
@@ -154,6 +193,8 @@ class RunConfig:
                 f"name: {self.name!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a "
                 "letter or digit"
             )
+        if self.estimator == "fzoo" and self.queries == 1:
+            problems.append("queries: fzoo needs at least 2 random directions a step")
         if problems:
             raise _configuration_error(problems)
 
@@ -164,6 +205,9 @@ class RunConfig:
     def resolved(self) -> RunConfig:
         """The same configuration with every `None` that depends on the scope filled in."""
         defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
+        defaults["queries"] = 8 if self.estimator == "fzoo" else 1
+        if defaults["update"] == "adaptive":
+            defaults["clip"] = 3.0
         return dataclasses.replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
         )

@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
-from .batching import EncodedExample, by_length
-from .models.causal import CausalLM
-from .scoring import Prefix, candidate_scores, example_losses
+from .batching import EncodedExample, Shapes, by_length
+from .scoring import Scorer, example_losses
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,29 @@ class Evaluation:
 
 
 def evaluate(
-    causal: CausalLM,
+    scorer: Scorer,
     examples: Sequence[EncodedExample],
     metric: str,
     *,
     batch_size: int,
-    prefix: Prefix,
+    shapes: Shapes,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Scores `examples` under the weights as they stand.
 
     Args:
         metric: `accuracy` (argmax of the candidates' mean token log-likelihood), or `loss`.
-        batch_size: examples in a forward pass.
+        batch_size: examples scored between two calls of `on_progress`.
+        shapes: how they are cut into forward passes.
         on_progress: told how many examples of how many are done.
     """
     started = time.perf_counter()
     correct, losses, done = 0, np.zeros(len(examples)), 0
-    for indices, batch in by_length(examples, batch_size):
-        scores = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
-        loss = example_losses(scores, mx.array(batch.target))
-        mx.eval(scores, loss)
-        correct += int((np.array(scores).argmax(axis=1) == batch.target).sum())
-        losses[indices] = np.array(loss)
+    view = scorer.causal.view()
+    for indices, batch in by_length(examples, batch_size, shapes):
+        for part, places, scores in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
+            correct += int((scores.argmax(axis=1) == part.target).sum())
+            losses[[indices[i] for i in places]] = example_losses(scores, part.target)
         done += len(indices)
         on_progress(done, len(examples))
     # Summed in the order of the examples, so that the figure does not depend on how they were batched.

@@ -61,7 +61,8 @@ class Loaded(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """One optimisation step; `step` counts from 1."""
+    """One optimisation step; `step` counts from 1. `directional_derivative` is the rms of several directions', if so;
+    `padded_tokens` counts the padding too."""
 
     name: ClassVar[str] = "step"
     step: int
@@ -78,6 +79,7 @@ class Step(Event):
     active_bytes: int
     peak_bytes: int
     cache_bytes: int
+    padded_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,129 @@
-"""Candidate scores and the training loss of a batch, from hidden states at the supervised positions only."""
+"""Candidate scores and losses of batches, from hidden states at the supervised positions only.
+
+Losses come out an example at a time, in float64 and in the order of the batch, so that whatever is made of them is
+summed in one fixed order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import mlx.core as mx
+import numpy as np
 
-from .batching import Batch
+from .batching import Batch, MicroBatch
 from .models.causal import CausalLM
 from .zo.perturb import View
 from .zo.prefix_cache import PrefixCache
 
 
-class Prefix:
-    """The frozen first layers of a model: their hidden states for a batch, from the cache where it has them.
+class Scorer:
+    """Scores batches under a view of the weights; what frozen first layers give is computed once.
 
     Args:
         layers: how many of the first decoder layers no trainable parameter can change; 0 where there are none, or
             where the model cannot be cut there.
+        cache: keeps the output of those layers for sequences it is given by `fill`.
     """
 
-    def __init__(self, causal: CausalLM, layers: int):
+    def __init__(self, causal: CausalLM, layers: int = 0, cache: PrefixCache | None = None):
         self.causal = causal
         self.layers = layers if causal.splits else 0
-        self.cache = PrefixCache()
+        self.cache = cache
 
     def fill(self, batches: Iterable[Batch]) -> Iterator[int]:
-        """Caches the hidden states of every batch; yields the number of rows done so far."""
+        """Caches the frozen layers' output for every sequence of `batches`; yields the number of them done so far."""
         done = 0
         for batch in batches:
-            self.cache.put(batch.rows, self._compute(batch))
-            done += len(batch.rows)
+            for part, hidden in zip(batch.parts, self._compute(batch.parts), strict=True):
+                self.cache.put(part.rows, hidden)
+            done += batch.row_count
             yield done
 
-    def hidden(self, batch: Batch) -> mx.array | None:
-        """Input of the first trainable layer, [R, T, D], evaluated; None where nothing is frozen."""
+    def prefix(self, batch: Batch) -> list[mx.array] | None:
+        """Input of the first trainable layer for each micro-batch, [R, T, D], evaluated; None if nothing is frozen."""
         if not self.layers:
             return None
-        if all(row in self.cache for row in batch.rows):
-            return self.cache.get(batch.rows, batch.tokens.shape[1])
-        hidden = self._compute(batch)
+        hidden = [self.cache and self.cache.get(part.rows, part.tokens.shape[1]) for part in batch.parts]
+        missing = [i for i, states in enumerate(hidden) if states is None]
+        for i, states in zip(missing, self._compute([batch.parts[i] for i in missing]), strict=True):
+            hidden[i] = states
         mx.eval(hidden)
         return hidden
 
-    def _compute(self, batch: Batch) -> mx.array:
-        return self.causal.prefix(mx.array(batch.tokens), self.causal.view(), self.layers)
+    def scores(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> list[np.ndarray]:
+        """Score of every candidate: float64 [B, C] a micro-batch, -inf where an example has fewer candidates.
+
+        The score is the mean log-likelihood of the candidate's tokens. In a `shared` micro-batch every candidate is
+        one token at the same position, so the normaliser is the same for all candidates of an example and is left
+        out: the scores then are logits, with the same argmax and the same softmax over candidates, and the
+        vocabulary is never read.
+
+        Args:
+            prefix: what `prefix` gives for this batch, where the view leaves the frozen layers alone.
+        """
+        causal = self.causal
+        tokens = [mx.array(part.tokens) for part in batch.parts]
+        if not causal.exposes_hidden:
+            # One micro-batch after the other: full logits are large.
+            return [_from_logits(causal.logits(t, view), part) for t, part in zip(tokens, batch.parts, strict=True)]
+        prefix = self.prefix(batch) if prefix is None else prefix
+        hidden = causal.hidden(tokens, view, prefix, self.layers)
+        return [_from_hidden(causal, h, part, view) for h, part in zip(hidden, batch.parts, strict=True)]
+
+    def losses(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> np.ndarray:
+        """Loss of each example: float64 [B]."""
+        losses = np.empty(batch.size)
+        scores = self.scores(batch, view, prefix)
+        for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
+            losses[list(places)] = example_losses(grid, part.target)
+        return losses
+
+    def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:
+        """The frozen layers' output for some micro-batches.
+
+        Each sequence runs alone: matrix products choose their kernels by shape, so only then are the bits the same
+        whenever and with whatever it is computed, and a run with a cache is the run without.
+        """
+        if not parts:
+            return []
+        rows = [mx.array(row[None]) for part in parts for row in part.tokens]
+        hidden = iter(self.causal.prefix(rows, self.causal.view(), self.layers))
+        return [mx.concatenate([next(hidden) for _ in part.tokens]) for part in parts]
 
 
-def candidate_scores(
-    causal: CausalLM, batch: Batch, view: View, prefix: mx.array | None = None, layers: int = 0
-) -> mx.array:
-    """Score of every candidate: float32 [B, C], -inf where an example has fewer candidates.
-
-    The score is the mean log-likelihood of the candidate's tokens. In a `shared` batch every candidate is one token
-    at the same position, so the normaliser is the same for all candidates of an example and is left out: the scores
-    then are logits, with the same argmax and the same softmax over candidates, and the vocabulary is never read.
-
-    Args:
-        prefix: what `Prefix.hidden` gives for this batch.
-        layers: how many layers it covers.
-    """
-    tokens = mx.array(batch.tokens)
-    positions = mx.array(batch.positions)
-    entry_position, entry_target = mx.array(batch.entry_position), mx.array(batch.entry_target)
-    flat_position, flat_target = entry_position.reshape(-1), entry_target.reshape(-1)
-    if causal.exposes_hidden:
-        if prefix is None:
-            hidden = causal.hidden(tokens, view)
-        else:
-            hidden = causal.suffix(tokens, prefix, view, layers)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
-        values = causal.token_logits(hidden[flat_position], flat_target, view)
-        normaliser = None if batch.shared else causal.log_normaliser(hidden, view)
-    else:
-        logits = causal.logits(tokens, view)
-        logits = logits.reshape(-1, logits.shape[-1])[positions].astype(mx.float32)
-        values = logits[flat_position, flat_target]
-        normaliser = None if batch.shared else mx.logsumexp(logits, axis=-1)
-    if normaliser is not None:
-        values = values - normaliser[flat_position]
-    mask = mx.array(batch.entry_mask)
-    scores = (values.reshape(entry_target.shape) * mask).sum(-1) / mask.sum(-1)
-    grid = scores[mx.array(batch.candidate)]
-    return mx.where(mx.array(batch.candidate_mask), grid, -mx.inf)
-
-
-def example_losses(scores: mx.array, target: mx.array) -> mx.array:
-    """Loss of each example: float32 [B].
+def example_losses(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Loss of each example: float64 [B] for scores [B, C] and targets int [B].
 
     With several candidates it is the cross-entropy over their scores; with a single one (a completion) it is that
     candidate's mean negative log-likelihood (Malladi et al. 2023, Appendix E.2).
     """
-    chosen = mx.take_along_axis(scores, target[:, None], axis=1)[:, 0]
+    chosen = np.take_along_axis(scores, target[:, None], axis=1)[:, 0]
     if scores.shape[1] == 1:
         return -chosen
-    return mx.logsumexp(scores, axis=1) - chosen
+    largest = scores.max(axis=1)
+    return np.log(np.exp(scores - largest[:, None]).sum(axis=1)) + largest - chosen
 
 
-def batch_loss(causal: CausalLM, batch: Batch, view: View, prefix: mx.array | None = None, layers: int = 0) -> mx.array:
-    """Mean loss of a batch, a float32 scalar."""
-    scores = candidate_scores(causal, batch, view, prefix, layers)
-    return example_losses(scores, mx.array(batch.target)).mean()
+def _from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> np.ndarray:
+    hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(part.positions)]
+    position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
+    values = causal.token_logits(hidden[position], target, view)
+    if not part.shared:
+        values = values - causal.log_normaliser(hidden, view)[position]
+    return _candidate_means(values, part)
+
+
+def _from_logits(logits: mx.array, part: MicroBatch) -> np.ndarray:
+    logits = logits.reshape(-1, logits.shape[-1])[mx.array(part.positions)].astype(mx.float32)
+    if not part.shared:
+        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
+    return _candidate_means(logits[position, target], part)
+
+
+def _candidate_means(values: mx.array, part: MicroBatch) -> np.ndarray:
+    """float64 [B, C] from one value a scored token, float32 [K * L]."""
+    tokens = np.array(values, np.float64).reshape(part.entry_target.shape)
+    means = (tokens * part.entry_mask).sum(-1) / part.entry_mask.sum(-1)
+    return np.where(part.candidate_mask, means[part.candidate], -np.inf)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 
 from . import events
-from .batching import EncodedExample, by_length, encode
+from .batching import Batch, EncodedExample, Shapes, by_length, encode, make_batch
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
+from .files import disk_full, is_disk_full, need_free_space
 from .memory.meter import mlx_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
-from .scoring import Prefix
+from .scoring import Scorer
 from .tasks.base import TaskData
 from .tasks.registry import load_task
+from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
-# `prefix_cache: auto` takes at most this share of the memory that programs could have now.
+# `prefix_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
 _CACHE_SHARE = 0.1
+# Examples between two reports of progress.
+_SCORED_AT_ONCE = 32
 
 
 @dataclass
@@ -33,7 +40,8 @@ class Session:
     loaded: LoadedModel
     causal: CausalLM
     trainable: Trainable
-    prefix: Prefix
+    scorer: Scorer
+    shapes: Shapes
     data: TaskData
     splits: dict[str, list[EncodedExample]]
     weights_sha256: str
@@ -45,14 +53,18 @@ class Session:
     def trained_parameters(self) -> dict[str, mx.array]:
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
 
+    def batch(self, examples: Sequence[EncodedExample]) -> Batch:
+        """Examples cut into the micro-batches of this run."""
+        return make_batch(examples, self.shapes)
+
     def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
         """Measures the weights as they stand on one split, telling `emit` how far it is."""
         return evaluate(
-            self.causal,
+            self.scorer,
             self.splits[split],
             self.metric,
-            batch_size=self.config.batch_size,
-            prefix=self.prefix,
+            batch_size=_SCORED_AT_ONCE,
+            shapes=self.shapes,
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
             ),
@@ -75,9 +87,22 @@ def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, Loa
     return resolved, load_model(resolved, dtype=config.dtype)
 
 
+def on_cpu() -> bool:
+    return mx.default_device() == mx.cpu
+
+
 def compute_dtype() -> mx.Dtype | None:
     """float32 on the CPU, where half-precision products bypass BLAS; a GPU computes in the model's own dtype."""
-    return mx.float32 if mx.default_device() == mx.cpu else None
+    return mx.float32 if on_cpu() else None
+
+
+def micro_batch_shapes(config: RunConfig) -> Shapes:
+    """Micro-batches as suit the device.
+
+    On the CPU 512 tokens are enough to keep the matrix products busy, and small enough for its caches. A GPU would
+    rather have fewer and larger ones.
+    """
+    return Shapes(8, 512, config.micro_batch) if on_cpu() else Shapes(32, 8192, config.micro_batch)
 
 
 def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -> Session:
@@ -101,8 +126,9 @@ def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -
         split: [encode(example, loaded.tokenizer, config.max_tokens) for example in getattr(data, split)]
         for split in ("train", "validation", "test")
     }
+    scorer = Scorer(causal, trainable.frozen_layers)
     session = Session(
-        config, resolved, loaded, causal, trainable, Prefix(causal, trainable.frozen_layers), data, splits, sha256
+        config, resolved, loaded, causal, trainable, scorer, micro_batch_shapes(config), data, splits, sha256
     )
     emit(
         events.Loaded(
@@ -124,22 +150,46 @@ def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -
     return session
 
 
-def fill_prefix_cache(session: Session, emit: events.Emit) -> None:
-    """Computes the frozen layers' output of every example once, where the configuration and the memory allow it."""
-    config, prefix = session.config, session.prefix
-    if not prefix.layers or config.prefix_cache == "off":
-        return
+def fill_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None:
+    """Computes the frozen layers' output of every example once, where the configuration and the room allow it.
+
+    Args:
+        folder: where a cache on disk goes.
+
+    Raises:
+        DoesNotFit: the disk is full.
+    """
+    scorer = session.scorer
     examples = [example for split in session.splits.values() for example in split]
-    rows = sum(len(example.rows) for example in examples)
-    hidden_bytes = 4 * session.causal.hidden_size * sum(len(r.tokens) for e in examples for r in e.rows)
-    if config.prefix_cache == "auto":
-        # A run that does not come back to its examples would not get back what the cache costs.
-        reused = config.steps * config.batch_size > len(session.splits["train"])
-        if not reused or hidden_bytes > _CACHE_SHARE * system_memory()[1]:
-            return
-    emit(events.Phase("prefix", f"{prefix.layers} frozen layers, once an example"))
-    for done in prefix.fill(batch for _, batch in by_length(examples, config.batch_size)):
-        emit(events.Progress("frozen layers", float(done), float(rows), "sequences"))
+    rows = {(row.tokens, session.shapes.padded(example)) for example in examples for row in example.rows}
+    size = 4 * session.causal.hidden_size * sum(len(tokens) for tokens, _ in rows)
+    kind = _prefix_cache_kind(session, folder, size)
+    if kind == "off":
+        return
+    if kind == "disk":
+        need_free_space(folder, size, "the frozen layers' output")
+    scorer.cache = DiskPrefixCache(folder) if kind == "disk" else PrefixCache()
+    where = "kept on disk" if kind == "disk" else "kept in memory"
+    emit(events.Phase("prefix", f"{scorer.layers} frozen layers, once an example, {where}"))
+    total = sum(len(example.rows) for example in examples)
+    try:
+        for done in scorer.fill(batch for _, batch in by_length(examples, _SCORED_AT_ONCE, session.shapes)):
+            emit(events.Progress("frozen layers", float(done), float(total), "sequences"))
+    except OSError as error:
+        raise (disk_full("the frozen layers' output") if is_disk_full(error) else error) from None
+
+
+def _prefix_cache_kind(session: Session, folder: Path, size: int) -> str:
+    """Where a cache of `size` bytes goes: `ram`, `disk` or `off`."""
+    config = session.config
+    if not session.scorer.layers or config.prefix_cache != "auto":
+        return config.prefix_cache if session.scorer.layers else "off"
+    # A run that does not come back to its examples would not get back what the cache costs.
+    if config.steps * config.batch_size <= len(session.splits["train"]):
+        return "off"
+    if size <= _CACHE_SHARE * system_memory()[1]:
+        return "ram"
+    return "disk" if size <= _CACHE_SHARE * shutil.disk_usage(folder).free else "off"
 
 
 def _remarks(session: Session) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import events
-from .batching import batch_indices, collate
+from .batching import batch_indices
 from .errors import Diverged
 from .evaluate import Evaluation
 from .memory.meter import mlx_memory
@@ -42,6 +42,7 @@ class Trainer:
         self.evaluate_seconds = 0.0
         self.train_seconds = 0.0
         self.losses: list[float] = []
+        self.tokens = self.padded_tokens = 0
 
     def fit(self) -> dict[str, Any]:
         """Trains to the end and returns the result, as result.json holds it.
@@ -76,7 +77,7 @@ class Trainer:
             self.stop.check()
             began = time.perf_counter()
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
-            batch = collate([examples[i] for i in indices])
+            batch = self.session.batch([examples[i] for i in indices])
             outcome = self.method.step(step, batch)
             if not math.isfinite(outcome.loss):
                 raise Diverged(
@@ -88,6 +89,8 @@ class Trainer:
             self.losses.append(outcome.loss)
             smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * outcome.loss
             weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+            self.tokens += batch.token_count
+            self.padded_tokens += batch.padded_token_count
             recent.append((seconds, batch.token_count))
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
@@ -101,6 +104,7 @@ class Trainer:
                     directional_derivative=outcome.directional_derivative,
                     seconds=seconds,
                     tokens=batch.token_count,
+                    padded_tokens=batch.padded_token_count,
                     steps_per_second=len(recent) / window,
                     tokens_per_second=sum(t for _, t in recent) / window,
                     eta_seconds=self._eta(step + 1, window / len(recent)),
@@ -169,5 +173,6 @@ class Trainer:
             },
             "train_seconds": self.train_seconds,
             "steps_per_second": config.steps / self.train_seconds,
+            "padding_share": 1.0 - self.tokens / self.padded_tokens,
             "peak_bytes": mlx_memory().peak_bytes,
         }

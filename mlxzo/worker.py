@@ -109,8 +109,8 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
     config = run.config
     session = open_session(config, emit)
     run.write_json("environment.json", environment(session))
-    fill_prefix_cache(session, emit)
-    method = MeZO(session.causal, session.trainable, session.prefix, config)
+    fill_prefix_cache(session, run.path, emit)
+    method = MeZO(session.scorer, session.trainable, config)
     return Trainer(session, method, run.path, emit, stop).fit()
 
 

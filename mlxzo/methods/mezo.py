@@ -1,4 +1,4 @@
-"""MeZO: two forward passes along a random direction, then one step along it.
+"""MeZO: forward passes along random directions, then one step along them.
 
 Malladi et al., *Fine-Tuning Language Models with Just Forward Passes* (arXiv 2305.17333), Algorithm 1, with weights
 perturbed lazily instead of in place.
@@ -7,68 +7,72 @@ perturbed lazily instead of in place.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from ..batching import Batch
 from ..config import RunConfig
-from ..models.causal import CausalLM
 from ..models.scope import Trainable
-from ..scoring import Prefix, batch_loss
-from ..zo.noise import random_words
+from ..scoring import Scorer
+from ..zo.estimators import ESTIMATORS
+from ..zo.move import Terms, move
 from ..zo.perturb import Direction, Perturbation
-from ..zo.rounding import stochastic_round
-from ..zo.updates import learning_rate, update_rule
+from ..zo.updates import Momentum, UpdateRule, learning_rate
 from . import StepResult
 
 
 class MeZO:
-    """Two-sided SPSA on the parameters in `trainable`.
+    """Zeroth-order steps on the parameters in `trainable`.
 
-    g = (L(w + eps z) - L(w - eps z)) / (2 eps), then w -= c z with c from the update rule. The reported loss is the
-    mean of the two sides. Everything random follows from the seed and the step, so a step can be repeated exactly.
+    An estimator finds derivatives along the step's directions, the update rule makes factors of them, and one pass
+    over the weights applies w -= sum c_i z_i. Everything random follows from the seed and the step, so a step can be
+    repeated exactly.
     """
 
-    def __init__(self, causal: CausalLM, trainable: Trainable, prefix: Prefix, config: RunConfig):
-        self.causal, self.trainable, self.prefix, self.config = causal, trainable, prefix, config
-        self.rule = update_rule(config.update)
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
+        self.scorer, self.causal = scorer, scorer.causal
+        self.trainable, self.config = trainable, config
+        self.estimator = ESTIMATORS[config.estimator]
+        self.rule = UpdateRule(config.update == "adaptive", config.clip)
+        self.momentum = Momentum(config.momentum)
         self.scales = {name: trainable.scales.get(name, 1.0) for name in trainable.names}
 
     def step(self, step: int, batch: Batch) -> StepResult:
         config = self.config
-        lr = learning_rate(config.lr, config.schedule, step, config.steps)
-        direction = Direction(config.seed, step, 0, config.directions, self.scales)
-        plus, minus = self.losses(batch, direction, config.eps)
-        derivative = (plus - minus) / (2.0 * config.eps)
-        loss = 0.5 * (plus + minus)
-        if math.isfinite(loss) and math.isfinite(derivative):
-            self.move(direction, self.rule.factor(derivative, lr))
-        return StepResult(loss, lr, derivative)
+        lr = learning_rate(config.lr, config.schedule, step, config.steps, config.warmup_steps)
+        directions = [
+            Direction(config.seed, step, index, config.directions, self.scales) for index in range(config.queries)
+        ]
+        # Frozen first layers give every side the same hidden states: they run at most once a step.
+        prefix = self.scorer.prefix(batch)
+        estimate = self.estimator(lambda z, eps: self.loss(batch, z, eps, prefix), directions, config.eps)
+        derivatives = estimate.derivatives
+        if math.isfinite(estimate.loss) and all(map(math.isfinite, derivatives)):
+            factors = self.rule.factors(derivatives, lr)
+            terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
+            self.move(terms, step, lr * config.weight_decay)
+        return StepResult(estimate.loss, lr, _summary(derivatives))
+
+    def loss(
+        self, batch: Batch, direction: Direction | None, eps: float, prefix: Sequence[mx.array] | None = None
+    ) -> float:
+        """Mean loss at w + eps z (None: at w); the stored weights stay as they are, bit for bit."""
+        view = self.causal.view() if direction is None else Perturbation(direction, eps, self.causal.compute_dtype)
+        return float(self.scorer.losses(batch, view, prefix).mean())
 
     def losses(self, batch: Batch, direction: Direction, eps: float) -> tuple[float, float]:
-        """Losses at w + eps z and w - eps z; the stored weights stay as they are, bit for bit."""
-        causal = self.causal
-        # Frozen first layers give both signs the same hidden states: they run at most once a step.
-        hidden = self.prefix.hidden(batch)
-        values = []
-        for signed in (eps, -eps):
-            view = Perturbation(direction, signed, causal.compute_dtype)
-            # One side after the other: evaluated together, both sides' weights would be alive at once.
-            values.append(batch_loss(causal, batch, view, hidden, self.prefix.layers).item())
-        return values[0], values[1]
+        """Losses at w + eps z and w - eps z."""
+        prefix = self.scorer.prefix(batch)
+        return self.loss(batch, direction, eps, prefix), self.loss(batch, direction, -eps, prefix)
 
-    def move(self, direction: Direction, factor: float) -> None:
-        """w -= factor * z, one tensor at a time; half-precision weights are rounded stochastically."""
-        if factor == 0.0:
-            return
-        for name in self.trainable.names:
-            slot = self.causal.slots[name]
-            weight = slot.get()
-            moved = weight.astype(mx.float32) + direction.scaled(name, weight.shape, -factor)
-            if weight.dtype != mx.float32:
-                words = random_words(direction.seed, direction.step, direction.index, f"rounding|{name}", weight.shape)
-                moved = stochastic_round(moved, weight.dtype, words)
-            slot.set(moved)
-            # With no other reference to the old weight, its buffer is reused for the new one.
-            del weight
-            mx.eval(moved)
+    def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
+        """Applies an update to the parameters that train (see `zo.move`)."""
+        move(self.causal.slots, self.trainable.names, terms, self.config.seed, step, decay)
+
+
+def _summary(derivatives: Sequence[float]) -> float:
+    """The derivative itself, or the rms of several."""
+    if len(derivatives) == 1:
+        return derivatives[0]
+    return math.sqrt(sum(d * d for d in derivatives) / len(derivatives))

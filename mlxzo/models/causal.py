@@ -7,7 +7,7 @@ weight lives only while its layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..zo.perturb import View
-
-# Rows of a head are read in chunks of about this many bytes, so that its effective copy stays small.
-HEAD_CHUNK_BYTES = 16 * 2**20
+from ..zo.perturb import CHUNK_BYTES, View
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,16 @@ def decoder(model: nn.Module) -> tuple[str, nn.Module]:
     return ("language_model.", inner) if isinstance(inner, nn.Module) else ("", model)
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """What a model passes to its decoder layers for one micro-batch: `embedded` [R, T, D] to the first, then each
+    layer's further arguments."""
+
+    embedded: mx.array
+    args: list[tuple]
+    kwargs: list[dict[str, Any]]
+
+
 class CausalLM:
     """Hidden states and head scores of a model under a view.
 
@@ -70,7 +77,7 @@ class CausalLM:
         exposes_hidden: hidden states times head agree with the model's own logits, so only supervised positions
             need the head; otherwise full logits are computed.
         hidden_size: width D of the hidden states.
-        splits: the stack of layers can be cut, so that the output of frozen first layers can be shared.
+        splits: the stack of layers can be run one layer at a time, over several micro-batches, and cut anywhere.
     """
 
     def __init__(self, model: nn.Module, compute_dtype: mx.Dtype | None = None):
@@ -87,8 +94,8 @@ class CausalLM:
         self.head_name, self.head = (
             (self.embedding_name, self.embedding) if tied else (f"{path}lm_head", owner["lm_head"])
         )
-        # MLX's quantised product on the CPU is some 20 times slower than dequantising first and multiplying by BLAS.
-        self.dequantised = [] if compute_dtype is None else _quantised_linears(model)
+        self._linears = _linear_slots(model)
+        self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
         self.exposes_hidden = self.splits = False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
@@ -101,29 +108,80 @@ class CausalLM:
     def vocabulary(self) -> int:
         return self.head["weight"].shape[0]
 
-    def hidden(self, tokens: mx.array, view: View) -> mx.array:
-        """Hidden states after the final norm: [R, T, D] for tokens int32 [R, T]."""
-        with self._installed(view):
-            return self.body(tokens)
+    def hidden(
+        self, tokens: Sequence[mx.array], view: View, prefix: Sequence[mx.array] | None = None, layers: int = 0
+    ) -> list[mx.array]:
+        """Hidden states after the final norm of several micro-batches.
 
-    def prefix(self, tokens: mx.array, view: View, layers: int) -> mx.array:
-        """The input of layer `layers`: [R, T, D]. Later layers are not computed."""
-        recorder = _Recorder(self.layers[layers])
-        replaced = self.layers[:layers] + [recorder] + [_PassThrough(layer) for layer in self.layers[layers + 1 :]]
-        with self._installed(view), self._layers_replaced(replaced):
+        Effective weights of a layer are made once for all micro-batches, and are gone before those of the next but
+        one are made.
+
+        Args:
+            tokens: int32 [R, T] a micro-batch.
+            prefix: what `prefix` gave for the same micro-batches.
+            layers: how many layers that covers.
+
+        Returns:
+            [R, T, D] a micro-batch.
+        """
+        if not self.splits:
+            return [self._whole(t, view) for t in tokens]
+        calls = [self._layer_calls(t, view) for t in tokens]
+        hidden = self._through(calls, prefix, view, layers, len(self.layers))
+        skipped = [_PassThrough(layer) for layer in self.layers[:-1]]
+        finished = []
+        for micro_tokens, states in zip(tokens, hidden, strict=True):
+            replaced = [*skipped, _Inject(self.layers[-1], states)]
+            with self._installed(view, self._other_names), self._layers_replaced(replaced):
+                finished.append(self.body(micro_tokens))
+        return finished
+
+    def prefix(self, tokens: Sequence[mx.array], view: View, layers: int) -> list[mx.array]:
+        """The input of layer `layers` of several micro-batches: [R, T, D] each. Later layers are not computed."""
+        return self._through([self._layer_calls(t, view) for t in tokens], None, view, 0, layers)
+
+    def _whole(self, tokens: mx.array, view: View) -> mx.array:
+        with self._installed(view, self.slots):
+            hidden = self.body(tokens)
+        # Evaluated with the stored weights back in place: each effective weight goes when its layer is done.
+        mx.eval(hidden)
+        return hidden
+
+    def _through(
+        self, calls: list[_Calls], hidden: Sequence[mx.array] | None, view: View, first: int, last: int
+    ) -> list[mx.array]:
+        """Hidden states before layer `last`, from those before layer `first` (None: the embedded tokens)."""
+        hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
+        before: list[mx.array] = []
+        for number in range(first, last):
+            with self._installed(view, self._layer_names[number]):
+                layer = self.layers[number]
+                hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]
+            # One layer is under way while the next one's graph is made: that bounds what is alive at one time.
+            mx.async_eval(hidden)
+            mx.eval(before)
+            before = hidden
+        return hidden
+
+    def _layer_calls(self, tokens: mx.array, view: View) -> _Calls:
+        """How the model would call its layers on `tokens`: the embedded tokens, masks and whatever else it passes."""
+        recorders = [_Recorder(layer) for layer in self.layers]
+        with self._installed(view, self._other_names), self._layers_replaced(recorders):
             self.body(tokens)
-        return recorder.seen
+        return _Calls(recorders[0].seen, [r.args for r in recorders], [r.kwargs for r in recorders])
 
-    def suffix(self, tokens: mx.array, prefix: mx.array, view: View, layers: int) -> mx.array:
-        """Hidden states after the final norm, given the output of `prefix` for the same tokens."""
-        skipped = [_PassThrough(layer) for layer in self.layers[: layers - 1]]
-        replaced = [*skipped, _Inject(self.layers[layers - 1], prefix), *self.layers[layers:]]
-        with self._installed(view), self._layers_replaced(replaced):
-            return self.body(tokens)
+    def _names_by_layer(self, prefix: str) -> tuple[list[list[str]], list[str]]:
+        """Parameter names of each decoder layer, and those of everything else."""
+        by_layer: list[list[str]] = [[] for _ in self.layers]
+        others = []
+        for name in self.slots:
+            number = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else ""
+            (by_layer[int(number)] if number.isdigit() else others).append(name)
+        return by_layer, others
 
     def logits(self, tokens: mx.array, view: View) -> mx.array:
         """The model's own logits for every position: [R, T, V]."""
-        with self._installed(view):
+        with self._installed(view, self.slots):
             return self.model(tokens)
 
     def token_logits(self, hidden: mx.array, tokens: mx.array, view: View) -> mx.array:
@@ -135,10 +193,8 @@ class CausalLM:
     def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
         """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows."""
         hidden = hidden.astype(mx.float32)
-        rows = max(32, HEAD_CHUNK_BYTES // (4 * hidden.shape[-1]))
-        parts = []
-        for start in range(0, self.vocabulary, rows):
-            chunk = mx.arange(start, min(start + rows, self.vocabulary))
+        parts: list[mx.array] = []
+        for chunk in _chunks(self.vocabulary, hidden.shape[-1], parts):
             logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
             parts.append(mx.logsumexp(self._with_head_bias(logits, chunk, view), axis=-1))
         return mx.logsumexp(mx.stack(parts), axis=0)
@@ -151,39 +207,49 @@ class CausalLM:
 
     def _head_rows(self, rows: mx.array, view: View) -> mx.array:
         """Effective rows of the head's weight [N, D]; a quantised head is dequantised row by row."""
-        name = f"{self.head_name}.weight"
-        if "scales" not in self.head:
-            return view.rows(name, self.head["weight"], rows)
-        scales = view.rows(f"{self.head_name}.scales", self.head["scales"], rows)
-        biases = self.head.get("biases")
-        if biases is not None:
-            biases = view.rows(f"{self.head_name}.biases", biases, rows)
-        return _dequantise(self.head, self.head["weight"][rows], scales, biases)
+        return _weight_rows(self.head, self.head_name, rows, view)
 
     @contextmanager
-    def _installed(self, view: View) -> Iterator[None]:
-        """Puts the effective weights in place while a graph is built; the stored ones are back afterwards."""
-        float_embedding = type(self.embedding) is nn.Embedding
-        by_rows = {f"{self.embedding_name}.weight"} if float_embedding and self.exposes_hidden else set()
-        changed = []
+    def _installed(self, view: View, names: Iterable[str]) -> Iterator[None]:
+        """Puts the effective weights of `names` in place while a graph is built; the stored ones are back afterwards.
+
+        A large matrix is not made whole: a stand-in for its layer makes it in chunks of rows while it computes.
+        """
+        replaced: list[tuple[Slot, Any]] = []
+
+        def put(slot: Slot, value: Any) -> None:
+            replaced.append((slot, slot.get()))
+            slot.set(value)
+
+        done: set[str] = set()
         try:
-            for name, slot in self.slots.items():
-                weight = slot.get()
-                if name not in by_rows and view.changes(name, weight):
-                    changed.append((slot, weight))
-                    slot.set(view.dense(name, weight))
-            for slot, linear in self.dequantised:
-                slot.set(_Dequantised(linear))
-            if by_rows:
-                self.body["embed_tokens"] = _EmbeddingRows(self.embedding, f"{self.embedding_name}.weight", view)
+            for name in names:
+                if name in done:
+                    continue
+                path, _, leaf = name.rpartition(".")
+                linear = self._linears.get(path)
+                if path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
+                    put(Slot(self.body, "embed_tokens"), _EmbeddingRows(self.embedding, path, view))
+                elif linear is not None and self._makes_rows(linear.get(), path, view):
+                    put(linear, _LinearRows(linear.get(), path, view))
+                    done |= {f"{path}.{leaf}" for leaf in ("weight", "scales", "biases", "bias")}
+                elif view.changes(name, self.slots[name].get()):
+                    put(self.slots[name], view.dense(name, self.slots[name].get()))
             yield
         finally:
-            for slot, weight in changed:
-                slot.set(weight)
-            for slot, linear in self.dequantised:
-                slot.set(linear)
-            if by_rows:
-                self.body["embed_tokens"] = self.embedding
+            for slot, value in reversed(replaced):
+                slot.set(value)
+
+    def _embeds_by_rows(self) -> bool:
+        return type(self.embedding) is nn.Embedding and self.exposes_hidden
+
+    def _makes_rows(self, linear: nn.Module, path: str, view: View) -> bool:
+        """Whether the effective weight of a linear layer is made in chunks of rows."""
+        weight = linear["weight"]
+        if "scales" in linear:
+            # MLX's quantised product on the CPU is some 20 times slower than dequantising and multiplying by BLAS.
+            return self.compute_dtype is not None
+        return 4 * weight.size > CHUNK_BYTES and view.changes(f"{path}.weight", weight)
 
     @contextmanager
     def _layers_replaced(self, layers: list) -> Iterator[None]:
@@ -204,7 +270,7 @@ class CausalLM:
         view = self.view()
         full = self.logits(tokens, view)[0].astype(mx.float32)
         try:
-            hidden = self.hidden(tokens, view)[0]
+            hidden = self.hidden([tokens], view)[0][0]
             self.hidden_size = hidden.shape[-1]
             chosen = mx.arange(0, self.vocabulary, max(1, self.vocabulary // 50))
             for position in range(tokens.shape[1]):
@@ -217,14 +283,41 @@ class CausalLM:
                     return False, False
         except (TypeError, ValueError, AttributeError, KeyError):
             return False, False
+        self.splits = True
         try:
             cut = len(self.layers) // 2
-            if cut == 0:
-                return True, False
-            joined = self.suffix(tokens, self.prefix(tokens, view, cut), view, cut)[0]
-            return True, bool(mx.array_equal(joined, hidden).item())
-        except (TypeError, ValueError, AttributeError, KeyError):
+            prefix = self.prefix([tokens], view, cut)
+            for split in (self.hidden([tokens], view), self.hidden([tokens], view, prefix, cut)):
+                if not mx.array_equal(split[0][0], hidden).item():
+                    return True, False
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError):
             return True, False
+        return True, True
+
+
+def _chunks(rows: int, columns: int, done: Sequence[mx.array]) -> Iterator[mx.array]:
+    """Row numbers 0 to `rows`, in chunks whose float32 [rows, columns] has about CHUNK_BYTES.
+
+    The caller appends the result of each chunk to `done`. A chunk waits for the result before it; evaluated freely,
+    the rows of several would be alive at once.
+    """
+    step = max(32, CHUNK_BYTES // (4 * columns))
+    for start in range(0, rows, step):
+        chunk = mx.arange(start, min(start + step, rows))
+        yield mx.depends([chunk], [done[-1]])[0] if done else chunk
+
+
+def _weight_rows(module: nn.Module, name: str, rows: mx.array, view: View) -> mx.array:
+    """Effective rows [N, columns] of the weight of a linear layer or embedding, dequantised where it is quantised."""
+    if "scales" not in module:
+        return view.rows(f"{name}.weight", module["weight"], rows)
+    scales = view.rows(f"{name}.scales", module["scales"], rows)
+    biases = module.get("biases")
+    if biases is not None:
+        biases = view.rows(f"{name}.biases", biases, rows)
+    mode = getattr(module, "mode", "affine")
+    packed = module["weight"][rows]
+    return mx.dequantize(packed, scales, biases, group_size=module.group_size, bits=module.bits, mode=mode)
 
 
 class _EmbeddingRows(nn.Module):
@@ -235,39 +328,35 @@ class _EmbeddingRows(nn.Module):
         self._embedding, self._name, self._view = embedding, name, view
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        weight = self._embedding["weight"]
-        rows = self._view.rows(self._name, weight, tokens.reshape(-1))
-        return rows.reshape(*tokens.shape, weight.shape[-1])
+        rows = _weight_rows(self._embedding, self._name, tokens.reshape(-1), self._view)
+        return rows.reshape(*tokens.shape, -1)
 
     def as_linear(self, hidden: mx.array) -> mx.array:
-        return hidden @ self._view.dense(self._name, self._embedding["weight"]).T
+        return _LinearRows(self._embedding, self._name, self._view)(hidden)
 
 
-class _Dequantised(nn.Module):
-    """Stands in for a quantised linear layer: its weight is made whole while it computes."""
+class _LinearRows(nn.Module):
+    """Stands in for a linear layer, quantised or not: its effective weight is made in chunks of rows."""
 
-    def __init__(self, linear: nn.QuantizedLinear):
+    def __init__(self, linear: nn.Module, name: str, view: View):
         super().__init__()
-        self._linear = linear
+        self._linear, self._name, self._view = linear, name, view
 
     def __call__(self, x: mx.array) -> mx.array:
-        linear = self._linear
-        y = x @ _dequantise(linear, linear["weight"], linear["scales"], linear.get("biases")).astype(x.dtype).T
-        return y + linear["bias"] if "bias" in linear else y
+        linear, parts = self._linear, []
+        rows, columns = linear["weight"].shape[0], x.shape[-1]
+        for chunk in _chunks(rows, columns, parts):
+            parts.append(x @ _weight_rows(linear, self._name, chunk, self._view).astype(x.dtype).T)
+        y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+        if "bias" not in linear:
+            return y
+        return y + self._view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype)
 
 
-def _dequantise(module: nn.Module, weight: mx.array, scales: mx.array, biases: mx.array | None) -> mx.array:
-    """The weight that packed integers of a quantised module stand for, or some of its rows."""
-    mode = getattr(module, "mode", "affine")
-    return mx.dequantize(weight, scales, biases, group_size=module.group_size, bits=module.bits, mode=mode)
-
-
-def _quantised_linears(model: nn.Module) -> list[tuple[Slot, nn.QuantizedLinear]]:
-    return [
-        (slot_of(model, name), module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.QuantizedLinear)
-    ]
+def _linear_slots(model: nn.Module) -> dict[str, Slot]:
+    """The place of every linear layer by dotted path."""
+    kinds = (nn.Linear, nn.QuantizedLinear)
+    return {name: slot_of(model, name) for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 class _StandIn:
@@ -287,9 +376,11 @@ class _PassThrough(_StandIn):
 
 class _Recorder(_StandIn):
     seen: mx.array
+    args: tuple
+    kwargs: dict[str, Any]
 
-    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
-        self.seen = hidden
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        self.seen, self.args, self.kwargs = hidden, args, kwargs
         return hidden
 
 

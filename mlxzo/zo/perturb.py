@@ -9,6 +9,10 @@ import mlx.core as mx
 
 from .noise import direction_key, scaled_direction
 
+# Weights are made effective and updated in chunks of rows of about this many bytes (as float32), so that a forward
+# pass or an update never holds a second copy of a large matrix.
+CHUNK_BYTES = 16 * 2**20
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -50,8 +54,8 @@ class View:
         return self._cast(weight, weight.dtype)
 
     def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
-        """Rows `rows` (int [N]) of the effective weight: [N, columns]."""
-        return self._cast(weight[rows], weight.dtype)
+        """Rows numbered `rows` (int [N]) of the effective weight: [N, columns]."""
+        return self._cast(_rows(weight, rows), weight.dtype)
 
     def _cast(self, values: mx.array, stored: mx.Dtype) -> mx.array:
         return values.astype(self.dtype or stored)
@@ -77,4 +81,8 @@ class Perturbation(View):
         if name not in self.direction.scales:
             return super().rows(name, weight, rows)
         delta = self.direction.scaled(name, weight.shape, self.eps, rows)
-        return self._cast(weight[rows].astype(mx.float32) + delta, weight.dtype)
+        return self._cast(_rows(weight, rows).astype(mx.float32) + delta, weight.dtype)
+
+
+def _rows(weight: mx.array, rows: mx.array) -> mx.array:
+    return weight.reshape(-1, weight.shape[-1])[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlxzo.batching import Batch, collate, encode
+from mlxzo.batching import Batch, Shapes, encode, make_batch
 from mlxzo.tasks.base import Example
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
@@ -39,7 +39,7 @@ def completion_examples() -> list[Example]:
 
 
 def batch_of(examples: list[Example], max_tokens: int = 64) -> Batch:
-    return collate([encode(example, TOKENIZER, max_tokens) for example in examples])
+    return make_batch([encode(example, TOKENIZER, max_tokens) for example in examples], Shapes())
 
 
 BATCHES = {

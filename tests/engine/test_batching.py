@@ -7,10 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mlxzo.batching import batch_indices, by_length, collate, encode
+from mlxzo.batching import Shapes, batch_indices, by_length, encode, make_batch
 from mlxzo.errors import DataError
 from mlxzo.tasks.base import Example
-from tests.engine.examples import BATCHES, TOKENIZER, several_token_examples, single_token_examples
+from tests.engine.examples import (
+    BATCHES,
+    TOKENIZER,
+    completion_examples,
+    several_token_examples,
+    single_token_examples,
+)
 
 
 def test_single_token_candidates_share_one_row():
@@ -68,18 +74,40 @@ def test_examples_that_cannot_be_scored_are_refused(example, words):
 
 @pytest.mark.parametrize("kind", BATCHES)
 def test_every_scored_position_predicts_its_target(kind):
-    batch = BATCHES[kind]()
-    rows, length = batch.tokens.shape
-    assert length % 8 == 0
-    flat = batch.tokens.reshape(-1)
-    for entry in range(len(batch.entry_mask)):
-        places = batch.positions[batch.entry_position[entry]]
-        scored = batch.entry_mask[entry] > 0
-        # Inside a candidate, the input after a scored position is the token scored there.
-        inner = np.flatnonzero(scored)[:-1]
-        assert np.array_equal(flat[places[inner] + 1], batch.entry_target[entry][inner])
-    assert batch.token_count == sum(len(row) for row in batch.rows)
-    assert len(batch.rows) == rows
+    for part in BATCHES[kind]().parts:
+        rows, length = part.tokens.shape
+        assert length % 8 == 0
+        flat = part.tokens.reshape(-1)
+        for entry in range(len(part.entry_mask)):
+            places = part.positions[part.entry_position[entry]]
+            scored = part.entry_mask[entry] > 0
+            # Inside a candidate, the input after a scored position is the token scored there.
+            inner = np.flatnonzero(scored)[:-1]
+            assert np.array_equal(flat[places[inner] + 1], part.entry_target[entry][inner])
+        assert len(part.rows) == rows
+
+
+def encoded_examples() -> list:
+    examples = several_token_examples() + single_token_examples() + completion_examples()
+    return [encode(example, TOKENIZER, 64) for example in examples]
+
+
+@pytest.mark.parametrize("shapes", [Shapes(), Shapes(16, 64), Shapes(8, 512, 2), Shapes(8, 8), Shapes(64, 4096)])
+def test_micro_batches_hold_every_example_once_at_its_own_length_and_within_the_limits(shapes):
+    examples = encoded_examples()
+    batch = make_batch(examples, shapes)
+    assert sorted(i for places in batch.places for i in places) == list(range(len(examples)))
+    assert batch.size == len(examples)
+    assert batch.row_count == sum(len(e.rows) for e in examples)
+    assert batch.token_count == sum(len(row.tokens) for e in examples for row in e.rows)
+    assert batch.padded_token_count >= batch.token_count
+    for part, places in zip(batch.parts, batch.places, strict=True):
+        assert {shapes.padded(examples[i]) for i in places} == {part.tokens.shape[1]}
+        assert list(part.target) == [examples[i].target for i in places]
+        assert {examples[i].shared for i in places} == {part.shared}
+        if len(places) > 1:
+            assert part.tokens.size <= shapes.tokens
+            assert shapes.rows is None or len(part.rows) <= shapes.rows
 
 
 def test_an_epoch_sees_every_example_once_and_epochs_differ():
@@ -100,12 +128,7 @@ def test_any_step_can_be_asked_for_alone_and_the_seed_matters():
 
 def test_by_length_covers_all_examples_once():
     encoded = [encode(example, TOKENIZER, 64) for example in several_token_examples()]
-    indices = [i for part, _ in by_length(encoded, 2) for i in part]
+    indices = [i for part, _ in by_length(encoded, 2, Shapes()) for i in part]
     assert sorted(indices) == list(range(len(encoded)))
     lengths = [encoded[i].length for i in indices]
     assert lengths == sorted(lengths)
-
-
-def test_collate_keeps_the_order_of_its_examples():
-    encoded = [encode(example, TOKENIZER, 64) for example in several_token_examples()]
-    assert list(collate(encoded).target) == [example.target for example in encoded]

@@ -6,12 +6,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo.batching import Shapes, by_length, encode, make_batch
 from mlxzo.config import RunConfig
 from mlxzo.evaluate import Evaluation
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
-from mlxzo.scoring import Prefix, batch_loss, candidate_scores
-from tests.engine.examples import BATCHES
+from mlxzo.scoring import Scorer
+from mlxzo.zo.prefix_cache import DiskPrefixCache, PrefixCache
+from tests.engine.examples import (
+    BATCHES,
+    TOKENIZER,
+    completion_examples,
+    several_token_examples,
+    single_token_examples,
+)
 from tests.tiny import tiny_config, tiny_model
 
 MODELS = {
@@ -26,7 +34,22 @@ MODELS = {
 
 
 def reference_scores(model, batch) -> list[list[float]]:
-    """Mean log-likelihood of each candidate, by numpy in float64 from full logits."""
+    """Mean log-likelihood of each candidate, by numpy in float64 from full logits, in the order of the batch."""
+    scores = {}
+    for part, places in zip(batch.parts, batch.places, strict=True):
+        scores |= zip(places, part_scores(model, part), strict=True)
+    return [scores[i] for i in range(batch.size)]
+
+
+def targets(batch) -> list[int]:
+    """The right candidate of each example, in the order of the batch."""
+    found = {}
+    for part, places in zip(batch.parts, batch.places, strict=True):
+        found |= zip(places, part.target, strict=True)
+    return [found[i] for i in range(batch.size)]
+
+
+def part_scores(model, batch) -> list[list[float]]:
     logits = np.array(model(mx.array(batch.tokens)).astype(mx.float32), np.float64)
     logits = logits.reshape(-1, logits.shape[-1])
     logp = (
@@ -45,6 +68,10 @@ def reference_scores(model, batch) -> list[list[float]]:
     return scores
 
 
+def loss(causal: CausalLM, batch) -> float:
+    return float(Scorer(causal).losses(batch, causal.view()).mean())
+
+
 def reference_loss(scores: list[list[float]], target) -> float:
     losses = []
     for example, chosen in zip(scores, target, strict=True):
@@ -61,15 +88,15 @@ def test_loss_and_scores_agree_with_full_logits(name, kind):
     assert causal.exposes_hidden
     assert causal.splits
     reference = reference_scores(model, batch)
-    scores = np.array(candidate_scores(causal, batch, causal.view()))
-    for ours, theirs in zip(scores, reference, strict=True):
-        if batch.shared:
-            # Up to the normaliser that all candidates share.
-            ours, theirs = ours - ours[0], np.array(theirs) - theirs[0]
-        assert np.allclose(ours[: len(theirs)], theirs, atol=2e-4)
-    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(
-        reference_loss(reference, batch.target), abs=2e-4
-    )
+    grids = Scorer(causal).scores(batch, causal.view())
+    for part, places, scores in zip(batch.parts, batch.places, grids, strict=True):
+        for i, ours in zip(places, scores, strict=True):
+            theirs = np.array(reference[i])
+            if part.shared:
+                # Up to the normaliser that all candidates share.
+                ours, theirs = ours - ours[0], theirs - theirs[0]
+            assert np.allclose(ours[: len(theirs)], theirs, atol=2e-4)
+    assert loss(causal, batch) == pytest.approx(reference_loss(reference, targets(batch)), abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", BATCHES)
@@ -78,8 +105,8 @@ def test_a_head_with_a_bias_counts_it(kind):
     model.lm_head.bias = mx.random.normal((model.lm_head.weight.shape[0],), key=mx.random.key(3))
     causal, batch = CausalLM(model), BATCHES[kind]()
     assert causal.exposes_hidden
-    expected = reference_loss(reference_scores(model, batch), batch.target)
-    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
+    expected = reference_loss(reference_scores(model, batch), targets(batch))
+    assert loss(causal, batch) == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -99,8 +126,8 @@ def test_the_language_model_inside_a_multimodal_one_is_found(tied):
     causal, batch = CausalLM(model), BATCHES["several"]()
     assert causal.exposes_hidden
     assert causal.splits
-    expected = reference_loss(reference_scores(inner, batch), batch.target)
-    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
+    expected = reference_loss(reference_scores(inner, batch), targets(batch))
+    assert loss(causal, batch) == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.parametrize("kind", BATCHES)
@@ -116,44 +143,74 @@ def test_a_model_without_hidden_states_falls_back_to_full_logits(kind):
     opaque.update(model.parameters())
     causal, batch = CausalLM(opaque), BATCHES[kind]()
     assert not causal.exposes_hidden
-    expected = reference_loss(reference_scores(opaque, batch), batch.target)
-    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(expected, abs=2e-4)
+    expected = reference_loss(reference_scores(opaque, batch), targets(batch))
+    assert loss(causal, batch) == pytest.approx(expected, abs=2e-4)
+
+
+def some_examples() -> list:
+    examples = single_token_examples() + several_token_examples() + completion_examples()
+    return [encode(example, TOKENIZER, 64) for example in examples]
 
 
 @pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
 @pytest.mark.parametrize("layers", (1, 2))
-def test_sharing_frozen_layers_changes_no_bit(kind, layers):
-    causal, batch = CausalLM(tiny_model(kind)), BATCHES["several"]()
-    prefix = Prefix(causal, layers)
-    whole = candidate_scores(causal, batch, causal.view())
-    cut = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
-    assert mx.array_equal(whole, cut).item()
+@pytest.mark.parametrize("cache", ("ram", "disk"))
+def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, cache, tmp_path):
+    causal, examples = CausalLM(tiny_model(kind)), some_examples()
+    uncut, shared, kept = Scorer(causal), Scorer(causal, layers), Scorer(causal, layers)
+    kept.cache = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
+    # Filled in another order and company than the batches of a step.
+    *_, done = kept.fill(batch for _, batch in by_length(examples, 4, Shapes()))
+    assert done == sum(len(e.rows) for e in examples)
+    view = causal.view()
+    for picked in ([0, 7, 3, 12], [12], list(range(len(examples)))):
+        batch = make_batch([examples[i] for i in picked], Shapes())
+        assert kept.cache.get(batch.parts[0].rows, batch.parts[0].tokens.shape[1]) is not None
+        assert np.array_equal(shared.losses(batch, view), kept.losses(batch, view))
+        assert np.allclose(uncut.losses(batch, view), kept.losses(batch, view), rtol=0, atol=1e-5)
 
 
-def test_the_prefix_cache_gives_back_what_was_put_whatever_the_padding():
-    causal, batch = CausalLM(tiny_model()), BATCHES["several"]()
-    prefix = Prefix(causal, 2)
-    assert list(prefix.fill([batch])) == [len(batch.rows)]
-    direct = causal.prefix(mx.array(batch.tokens), causal.view(), 2)
-    for i, row in enumerate(batch.rows):
-        kept = prefix.cache.get([row], 64)
-        assert kept.shape == (1, 64, causal.hidden_size)
-        assert mx.array_equal(kept[0, : len(row)], direct[i, : len(row)]).item()
-        assert not kept[0, len(row) :].any().item()
-    scores = candidate_scores(causal, batch, causal.view(), prefix.hidden(batch), prefix.layers)
-    assert mx.allclose(scores, candidate_scores(causal, batch, causal.view()), atol=1e-5).item()
-    assert prefix.cache.nbytes == sum(4 * causal.hidden_size * len(row) for row in set(batch.rows))
+@pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
+@pytest.mark.parametrize("bits", (None, 4))
+def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):
+    causal, examples = CausalLM(tiny_model(kind, bits=bits), mx.float32), some_examples()
+    scorer = Scorer(causal)
+    together = scorer.losses(make_batch(examples, Shapes()), causal.view())
+    for shapes in (Shapes(rows=1), Shapes(rows=3), Shapes(tokens=40), Shapes(32, 10_000)):
+        # To the rounding of float32: matrix products choose their kernels by shape.
+        assert np.allclose(together, scorer.losses(make_batch(examples, shapes), causal.view()), rtol=0, atol=1e-5)
+    again = scorer.losses(make_batch(examples, Shapes()), causal.view())
+    assert np.array_equal(together, again)
+
+
+@pytest.mark.parametrize("cache", ("ram", "disk"))
+@pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
+def test_the_prefix_cache_gives_back_what_was_put_whatever_the_padding(cache, dtype, tmp_path):
+    kept = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
+    rows = ((1, 2, 3), (4, 5, 6, 7, 8), (1, 2, 3))
+    hidden = mx.random.normal((3, 8, 64), key=mx.random.key(0)).astype(dtype)
+    kept.put(rows[:1], hidden[:1])
+    assert kept.get(rows, 8) is None
+    kept.put(rows[1:2], hidden[1:2])
+    assert kept.get(rows, 16) is None
+    found = kept.get(rows, 8)
+    assert found.shape == (3, 8, 64)
+    assert found.dtype == dtype
+    for states, row, number in zip(found, rows, (0, 1, 0), strict=True):
+        assert mx.array_equal(states[: len(row)], hidden[number, : len(row)]).item()
+        assert not states[len(row) :].any().item()
+    assert kept.nbytes == dtype.size * 64 * 8
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["llama-4bit", "llama-untied-4bit", "gemma3-4bit"])
 def test_quantised_layers_dequantised_on_the_cpu_say_what_they_say_packed(name):
     batch = BATCHES["several"]()
     packed, whole = CausalLM(tiny_model(**MODELS[name])), CausalLM(tiny_model(**MODELS[name]), mx.float32)
-    assert whole.dequantised
-    layers = [slot.get() for slot, _ in whole.dequantised]
-    ours = candidate_scores(whole, batch, whole.view())
-    assert mx.allclose(ours, candidate_scores(packed, batch, packed.view()), atol=1e-4).item()
-    assert all(slot.get() is layer for (slot, _), layer in zip(whole.dequantised, layers, strict=True))
+    modules = [id(module) for _, module in whole.model.named_modules()]
+    ours, theirs = (Scorer(causal).losses(batch, causal.view()) for causal in (whole, packed))
+    assert np.allclose(ours, theirs, atol=1e-4)
+    assert [id(module) for _, module in whole.model.named_modules()] == modules
 
 
 def test_half_precision_weights_are_computed_with_in_float32():
@@ -163,9 +220,7 @@ def test_half_precision_weights_are_computed_with_in_float32():
     exact.update(model.parameters())
     exact.set_dtype(mx.float32)
     reference = CausalLM(exact)
-    assert batch_loss(causal, batch, causal.view()).item() == pytest.approx(
-        batch_loss(reference, batch, reference.view()).item(), abs=1e-5
-    )
+    assert loss(causal, batch) == pytest.approx(loss(reference, batch), abs=1e-5)
     assert causal.slots["model.layers.0.mlp.gate_proj.weight"].get().dtype == mx.bfloat16
 
 

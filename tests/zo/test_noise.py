@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo.zo import noise
 from mlxzo.zo.noise import direction_key, random_words, scaled_direction, threefry2x32
 
 SIGMA = 4.0
@@ -23,10 +24,10 @@ def numpy_signs(seed: int, step: int, index: int, name: str, shape: tuple[int, .
     words = -(-columns // 32)
     half = -(-words // 2)
     mask = np.uint64(0xFFFFFFFF)
+    k0 = (np.uint64(k0) + np.arange(rows, dtype=np.uint64)[:, None]) & mask
+    ks = [k0, np.uint64(k1), k0 ^ np.uint64(k1) ^ np.uint64(0x1BD11BDA)]
     x0 = np.broadcast_to(np.arange(half, dtype=np.uint64), (rows, half))
-    x1 = np.broadcast_to(np.arange(rows, dtype=np.uint64)[:, None], (rows, half))
-    ks = [np.uint64(k0), np.uint64(k1), np.uint64(k0 ^ k1 ^ 0x1BD11BDA)]
-    x0, x1 = (x0 + ks[0]) & mask, (x1 + ks[1]) & mask
+    x0, x1 = (x0 + ks[0]) & mask, (x0 + np.uint64(half) + ks[1]) & mask
     rotations = (13, 15, 26, 6, 17, 29, 16, 24)
     for i in range(20):
         x0 = (x0 + x1) & mask
@@ -55,13 +56,32 @@ def signs(shape, *, seed=0, step=0, index=0, name="w") -> np.ndarray:
     ],
 )
 def test_threefry_gives_the_published_answers(key, counter, expected):
-    x0, x1 = threefry2x32(mx.array(key, mx.uint32), mx.array(counter[0], mx.uint32), mx.array(counter[1], mx.uint32))
+    x0, x1 = threefry2x32(*(mx.array(word, mx.uint32) for word in (*key, *counter)))
     assert (x0.item(), x1.item()) == expected
 
 
 @pytest.mark.parametrize("shape", [(5,), (31,), (7, 64), (3, 33), (2, 3, 40), (1000, 1)])
 def test_signs_are_what_the_definition_says(shape):
     assert np.array_equal(signs(shape, seed=3, step=9, index=1, name="a.b"), numpy_signs(3, 9, 1, "a.b", shape))
+
+
+def test_array_operations_take_over_where_mlx_has_another_generator(monkeypatch):
+    assert noise._native_agrees()
+    for kind in ("sign", "gaussian"):
+        native = scaled_direction(direction_key(3, 9, 1, "a.b"), (7, 70), 0.5, kind)
+        monkeypatch.setattr(noise, "_native_agrees", lambda: False)
+        portable = scaled_direction(direction_key(3, 9, 1, "a.b"), (7, 70), 0.5, kind)
+        monkeypatch.undo()
+        assert mx.array_equal(native, portable).item()
+
+    def other(keys, half):
+        return noise._portable_words(keys + 1, half)
+
+    monkeypatch.setattr(noise, "_native_words", other)
+    noise._native_agrees.cache_clear()
+    assert not noise._native_agrees()
+    monkeypatch.undo()
+    noise._native_agrees.cache_clear()
 
 
 def test_a_row_asked_for_alone_is_the_row_of_the_whole():

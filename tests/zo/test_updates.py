@@ -1,38 +1,104 @@
-"""Update rules and schedules against figures worked out by hand."""
+"""Update rules, momentum and schedules against figures worked out by hand."""
 
 from __future__ import annotations
 
 import math
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
-from mlxzo.zo.updates import Adaptive, Sgd, learning_rate, update_rule
+from mlxzo.zo.estimators import fzoo, spsa
+from mlxzo.zo.perturb import Direction
+from mlxzo.zo.updates import Momentum, RunningRms, UpdateRule, learning_rate
 
 
-def test_sgd_is_rate_times_derivative():
-    assert Sgd().factor(-3.0, 0.5) == -1.5
+def rule(adaptive: bool, clip: float | None = None, decay: float = 0.9) -> UpdateRule:
+    return UpdateRule(adaptive, clip, RunningRms(decay))
+
+
+def test_sgd_is_rate_times_the_mean_over_directions():
+    assert rule(False).factors([-3.0], 0.5) == [-1.5]
+    assert rule(False).factors([-3.0, 1.0], 0.5) == [-0.75, 0.25]
 
 
 def test_the_first_adaptive_step_is_of_unit_length():
-    assert Adaptive().factor(-7.0, 0.1) == pytest.approx(-0.1)
+    assert rule(True).factors([-7.0], 0.1) == [pytest.approx(-0.1)]
+    assert rule(True).factors([-7.0, 7.0], 0.1) == [pytest.approx(-0.05), pytest.approx(0.05)]
 
 
 def test_adaptive_divides_by_the_root_of_the_corrected_mean_square():
-    rule = Adaptive(decay=0.9)
-    rule.factor(1.0, 1.0)
+    adaptive = rule(True)
+    adaptive.factors([1.0], 1.0)
     mean_square = (0.1 * 0.9 * 1.0 + 0.1 * 4.0) / (1 - 0.9**2)
-    assert rule.factor(2.0, 1.0) == pytest.approx(2.0 / math.sqrt(mean_square))
+    assert adaptive.factors([2.0], 1.0) == [pytest.approx(2.0 / math.sqrt(mean_square))]
 
 
-def test_adaptive_clips_a_derivative_far_out_of_the_running_range():
-    rule = Adaptive(decay=0.99, clip=3.0)
-    for _ in range(500):
-        rule.factor(1.0, 1.0)
-    assert rule.factor(1e6, 0.2) == pytest.approx(3.0 * 0.2)
+@pytest.mark.parametrize(("adaptive", "length"), [(True, 3.0), (False, 3.0 * 2.0)])
+def test_a_derivative_far_out_of_the_running_range_is_clipped(adaptive, length):
+    clipped = rule(adaptive, clip=3.0, decay=0.999999)
+    for _ in range(2000):
+        clipped.factors([2.0], 1.0)
+    assert abs(clipped.factors([-50.0], 0.2)[0]) == pytest.approx(length * 0.2, rel=0.2)
 
 
-def test_adaptive_stands_still_where_nothing_changes():
-    assert Adaptive().factor(0.0, 1.0) == 0.0
+def test_a_rule_stands_still_where_nothing_changes():
+    assert rule(True).factors([0.0, 0.0], 1.0) == [0.0, 0.0]
+    assert rule(False, clip=3.0).factors([0.0], 1.0) == [0.0]
+
+
+def direction(step: int, index: int = 0) -> Direction:
+    return Direction(0, step, index, "sign", {"w": 1.0})
+
+
+def test_momentum_by_replay_is_heavy_ball_momentum():
+    """Against the buffer it does without: m = beta m + (1 - beta) u, in numpy."""
+    beta, momentum = 0.5, Momentum(0.5)
+    buffer, error = np.zeros(64), []
+    for step in range(30):
+        z, factor = direction(step), math.sin(step)
+        buffer = beta * buffer + (1 - beta) * factor * np.array(z.scaled("w", (64,), 1.0))
+        replayed = sum(c * np.array(d.scaled("w", (64,), 1.0)) for d, c in momentum.terms([(z, factor)]))
+        error.append(np.abs(replayed - buffer).max())
+    # Cut where a weight is below 1 % of the first.
+    assert max(error) < 0.011
+    assert max(error[:7]) < 1e-6
+
+
+def test_no_momentum_is_the_update_itself():
+    update = [(direction(3), 0.25)]
+    assert Momentum(0.0).terms(update) == update
+
+
+def quadratic(curvature: float = 3.0):
+    """L(w) = curvature / 2 * |w - 1|^2 at w = 0, in float64."""
+
+    def loss(z: Direction | None, eps: float) -> float:
+        w = np.zeros(32) if z is None else eps * np.array(z.scaled("w", (32,), 1.0), np.float64)
+        return float(0.5 * curvature * ((w - 1.0) ** 2).sum())
+
+    return loss
+
+
+def test_spsa_of_a_quadratic_is_its_directional_derivative():
+    directions = [direction(0, i) for i in range(5)]
+    estimate = spsa(quadratic(), directions, 0.1)
+    gradient = np.full(32, -3.0)
+    expected = [float(gradient @ np.array(z.scaled("w", (32,), 1.0))) for z in directions]
+    assert estimate.derivatives == pytest.approx(expected)
+    # The mean of both sides is above the loss by half the curvature along z.
+    assert estimate.loss == pytest.approx(48.0 + 0.5 * 0.1**2 * 3.0 * 32)
+
+
+def test_fzoo_divides_one_sided_differences_by_their_spread():
+    directions = [direction(0, i) for i in range(6)]
+    loss = quadratic()
+    estimate = fzoo(loss, directions, 0.1)
+    sides = np.array([loss(z, 0.1) for z in directions])
+    assert estimate.loss == 48.0
+    assert estimate.derivatives == pytest.approx((sides - 48.0) / sides.std(ddof=1))
+    flat = fzoo(lambda z, eps: 1.0, directions, 0.1)
+    assert flat.derivatives == (0.0,) * 6
 
 
 def test_schedules():
@@ -40,8 +106,8 @@ def test_schedules():
     assert [learning_rate(2.0, "linear", step, 10) for step in (0, 5)] == [2.0, 1.0]
     assert learning_rate(2.0, "cosine", 0, 10) == 2.0
     assert learning_rate(2.0, "cosine", 5, 10) == pytest.approx(1.0)
+    assert [learning_rate(2.0, "constant", step, 10, warmup=3) for step in (0, 1, 2, 3, 9)] == [0.5, 1.0, 1.5, 2.0, 2.0]
 
 
-def test_rules_by_name():
-    assert isinstance(update_rule("sgd"), Sgd)
-    assert isinstance(update_rule("adaptive"), Adaptive)
+def test_directions_are_made_again_from_their_names():
+    assert mx.array_equal(direction(4).scaled("w", (32,), 1.0), direction(4).scaled("w", (32,), 1.0)).item()
