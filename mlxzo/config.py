@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
+from .scopes import STEP_SIZES, Scope, mezo_defaults
 
 
 @dataclass(frozen=True)
@@ -37,35 +38,6 @@ class Option:
 
 def _option(default: Any, help: str, group: str, **more: Any) -> Any:
     return field(default=default, metadata={"option": Option(help=help, group=group, **more)})
-
-
-_SCOPE = re.compile(r"^(full|lora|norms|last-(?P<alone>\d+)|(full|lora|norms)/last-(?P<of>\d+))$")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Which parameters train: a kind, restricted to the last `last_layers` decoder layers (None: all)."""
-
-    kind: str
-    last_layers: int | None
-
-    @staticmethod
-    def parse(text: str) -> Scope:
-        """Parses `full`, `lora`, `norms`, `last-K` (every weight of the last K layers) or `KIND/last-K`.
-
-        Raises:
-            ConfigError: the text is none of these, or K is 0.
-        """
-        match = _SCOPE.match(text)
-        layers = match and (match["alone"] or match["of"])
-        if not match or (layers is not None and int(layers) == 0):
-            raise ConfigError(
-                f"scope {text!r} is not known",
-                "use full, lora, norms, last-6 (all weights of the last 6 layers), lora/last-6 or norms/last-6",
-            )
-        if layers is None:
-            return Scope(text, None)
-        return Scope(match[3] or "full", int(layers))
 
 
 @dataclass(frozen=True)
@@ -103,7 +75,9 @@ class RunConfig:
     method: str = _option("mezo", "optimisation method", "method", choices=("mezo",))
     scope: str = _option(
         "norms/last-6",
-        "what trains: full, lora, norms, last-K (all weights of the last K layers), or lora/last-K, norms/last-K",
+        "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
+        "biases, gains or match:GLOB[,GLOB...] (parameters by name); several joined by +; /last-K after it for these "
+        "layers only",
         "method",
     )
     steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
@@ -146,6 +120,14 @@ class RunConfig:
         auto="the default of the scope",
     )
     directions: str = _option("sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian"))
+    direction_scale: str = _option(
+        "auto",
+        "length of the entries of z: none (1), rms (of the tensor they belong to, when the run starts), or auto: rms "
+        f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['biases'].length:g} for biases, "
+        f"{STEP_SIZES['gains'].length:g} for gains, 1 for all else",
+        "mezo",
+        choices=("auto", "none", "rms"),
+    )
     estimator: str = _option(
         "spsa",
         "spsa: the loss on both sides of each direction; fzoo: on one side, against a shared clean loss, divided by "
@@ -178,6 +160,11 @@ class RunConfig:
         "mezo",
         choices=("sgd", "adaptive"),
         auto="the default of the scope",
+    )
+    lora_targets: str = _option(
+        "auto",
+        "linear layers that get an adapter: auto (queries and values), all, or names such as q_proj,v_proj,o_proj",
+        "lora",
     )
     lora_rank: int = _option(8, "rank of the LoRA adapters", "lora", minimum=1, maximum=1024)
     lora_scale: float = _option(
@@ -217,7 +204,7 @@ class RunConfig:
 
     def resolved(self) -> RunConfig:
         """The same configuration with every `None` that depends on the scope filled in."""
-        defaults = mezo_defaults(self.parsed_scope, self.update)
+        defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
         defaults["queries"] = 8 if self.estimator == "fzoo" else 1
         # Two losses that happen to lie close together would make a step of fzoo as long as you like.
         if defaults["update"] == "adaptive" or self.estimator == "fzoo":
@@ -373,25 +360,3 @@ def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigErr
     message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")
     fix = "`mlxzo train --help` lists every option with its range"
     return ConfigError(message, fix, problems if len(problems) > 1 else ())
-
-
-def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
-    """Default update rule, learning rate and eps of a scope.
-
-    The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix, Table 15). An adaptive rate is the
-    length of a step itself, as g is divided by its rms: that of `norms` was found on the embedded task
-    (bench/quickstart.py measures it), the others keep the steps as long as those that sgd takes at its rates.
-    """
-    update = update or "adaptive"
-    kind = "last" if scope.kind == "full" and scope.last_layers else scope.kind
-    table = {
-        ("full", "sgd"): {"lr": 1e-6, "eps": 1e-3},
-        ("last", "sgd"): {"lr": 3e-5, "eps": 1e-3},
-        ("lora", "sgd"): {"lr": 1e-4, "eps": 1e-2},
-        ("norms", "sgd"): {"lr": 1e-3, "eps": 1e-2},
-        ("full", "adaptive"): {"lr": 1e-5, "eps": 1e-3},
-        ("last", "adaptive"): {"lr": 1e-4, "eps": 1e-3},
-        ("lora", "adaptive"): {"lr": 1e-3, "eps": 1e-2},
-        ("norms", "adaptive"): {"lr": 0.4, "eps": 1e-1},
-    }
-    return {"update": update, **table[kind, update]}

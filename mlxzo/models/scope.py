@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import difflib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
-from ..config import RunConfig, Scope
+from ..config import RunConfig
 from ..errors import ConfigError
-from ..zo.noise import direction_key
-from .causal import decoder, parameter_slots, slot_of
+from .adapters import add_biases, add_gains, add_lora, final_norm, layer_number, promote_norms
+from .causal import Slot, decoder, parameter_slots
 
-# Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
-_LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
-
-# Length of a direction entry for norm weights, relative to eps and lr: the final norm acts on the logits directly
-# and stands larger steps than the norms inside the blocks.
-BLOCK_NORM_SCALE = 0.01
-FINAL_NORM_SCALE = 0.05
+# Length of a direction entry of the final norm: it acts on the logits directly, and stands larger steps than the norms
+# inside the blocks, whose length is among STEP_SIZES.
+FINAL_NORM_LENGTH = 0.05
+# The squares of a tensor are summed in pieces of about this many elements.
+_PIECE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -40,125 +42,176 @@ class Trainable:
 def prepare(model: nn.Module, config: RunConfig) -> Trainable:
     """Makes `model` trainable in the scope of `config`: adds adapters or promotes what must be float32.
 
-    Changes the model in place; build `CausalLM` afterwards.
+    Changes the model in place; build `CausalLM` afterwards. Parameters that are half precision stay so; those that are
+    new, and norms and biases, are float32.
 
     Raises:
-        ConfigError: the scope asks for more layers than there are, or for weights that are quantised.
+        ConfigError: the scope asks for more layers than there are, for weights that are quantised, or for parameters
+            that the model does not have.
     """
     scope = config.parsed_scope
-    path, owner = decoder(model)
-    layers = getattr(getattr(owner, "model", None), "layers", None)
-    if layers is None:
-        if scope != Scope("full", None):
-            raise ConfigError(
-                f"scope {config.scope} needs a model with a stack of decoder layers, and this one shows none",
-                "use --scope full",
-            )
-        return Trainable(_floating(model))
-    last = len(layers) if scope.last_layers is None else scope.last_layers
-    if last > len(layers):
+    first = _first_layer(model, config)
+    places = {kind: find(model, config, first) for kind, find in _FINDERS.items() if kind in scope.kinds}
+    slots = parameter_slots(model)
+    # Adapters rename what they wrap, so names are read off only now. A parameter without one was matched by its name
+    # and then promoted by another kind, under which it is found.
+    names = {(id(slot.container), slot.key): name for name, slot in slots.items()}
+    chosen: dict[str, str] = {}
+    for kind in scope.kinds:
+        for slot in places[kind]:
+            name = names.get((id(slot.container), slot.key))
+            if name is not None:
+                chosen.setdefault(name, kind)
+    lengths: dict[str, float] = {}
+    for kind in scope.kinds:
+        parameters = {name: slots[name].get() for name in sorted(chosen) if chosen[name] == kind}
+        lengths |= _direction_lengths(kind, parameters, config, final_norm(model))
+    return Trainable(tuple(sorted(chosen)), lengths, _frozen_layers(model, chosen))
+
+
+def _first_layer(model: nn.Module, config: RunConfig) -> int:
+    """Number of the first decoder layer in the scope.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
+    scope = config.parsed_scope
+    count = len(_layers(model))
+    if not count and (scope.last_layers is not None or not set(scope.kinds) <= {"full", "match", "scales"}):
         raise ConfigError(
-            f"scope {config.scope} asks for the last {last} layers, and the model has {len(layers)}",
-            f"use at most last-{len(layers)}",
+            f"scope {config.scope} needs a model with a stack of decoder layers, and this one shows none",
+            "use --scope full",
         )
-    first = len(layers) - last
-    if scope.kind == "lora":
-        return _lora(model, config, layers, first)
-    if scope.kind == "norms":
-        return _norms(model, f"{path}model.norm", first)
-    return _full(model, first, whole_model=scope.last_layers is None)
+    last = count if scope.last_layers is None else scope.last_layers
+    if last > count:
+        raise ConfigError(
+            f"scope {config.scope} asks for the last {last} layers, and the model has {count}",
+            f"use at most last-{count}",
+        )
+    return count - last
 
 
-def _full(model: nn.Module, first: int, whole_model: bool) -> Trainable:
+def _full(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Every weight."""
     quantised = sum("scales" in module for _, module in model.named_modules())
     if quantised:
         raise ConfigError(
             f"{quantised} weights of this model are quantised, and a quantised weight cannot move by small steps",
-            "use --scope lora or --scope norms/last-6, or the model's unquantised variant",
+            "use --scope scales, lora or norms/last-6, or the model's unquantised variant",
         )
-    if whole_model:
-        return Trainable(_floating(model))
-    numbers = {name: _layer_number(name) for name in parameter_slots(model)}
-    names = tuple(name for name, number in numbers.items() if number is not None and number >= first)
-    return Trainable(names, frozen_layers=first)
+    return list(_floating(model, config, first).values())
 
 
-def _norms(model: nn.Module, final_norm: str, first: int) -> Trainable:
-    """Norm weights of the last layers and of the final norm, kept in float32: they are few and move by little."""
-    names: dict[str, float] = {}
-    for path, module in _modules(model):
-        number = _layer_number(path)
-        final = path == final_norm
-        if "Norm" not in type(module).__name__ or not (final or (number is not None and number >= first)):
-            continue
-        if module["weight"].dtype != mx.float32:
-            slot_of(model, path).set(PromotedNorm(module))
-        scale = FINAL_NORM_SCALE if final else BLOCK_NORM_SCALE
-        names |= {f"{path}.{leaf}": scale for leaf in ("weight", "bias") if leaf in module}
-    if not names:
-        raise ConfigError("this model shows no norm weights", "use --scope lora or full")
-    return Trainable(tuple(sorted(names)), names, first)
+def _match(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Parameters whose dotted name fits one of the scope's patterns."""
+    scope = config.parsed_scope
+    slots = _floating(model, config, first)
+    for glob in scope.globs:
+        if not any(fnmatchcase(name, glob) for name in slots):
+            raise _no_match(glob, list(slots), any(fnmatchcase(name, glob) for name in parameter_slots(model)))
+    return [slot for name, slot in slots.items() if any(fnmatchcase(name, glob) for glob in scope.globs)]
 
 
-def _lora(model: nn.Module, config: RunConfig, layers: list, first: int) -> Trainable:
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    linears = {
-        path for path, module in layers[first].named_modules() if isinstance(module, (nn.Linear, nn.QuantizedLinear))
-    }
-    for suffixes in _LORA_SUFFIXES:
-        keys = sorted({path for path in linears if path.split(".")[-1] in suffixes})
-        if keys:
-            break
-    else:
-        keys = sorted(linears)
-    if not keys:
-        raise ConfigError("this model has no linear layers that adapters could go on", "use --scope norms/last-6")
-    settings = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": 0.0, "keys": keys}
-    linear_to_lora_layers(model, len(layers) - first, settings)
-    names = []
-    for name, slot in parameter_slots(model).items():
-        leaf = name.split(".")[-1]
-        if leaf == "lora_a":
-            # mlx-lm draws adapters from the global generator; a run must not depend on it.
-            bound = slot.get().shape[0] ** -0.5
-            key = direction_key(config.seed, 0, 0, f"initial|{name}")
-            slot.set(mx.random.uniform(-bound, bound, slot.get().shape, mx.float32, key))
-        if leaf in ("lora_a", "lora_b"):
-            names.append(name)
-    return Trainable(tuple(names), frozen_layers=first)
+def _no_match(glob: str, names: list[str], elsewhere: bool) -> ConfigError:
+    near = difflib.get_close_matches(glob, names, n=4, cutoff=0.4) or names[-4:]
+    message = f"match:{glob} fits no parameter that can train"
+    if elsewhere:
+        message += ": those it fits are quantised, or outside the layers of the scope"
+    return ConfigError(message, f"some that can are {', '.join(near)}; * stands for any text")
 
 
-class PromotedNorm(nn.Module):
-    """A norm whose weights are held in float32 while its output keeps the dtype of its input.
+def _scales(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Scales and offsets of quantised weights, in their own dtype (QZO, arXiv 2505.13430)."""
+    quantised = [module for _, module in model.named_modules() if "scales" in module]
+    if not quantised:
+        raise ConfigError(
+            "scope scales trains the scales of quantised weights, and this model is not quantised",
+            "use --scope norms/last-6, lora or last-4, or a quantised variant of the model",
+        )
+    owners = {id(module) for module in quantised}
+    slots = [
+        slot
+        for slot in _floating(model, config, first).values()
+        if id(slot.container) in owners and slot.key in ("scales", "biases")
+    ]
+    if not slots:
+        raise ConfigError(
+            f"scope {config.scope} finds no scales that can move: they are whole powers of two, or in other layers",
+            "use --scope norms/last-6 or lora",
+        )
+    return slots
 
-    Half precision has steps of 0.8 % at 1.0, as large as the perturbations of a norm weight.
+
+# In this order: kinds that go by the model's own names come before those that put modules around what bears them.
+_FINDERS = {
+    "full": _full,
+    "match": _match,
+    "scales": _scales,
+    "norms": promote_norms,
+    "lora": add_lora,
+    "biases": add_biases,
+    "gains": add_gains,
+}
+
+
+def _direction_lengths(
+    kind: str, parameters: dict[str, mx.array], config: RunConfig, final_norm: str
+) -> dict[str, float]:
+    """Length of the direction entries of one kind's parameters, as `direction_scale` says.
+
+    Relative to its rms a tensor of zeros (a new bias, the B of a LoRA pair) could not move: it takes the mean rms of
+    the others of its kind, or what `auto` gives its kind where all are zeros.
     """
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self._norm = norm
-        for leaf in ("weight", "bias"):
-            if leaf in norm:
-                self[leaf] = norm[leaf].astype(mx.float32)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for leaf in ("weight", "bias"):
-            if leaf in self:
-                self._norm[leaf] = self[leaf]
-        return self._norm(x).astype(x.dtype)
-
-
-def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that hold a weight of their own, by dotted path."""
-    return sorted((path, module) for path, module in model.named_modules() if "weight" in module)
+    sizes = config.parsed_scope.step_sizes(kind)
+    if config.direction_scale == "none":
+        return dict.fromkeys(parameters, 1.0)
+    if config.direction_scale == "auto" and sizes.length is not None:
+        final = f"{final_norm}." if kind == "norms" else None
+        lengths = {n: FINAL_NORM_LENGTH if final and n.startswith(final) else sizes.length for n in parameters}
+        return {name: config.parsed_scope.pace(kind) * length for name, length in lengths.items()}
+    lengths = {name: _rms(parameter) for name, parameter in parameters.items()}
+    moving = [length for length in lengths.values() if length > 0.0]
+    instead = math.fsum(moving) / len(moving) if moving else sizes.typical_length
+    pace = config.parsed_scope.pace(kind) if config.direction_scale == "auto" else 1.0
+    # Rounded, so that the order in which a machine sums the squares cannot show.
+    return {name: float(f"{pace * (length or instead):.6g}") for name, length in lengths.items()}
 
 
-def _layer_number(path: str) -> int | None:
-    """The decoder layer a dotted name lies in."""
-    match = re.search(r"(?:^|\.)model\.layers\.(\d+)(?:\.|$)", path)
-    return int(match[1]) if match else None
+def _rms(parameter: mx.array) -> float:
+    """Root of the mean square, summed in float64."""
+    flat, total = parameter.reshape(-1), 0.0
+    for start in range(0, flat.size, _PIECE_ELEMENTS):
+        piece = np.array(flat[start : start + _PIECE_ELEMENTS].astype(mx.float32)).astype(np.float64)
+        total += float(np.square(piece).sum())
+    return math.sqrt(total / max(1, flat.size))
 
 
-def _floating(model: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, slot in parameter_slots(model).items() if mx.issubdtype(slot.get().dtype, mx.floating))
+def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
+    """How many of the first decoder layers come before every parameter named."""
+    count = len(_layers(model))
+    if not count:
+        return 0
+    after_layers = (f"{final_norm(model)}.", f"{decoder(model)[0]}lm_head.")
+    numbers = []
+    for name in names:
+        number = layer_number(name)
+        if number is None:
+            number = count if name.startswith(after_layers) else 0
+        numbers.append(number)
+    # The output of the last layer is nowhere an input of a layer, so it cannot be shared.
+    return min([*numbers, count - 1])
+
+
+def _layers(model: nn.Module) -> list:
+    return getattr(getattr(decoder(model)[1], "model", None), "layers", None) or []
+
+
+def _floating(model: nn.Module, config: RunConfig, first: int) -> dict[str, Slot]:
+    """Parameters that can move, by name: all, or where the scope has a last-K those of these layers."""
+    whole = config.parsed_scope.last_layers is None
+    return {
+        name: slot
+        for name, slot in parameter_slots(model).items()
+        if mx.issubdtype(slot.get().dtype, mx.floating)
+        and (whole or ((number := layer_number(name)) is not None and number >= first))
+    }

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxzo.config import RunConfig
 from mlxzo.methods.mezo import MeZO
@@ -326,45 +323,3 @@ def test_a_loss_that_is_not_finite_moves_nothing():
     outcome = method.step(0, BATCHES["single"]())
     assert not np.isfinite(outcome.loss)
     assert all(np.array_equal(before[n], w) for n, w in weights(method).items())
-
-
-def test_adapters_start_where_the_base_model_is_and_do_not_depend_on_global_random_state():
-    values = []
-    for global_seed in (5, 6):
-        mx.random.seed(global_seed)
-        method = mezo(scope="lora", seed=3)
-        batch = BATCHES["several"]()
-        base = CausalLM(tiny_model())
-        expected = Scorer(base).losses(batch, base.view()).mean()
-        assert method.loss(batch, None, 0.0) == pytest.approx(expected, abs=1e-6)
-        values.append({n: np.array(method.causal.slots[n].get()) for n in method.trainable.names})
-    assert all(np.array_equal(values[0][n], values[1][n]) for n in values[0])
-
-
-def test_scopes_name_what_they_say():
-    def names(scope, **options):
-        return set(mezo(options=options, scope=scope).trainable.names)
-
-    everything = {name for name, _ in tree_flatten(tiny_model().parameters())}
-    assert names("full") == everything
-    assert names("last-1") == {n for n in everything if n.startswith("model.layers.2.")}
-    assert names("norms/last-1") == {
-        "model.layers.2.input_layernorm.weight",
-        "model.layers.2.post_attention_layernorm.weight",
-        "model.norm.weight",
-    }
-    adapters = names("lora/last-1")
-    assert {n.split(".")[-1] for n in adapters} == {"lora_a", "lora_b"}
-    assert {n.split(".")[4] for n in adapters} == {"q_proj", "v_proj"}
-    assert len(names("lora")) == 3 * 4
-
-
-@pytest.mark.parametrize(
-    ("scope", "options", "words"),
-    [("last-4", {}, "the model has 3"), ("full", {"bits": 4}, "quantised"), ("last-1", {"bits": 4}, "quantised")],
-)
-def test_scopes_that_do_not_suit_the_model_are_refused(scope, options, words):
-    from mlxzo.errors import ConfigError
-
-    with pytest.raises(ConfigError, match=words):
-        prepare(tiny_model(**options), dataclasses.replace(RunConfig(), scope=scope))

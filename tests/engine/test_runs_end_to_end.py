@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(finished, model,
     assert losses(other) != losses(run)
 
 
-@pytest.mark.parametrize("scope", ["norms/last-1", "lora"])
+@pytest.mark.parametrize("scope", ["norms/last-1", "lora", "biases+gains+match:*.o_proj.weight/last-1"])
 def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 3, "--name", "small", "--scope", scope)
     assert done.returncode == 0, done.stderr

@@ -90,19 +90,6 @@ def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path):
     assert RunConfig.read_yaml(path) == {"steps": 3}
 
 
-@pytest.mark.parametrize(
-    ("text", "scope"),
-    [
-        ("full", Scope("full", None)),
-        ("last-4", Scope("full", 4)),
-        ("norms/last-6", Scope("norms", 6)),
-        ("lora/last-12", Scope("lora", 12)),
-    ],
-)
-def test_scopes(text, scope):
-    assert Scope.parse(text) == scope
-
-
 def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
     config = RunConfig(scope="lora", update="sgd", eps=0.5)
     resolved = config.resolved()

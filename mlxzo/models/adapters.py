@@ -1,0 +1,218 @@
+"""Small float32 parameters put into a model: promoted norms, LoRA pairs, residual biases and output gains.
+
+Each `add_...` and `promote_norms` changes the model in place, in decoder layers `first` and later, leaves what the
+model computes as it was, and returns the places of the parameters to train.
+"""
+
+from __future__ import annotations
+
+import re
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import RunConfig
+from ..errors import ConfigError
+from ..zo.noise import direction_key
+from .causal import Slot, decoder, parameter_slots, slot_of
+
+# Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
+_LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
+
+# The linear layer an MLP ends with, as the architectures of mlx-lm call it.
+_MLP_OUTPUTS = ("down_proj", "fc2", "c_proj", "w2", "dense_4h_to_h", "fc_out", "proj_2", "ff_out")
+_GAINED = ("v_proj", "gate_proj")
+
+
+class PromotedNorm(nn.Module):
+    """A norm whose weights are held in float32 while its output keeps the dtype of its input.
+
+    Half precision has steps of 0.8 % at 1.0, as large as the perturbations of a norm weight.
+    """
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self._norm = norm
+        for leaf in ("weight", "bias"):
+            if leaf in norm:
+                self[leaf] = norm[leaf].astype(mx.float32)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for leaf in ("weight", "bias"):
+            if leaf in self:
+                self._norm[leaf] = self[leaf]
+        return self._norm(x).astype(x.dtype)
+
+
+class BiasedLinear(nn.Module):
+    """A linear layer, quantised or not, whose bias is held in float32; zero where it had none.
+
+    The output keeps the layer's own dtype: a float32 bias inside `nn.Linear` would turn the whole residual stream of a
+    half-precision model into float32.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.QuantizedLinear):
+        super().__init__()
+        bias = linear.pop("bias", None)
+        self.linear = linear
+        self.bias = mx.zeros(linear["weight"].shape[:1]) if bias is None else bias.astype(mx.float32)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        return (y + self.bias).astype(y.dtype)
+
+
+class GainedLinear(nn.Module):
+    """A linear layer, quantised or not, whose outputs are multiplied by a float32 gain each, 1 at first.
+
+    The output keeps the layer's own dtype.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.QuantizedLinear):
+        super().__init__()
+        self.linear = linear
+        self.gain = mx.ones(linear["weight"].shape[:1])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.linear(x)
+        return (y * self.gain).astype(y.dtype)
+
+
+def promote_norms(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Norm weights of the last layers and of the final norm, kept in float32: they are few and move by little.
+
+    Raises:
+        ConfigError: the model shows no norm weights.
+    """
+    final = final_norm(model)
+    slots = []
+    norms = {path: m for path, m in model.named_modules() if "Norm" in type(m).__name__ and "weight" in m}
+    for path, norm in sorted(norms.items()):
+        number = layer_number(path)
+        if path != final and (number is None or number < first):
+            continue
+        if norm["weight"].dtype != mx.float32:
+            norm = PromotedNorm(norm)
+            slot_of(model, path).set(norm)
+        slots += [Slot(norm, leaf) for leaf in ("weight", "bias") if leaf in norm]
+    if not slots:
+        raise ConfigError("this model shows no norm weights", "use --scope lora or full")
+    return slots
+
+
+def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Low-rank adapters (mlx-lm's `LoRALinear`) beside linear layers: A drawn by the seed, B zero, both float32.
+
+    Raises:
+        ConfigError: `lora_targets` names a layer that is not there, or there is no linear layer at all.
+    """
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    layers = decoder(model)[1].model.layers
+    linears = {path for layer in layers[first:] for path, m in layer.named_modules() if _is_linear(m)}
+    if not linears:
+        raise ConfigError("this model has no linear layers that adapters could go on", "use --scope norms/last-6")
+    keys = _lora_keys(config.lora_targets, linears)
+    settings = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": 0.0, "keys": keys}
+    linear_to_lora_layers(model, len(layers) - first, settings)
+    slots = []
+    for name, slot in parameter_slots(model).items():
+        if slot.key == "lora_a":
+            # mlx-lm draws adapters from the global generator; a run must not depend on it.
+            bound = slot.get().shape[0] ** -0.5
+            key = direction_key(config.seed, 0, 0, f"initial|{name}")
+            slot.set(mx.random.uniform(-bound, bound, slot.get().shape, mx.float32, key))
+        if slot.key in ("lora_a", "lora_b"):
+            slots.append(slot)
+    return slots
+
+
+def _lora_keys(targets: str, linears: set[str]) -> list[str]:
+    """The paths within a layer that `lora_targets` names."""
+
+    def named(target: str) -> set[str]:
+        return {path for path in linears if path == target or path.endswith(f".{target}")}
+
+    if targets == "all":
+        return sorted(linears)
+    if targets == "auto":
+        choices = (set().union(*map(named, suffixes)) for suffixes in _LORA_SUFFIXES)
+        return sorted(next(filter(None, choices), linears))
+    wanted = [target.strip() for target in targets.split(",")]
+    unknown = [target for target in wanted if not target or not named(target)]
+    if unknown:
+        there = ", ".join(sorted({path.split(".")[-1] for path in linears}))
+        raise ConfigError(
+            f"lora_targets: the layers that train have no linear layer named {', '.join(map(repr, unknown))}",
+            f"use auto, all, or some of {there}",
+        )
+    return sorted(set().union(*map(named, wanted)))
+
+
+def add_biases(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Residual biases: one float32 vector a layer, added to the output of its MLP.
+
+    A bias that is there already is trained as it is. In a layer of several MLPs it goes on the one that every token
+    passes (the shared expert).
+
+    Raises:
+        ConfigError: no MLP output projection is found.
+    """
+    found = {}
+    for path, linear in _projections(model, first, _MLP_OUTPUTS).items():
+        # Some architectures call the output of their attention by one of these names as well.
+        if not re.search(r"attn|attention|\.experts\.", path):
+            found.setdefault(layer_number(path), []).append((path.count("."), path, linear))
+    if not found:
+        raise ConfigError(
+            f"this model shows no MLP output projection ({', '.join(_MLP_OUTPUTS)}) that a bias could go on",
+            "use --scope norms/last-6 or lora",
+        )
+    chosen = [min(candidates, key=lambda c: c[:2]) for _, candidates in sorted(found.items())]
+    return [Slot(_wrapped(model, path, BiasedLinear(linear)), "bias") for _, path, linear in chosen]
+
+
+def add_gains(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
+    """Output gains of the value and MLP gate projections, one float32 number an output.
+
+    Raises:
+        ConfigError: neither is found, as in models that fuse them with other projections.
+    """
+    found = {path: m for path, m in _projections(model, first, _GAINED).items() if ".experts." not in path}
+    if not found:
+        raise ConfigError(
+            f"this model has no separate {' or '.join(_GAINED)} that gains could go on",
+            "use --scope norms/last-6, biases or lora",
+        )
+    return [Slot(_wrapped(model, path, GainedLinear(linear)), "gain") for path, linear in found.items()]
+
+
+def layer_number(path: str) -> int | None:
+    """The decoder layer a dotted name lies in."""
+    match = re.search(r"(?:^|\.)model\.layers\.(\d+)(?:\.|$)", path)
+    return int(match[1]) if match else None
+
+
+def final_norm(model: nn.Module) -> str:
+    """Dotted path of the norm between the last decoder layer and the head."""
+    return f"{decoder(model)[0]}model.norm"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.QuantizedLinear))
+
+
+def _projections(model: nn.Module, first: int, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Linear layers of these names in decoder layers from `first` on, by path; one inside an adapter has its name."""
+    found = {}
+    for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
+        number = layer_number(path)
+        own_name = path.removesuffix(".linear").split(".")[-1]
+        if _is_linear(module) and own_name in names and number is not None and number >= first:
+            found[path] = module
+    return found
+
+
+def _wrapped(model: nn.Module, path: str, wrapper: nn.Module) -> nn.Module:
+    slot_of(model, path).set(wrapper)
+    return wrapper

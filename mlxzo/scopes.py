@@ -1,0 +1,146 @@
+"""The scope of a run: what trains, as users write it, and the step sizes that suit it. Nothing here imports MLX."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Where the step sizes of one kind of parameter start from.
+
+    Attributes:
+        length: length of one direction entry, relative to eps and lr; None: the rms of the tensor it belongs to.
+        typical_rms: about what the rms of such a tensor is.
+        eps: perturbation scale.
+        adaptive_lr, sgd_lr: learning rates of the two update rules.
+    """
+
+    length: float | None
+    typical_rms: float
+    eps: float
+    adaptive_lr: float
+    sgd_lr: float
+
+    @property
+    def typical_length(self) -> float:
+        return self.typical_rms if self.length is None else self.length
+
+
+# An adaptive rate is the length of a step itself, as g is divided by its rms: that of `norms` was found on the embedded
+# task (bench/quickstart.py measures it). The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix,
+# Table 15). All others are starting points: chosen so that a step changes weights by about as much, not tuned.
+STEP_SIZES = {
+    "full": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-5, sgd_lr=1e-6),
+    "last": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5),
+    "match": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5),
+    "lora": StepSizes(1.0, 0.02, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4),
+    "norms": StepSizes(0.01, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=4.0),
+    "biases": StepSizes(0.3, 0.3, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0),
+    "gains": StepSizes(0.05, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0),
+    "scales": StepSizes(None, 0.1, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4),
+}
+
+KINDS = ("full", "lora", "norms", "scales", "biases", "gains", "match")
+
+SCOPE_FORMS = (
+    "use last-6 (all weights of the last 6 layers), or full, lora, norms, scales, biases, gains or "
+    "match:GLOB[,GLOB...] (parameters by name), several joined by +, and /last-6 after it for the last 6 layers only: "
+    "norms+gains/last-6"
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which parameters train: one or several kinds, restricted to the last `last_layers` decoder layers (None: all).
+
+    Attributes:
+        kinds: of `KINDS`, in the order written; `full` stands alone.
+        last_layers: at least 1, or None.
+        globs: of `match`: shell patterns over dotted parameter names; empty without it.
+    """
+
+    kinds: tuple[str, ...]
+    last_layers: int | None = None
+    globs: tuple[str, ...] = ()
+
+    @staticmethod
+    def parse(text: str) -> Scope:
+        """Parses `KIND[+KIND...][/last-K]`, or `last-K` for every weight of the last K layers.
+
+        Raises:
+            ConfigError: the text is neither, K is 0, a kind comes twice, or `full` comes with another.
+        """
+
+        def refuse(problem: str) -> NoReturn:
+            raise ConfigError(f"scope {text!r} {problem}", SCOPE_FORMS)
+
+        what, slash, restriction = text.partition("/")
+        if not slash and re.fullmatch(r"last-[0-9]+", text):
+            what, slash, restriction = "full", "/", text
+        layers = re.fullmatch(r"last-([0-9]+)", restriction) if slash else None
+        if slash and not layers:
+            refuse("is not known")
+        if layers and int(layers[1]) == 0:
+            refuse("asks for no layer at all")
+        kinds: list[str] = []
+        globs: tuple[str, ...] = ()
+        for part in what.split("+"):
+            kind, colon, patterns = part.partition(":")
+            if kind not in KINDS or (colon and kind != "match"):
+                near = difflib.get_close_matches(kind, KINDS, n=1)
+                refuse("is not known" + (f"; did you mean {near[0]}?" if near and kind not in KINDS else ""))
+            if kind in kinds:
+                refuse(f"names {kind} twice")
+            kinds.append(kind)
+            if kind == "match":
+                globs = tuple(patterns.split(","))
+                if not all(globs):
+                    refuse("has an empty pattern")
+        if "full" in kinds and len(kinds) > 1:
+            refuse("joins full with another kind, and full is every weight already")
+        return Scope(tuple(kinds), int(layers[1]) if layers else None, globs)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back."""
+        restriction = "" if self.last_layers is None else f"last-{self.last_layers}"
+        if restriction and self.kinds == ("full",):
+            return restriction
+        named = {"match": "match:" + ",".join(self.globs)}
+        what = "+".join(named.get(kind, kind) for kind in self.kinds)
+        return f"{what}/{restriction}" if restriction else what
+
+    def step_sizes(self, kind: str) -> StepSizes:
+        """The step sizes of one of the scope's kinds."""
+        return STEP_SIZES["last" if kind == "full" and self.last_layers else kind]
+
+    def pace(self, kind: str) -> float:
+        """How much longer direction entries of `kind` are here than in a scope of their own.
+
+        A run has one lr, that of its first kind: the entries of the others are made longer or shorter, so that each
+        kind moves as fast as it would alone.
+        """
+        return self.step_sizes(kind).adaptive_lr / self.step_sizes(self.kinds[0]).adaptive_lr
+
+
+def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:
+    """Default update rule, learning rate and eps of a scope.
+
+    Several kinds take the rate of the first, and an eps that perturbs none of them by more than its own would. Where
+    `direction_scale` makes direction entries longer or shorter than `auto` does, the rate and eps of the first kind are
+    converted, so that typical weights are perturbed and moved by as much.
+    """
+    update = update or "adaptive"
+    first = scope.step_sizes(scope.kinds[0])
+    lr = first.adaptive_lr if update == "adaptive" else first.sgd_lr
+    if direction_scale == "auto":
+        return {"update": update, "lr": lr, "eps": min(scope.step_sizes(k).eps / scope.pace(k) for k in scope.kinds)}
+    shorter = first.typical_length / (1.0 if direction_scale == "none" else first.typical_rms)
+    # The derivative along z grows with z: a step of sgd does so twice.
+    lr *= shorter if update == "adaptive" else shorter**2
+    return {"update": update, "lr": lr, "eps": first.eps * shorter}

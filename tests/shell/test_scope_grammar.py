@@ -1,0 +1,111 @@
+"""How a scope is written, and the step sizes that follow from it."""
+
+import itertools
+
+import pytest
+
+from mlxzo.config import RunConfig, Scope, mezo_defaults
+from mlxzo.errors import ConfigError
+from mlxzo.scopes import KINDS, STEP_SIZES
+
+SCOPES = {
+    "full": Scope(("full",)),
+    "last-4": Scope(("full",), 4),
+    "lora": Scope(("lora",)),
+    "lora/last-12": Scope(("lora",), 12),
+    "norms/last-6": Scope(("norms",), 6),
+    "norms+gains/last-6": Scope(("norms", "gains"), 6),
+    "gains+norms/last-6": Scope(("gains", "norms"), 6),
+    "scales": Scope(("scales",)),
+    "biases+lora+scales": Scope(("biases", "lora", "scales")),
+    "match:*.mlp.down_proj.weight/last-4": Scope(("match",), 4, ("*.mlp.down_proj.weight",)),
+    "norms+match:*.o_proj.weight,*.v_proj.w[ei]ight": Scope(
+        ("norms", "match"), None, ("*.o_proj.weight", "*.v_proj.w[ei]ight")
+    ),
+}
+
+
+@pytest.mark.parametrize("text", SCOPES)
+def test_a_scope_is_read_and_written_back(text):
+    assert Scope.parse(text) == SCOPES[text]
+    assert str(SCOPES[text]) == text
+
+
+def test_full_of_the_last_layers_has_a_shorter_name():
+    assert str(Scope.parse("full/last-4")) == "last-4"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("half", "scope 'half' is not known"),
+        ("norm", "did you mean norms?"),
+        ("gain/last-2", "did you mean gains?"),
+        ("", "is not known"),
+        ("norms+", "is not known"),
+        ("+norms", "is not known"),
+        ("norms/", "is not known"),
+        ("/last-2", "is not known"),
+        ("last-", "is not known"),
+        ("norms/last-2/last-3", "is not known"),
+        ("norms/first-2", "is not known"),
+        ("norms+last-2", "is not known"),
+        ("last-2/last-3", "is not known"),
+        ("lora:q_proj", "is not known"),
+        ("Norms", "is not known"),
+        (" norms", "is not known"),
+        ("norms/last--2", "is not known"),
+        ("last-0", "asks for no layer"),
+        ("norms/last-0", "asks for no layer"),
+        ("norms+norms", "names norms twice"),
+        ("match:a+match:b", "names match twice"),
+        ("full+norms", "full is every weight already"),
+        ("lora+full/last-2", "full is every weight already"),
+        ("match", "has an empty pattern"),
+        ("match:", "has an empty pattern"),
+        ("match:a,,b", "has an empty pattern"),
+    ],
+)
+def test_what_is_no_scope_is_refused_with_the_forms_there_are(text, words):
+    with pytest.raises(ConfigError) as caught:
+        Scope.parse(text)
+    assert words in caught.value.message
+    assert all(kind in caught.value.fix for kind in KINDS)
+    assert "last-6" in caught.value.fix
+
+
+@pytest.mark.parametrize("update", ["sgd", "adaptive"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_defaults_that_a_run_accepts(kind, update):
+    scope = "match:*" if kind == "match" else kind
+    for text, direction_scale in itertools.product((scope, f"{scope}/last-2"), ("auto", "none", "rms")):
+        run = RunConfig(scope=text, update=update, direction_scale=direction_scale).resolved()
+        assert run.lr > 0
+        assert run.eps > 0
+
+
+def test_several_kinds_take_the_rate_of_the_first_and_perturb_none_too_far():
+    scope = Scope.parse("norms+lora")
+    defaults = mezo_defaults(scope)
+    norms, lora = STEP_SIZES["norms"], STEP_SIZES["lora"]
+    assert defaults["lr"] == norms.adaptive_lr
+    # LoRA alone moves by its own rate and is perturbed by its own eps.
+    assert defaults["lr"] * scope.pace("lora") == pytest.approx(lora.adaptive_lr)
+    assert defaults["eps"] <= norms.eps
+    assert defaults["eps"] * scope.pace("lora") <= lora.eps
+    # The other way round the same steps come out, in other units.
+    turned = Scope.parse("lora+norms")
+    assert mezo_defaults(turned)["lr"] == lora.adaptive_lr
+    assert mezo_defaults(turned)["eps"] * turned.pace("norms") == pytest.approx(defaults["eps"])
+
+
+@pytest.mark.parametrize("kind", ["norms", "biases", "gains", "lora", "scales"])
+@pytest.mark.parametrize("direction_scale", ["none", "rms"])
+def test_other_lengths_of_z_leave_typical_perturbations_and_steps_as_long(kind, direction_scale):
+    scope, sizes = Scope.parse(kind), STEP_SIZES[kind]
+    length = 1.0 if direction_scale == "none" else sizes.typical_rms
+    for update in ("sgd", "adaptive"):
+        usual, other = mezo_defaults(scope, update), mezo_defaults(scope, update, direction_scale)
+        assert other["eps"] * length == pytest.approx(usual["eps"] * sizes.typical_length)
+        power = 2 if update == "sgd" else 1
+        assert other["lr"] * length**power == pytest.approx(usual["lr"] * sizes.typical_length**power)
