@@ -104,7 +104,11 @@ class RunConfig:
     )
     warmup_steps: int = _option(0, "first steps, in which the rate rises along a line", "method", minimum=0)
     weight_decay: float = _option(
-        0.0, "share of each weight taken away a step, times the learning rate", "method", minimum=0.0, maximum=1e6
+        0.0,
+        "share of each matrix taken away a step, times the learning rate; vectors keep theirs",
+        "method",
+        minimum=0.0,
+        maximum=1e6,
     )
     seed: int = _option(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1

@@ -34,7 +34,8 @@ def move(
     Args:
         slots: where the parameters are.
         seed, step: name the random bits of the rounding.
-        decay: share of every weight that is taken away (learning rate times weight decay).
+        decay: share of every matrix that is taken away (learning rate times weight decay); vectors, which are norms,
+            biases and gains, are left alone, as is usual.
     """
     terms = [(direction, factor) for direction, factor in terms if factor != 0.0]
     if not terms and not decay:
@@ -76,7 +77,7 @@ def _moved(
 ) -> mx.array:
     """The rows numbered `rows` (None: all) of a tensor of shape `shape` after an update; `weight` holds those rows."""
     moved = weight.astype(mx.float32)
-    if decay:
+    if decay and len(shape) > 1:
         moved = moved * (1.0 - decay)
     for direction, factor in terms:
         moved = moved + direction.scaled(name, shape, -factor, rows)
