@@ -135,6 +135,7 @@ class ResultTable:
         self._evaluations: list[events.Evaluated] = []
         self._train_seconds = 0.0
         self._steps = 0
+        self._tokens = self._padded_tokens = 0
         self._peak_bytes = 0
 
     def add(self, event: events.Event) -> None:
@@ -143,6 +144,8 @@ class ResultTable:
         elif isinstance(event, events.Step):
             self._train_seconds += event.seconds
             self._steps += 1
+            self._tokens += event.tokens
+            self._padded_tokens += event.padded_tokens
             self._peak_bytes = max(self._peak_bytes, event.peak_bytes)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -164,12 +167,10 @@ class ResultTable:
             rows.append(("measured by", f"{last.metric} on {last.examples} {split} examples"))
         if self._steps:
             speed = self._steps / self._train_seconds if self._train_seconds else 0.0
-            rows.append(
-                (
-                    "training",
-                    f"{self._steps} steps in {format_seconds(self._train_seconds)}, {speed:.2f} steps/s",
-                )
-            )
+            training = f"{self._steps} steps in {format_seconds(self._train_seconds)}, {speed:.2f} steps/s"
+            if self._padded_tokens:
+                training += f"; {100 * (1 - self._tokens / self._padded_tokens):.0f} % of all tokens were padding"
+            rows.append(("training", training))
             rows.append(("peak memory", format_bytes(self._peak_bytes)))
         return rows
 
