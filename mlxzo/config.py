@@ -142,6 +142,13 @@ class RunConfig:
     queries: int | None = _option(
         None, "random directions a step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
     )
+    sides: str = _option(
+        "separate",
+        "separate: one forward pass a perturbed copy of the weights; stacked: all copies of LoRA adapters in one, "
+        "which takes more memory for activations",
+        "mezo",
+        choices=("separate", "stacked"),
+    )
     clip: float | None = _option(
         None,
         "a derivative counts at most this many times its running rms",
@@ -199,6 +206,8 @@ class RunConfig:
             )
         if self.estimator == "fzoo" and self.queries == 1:
             problems.append("queries: fzoo needs at least 2 random directions a step")
+        if self.sides == "stacked" and not self.scope.startswith("lora"):
+            problems.append("sides: only the scope lora can be stacked; use separate")
         if problems:
             raise _configuration_error(problems)
 

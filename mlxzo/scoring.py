@@ -13,7 +13,7 @@ import numpy as np
 
 from .batching import Batch, MicroBatch
 from .models.causal import CausalLM
-from .zo.perturb import View
+from .zo.perturb import Stack, View
 from .zo.prefix_cache import PrefixCache
 
 
@@ -78,6 +78,26 @@ class Scorer:
         scores = self.scores(batch, view, prefix)
         for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
             losses[list(places)] = example_losses(grid, part.target)
+        return losses
+
+    def stacked_losses(
+        self, batch: Batch, views: Sequence[View], prefix: Sequence[mx.array] | None = None
+    ) -> list[np.ndarray]:
+        """Losses under several views that differ in LoRA adapters alone, in one forward pass: float64 [B] a view.
+
+        The weights that all views share then meet one matrix product of all views' tokens. Activations take as many
+        times more memory as there are views.
+        """
+        causal, count = self.causal, len(views)
+        tokens = [mx.tile(mx.array(part.tokens), (count, 1)) for part in batch.parts]
+        prefix = self.prefix(batch) if prefix is None else prefix
+        copies = prefix and [mx.tile(states, (count, 1, 1)) for states in prefix]
+        hidden = causal.hidden(tokens, Stack(views), copies, self.layers)
+        losses = [np.empty(batch.size) for _ in views]
+        for part, places, states in zip(batch.parts, batch.places, hidden, strict=True):
+            for side, own in zip(losses, mx.split(states, count), strict=True):
+                # The head is no adapter: any view reads it as it is.
+                side[list(places)] = example_losses(_from_hidden(causal, own, part, causal.view()), part.target)
         return losses
 
     def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:

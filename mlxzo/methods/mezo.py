@@ -15,9 +15,9 @@ from ..batching import Batch
 from ..config import RunConfig
 from ..models.scope import Trainable
 from ..scoring import Scorer
-from ..zo.estimators import ESTIMATORS
+from ..zo.estimators import ESTIMATORS, Point
 from ..zo.move import Terms, move
-from ..zo.perturb import Direction, Perturbation
+from ..zo.perturb import Direction, Perturbation, View
 from ..zo.updates import Momentum, UpdateRule, learning_rate
 from . import StepResult
 
@@ -46,7 +46,7 @@ class MeZO:
         ]
         # Frozen first layers give every side the same hidden states: they run at most once a step.
         prefix = self.scorer.prefix(batch)
-        estimate = self.estimator(lambda z, eps: self.loss(batch, z, eps, prefix), directions, config.eps)
+        estimate = self.estimator(lambda points: self.losses(batch, points, prefix), directions, config.eps)
         derivatives = estimate.derivatives
         if math.isfinite(estimate.loss) and all(map(math.isfinite, derivatives)):
             factors = self.rule.factors(derivatives, lr)
@@ -54,17 +54,20 @@ class MeZO:
             self.move(terms, step, lr * config.weight_decay)
         return StepResult(estimate.loss, lr, _summary(derivatives))
 
-    def loss(
-        self, batch: Batch, direction: Direction | None, eps: float, prefix: Sequence[mx.array] | None = None
-    ) -> float:
-        """Mean loss at w + eps z (None: at w); the stored weights stay as they are, bit for bit."""
-        view = self.causal.view() if direction is None else Perturbation(direction, eps, self.causal.compute_dtype)
-        return float(self.scorer.losses(batch, view, prefix).mean())
+    def losses(self, batch: Batch, points: Sequence[Point], prefix: Sequence[mx.array] | None = None) -> list[float]:
+        """Mean losses at w + eps z for each point (z, eps); the stored weights stay as they are, bit for bit.
 
-    def losses(self, batch: Batch, direction: Direction, eps: float) -> tuple[float, float]:
-        """Losses at w + eps z and w - eps z."""
-        prefix = self.scorer.prefix(batch)
-        return self.loss(batch, direction, eps, prefix), self.loss(batch, direction, -eps, prefix)
+        Args:
+            prefix: what the scorer's `prefix` gives for the batch, where it is at hand.
+        """
+        prefix = self.scorer.prefix(batch) if prefix is None else prefix
+        views = [self._view(direction, eps) for direction, eps in points]
+        if self.config.sides == "stacked":
+            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix)]
+        return [float(self.scorer.losses(batch, view, prefix).mean()) for view in views]
+
+    def _view(self, direction: Direction | None, eps: float) -> View:
+        return self.causal.view() if direction is None else Perturbation(direction, eps, self.causal.compute_dtype)
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""

@@ -15,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
 
-from ..zo.perturb import CHUNK_BYTES, View
+from ..zo.perturb import CHUNK_BYTES, Stack, View
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class CausalLM:
         self.head_name, self.head = (
             (self.embedding_name, self.embedding) if tied else (f"{path}lm_head", owner["lm_head"])
         )
-        self._linears = _linear_slots(model)
+        self._linears = _slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
+        self._adapters = _slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
         self.exposes_hidden = self.splits = False
         self.hidden_size = 0
@@ -193,10 +195,11 @@ class CausalLM:
     def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
         """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows."""
         hidden = hidden.astype(mx.float32)
-        parts: list[mx.array] = []
-        for chunk in _chunks(self.vocabulary, hidden.shape[-1], parts):
+        parts = []
+        for chunk in _chunks(self.vocabulary, hidden.shape[-1]):
             logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
             parts.append(mx.logsumexp(self._with_head_bias(logits, chunk, view), axis=-1))
+            mx.eval(parts[-1])
         return mx.logsumexp(mx.stack(parts), axis=0)
 
     def _with_head_bias(self, logits: mx.array, tokens: mx.array, view: View) -> mx.array:
@@ -227,8 +230,11 @@ class CausalLM:
                 if name in done:
                     continue
                 path, _, leaf = name.rpartition(".")
-                linear = self._linears.get(path)
-                if path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
+                linear, adapter = self._linears.get(path), self._adapters.get(path)
+                if adapter is not None and isinstance(view, Stack):
+                    put(adapter, _StackedLoRA(adapter.get(), path, view))
+                    done |= {f"{path}.lora_a", f"{path}.lora_b"}
+                elif path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
                     put(Slot(self.body, "embed_tokens"), _EmbeddingRows(self.embedding, path, view))
                 elif linear is not None and self._makes_rows(linear.get(), path, view):
                     put(linear, _LinearRows(linear.get(), path, view))
@@ -295,16 +301,15 @@ class CausalLM:
         return True, True
 
 
-def _chunks(rows: int, columns: int, done: Sequence[mx.array]) -> Iterator[mx.array]:
+def _chunks(rows: int, columns: int) -> Iterator[mx.array]:
     """Row numbers 0 to `rows`, in chunks whose float32 [rows, columns] has about CHUNK_BYTES.
 
-    The caller appends the result of each chunk to `done`. A chunk waits for the result before it; evaluated freely,
-    the rows of several would be alive at once.
+    The caller evaluates what it makes of a chunk before it takes the next: left to itself, MLX would have the rows of
+    many chunks alive at once.
     """
     step = max(32, CHUNK_BYTES // (4 * columns))
     for start in range(0, rows, step):
-        chunk = mx.arange(start, min(start + step, rows))
-        yield mx.depends([chunk], [done[-1]])[0] if done else chunk
+        yield mx.arange(start, min(start + step, rows))
 
 
 def _weight_rows(module: nn.Module, name: str, rows: mx.array, view: View) -> mx.array:
@@ -345,17 +350,33 @@ class _LinearRows(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         linear, parts = self._linear, []
         rows, columns = linear["weight"].shape[0], x.shape[-1]
-        for chunk in _chunks(rows, columns, parts):
+        for chunk in _chunks(rows, columns):
             parts.append(x @ _weight_rows(linear, self._name, chunk, self._view).astype(x.dtype).T)
+            if chunk.size < rows:
+                mx.eval(parts[-1])
         y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
         if "bias" not in linear:
             return y
         return y + self._view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype)
 
 
-def _linear_slots(model: nn.Module) -> dict[str, Slot]:
-    """The place of every linear layer by dotted path."""
-    kinds = (nn.Linear, nn.QuantizedLinear)
+class _StackedLoRA(nn.Module):
+    """Stands in for a LoRA layer: the rows of its input are S copies of a batch, each with adapters of its own."""
+
+    def __init__(self, layer: LoRALinear, name: str, view: Stack):
+        super().__init__()
+        self._layer = layer
+        self._a, self._b = (view.each(f"{name}.{leaf}", layer[leaf]) for leaf in ("lora_a", "lora_b"))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        layer, copies = self._layer, x.reshape(self._a.shape[0], -1, x.shape[-1])
+        y = layer.linear(x)
+        z = (copies @ self._a.astype(x.dtype)) @ self._b.astype(x.dtype)
+        return y + (layer.scale * z).astype(x.dtype).reshape(y.shape)
+
+
+def _slots_of_kind(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Slot]:
+    """The place of every module of some kinds by dotted path."""
     return {name: slot_of(model, name) for name, module in model.named_modules() if isinstance(module, kinds)}
 
 

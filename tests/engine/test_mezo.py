@@ -44,6 +44,17 @@ def direction(method: MeZO, step: int = 0) -> Direction:
     return Direction(method.config.seed, step, 0, method.config.directions, method.scales)
 
 
+def both_sides(method: MeZO, batch, z: Direction, eps: float) -> tuple[float, float]:
+    """Losses at w + eps z and w - eps z."""
+    plus, minus = method.losses(batch, [(z, eps), (z, -eps)])
+    return plus, minus
+
+
+def loss(method: MeZO, batch) -> float:
+    """The loss at w."""
+    return method.losses(batch, [(None, 0.0)])[0]
+
+
 def weights(method: MeZO) -> dict[str, np.ndarray]:
     """Every parameter of the model as raw bytes."""
     return {n: np.array(w.view(mx.uint8) if w.ndim else w) for n, w in parameters(method.causal).items()}
@@ -97,7 +108,7 @@ def test_the_two_sided_difference_is_the_directional_derivative(kind, options, s
     eps = 3e-2 if "norms" in scope else 1e-3
 
     def difference(eps: float) -> float:
-        plus, minus = method.losses(data, z, eps)
+        plus, minus = both_sides(method, data, z, eps)
         return (plus - minus) / (2 * eps)
 
     # Richardson's extrapolation removes the error of order eps^2 that third derivatives cause.
@@ -113,7 +124,7 @@ def test_evaluating_the_loss_leaves_every_weight_bit_as_it_was(kind, options, sc
     arrays = {name: id(w) for name, w in parameters(method.causal).items()}
     layers = list(method.causal.layers)
     for batch in BATCHES.values():
-        method.losses(batch(), direction(method), 1e-2)
+        both_sides(method, batch(), direction(method), 1e-2)
     after = weights(method)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[n], after[n]) for n in before)
@@ -224,10 +235,10 @@ def test_training_is_the_same_to_the_bit_when_repeated_and_whatever_the_global_s
 def test_training_lowers_the_loss(scope, lr):
     method = mezo(scope=scope, lr=lr)
     batch = BATCHES["single"]()
-    before = method.loss(batch, None, 0.0)
+    before = loss(method, batch)
     for step in range(150):
         method.step(step, batch)
-    assert method.loss(batch, None, 0.0) < 0.9 * before
+    assert loss(method, batch) < 0.9 * before
 
 
 def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_should():
@@ -259,7 +270,7 @@ def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind
     exact, rounded = ([last_loss(dtype, seed) for seed in (0, 1)] for dtype in (mx.float32, mx.bfloat16))
     monkeypatch.setattr(move_module, "stochastic_round", lambda x, dtype, words: x.astype(dtype))
     plain = [last_loss(mx.bfloat16, seed) for seed in (0, 1)]
-    start = mezo(scope="full").loss(batch, None, 0.0)
+    start = loss(mezo(scope="full"), batch)
     # In 300 steps the loss falls to less than half; a seed makes 0.02 to 0.1 of difference.
     assert np.mean(exact) < 0.5 * start
     assert abs(np.mean(rounded) - np.mean(exact)) < 0.1 * start
@@ -277,7 +288,7 @@ def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, s
         monkeypatch.setattr(causal_module, "CHUNK_BYTES", chunk_bytes)
         monkeypatch.setattr(move_module, "CHUNK_BYTES", chunk_bytes)
         method = mezo(kind, options, scope=scope, compute_dtype=mx.float32)
-        losses = method.losses(BATCHES[batch](), direction(method), 1e-2)
+        losses = both_sides(method, BATCHES[batch](), direction(method), 1e-2)
         method.move([(direction(method), 0.01)], 0)
         outcomes.append((losses, weights(method)))
     assert outcomes[0][0] == pytest.approx(outcomes[1][0], abs=1e-5)
@@ -297,10 +308,10 @@ def test_every_estimator_and_update_lowers_the_loss(estimator, update, momentum,
     rules = {"estimator": estimator, "update": update, "momentum": momentum, "weight_decay": 1e-3}
     method = mezo(scope="norms/last-2", queries=2, lr=lr, eps=0.1, **rules)
     batch = BATCHES["single"]()
-    before = method.loss(batch, None, 0.0)
+    before = loss(method, batch)
     for step in range(40):
         method.step(step, batch)
-    assert method.loss(batch, None, 0.0) < 0.95 * before
+    assert loss(method, batch) < 0.95 * before
 
 
 def test_norms_of_a_half_precision_model_are_promoted_and_its_activations_are_not():
@@ -311,8 +322,24 @@ def test_norms_of_a_half_precision_model_are_promoted_and_its_activations_are_no
     hidden = causal.hidden([mx.array(part.tokens) for part in batch.parts], causal.view())
     assert all(states.dtype == mx.bfloat16 for states in hidden)
     # A half-precision norm could not be perturbed by 1e-3 at all.
-    plus, minus = method.losses(batch, direction(method), 0.1)
+    plus, minus = both_sides(method, batch, direction(method), 0.1)
     assert plus != minus
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize(("scope", "bits"), [("lora", None), ("lora/last-1", 4)])
+@pytest.mark.parametrize("estimator", ["spsa", "fzoo"])
+def test_stacked_sides_are_the_separate_ones(kind, scope, bits, estimator):
+    options = {"scope": scope, "estimator": estimator, "queries": 3}
+    separate, stacked = (
+        mezo(kind, {"bits": bits}, compute_dtype=mx.float32, sides=sides, **options)
+        for sides in ("separate", "stacked")
+    )
+    for batch in BATCHES.values():
+        for step in range(2):
+            one, other = (method.step(step, batch()) for method in (separate, stacked))
+            assert one.loss == pytest.approx(other.loss, abs=1e-5)
+            assert one.directional_derivative == pytest.approx(other.directional_derivative, rel=0.01, abs=1e-2)
 
 
 def test_a_loss_that_is_not_finite_moves_nothing():

@@ -19,7 +19,7 @@ from mlxzo.models.scope import Trainable, prepare
 from mlxzo.states import load_state, save_state
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters
-from tests.engine.test_mezo import direction, exact_derivative, mezo, weights
+from tests.engine.test_mezo import both_sides, direction, exact_derivative, loss, mezo, weights
 from tests.tiny import tiny_config, tiny_model
 
 CASES = [
@@ -46,7 +46,7 @@ def mezo_of(kind: str, options: dict, scope: str, **config) -> MeZO:
 
 def loss_of(method: MeZO, batch: str = "several") -> float:
     """The loss at the stored weights."""
-    return method.losses(BATCHES[batch](), direction(method), 0.0)[0]
+    return loss(method, BATCHES[batch]())
 
 
 def trained(method: MeZO) -> dict[str, mx.array]:
@@ -211,7 +211,7 @@ def test_half_precision_models_get_float32_parameters_and_keep_the_dtype_of_thei
     logits = method.causal.logits(mx.array([[1, 2, 3]]), method.causal.view())
     assert logits.dtype == (compute_dtype or mx.bfloat16)
     assert loss_of(method) == pytest.approx(loss_of(base), abs=1e-6 if compute_dtype else 5e-2)
-    plus, minus = method.losses(BATCHES["several"](), direction(method), method.config.eps)
+    plus, minus = both_sides(method, BATCHES["several"](), direction(method), method.config.eps)
     assert plus != minus
 
 
@@ -262,7 +262,7 @@ def test_the_two_sided_difference_is_the_directional_derivative(kind, options, s
     z, eps = direction(method, 7), 0.3 * method.config.eps
 
     def difference(eps: float) -> float:
-        plus, minus = method.losses(data, z, eps)
+        plus, minus = both_sides(method, data, z, eps)
         return (plus - minus) / (2 * eps)
 
     # Richardson's extrapolation removes the error of order eps^2 that third derivatives cause.
@@ -297,7 +297,7 @@ def test_evaluating_the_loss_leaves_every_weight_bit_as_it_was(kind, options, sc
     before = weights(method)
     arrays = {name: id(w) for name, w in parameters(method.causal).items()}
     for batch in BATCHES.values():
-        method.losses(batch(), direction(method), 1e-2)
+        both_sides(method, batch(), direction(method), 1e-2)
     after = weights(method)
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[n], after[n]) for n in before)
@@ -330,7 +330,7 @@ def test_a_step_moves_what_trains_along_z_and_nothing_else(kind, options, scope)
 def test_quantised_models_give_the_same_losses_however_their_products_are_computed(scope, compute_dtype):
     method, native = (mezo(options={"bits": 4}, scope=scope, compute_dtype=d) for d in (compute_dtype, None))
     for batch in BATCHES.values():
-        ours, theirs = (m.losses(batch(), direction(m), m.config.eps) for m in (method, native))
+        ours, theirs = (both_sides(m, batch(), direction(m), m.config.eps) for m in (method, native))
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
