@@ -121,8 +121,7 @@ class ScopedModel:
         with self.installed():
             if self.scorer.layers:
                 self.scorer.cache = PrefixCache()
-                for _ in self.scorer.fill([batch]):
-                    pass
+                self.scorer.prefix(batch)
             requests = self._noise_requests(batch)
         parts = {
             "step": lambda step: self.method.step(step, batch).loss,

@@ -4,10 +4,9 @@
     python -m bench.convergence --figure race.svg --out race.jsonl
 
 Runs that the output file already holds are not run again, so an interrupted benchmark goes on where it stopped, and
-further recipes or seeds are added to the same file. Seconds are those of training steps and of filling the prefix
-cache; evaluations are not counted. Runs that share frozen layers share the cache, and each is charged what filling it
-took the first time. Forward passes are counted as batches of `--batch-size` examples through the whole model or, for
-steps that start from cached frozen layers, through the rest of it.
+further recipes or seeds are added to the same file. Seconds are those of training steps, frozen layers included, which
+are computed when an example is first met; evaluations are not counted. A forward pass is one loss of a batch, through
+the whole model or, where frozen layers are remembered, through the rest of it.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ load_fast_blas()
 
 from bench.report import emit, machine, table
 from mlxzo import events
-from mlxzo.batching import batch_indices, by_length
+from mlxzo.batching import batch_indices
 from mlxzo.config import RunConfig
 from mlxzo.methods.mezo import MeZO
-from mlxzo.session import Session, open_session
+from mlxzo.session import open_session
 from mlxzo.zo.prefix_cache import PrefixCache
 
 # Named sets of recipes: label -> options beside those of the command line.
@@ -49,53 +48,24 @@ RACE = {
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {"grid": GRID, "race": RACE}
 
 
-class Cache:
-    """Filled prefix caches by number of frozen layers, and the seconds that filling took."""
+def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: dict[int, PrefixCache]) -> dict[str, Any]:
+    """Trains one recipe until the time, the steps or the target accuracy is reached; returns its record.
 
-    def __init__(self) -> None:
-        self._filled: dict[int, tuple[PrefixCache, float]] = {}
-
-    def attach(self, session: Session) -> float:
-        """Gives the session a cache of its frozen layers; returns what that costs in seconds."""
-        layers = session.scorer.layers
-        if not layers:
-            return 0.0
-        if layers not in self._filled:
-            session.scorer.cache = PrefixCache()
-            seconds = {split: self._fill(session, split) for split in ("train", "validation")}
-            # Evaluations are not counted, so neither is what they save.
-            self._filled[layers] = session.scorer.cache, seconds["train"]
-        else:
-            session.scorer.cache = self._filled[layers][0]
-            # Another seed draws other rows where there are more than are used.
-            self._fill(session, "train")
-        return self._filled[layers][1]
-
-    @staticmethod
-    def _fill(session: Session, split: str) -> float:
-        started = time.perf_counter()
-        missing = [
-            e
-            for e in session.splits[split]
-            if session.scorer.cache.get([r.tokens for r in e.rows], session.shapes.padded(e)) is None
-        ]
-        for done in session.scorer.fill(batch for _, batch in by_length(missing, 32, session.shapes)):
-            progress(f"frozen layers of {split}: {done} of {len(missing)} sequences")
-        return time.perf_counter() - started
-
-
-def run(label: str, config: RunConfig, cache: Cache, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains one recipe until the time, the steps or the target accuracy is reached; returns its record."""
+    Args:
+        shared: caches of the validation rows by number of frozen layers, which all runs share.
+    """
     session = open_session(config, lambda event: None)
-    cost = cache.attach(session)
+    # Two caches, so that an evaluation, whose time is not counted, computes nothing for a step.
+    caches = {"train": PrefixCache(), "validation": shared.setdefault(session.scorer.layers, PrefixCache())}
     method = MeZO(session.scorer, session.trainable, config)
     examples = session.splits["train"]
     passes_a_step = 2 * config.queries if config.estimator == "spsa" else 1 + config.queries
     curve: list[dict[str, float]] = []
-    seconds, losses, derivatives = cost, [], []
+    seconds, losses, derivatives = 0.0, [], []
     for step in range(config.steps + 1):
         last = step == config.steps or seconds >= arguments.seconds
         if step % arguments.eval_every == 0 or last:
+            session.scorer.cache = caches["validation"]
             outcome = session.evaluate("validation", silent)
             point = {
                 "step": step,
@@ -114,6 +84,7 @@ def run(label: str, config: RunConfig, cache: Cache, arguments: argparse.Namespa
                 break
         picked = [examples[i] for i in batch_indices(len(examples), config.batch_size, config.seed, step)]
         batch = session.batch(picked)
+        session.scorer.cache = caches["train"]
         started = time.perf_counter()
         result = method.step(step, batch)
         seconds += time.perf_counter() - started
@@ -125,7 +96,6 @@ def run(label: str, config: RunConfig, cache: Cache, arguments: argparse.Namespa
         "task": session.data.task.name,
         "validation_examples": len(session.splits["validation"]),
         "majority": outcome.majority,
-        "cache_seconds": cost,
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "out", "name")},
         "curve": curve,
     }
@@ -247,14 +217,14 @@ def main() -> None:
         "test_examples": 1,
     }
     done = {(r["label"], r["seed"]) for r in read(arguments.out)}
-    cache = Cache()
+    shared: dict[int, PrefixCache] = {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for label, options in recipes.items():
             if (label, seed) in done:
                 continue
             config = RunConfig.from_mapping({**common, "seed": seed, **options}).resolved()
-            record = run(label, config, cache, arguments)
+            record = run(label, config, arguments, shared)
             line = json.dumps({"figure": "convergence", "machine": machine(), **record})
             with arguments.out.open("a") as file:
                 file.write(line + "\n")

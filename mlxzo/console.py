@@ -30,7 +30,6 @@ from .formatting import (
 _PLAIN_SECONDS = 10.0
 _PHASES = {
     "load": "Loading the model and the data",
-    "prefix": "Computing what stays the same",
     "baseline": "Zero-shot, before training",
     "train": "Training",
     "evaluate": "Evaluating",

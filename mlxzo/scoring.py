@@ -6,7 +6,7 @@ summed in one fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -23,7 +23,7 @@ class Scorer:
     Args:
         layers: how many of the first decoder layers no trainable parameter can change; 0 where there are none, or
             where the model cannot be cut there.
-        cache: keeps the output of those layers for sequences it is given by `fill`.
+        cache: keeps the output of those layers for every sequence that it was once computed for.
     """
 
     def __init__(self, causal: CausalLM, layers: int = 0, cache: PrefixCache | None = None):
@@ -32,25 +32,29 @@ class Scorer:
         self.cache = cache
         self._harmless: dict[int, bool] = {}
 
-    def fill(self, batches: Iterable[Batch]) -> Iterator[int]:
-        """Caches the frozen layers' output for every sequence of `batches`; yields the number of them done so far."""
-        done = 0
-        for batch in batches:
-            for part, hidden in zip(batch.parts, self._compute(batch.parts), strict=True):
-                self.cache.put(part.rows, hidden)
-            done += batch.row_count
-            yield done
-
     def prefix(self, batch: Batch) -> list[mx.array] | None:
         """Input of the first trainable layer for each micro-batch, [R, T, D], evaluated; None if nothing is frozen."""
         if not self.layers:
             return None
-        hidden = [self.cache and self.cache.get(part.rows, part.tokens.shape[1]) for part in batch.parts]
-        missing = [i for i, states in enumerate(hidden) if states is None]
+        if self.cache is None:
+            hidden = self._compute(batch.parts)
+            mx.eval(hidden)
+            return hidden
+        kept = [self.cache.get(part.rows, part.tokens.shape[1]) for part in batch.parts]
+        missing = [i for i, states in enumerate(kept) if states is None]
         for i, states in zip(missing, self._compute([batch.parts[i] for i in missing]), strict=True):
-            hidden[i] = states
-        mx.eval(hidden)
-        return hidden
+            self._keep(batch.parts[i].rows, states)
+            kept[i] = states
+        mx.eval(kept)
+        return kept
+
+    def _keep(self, rows: Sequence[tuple[int, ...]], states: mx.array) -> None:
+        try:
+            if self.cache is not None:
+                self.cache.put(rows, states)
+        except OSError:
+            # A disk that has become full: the run goes on without a cache, slower and the same to the bit.
+            self.cache = None
 
     def scores(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> list[np.ndarray]:
         """Score of every candidate: float64 [B, C] a micro-batch, -inf where an example has fewer candidates.

@@ -10,11 +10,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import events
-from .batching import Batch, EncodedExample, Shapes, by_length, encode, make_batch
+from .batching import Batch, EncodedExample, Shapes, encode, make_batch
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
-from .files import disk_full, is_disk_full, need_free_space
+from .files import need_free_space
+from .formatting import format_bytes
 from .memory.meter import mlx_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, weights_fingerprint
@@ -150,18 +151,22 @@ def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -
     return session
 
 
-def fill_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None:
-    """Computes the frozen layers' output of every example once, where the configuration and the room allow it.
+def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None:
+    """Gives the frozen layers' output a place to be kept, where the configuration asks for one or there is room.
 
     Args:
         folder: where a cache on disk goes.
 
     Raises:
-        DoesNotFit: the disk is full.
+        DoesNotFit: a cache on disk was asked for, and the disk is full.
     """
     scorer = session.scorer
-    examples = [example for split in session.splits.values() for example in split]
-    rows = {(row.tokens, session.shapes.padded(example)) for example in examples for row in example.rows}
+    rows = {
+        (row.tokens, session.shapes.padded(example))
+        for split in session.splits.values()
+        for example in split
+        for row in example.rows
+    }
     size = 4 * session.causal.hidden_size * sum(len(tokens) for tokens, _ in rows)
     kind = _prefix_cache_kind(session, folder, size)
     if kind == "off":
@@ -169,14 +174,13 @@ def fill_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None
     if kind == "disk":
         need_free_space(folder, size, "the frozen layers' output")
     scorer.cache = DiskPrefixCache(folder) if kind == "disk" else PrefixCache()
-    where = "kept on disk" if kind == "disk" else "kept in memory"
-    emit(events.Phase("prefix", f"{scorer.layers} frozen layers, once an example, {where}"))
-    total = sum(len(example.rows) for example in examples)
-    try:
-        for done in scorer.fill(batch for _, batch in by_length(examples, _SCORED_AT_ONCE, session.shapes)):
-            emit(events.Progress("frozen layers", float(done), float(total), "sequences"))
-    except OSError as error:
-        raise (disk_full("the frozen layers' output") if is_disk_full(error) else error) from None
+    where = "on disk" if kind == "disk" else "in memory"
+    emit(
+        events.Note(
+            f"what the {scorer.layers} frozen layers give is computed once an example and kept {where}, up to "
+            f"{format_bytes(size)}: the first pass over the data is slower than the others"
+        )
+    )
 
 
 def _prefix_cache_kind(session: Session, folder: Path, size: int) -> str:

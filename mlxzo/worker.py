@@ -103,13 +103,13 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
     load_fast_blas()
     # These import MLX, which must find a fast BLAS already loaded.
     from .methods.mezo import MeZO
-    from .session import fill_prefix_cache, open_session
+    from .session import open_prefix_cache, open_session
     from .trainer import Trainer
 
     config = run.config
     session = open_session(config, emit)
     run.write_json("environment.json", environment(session))
-    fill_prefix_cache(session, run.path, emit)
+    open_prefix_cache(session, run.path, emit)
     method = MeZO(session.scorer, session.trainable, config)
     return Trainer(session, method, run.path, emit, stop).fit()
 

@@ -63,14 +63,15 @@ class DiskPrefixCache:
         """Keeps hidden [R, T, D] of `rows`, padded to T tokens.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full; nothing of these rows is kept.
         """
         self._dtype, self._width, self._map = hidden.dtype, hidden.shape[-1], None
-        values = np.array(hidden.view(mx.uint8))
-        for row, tokens in zip(values, rows, strict=True):
-            self._offsets[tokens, hidden.shape[1]] = self.nbytes
-            self._file.write(row[: len(tokens)].tobytes())
+        offsets, end = {}, self.nbytes
+        for row, tokens in zip(np.array(hidden.view(mx.uint8)), rows, strict=True):
+            offsets[tokens, hidden.shape[1]] = end
+            end += self._file.write(row[: len(tokens)].tobytes())
         self._file.flush()
+        self._offsets |= offsets
 
     def get(self, rows: Sequence[Tokens], length: int) -> mx.array | None:
         """Hidden [R, length, D] of rows that were put padded to `length`; None if one of them was not."""

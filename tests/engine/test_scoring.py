@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -160,14 +162,27 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
     uncut, shared, kept = Scorer(causal), Scorer(causal, layers), Scorer(causal, layers)
     kept.cache = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
     # Filled in another order and company than the batches of a step.
-    *_, done = kept.fill(batch for _, batch in by_length(examples, 4, Shapes()))
-    assert done == sum(len(e.rows) for e in examples)
+    for _, batch in by_length(examples, 4, Shapes()):
+        kept.prefix(batch)
     view = causal.view()
     for picked in ([0, 7, 3, 12], [12], list(range(len(examples)))):
         batch = make_batch([examples[i] for i in picked], Shapes())
         assert kept.cache.get(batch.parts[0].rows, batch.parts[0].tokens.shape[1]) is not None
         assert np.array_equal(shared.losses(batch, view), kept.losses(batch, view))
         assert np.allclose(uncut.losses(batch, view), kept.losses(batch, view), rtol=0, atol=1e-5)
+
+
+def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):
+    causal, examples = CausalLM(tiny_model()), some_examples()
+    kept, plain = Scorer(causal, 2, DiskPrefixCache(tmp_path)), Scorer(causal, 2)
+    batch = make_batch(examples, Shapes())
+
+    def full(data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
+    assert np.array_equal(kept.losses(batch, causal.view()), plain.losses(batch, causal.view()))
+    assert kept.cache is None
 
 
 @pytest.mark.parametrize("alone", (True, False))
