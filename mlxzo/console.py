@@ -31,6 +31,7 @@ _PLAIN_SECONDS = 10.0
 _PHASES = {
     "load": "Loading the model and the data",
     "prefix": "Computing what stays the same",
+    "probe": "Probing gradient and curvature",
     "baseline": "Zero-shot, before training",
     "train": "Training",
     "evaluate": "Evaluating",
