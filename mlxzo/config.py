@@ -97,7 +97,7 @@ class RunConfig:
         minimum=0.0,
         maximum=1e6,
         exclusive_minimum=True,
-        auto="the default of the scope and update",
+        auto="that of the scope and update; auto: measured (see --probe)",
     )
     schedule: str = _option(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
@@ -109,6 +109,13 @@ class RunConfig:
         "method",
         minimum=0.0,
         maximum=1e6,
+    )
+    probe: str = _option(
+        "off",
+        "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, and "
+        "choose lr by them (--lr auto says the same), or scope and lr (--scope auto)",
+        "method",
+        choices=("off", "lr", "scope"),
     )
     seed: int = _option(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
@@ -215,16 +222,28 @@ class RunConfig:
     def parsed_scope(self) -> Scope:
         return Scope.parse(self.scope)
 
+    @property
+    def awaits_probe(self) -> bool:
+        """Whether the learning rate is still to be measured."""
+        return self.probe != "off" and self.lr is None
+
     def resolved(self) -> RunConfig:
-        """The same configuration with every `None` that depends on the scope filled in."""
+        """The same configuration with every `None` that depends on the scope filled in, but what a probe chooses."""
         defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
         defaults["queries"] = 8 if self.estimator == "fzoo" else 1
         # Two losses that happen to lie close together would make a step of fzoo as long as you like.
         if defaults["update"] == "adaptive" or self.estimator == "fzoo":
             defaults["clip"] = 3.0
+        if self.awaits_probe:
+            # Where a probe finds nothing, `unprobed` fills these in.
+            del defaults["lr"], defaults["eps"]
         return dataclasses.replace(
             self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
         )
+
+    def unprobed(self) -> RunConfig:
+        """The same, resolved as if there were no probe."""
+        return dataclasses.replace(dataclasses.replace(self, probe="off").resolved(), probe=self.probe)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -253,7 +272,7 @@ class RunConfig:
         known = {f.name: f for f in options()}
         problems: list[str] = []
         parsed: dict[str, Any] = {}
-        for key, raw in values.items():
+        for key, raw in _words_for_the_probe(values, problems).items():
             if key not in known:
                 near = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0.5)
                 problems.append(f"{key}: no such option" + (f"; did you mean {near[0]}?" if near else ""))
@@ -297,6 +316,20 @@ class RunConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold `option: value` lines", "see `mlxzo train --help` for the options")
         return values
+
+
+def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`lr: auto` and `scope: auto` in terms of the option `probe`; adds to `problems` where they do not go together."""
+    values = dict(values)
+    auto = {key for key in ("lr", "scope") if str(values.get(key)).lower() == "auto"}
+    if "scope" in auto:
+        if "lr" not in auto and values.get("lr") is not None:
+            problems.append("scope: auto chooses the learning rate as well: leave lr out, or name a scope")
+        del values["scope"]
+        values["probe"] = "scope"
+    elif "lr" in auto and values.get("probe") != "scope":
+        values["probe"] = "lr"
+    return values
 
 
 def options() -> tuple[dataclasses.Field, ...]:

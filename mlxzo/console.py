@@ -30,6 +30,7 @@ from .formatting import (
 _PLAIN_SECONDS = 10.0
 _PHASES = {
     "load": "Loading the model and the data",
+    "probe": "Probing gradient and curvature",
     "baseline": "Zero-shot, before training",
     "train": "Training",
     "evaluate": "Evaluating",

@@ -23,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Phase(Event):
-    """The run enters a phase: `load`, `baseline`, `train`, `evaluate`, `test`, `save`."""
+    """The run enters a phase: `load`, `probe`, `baseline`, `train`, `evaluate`, `test`, `save`."""
 
     name: ClassVar[str] = "phase"
     phase: str

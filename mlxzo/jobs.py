@@ -1,4 +1,4 @@
-"""What the command line does with a model beside training: evaluate it, and let it speak."""
+"""What the command line does with a model beside training: evaluate it, probe it, and let it speak."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .config import RunConfig
 from .errors import DataError
 from .models.causal import parameter_slots
 from .models.scope import prepare
+from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
 from .runs import BEST_STATE
 from .session import open_model, open_session
 from .states import load_state
@@ -37,6 +38,21 @@ def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: e
         "data_sha256": session.data.sha256,
         **asdict(outcome),
     }
+
+
+def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: events.Emit) -> Report:
+    """Gradient and curvature of the configuration's scope, or with `probe: scope` of every candidate.
+
+    Args:
+        by: what a row is (see `group_names`).
+        samples: directions a row; None for the number that training takes.
+
+    Raises:
+        MlxzoError: model or data cannot be had, or do not suit.
+    """
+    if config.probe == "scope":
+        return probe_scopes(config, on_event, samples or SCOPE_SAMPLES)
+    return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
 
 
 def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:

@@ -181,6 +181,13 @@ class RunDirectory:
         with _explained(self.path):
             write_atomic(self.path / name, text)
 
+    def settle(self, config: RunConfig) -> None:
+        """Writes the configuration again, with what was measured filled in; `started` stays as it was."""
+        began = self.started()
+        self.write_text("config.yaml", config.to_yaml())
+        os.utime(self.path / "config.yaml", (began, began))
+        self.__dict__.pop("config", None)
+
     def write_json(self, name: str, value: Any) -> None:
         """As `write_text`, for a value that JSON can carry."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -220,7 +227,8 @@ def _is_run(path: Path) -> bool:
 def _automatic_names(config: RunConfig) -> Iterator[str]:
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     model, task = (Path(text.rstrip("/")).name for text in (config.model, config.task))
-    words = f"{model}-{Path(task).stem}-{config.method}-{config.scope}-s{config.seed}"
+    scope = "auto" if config.probe == "scope" else config.scope
+    words = f"{model}-{Path(task).stem}-{config.method}-{scope}-s{config.seed}"
     words = re.sub(r"[^A-Za-z0-9._]+", "-", words).lstrip("._-")[: _LONGEST_ID - len(moment) - 5]
     yield f"{words}-{moment}"
     # Runs of the same configuration begun in the same second.

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import __version__, events
 from .blas import load_fast_blas
+from .config import RunConfig
 from .errors import EXIT_DONE, DoesNotFit, Interrupted, MlxzoError
 from .files import disk_full, is_disk_full
 from .runs import BEST_STATE, RunDirectory
@@ -103,15 +104,26 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
     load_fast_blas()
     # These import MLX, which must find a fast BLAS already loaded.
     from .methods.mezo import MeZO
+    from .probing import choose_rate, choose_scope
     from .session import open_prefix_cache, open_session
     from .trainer import Trainer
 
-    config = run.config
-    session = open_session(config, emit)
+    if run.config.awaits_probe and run.config.probe == "scope":
+        settle(run, *choose_scope(run.config, emit))
+    session = open_session(run.config, emit)
     run.write_json("environment.json", environment(session))
     open_prefix_cache(session, run.path, emit)
-    method = MeZO(session.scorer, session.trainable, config)
+    if run.config.awaits_probe:
+        settle(run, *choose_rate(session, emit))
+        session.config = run.config
+    method = MeZO(session.scorer, session.trainable, session.config)
     return Trainer(session, method, run.path, emit, stop).fit()
+
+
+def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:
+    """Keeps what a probe chose as the run's configuration, and what it found beside it."""
+    run.write_json("probe.json", found)
+    run.settle(config)
 
 
 def environment(session: Any) -> dict[str, Any]:

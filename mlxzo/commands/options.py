@@ -74,7 +74,7 @@ def _help(field: dataclasses.Field, option: Option) -> str:
         low = f"above {option.minimum:g}" if option.exclusive_minimum else f"at least {option.minimum:g}"
         facts.append(low)
     if field.default is None:
-        facts.append(f"default: auto, {option.auto}" if option.auto.startswith("the ") else f"default: {option.auto}")
+        facts.append(f"default: {option.auto}")
     else:
         facts.append(f"default: {field.default}" + (f"; all: {option.auto}" if option.auto not in ("", "all") else ""))
         if option.auto == "all":
