@@ -37,7 +37,8 @@ def main() -> None:
     console = Console(record=True, file=io.StringIO(), width=_WIDTH, force_terminal=False)
     clock = _Clock()
     view, table = RunView(console, clock=clock), ResultTable()
-    console.print("$ mlxzo quickstart", style="bold")
+    seed = run.config.seed
+    console.print("$ mlxzo quickstart" + (f" --seed {seed}" if seed else ""), style="bold")
     last_step = 0.0
     for event, time in run.events():
         clock.now = time

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     *("model", "dtype", "task", "data", "train_examples", "max_tokens", "scope", "steps", "batch_size", "micro_batch"),
     *("schedule", "seed", "eps", "directions", "estimator", "queries", "update"),
-    *("lora_rank", "lora_scale", "prefix_cache"),
+    *("direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
 )
 _MOST = 10_000
 _BY = {

@@ -198,8 +198,7 @@ def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
         if number is None:
             number = count if name.startswith(after_layers) else 0
         numbers.append(number)
-    # The output of the last layer is nowhere an input of a layer, so it cannot be shared.
-    return min([*numbers, count - 1])
+    return min([*numbers, count])
 
 
 def _layers(model: nn.Module) -> list:

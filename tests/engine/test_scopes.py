@@ -349,8 +349,8 @@ def test_quantised_models_give_the_same_losses_however_their_products_are_comput
         ("scales", {"bits": 4}, 0),
         ("match:model.layers.1.*", {}, 1),
         ("match:model.layers.[12].*.v_proj.weight,model.norm.weight", {}, 1),
-        ("match:model.norm.weight", {}, 2),
-        ("match:lm_head.weight", {"tied": False}, 2),
+        ("match:model.norm.weight", {}, 3),
+        ("match:lm_head.weight", {"tied": False}, 3),
         ("match:model.embed_tokens.weight", {}, 0),
         ("norms+match:*.down_proj.weight/last-2", {}, 1),
     ],
@@ -425,7 +425,7 @@ def test_training_lowers_the_loss(scope, options, lr):
 
 
 def hidden_before(causal: CausalLM, tokens: mx.array, layer: int) -> mx.array:
-    """Input of a decoder layer, from the model's own forward pass."""
+    """Input of a decoder layer, or after the last one its output, from the model's own forward pass."""
     seen = []
 
     class Recorder:
@@ -433,13 +433,15 @@ def hidden_before(causal: CausalLM, tokens: mx.array, layer: int) -> mx.array:
             return getattr(kept, name)
 
         def __call__(self, x, *arguments, **named):
-            seen.append(x)
-            return kept(x, *arguments, **named)
+            out = kept(x, *arguments, **named)
+            seen.append(out if layer == len(causal.layers) else x)
+            return out
 
-    kept = causal.layers[layer]
-    causal.layers[layer] = Recorder()
+    number = min(layer, len(causal.layers) - 1)
+    kept = causal.layers[number]
+    causal.layers[number] = Recorder()
     causal.model(tokens)
-    causal.layers[layer] = kept
+    causal.layers[number] = kept
     return seen[0]
 
 
