@@ -15,7 +15,7 @@ from mlxzo import events
 from mlxzo.console import ResultTable, RunView
 from mlxzo.runs import RunDirectory
 
-_WIDTH = 140
+_WIDTH = 156
 
 
 class _Clock:
@@ -38,7 +38,7 @@ def main() -> None:
     clock = _Clock()
     view, table = RunView(console, clock=clock), ResultTable()
     seed = run.config.seed
-    console.print("$ mlxzo quickstart" + (f" --seed {seed}" if seed else ""), style="bold")
+    console.print("$ mlxzo quickstart" + (f" --seed {seed}" if seed else ""), style="bold", highlight=False)
     last_step = 0.0
     for event, time in run.events():
         clock.now = time
