@@ -119,11 +119,6 @@ class Batch:
         return sum(len(places) for places in self.places)
 
     @property
-    def row_count(self) -> int:
-        """Sequences."""
-        return sum(len(part.rows) for part in self.parts)
-
-    @property
     def token_count(self) -> int:
         """Tokens that are not padding."""
         return sum(len(row) for part in self.parts for row in part.rows)

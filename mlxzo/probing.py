@@ -29,7 +29,7 @@ from .models.scope import Trainable
 from .scoring import example_losses
 from .session import Session, open_prefix_cache, open_session
 from .tasks.sampling import stable_permutation
-from .zo.perturb import Direction, Perturbation
+from .zo.perturb import Direction
 from .zo.probe import Group, Sensitivity, Value, passes, probe
 from .zo.updates import learning_rate
 
@@ -52,7 +52,7 @@ class Probed:
     """One row of a probe: a group of parameters, what was measured, and the settings that follow for a run.
 
     Attributes:
-        work: decoder layers that a step computes, with the frozen layers' output kept.
+        work: decoder layers that a step computes, with the frozen layers' output kept; at least 1.
         best: the learning rate for the configuration's update rule and schedule, as an estimate.
         eps, lr: what a run takes of this; None where the measurement says nothing.
         decrease: expected decrease of the loss in the first step with them.
@@ -143,8 +143,7 @@ def probe_session(
 
     def loss(direction: Direction | None, eps: float, number: int) -> float:
         batch, prefix = batch_of(number)
-        view = causal.view() if direction is None else Perturbation(direction, eps, causal.compute_dtype)
-        scores = scorer.scores(batch, view, prefix)
+        scores = scorer.scores(batch, causal.view(direction, eps), prefix)
         losses = [example_losses(grid + offsets, p.target) for grid, p in zip(scores, batch.parts, strict=True)]
         return float(np.concatenate(losses).mean())
 
@@ -159,7 +158,8 @@ def probe_session(
         queries=config.queries,
         on_pass=on_pass,
     )
-    work = len(causal.layers) - scorer.layers
+    # What lies behind the last layer is not for nothing either, and gains are told for each layer computed.
+    work = max(1, len(causal.layers) - scorer.layers)
     rows = [
         _settings(session, measured, sum(causal.slots[n].get().size for n in names), work)
         for measured, names in zip(found, groups.values(), strict=True)

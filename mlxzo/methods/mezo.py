@@ -17,7 +17,7 @@ from ..models.scope import Trainable
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
 from ..zo.move import Terms, move
-from ..zo.perturb import Direction, Perturbation, View
+from ..zo.perturb import Direction
 from ..zo.updates import Momentum, UpdateRule, learning_rate
 from . import StepResult
 
@@ -61,13 +61,10 @@ class MeZO:
             prefix: what the scorer's `prefix` gives for the batch, where it is at hand.
         """
         prefix = self.scorer.prefix(batch) if prefix is None else prefix
-        views = [self._view(direction, eps) for direction, eps in points]
+        views = [self.causal.view(direction, eps) for direction, eps in points]
         if self.config.sides == "stacked":
             return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix)]
         return [float(self.scorer.losses(batch, view, prefix).mean()) for view in views]
-
-    def _view(self, direction: Direction | None, eps: float) -> View:
-        return self.causal.view() if direction is None else Perturbation(direction, eps, self.causal.compute_dtype)
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..zo.perturb import CHUNK_BYTES, Stack, View
+from ..zo.perturb import CHUNK_BYTES, Direction, Perturbation, Stack, View
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,11 @@ class CausalLM:
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
 
-    def view(self) -> View:
-        """The unperturbed view: weights as stored, cast to the compute dtype."""
-        return View(self.compute_dtype)
+    def view(self, direction: Direction | None = None, eps: float = 0.0) -> View:
+        """Weights at w + eps * z, or without a direction as they are stored, cast to the compute dtype."""
+        if direction is None:
+            return View(self.compute_dtype)
+        return Perturbation(direction, eps, self.compute_dtype)
 
     @property
     def vocabulary(self) -> int:

@@ -165,6 +165,11 @@ def test_frozen_layers_may_be_remembered_or_not(model, data):
     assert rows[0] == rows[1]
 
 
+def test_a_scope_behind_the_last_layer_can_be_weighed_against_others(model, data):
+    (row,) = probe_scope(settings(model, data, scope="match:model.norm.weight"), lambda event: None, samples=3).rows
+    assert row.work == 1
+
+
 def test_groups_of_a_scope_hold_each_of_its_parameters_once():
     trainable = prepare(tiny_model(layers=6), RunConfig(scope="full"))
     for by, labels in (
