@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
+from .files import parse_bytes
 from .scopes import STEP_SIZES, Scope, mezo_defaults
 
 
@@ -72,7 +73,12 @@ class RunConfig:
         512, "longest sequence; longer prompts lose their beginning", "task", unit="tokens", minimum=8, maximum=131072
     )
     # How it is trained.
-    method: str = _option("mezo", "optimisation method", "method", choices=("mezo",))
+    method: str = _option(
+        "mezo",
+        "optimisation method: mezo (forward passes only) or bp (backpropagation)",
+        "method",
+        choices=("mezo", "bp"),
+    )
     scope: str = _option(
         "norms/last-6",
         "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
@@ -109,6 +115,12 @@ class RunConfig:
         "method",
         minimum=0.0,
         maximum=1e6,
+    )
+    memory_cap: str | None = _option(
+        None,
+        "most memory the run may take, such as 8GB or 900MB; it is fitted to the cap before it starts and held to it",
+        "method",
+        auto="no cap",
     )
     probe: str = _option(
         "off",
@@ -195,6 +207,15 @@ class RunConfig:
         "mezo",
         choices=("auto", "ram", "disk", "off"),
     )
+    # Backpropagation.
+    optimizer: str = _option("adam", "optimiser", "bp", choices=("sgd", "adam", "adamw"))
+    checkpointing: str = _option(
+        "auto",
+        "gradient checkpointing: keep only the input of each layer and compute the rest again; auto: where the memory "
+        "cap asks for it",
+        "bp",
+        choices=("auto", "on", "off"),
+    )
     # Evaluation and output.
     eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
     out: str = _option("runs", "folder that holds the run directories", "run")
@@ -211,6 +232,11 @@ class RunConfig:
                 f"name: {self.name!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a "
                 "letter or digit"
             )
+        if isinstance(self.memory_cap, str):
+            try:
+                parse_bytes(self.memory_cap)
+            except ValueError as error:
+                problems.append(f"memory_cap: {error}")
         if self.estimator == "fzoo" and self.queries == 1:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
@@ -221,6 +247,10 @@ class RunConfig:
     @property
     def parsed_scope(self) -> Scope:
         return Scope.parse(self.scope)
+
+    @property
+    def memory_cap_bytes(self) -> int | None:
+        return None if self.memory_cap is None else parse_bytes(self.memory_cap)
 
     @property
     def awaits_probe(self) -> bool:

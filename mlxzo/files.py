@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -117,6 +118,24 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes that `8GB`, `900 MB`, `1.5GiB`, `750m` or a bare number of bytes stands for.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+    size = float(match[1]) * _UNITS[match[2]]
+    if not 1 <= size < 2**53:
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+    return int(size)
 
 
 def need_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:

@@ -15,6 +15,7 @@ _GROUP_TITLES = {
     "task": "task and data",
     "method": "training",
     "mezo": "MeZO",
+    "bp": "backpropagation",
     "lora": "LoRA",
     "run": "evaluation and output",
 }
