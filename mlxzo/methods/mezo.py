@@ -16,8 +16,11 @@ from ..config import RunConfig
 from ..models.scope import Trainable
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
-from ..zo.move import Terms, move
+from ..zo.journal import Header, Journal, JournalWriter, Parameter, Step, as_float32
+from ..zo.move import Terms, Update, move
+from ..zo.noise import NOISE_VERSION
 from ..zo.perturb import Direction
+from ..zo.replay import Replayed, replay
 from ..zo.updates import Momentum, UpdateRule, learning_rate
 from . import StepResult
 
@@ -29,6 +32,9 @@ class MeZO:
     over the weights applies w -= sum c_i z_i. Everything random follows from the seed and the step, so a step can be
     repeated exactly.
     """
+
+    journal: JournalWriter | None = None
+    """Where each step is recorded before the weights move; None for nowhere."""
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
         self.scorer, self.causal = scorer, scorer.causal
@@ -47,12 +53,32 @@ class MeZO:
         # Frozen first layers give every side the same hidden states: they run at most once a step.
         prefix = self.scorer.prefix(batch)
         estimate = self.estimator(lambda points: self.losses(batch, points, prefix), directions, config.eps)
-        derivatives = estimate.derivatives
-        if math.isfinite(estimate.loss) and all(map(math.isfinite, derivatives)):
-            factors = self.rule.factors(derivatives, lr)
+        # Rounded as a journal keeps them, so that what is made of its records is what was made here.
+        loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
+        if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
+            *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
+            if self.journal is not None:
+                self.journal.append(Step(tuple(derivatives), tuple(factors), loss, decay))
             terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
-            self.move(terms, step, lr * config.weight_decay)
-        return StepResult(estimate.loss, lr, _summary(derivatives))
+            self.move(terms, step, decay)
+        return StepResult(loss, lr, _summary(derivatives))
+
+    def header(self, base_sha256: str) -> Header:
+        """What the journal of this run begins with."""
+        weights = {name: self.causal.slots[name].get() for name in self.trainable.names}
+        parameters = tuple(
+            Parameter(name, str(weight.dtype).removeprefix("mlx.core."), tuple(weight.shape), self.scales[name])
+            for name, weight in weights.items()
+        )
+        return Header(self.config.to_dict(), base_sha256, parameters, NOISE_VERSION)
+
+    def resume(self, journal: Journal, step: int) -> None:
+        """Brings weights that stand after `step` steps, and the state of the update rule, to the journal's end."""
+        replay(self.causal.slots, journal, step)
+        past = Replayed(journal.header)
+        for number, recorded in enumerate(journal):
+            self.rule.rms.update(recorded.derivatives)
+            self.momentum.terms(past.own_terms(number, recorded))
 
     def losses(self, batch: Batch, points: Sequence[Point], prefix: Sequence[mx.array] | None = None) -> list[float]:
         """Mean losses at w + eps z for each point (z, eps); the stored weights stay as they are, bit for bit.
@@ -68,7 +94,7 @@ class MeZO:
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""
-        move(self.causal.slots, self.trainable.names, terms, self.config.seed, step, decay)
+        move(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
 
 
 def _summary(derivatives: Sequence[float]) -> float:

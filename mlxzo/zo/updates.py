@@ -5,7 +5,9 @@ All state is a few scalars: the factors of an update follow from the derivatives
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,8 +67,10 @@ class Momentum:
 
     def __init__(self, beta: float):
         self.beta = beta
-        window = math.ceil(math.log(0.01) / math.log(beta)) if beta > 0.0 else 1
-        self._past: deque[Terms] = deque(maxlen=window)
+        self.window = math.ceil(math.log(0.01) / math.log(beta)) if beta > 0.0 else 1
+        # By repeated products, which every machine rounds alike, unlike powers.
+        self._weights = list(itertools.accumulate([1.0 - beta, *[beta] * (self.window - 1)], operator.mul))
+        self._past: deque[Terms] = deque(maxlen=self.window)
 
     def terms(self, update: Terms) -> Terms:
         """The update to apply, newest directions first."""
@@ -74,8 +78,8 @@ class Momentum:
             return update
         self._past.appendleft(update)
         return [
-            (direction, (1.0 - self.beta) * self.beta**age * factor)
-            for age, past in enumerate(self._past)
+            (direction, weight * factor)
+            for weight, past in zip(self._weights, self._past, strict=False)
             for direction, factor in past
         ]
 

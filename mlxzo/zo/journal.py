@@ -1,0 +1,301 @@
+"""The journal of a MeZO run: from it and the base weights every later state of the weights follows, bit for bit.
+
+A step of MeZO moves the weights by w -= sum_i c_i z_i, and z_i can be made again from the seed, the step and i, so the
+numbers c_i are all there is to keep (Malladi et al. 2023, section 2.1: "storage efficiency").
+
+Format 1, all numbers little-endian
+    magic    8 bytes ``MLXZO-J1``
+    size     uint32: bytes of the header that follows
+    header   zlib-compressed JSON in UTF-8 (see `Header`)
+    check    uint32: CRC-32 of everything before it
+    records  16 bytes each, a fixed number a step: one a direction, and one for weight decay in a run that has it
+        float32  derivative g_i, as the estimator gave it (0 in a decay record)
+        float32  factor c_i of the step's update (the share of each matrix taken away in a decay record)
+        float32  loss of the batch
+        uint32   CRC-32 of the record's number (uint64) and the 12 bytes before, begun with the header's check
+
+Loss and derivative are rounded to float32 when they are measured and the factor before it is applied, so the file holds
+what the run used. The factor is kept although it follows from the derivatives: it then does not depend on how a
+machine's mathematical library rounds. A record is written before the weights move. A file that ends within a step lost
+that step alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+RECORD_BYTES = 16
+# A power failure costs at most the steps of this many seconds, which a resumed run then repeats.
+SYNC_SECONDS = 5.0
+
+_MAGIC = b"MLXZO-J1"
+_RECORD = np.dtype([("derivative", "<f4"), ("factor", "<f4"), ("loss", "<f4"), ("check", "<u4")])
+# A header is a few kilobytes; what claims to be larger is no journal, and must not be read into memory.
+_LARGEST_HEADER = 1 << 24
+
+
+class JournalError(ValueError):
+    """A journal that cannot be used; the text is one sentence."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor that the run trains: its dotted name, dtype, shape, and the length of one entry of its direction."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    length: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a journal says of its run.
+
+    Attributes:
+        config: the run's resolved configuration; seed, kind of directions, queries and momentum are read from it.
+        base_sha256: fingerprint of the base weights.
+        parameters: what trains, sorted by name.
+        noise: version of the noise's definition.
+        sha256: fingerprint of the trained parameters after the last record; only a journal that has been closed for
+            good, such as an exported one, has it.
+    """
+
+    config: dict[str, Any]
+    base_sha256: str
+    parameters: tuple[Parameter, ...]
+    noise: int
+    sha256: str | None = None
+    format: int = FORMAT
+
+    @property
+    def directions(self) -> int:
+        """Random directions a step."""
+        return int(self.config["queries"])
+
+    @property
+    def decays(self) -> bool:
+        """Whether each step has a record of weight decay."""
+        return bool(self.config["weight_decay"])
+
+    @property
+    def records_a_step(self) -> int:
+        return self.directions + self.decays
+
+    def encode(self) -> bytes:
+        """Everything before the records."""
+        text = json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        body = zlib.compress(text.encode(), 9)
+        head = _MAGIC + struct.pack("<I", len(body)) + body
+        return head + struct.pack("<I", zlib.crc32(head))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as it is recorded: a derivative and a factor a direction, the loss, and the share of weight decay."""
+
+    derivatives: tuple[float, ...]
+    factors: tuple[float, ...]
+    loss: float
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A journal that was read: its header and the whole steps in it.
+
+    Attributes:
+        start: bytes before the first record.
+        torn_bytes: what lies after the last whole step, which a write that was cut off leaves behind.
+    """
+
+    header: Header
+    start: int
+    torn_bytes: int
+    _records: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        """Steps."""
+        return len(self._records)
+
+    def __getitem__(self, step: int) -> Step:
+        """The step numbered from 0."""
+        records = self._records[step]
+        directions = self.header.directions
+        return Step(
+            tuple(records["derivative"][:directions].tolist()),
+            tuple(records["factor"][:directions].tolist()),
+            float(records["loss"][0]),
+            float(records["factor"][directions]) if self.header.decays else 0.0,
+        )
+
+    def __iter__(self) -> Iterator[Step]:
+        return (self[step] for step in range(len(self)))
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the end of the last whole step."""
+        return self.start + self._records.nbytes
+
+    def encode(self, steps: int, sha256: str) -> bytes:
+        """The bytes of a closed journal of the first `steps` steps, after which the parameters have that fingerprint.
+
+        Raises:
+            ValueError: there are fewer steps.
+        """
+        if steps > len(self):
+            raise ValueError(f"the journal has {len(self)} steps, not {steps}")
+        head = replace(self.header, sha256=sha256).encode()
+        records = self._records[:steps].reshape(-1).copy()
+        records["check"] = _checks(records, head)
+        return head + records.tobytes()
+
+
+def read(path: Path) -> Journal:
+    """Reads a journal and checks every byte of it.
+
+    Raises:
+        JournalError: it is no journal, of another version, or damaged at a place other than its very end.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    header, start = _read_header(data, path.name)
+    whole = (len(data) - start) // RECORD_BYTES
+    records = np.frombuffer(data, _RECORD, whole, start)
+    wrong = np.flatnonzero(records["check"] != _checks(records, data[:start]))
+    # What a crash leaves is a tail of wrong records, within the last step: a right one behind a wrong one tells that a
+    # byte was changed.
+    good = whole if not len(wrong) else int(wrong[0])
+    a_step = header.records_a_step
+    if len(wrong) and (len(wrong) != whole - good or whole - good > a_step):
+        raise JournalError(
+            f"{path.name} is damaged in record {good + 1} of {whole} (step {good // a_step + 1}, "
+            f"byte {start + good * RECORD_BYTES})"
+        )
+    steps = good // a_step
+    kept = records[: steps * a_step].reshape(steps, a_step)
+    return Journal(header, start, len(data) - start - kept.nbytes, kept)
+
+
+class JournalWriter:
+    """Appends the steps of a run to its journal.
+
+    Every step is handed to the system before `append` returns, so that the end of the process loses none; it reaches
+    the disk within `SYNC_SECONDS`.
+    """
+
+    def __init__(self, path: Path, header: Header, after: Journal | None = None):
+        """Begins a journal, or goes on behind the last whole step of one that was read (`after`).
+
+        Raises:
+            OSError: the file cannot be written, or a new one exists already.
+        """
+        flags = os.O_WRONLY | os.O_CLOEXEC | (0 if after else os.O_CREAT | os.O_EXCL)
+        self._head = header.encode()
+        self._decays = header.decays
+        self._count = 0
+        self._file = os.open(path, flags, 0o644)
+        self._end = 0
+        if after is None:
+            self._write(self._head)
+        else:
+            self._count, self._end = len(after) * header.records_a_step, after.end
+            os.ftruncate(self._file, self._end)
+            os.lseek(self._file, self._end, os.SEEK_SET)
+        self.sync()
+
+    def append(self, step: Step) -> None:
+        """Writes one step.
+
+        Raises:
+            OSError: the disk is full or failing; the file ends with the step before.
+        """
+        rows = [*zip(step.derivatives, step.factors, strict=True)]
+        if self._decays:
+            rows.append((0.0, step.decay))
+        records = np.zeros(len(rows), _RECORD)
+        records["derivative"], records["factor"] = np.array(rows, np.float32).T
+        records["loss"] = step.loss
+        records["check"] = _checks(records, self._head, self._count)
+        self._write(records.tobytes())
+        self._count += len(rows)
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk."""
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            written = os.write(self._file, data)
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            os.lseek(self._file, self._end, os.SEEK_SET)
+            raise
+        self._end += len(data)
+
+
+def _checks(records: np.ndarray, head: bytes, first: int = 0) -> np.ndarray:
+    """The check of each record, the first of which is record number `first` of a journal that begins with `head`."""
+    (start,) = struct.unpack("<I", head[-4:])
+    data = records.tobytes()
+    return np.array(
+        [
+            zlib.crc32(data[i * RECORD_BYTES : (i + 1) * RECORD_BYTES - 4], zlib.crc32(struct.pack("<Q", n), start))
+            for i, n in enumerate(range(first, first + len(records)))
+        ],
+        np.uint32,
+    )
+
+
+def _read_header(data: bytes, name: str) -> tuple[Header, int]:
+    """The header and the bytes up to its end."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise JournalError(f"{name} is not a journal of mlxzo")
+    first = len(_MAGIC) + 4
+    size = int.from_bytes(data[len(_MAGIC) : first], "little")
+    end = first + size + 4
+    if (
+        size > _LARGEST_HEADER
+        or len(data) < end
+        or zlib.crc32(data[: end - 4]) != int.from_bytes(data[end - 4 : end], "little")
+    ):
+        raise JournalError(f"{name} is damaged in its header (the first {min(end, len(data))} bytes)")
+    try:
+        fields = json.loads(zlib.decompressobj().decompress(data[first : end - 4], _LARGEST_HEADER))
+        if fields["format"] != FORMAT:
+            raise JournalError(f"{name} has format {fields['format']}, and this mlxzo reads {FORMAT}")
+        parameters = tuple(Parameter(**{**p, "shape": tuple(p["shape"])}) for p in fields.pop("parameters"))
+        header = Header(parameters=parameters, **fields)
+        if header.directions < 1:
+            raise ValueError
+    except JournalError:
+        raise
+    except (zlib.error, KeyError, TypeError, ValueError, AttributeError):
+        # The check was right, so whoever wrote it was not this program.
+        raise JournalError(f"{name} has a header that makes no sense") from None
+    return header, end
+
+
+def as_float32(values: Sequence[float]) -> list[float]:
+    """Values rounded to float32, as a journal keeps them."""
+    return np.array(values, np.float32).astype(np.float64).tolist()
