@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,15 +12,19 @@ import numpy as np
 from .errors import DoesNotFit, ModelError
 from .files import disk_full, fsync_folder, is_disk_full, need_free_space
 from .models.causal import Slot
-from .models.safetensors_file import TensorPlan, safetensors_problem, write_safetensors
+from .models.loading import fingerprint
+from .models.safetensors_file import TensorPlan, safetensors_header, safetensors_problem, write_safetensors
 
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 # Large tensors are copied out of MLX in pieces of about this many elements.
 _PIECE_ELEMENTS = 1 << 22
 
 
-def save_state(path: Path, parameters: Mapping[str, mx.array]) -> int:
+def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) -> int:
     """Writes parameters to `path` atomically, and flushes them to the disk; returns the file's bytes.
+
+    Args:
+        step: how many steps they have taken.
 
     Raises:
         DoesNotFit: the disk is full; an earlier file of that name is still whole.
@@ -28,9 +33,8 @@ def save_state(path: Path, parameters: Mapping[str, mx.array]) -> int:
     purpose = f"the state {path.name}"
     need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, purpose)
     temporary = path.with_name(f".{path.name}.tmp")
-    plans = [TensorPlan(name, _DTYPES[p.dtype], p.shape, _pieces_of(p)) for name, p in parameters.items()]
     try:
-        write_safetensors(temporary, plans, lambda _: None)
+        write_safetensors(temporary, _plans(parameters), metadata=_metadata(parameters, step))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -41,8 +45,8 @@ def save_state(path: Path, parameters: Mapping[str, mx.array]) -> int:
     return path.stat().st_size
 
 
-def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> None:
-    """Puts a saved state into the parameters `names` of a model.
+def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> int:
+    """Puts a saved state into the parameters `names` of a model; returns how many steps it has taken.
 
     Raises:
         ModelError: the file is missing or damaged, or is not of this model and scope (every difference is listed).
@@ -50,8 +54,11 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
     if not path.is_file():
         raise ModelError(f"there is no saved state at {path}", "the run saved none: train it again")
     if problem := safetensors_problem(path):
-        raise ModelError(f"the saved state {path} is damaged: {problem}", "train the run again")
-    state = mx.load(str(path))
+        raise _damaged(path, problem)
+    try:
+        state, metadata = mx.load(str(path), return_metadata=True)
+    except RuntimeError as error:
+        raise _damaged(path, str(error)) from None
     problems = [f"{name} is missing" for name in names if name not in state]
     problems += [f"{name} is not a trained parameter of this run" for name in state if name not in names]
     for name in sorted(set(names) & set(state)):
@@ -60,9 +67,28 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
             problems.append(f"{name} is {have.dtype} {have.shape}, and the model has {want.dtype} {want.shape}")
     if problems:
         raise ModelError(f"the saved state {path} is of another model or scope", "name the run's own model", problems)
+    step = int(metadata["step"]) if metadata.get("step", "").isdecimal() else -1
+    # The header is looked at as well: every byte of the file is then one that was saved.
+    header = safetensors_header(_plans(state), _metadata(state, step))
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            raise _damaged(path, "its bytes are not those that were saved")
     for name in names:
         slots[name].set(state[name])
-    mx.eval([slots[name].get() for name in names])
+    return step
+
+
+def _damaged(path: Path, problem: str) -> ModelError:
+    return ModelError(f"the saved state {path} is damaged: {problem}", "train the run again")
+
+
+def _plans(parameters: Mapping[str, mx.array]) -> list[TensorPlan]:
+    return [TensorPlan(name, _DTYPES[p.dtype], p.shape, _pieces_of(p)) for name, p in parameters.items()]
+
+
+def _metadata(parameters: Mapping[str, mx.array], step: int) -> dict[str, str]:
+    check = hashlib.sha256(f"{step} {fingerprint(parameters)}".encode()).hexdigest()
+    return {"step": str(step), "sha256": check}
 
 
 def _pieces_of(parameter: mx.array):

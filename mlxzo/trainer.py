@@ -140,7 +140,7 @@ class Trainer:
         return self._evaluate("test", "test", self.best[0])
 
     def _save_best(self, step: int) -> None:
-        size = save_state(self.best_path, self.session.trained_parameters())
+        size = save_state(self.best_path, self.session.trained_parameters(), step)
         self.emit(events.Saved(str(BEST_STATE), step, size))
 
     def _eta(self, done: int, step_seconds: float) -> float:

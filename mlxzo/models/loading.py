@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,17 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256, in hex, over the name, dtype, shape and bytes of every parameter in the order of names.
+    """The fingerprint of every parameter of a model."""
+    return fingerprint(dict(tree_flatten(model.parameters())))
+
+
+def fingerprint(parameters: Mapping[str, mx.array]) -> str:
+    """SHA-256, in hex, over the name, dtype, shape and bytes of parameters in the order of their names.
 
     One tensor at a time is looked at, without a copy where it is contiguous.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tree_flatten(model.parameters())):
+    for name, tensor in sorted(parameters.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         # Bytes through an unsigned view: numpy knows no bfloat16.
         digest.update(memoryview(mx.contiguous(tensor).reshape(-1).view(mx.uint8)))

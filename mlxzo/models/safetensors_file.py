@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -53,17 +53,11 @@ def safetensors_problem(path: Path) -> str | None:
     return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
 
 
-def write_safetensors(path: Path, plans: Iterable[TensorPlan], on_bytes: Callable[[int], None]) -> None:
-    """Write the planned tensors to `path` and flush them to the disk; `on_bytes` is told each piece's size.
-
-    Raises:
-        OSError: the disk is full, or the file cannot be written.
-        ValueError: the pieces of a tensor do not add up to its shape.
-    """
-    plans = sorted(plans, key=lambda plan: plan.name)
-    header: dict[str, dict] = {"__metadata__": {"format": "mlx"}}
+def safetensors_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
+    """What a file of these tensors begins with: the same bytes whenever it is written."""
+    header: dict[str, dict] = {"__metadata__": {"format": "mlx", **metadata}}
     offset = 0
-    for plan in plans:
+    for plan in sorted(plans, key=lambda plan: plan.name):
         header[plan.name] = {
             "dtype": plan.dtype,
             "shape": list(plan.shape),
@@ -72,9 +66,28 @@ def write_safetensors(path: Path, plans: Iterable[TensorPlan], on_bytes: Callabl
         offset += plan.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def write_safetensors(
+    path: Path,
+    plans: Iterable[TensorPlan],
+    on_bytes: Callable[[int], None] = lambda size: None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the planned tensors to `path` and flush them to the disk.
+
+    Args:
+        on_bytes: told each piece's size.
+        metadata: kept in the header beside the format's own entry.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+        ValueError: the pieces of a tensor do not add up to its shape.
+    """
+    plans = sorted(plans, key=lambda plan: plan.name)
     with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+        file.write(safetensors_header(plans, metadata or {}))
         for plan in plans:
             written = 0
             for piece in plan.pieces():

@@ -1,0 +1,233 @@
+"""A tuned model in the forms that mlx-lm reads: an adapter directory, or a whole model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tuner.lora import LoRALinear
+
+from ..config import RunConfig
+from ..errors import ConfigError
+from ..files import disk_full, is_disk_full, need_free_space, publish_folder
+from .adapters import BiasedLinear, GainedLinear, PromotedNorm
+from .causal import decoder, parameter_slots, slot_of
+from .loading import LoadedModel
+
+ADAPTER_WEIGHTS = "adapters.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A model whose parameters have the names it was loaded with.
+
+    Attributes:
+        changed: the parameters that differ from the base model's.
+        added: those of them that the base model does not have: residual biases.
+        requantised: LoRA pairs that were added to quantised weights, which rounds them anew.
+    """
+
+    changed: dict[str, mx.array]
+    added: tuple[str, ...]
+    requantised: int
+
+
+def fold(model: nn.Module, trained: Iterable[str], base: Iterable[str]) -> Folded:
+    """Takes what a scope put into a model out again: its parameters go into the layers they stand beside.
+
+    Gains multiply the rows of a weight, or its scales and offsets where it is quantised; LoRA products are added.
+
+    Args:
+        model: changed in place.
+        trained: names of the parameters that the run trained.
+        base: names of the parameters before the scope was prepared.
+
+    Raises:
+        ConfigError: a gain stands beside weights whose scales cannot take it.
+    """
+    names, base = set(trained), set(base)
+    wrappers = {path: module for path, module in model.named_modules() if isinstance(module, tuple(_FOLDS))}
+    requantised = 0
+    # What lies inside another is folded first, into the layer that both stand beside.
+    for path in sorted(wrappers, key=lambda path: -path.count(".")):
+        module = wrappers[path]
+        requantised += isinstance(module, LoRALinear) and "scales" in module.linear
+        layer, leaves = _FOLDS[type(module)](module)
+        slot_of(model, path).set(layer)
+        names |= {f"{path.removesuffix('.linear')}.{leaf}" for leaf in leaves}
+    changed = {name: slot.get() for name, slot in parameter_slots(model).items() if name in names}
+    return Folded(changed, tuple(sorted(changed.keys() - base)), requantised)
+
+
+def _fold_norm(module: PromotedNorm) -> tuple[nn.Module, list[str]]:
+    norm, leaves = module._norm, [leaf for leaf in ("weight", "bias") if leaf in module]
+    for leaf in leaves:
+        norm[leaf] = module[leaf]
+    return norm, leaves
+
+
+def _fold_bias(module: BiasedLinear) -> tuple[nn.Module, list[str]]:
+    module.linear.bias = module.bias
+    return module.linear, ["bias"]
+
+
+def _fold_gain(module: GainedLinear) -> tuple[nn.Module, list[str]]:
+    linear, gain = module.linear, module.gain
+    leaves = ["weight"] if "scales" not in linear else ["scales", "biases"]
+    if not all(leaf in linear and mx.issubdtype(linear[leaf].dtype, mx.floating) for leaf in leaves):
+        raise ConfigError(
+            "a trained gain cannot be put into weights whose scales are powers of two",
+            "export the run with --to journal",
+        )
+    leaves += ["bias"] if "bias" in linear else []
+    for leaf in leaves:
+        value = linear[leaf].astype(mx.float32)
+        linear[leaf] = (value * gain.reshape(-1, *[1] * (value.ndim - 1))).astype(linear[leaf].dtype)
+    return linear, leaves
+
+
+def _fold_lora(module: LoRALinear) -> tuple[nn.Module, list[str]]:
+    # A pair may stand beside a layer that was folded just now, and is a plain one again.
+    layer = module.fuse()
+    return layer, ["weight", *(leaf for leaf in ("scales", "biases") if leaf in layer)]
+
+
+_FOLDS = {PromotedNorm: _fold_norm, BiasedLinear: _fold_bias, GainedLinear: _fold_gain, LoRALinear: _fold_lora}
+
+
+def write_adapter(
+    loaded: LoadedModel, config: RunConfig, trained: Iterable[str], base: Iterable[str], out: Path, card: str
+) -> Folded | None:
+    """Writes an adapter directory that `mlx_lm.generate --adapter-path` loads; returns how the model was folded.
+
+    A run whose scope is LoRA alone becomes a LoRA adapter, and nothing is folded. mlx-lm has no name for the other
+    scopes: their tensors are stored whole (`fine_tune_type: full`).
+
+    Raises:
+        ConfigError: `out` exists, or mlx-lm's architecture has no place for a parameter. DoesNotFit: the disk is full.
+    """
+    model, trained = loaded.model, list(trained)
+    described: dict[str, Any] = {"model": config.model, "fine_tune_type": "full"}
+    folded = None
+    if config.parsed_scope.kinds == ("lora",):
+        tensors = {name: slot_of(model, name).get() for name in trained}
+        layers = decoder(model)[1].model.layers
+        number = len(layers) if config.parsed_scope.last_layers is None else config.parsed_scope.last_layers
+        keys = {name.split(".layers.", 1)[1].split(".", 1)[1].rpartition(".")[0] for name in trained}
+        described["fine_tune_type"] = "lora"
+        described["num_layers"] = number
+        described["lora_parameters"] = {
+            "rank": config.lora_rank,
+            "scale": config.lora_scale,
+            "dropout": 0.0,
+            "keys": sorted(keys),
+        }
+    else:
+        folded = fold(model, trained, base)
+        if folded.added:
+            raise ConfigError(
+                f"mlx-lm's adapters have no place for {len(folded.added)} parameters that this model lacks, such as "
+                f"{folded.added[0]}",
+                "use --to fused, or --to journal",
+            )
+        tensors = folded.changed
+    with new_folder(out, sum(t.nbytes for t in tensors.values())) as folder:
+        mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), tensors, {"format": "mlx"})
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return folded
+
+
+def write_fused(
+    loaded: LoadedModel,
+    trained: Iterable[str],
+    base: Iterable[str],
+    out: Path,
+    card: str,
+    *,
+    dequantise: bool = False,
+) -> Folded:
+    """Writes a whole model folder that mlx-lm loads like any other.
+
+    Args:
+        dequantise: store a quantised model's weights as floating numbers, so that added LoRA products are not rounded
+            to the quantisation.
+
+    Raises:
+        ConfigError: `out` exists, or the architecture has no place for a residual bias. DoesNotFit: the disk is full.
+    """
+    from mlx_lm.utils import dequantize_model, save
+
+    model, config = loaded.model, dict(loaded.config)
+    if dequantise:
+        # Before the LoRA products are added: afterwards they would have been rounded already.
+        model = dequantize_model(model)
+        config.pop("quantization", None)
+        config.pop("quantization_config", None)
+    folded = fold(model, trained, base)
+    if folded.added:
+        _make_room_for_biases(model, config, folded.added)
+    size = sum(slot.get().nbytes for slot in parameter_slots(model).values())
+    with new_folder(out, size) as folder:
+        save(folder, loaded.path, model, loaded.tokenizer, config, donate_model=False)
+        for code in folder.glob("*.py"):
+            code.unlink()
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return folded
+
+
+def _make_room_for_biases(model: nn.Module, config: dict[str, Any], added: tuple[str, ...]) -> None:
+    """Says in config.json that MLPs have biases, where the architecture knows that, and gives zeros to the others.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    arguments = getattr(decoder(model)[1], "args", None)
+    if not hasattr(arguments, "mlp_bias") or not all(name.endswith(".mlp.down_proj.bias") for name in added):
+        raise ConfigError(
+            f"mlx-lm's {config.get('model_type')} has no place for residual biases such as {added[0]}",
+            "export the run with --to journal",
+        )
+    config["mlp_bias"] = True
+    for layer in decoder(model)[1].model.layers:
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            if "bias" not in linear:
+                linear.bias = mx.zeros(linear["weight"].shape[:1], linear.get("scales", linear["weight"]).dtype)
+
+
+@contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """A folder to fill, which appears under its name once it is whole.
+
+    Raises:
+        ConfigError: there is something of that name, or it cannot be written. DoesNotFit: the disk has no room for
+            `size` bytes.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists already", "name another folder with --out")
+    purpose = f"the export {out.name}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        need_free_space(out.parent, size, purpose)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+            folder = Path(temporary) / out.name
+            folder.mkdir()
+            yield folder
+            publish_folder(folder, out)
+    except (OSError, RuntimeError) as error:
+        # MLX reports a write that failed as a RuntimeError, and does not say why.
+        if is_disk_full(error) or (isinstance(error, RuntimeError) and disk_usage(out.parent).free < 1 << 20):
+            raise disk_full(purpose) from None
+        if isinstance(error, OSError):
+            raise ConfigError(f"{out} cannot be written: {error.strerror}", "name another folder with --out") from None
+        raise
