@@ -1,4 +1,4 @@
-"""What a tuned model that is given away says of itself: base, task, how it was trained, what it reached, how to use it."""
+"""What a tuned model that is given away says of itself: its base and task, what it reached, and how to use it."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
+    "export": ("export", "make a tuned model into an mlx-lm adapter, an mlx-lm model, or a file of kilobytes"),
+    "replay": ("replay", "rebuild tuned weights from a journal, and check them"),
     "runs": ("runs", "list runs, show one"),
     "models": ("models", "list the models known by name"),
     "tasks": ("tasks", "list the tasks"),

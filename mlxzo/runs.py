@@ -29,6 +29,8 @@ Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
 # The state of a run that did best on the validation split.
 BEST_STATE = Path("checkpoints") / "best.safetensors"
+# Every step of a MeZO run (see zo.journal).
+JOURNAL = Path("journal.bin")
 _LONGEST_ID = 100
 _TAIL_BYTES = 1 << 16
 

@@ -28,7 +28,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,9 @@ class Header:
         base_sha256: fingerprint of the base weights.
         parameters: what trains, sorted by name.
         noise: version of the noise's definition.
-        sha256: fingerprint of the trained parameters after the last record; only a journal that has been closed for
-            good, such as an exported one, has it.
+        sha256: fingerprint of the trained parameters after the last record, in a journal that was closed to be given
+            away.
+        card: a model card in Markdown, in such a journal.
     """
 
     config: dict[str, Any]
@@ -77,6 +78,7 @@ class Header:
     parameters: tuple[Parameter, ...]
     noise: int
     sha256: str | None = None
+    card: str | None = None
     format: int = FORMAT
 
     @property
@@ -148,15 +150,15 @@ class Journal:
         """Bytes up to the end of the last whole step."""
         return self.start + self._records.nbytes
 
-    def encode(self, steps: int, sha256: str) -> bytes:
-        """The bytes of a closed journal of the first `steps` steps, after which the parameters have that fingerprint.
+    def encode(self, steps: int, header: Header) -> bytes:
+        """The bytes of a journal of the first `steps` steps that begins with `header`.
 
         Raises:
             ValueError: there are fewer steps.
         """
         if steps > len(self):
             raise ValueError(f"the journal has {len(self)} steps, not {steps}")
-        head = replace(self.header, sha256=sha256).encode()
+        head = header.encode()
         records = self._records[:steps].reshape(-1).copy()
         records["check"] = _checks(records, head)
         return head + records.tobytes()

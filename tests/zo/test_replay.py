@@ -87,7 +87,7 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(case, tmp_path):
     resumed, base = mezo(*CASES[case]), read(tmp_path / "j")
     replay(resumed.causal.slots, base, stop=5)
     cut = tmp_path / "cut"
-    cut.write_bytes(base.encode(9, ""))
+    cut.write_bytes(base.encode(9, base.header))
     resumed.resume(read(cut), 5)
     assert [resumed.step(step, batch) for step in range(9, 12)] == expected[9:]
     assert same_bits(trained(resumed), trained(whole))
