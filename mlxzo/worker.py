@@ -103,7 +103,7 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
     """Loads what the run's configuration names and trains it."""
     load_fast_blas()
     # These import MLX, which must find a fast BLAS already loaded.
-    from .methods.mezo import MeZO
+    from .methods import make_method
     from .probing import choose_rate, choose_scope
     from .session import open_prefix_cache, open_session
     from .trainer import Trainer
@@ -116,7 +116,7 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = run.config
-    method = MeZO(session.scorer, session.trainable, session.config)
+    method = make_method(session.scorer, session.trainable, session.config)
     return Trainer(session, method, run.path, emit, stop).fit()
 
 
