@@ -23,7 +23,7 @@ COMMANDS = {
     "generate": ("generate", "try a tuned model beside its base"),
     "export": ("export", "make a tuned model into an mlx-lm adapter, an mlx-lm model, or a file of kilobytes"),
     "replay": ("replay", "rebuild tuned weights from a journal, and check them"),
-    "runs": ("runs", "list runs, show one"),
+    "runs": ("runs", "list runs, show one, pause or stop one"),
     "models": ("models", "list the models known by name"),
     "tasks": ("tasks", "list the tasks"),
     "doctor": ("doctor", "report on this machine: device, memory, speed, versions"),

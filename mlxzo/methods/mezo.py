@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..batching import Batch
 from ..config import RunConfig
 from ..models.scope import Trainable
+from ..schedule import learning_rate
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
 from ..zo.journal import Header, Journal, JournalWriter, Parameter, Step, as_float32
@@ -21,7 +22,7 @@ from ..zo.move import Terms, Update, move
 from ..zo.noise import NOISE_VERSION
 from ..zo.perturb import Direction
 from ..zo.replay import Replayed, replay
-from ..zo.updates import Momentum, UpdateRule, learning_rate
+from ..zo.updates import Momentum, UpdateRule
 from . import StepResult
 
 

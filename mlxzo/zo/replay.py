@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..inplace import Slot
 from .journal import Header, Journal, Step
-from .move import Slot, Terms, Update, move
+from .move import Terms, Update, move
 from .perturb import Direction
 from .updates import Momentum
 

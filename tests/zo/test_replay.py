@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
+from mlxzo import inplace
 from mlxzo.config import RunConfig
 from mlxzo.methods.mezo import MeZO
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
-from mlxzo.zo import move as move_module
 from mlxzo.zo.journal import JournalWriter, read
 from mlxzo.zo.replay import replay
 from tests.engine.examples import BATCHES
@@ -67,7 +67,7 @@ def test_replayed_weights_are_the_trained_ones_to_the_bit(case, tmp_path, monkey
     assert same_bits(trained(rebuilt), trained(run))
     assert seen[-1] == (21, 21)
     # In other chunks, and in two parts, of which the second must know the first for its momentum.
-    monkeypatch.setattr(move_module, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(inplace, "CHUNK_BYTES", 3000)
     parts = mezo(*CASES[case])
     replay(parts.causal.slots, journal, stop=9)
     assert same_bits(trained(parts), halfway)
