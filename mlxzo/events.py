@@ -110,6 +110,14 @@ class Memory(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """An interrupted run goes on, `step` steps done; what earlier events tell of later steps no longer counts."""
+
+    name: ClassVar[str] = "resumed"
+    step: int
+
+
+@dataclass(frozen=True)
 class Paused(Event):
     """The run waits, `step` steps done, until it is told to continue or stop."""
 

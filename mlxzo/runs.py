@@ -29,6 +29,8 @@ Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
 # The state of a run that did best on the validation split.
 BEST_STATE = Path("checkpoints") / "best.safetensors"
+# The state of the last snapshot, from which an interrupted run goes on.
+LAST_STATE = Path("checkpoints") / "last.safetensors"
 # Every step of a MeZO run (see zo.journal).
 JOURNAL = Path("journal.bin")
 _LONGEST_ID = 100
@@ -131,11 +133,11 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds; None where the run has none yet, or it cannot be read."""
-        try:
-            found = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        return self._read_json("result.json")
+
+    def environment(self) -> dict[str, Any] | None:
+        """What environment.json holds; None where it is missing or cannot be read."""
+        return self._read_json("environment.json")
 
     @property
     def status(self) -> Status:
@@ -185,6 +187,13 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             return (self.path / "config.yaml").stat().st_mtime
         return self.path.stat().st_mtime
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file of the run so that a reader finds the old content or the new, never a part.

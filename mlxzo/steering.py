@@ -92,9 +92,12 @@ class Steering:
 
     def _interrupted(self) -> Interrupted:
         if not (self._run.path / BEST_STATE).exists():
-            return Interrupted("the run was stopped before it began to train", "start it again")
+            return Interrupted(
+                "the run was stopped before it began to train",
+                f"`mlxzo train --resume {self._run.path}` starts it again",
+            )
         return Interrupted(
             "the run was stopped; its best state so far is saved",
-            f"`mlxzo generate --run {self._run.path} PROMPT` tries it. It cannot be continued yet: `mlxzo train "
-            f"--config {self._run.path}/config.yaml` starts it anew",
+            f"`mlxzo train --resume {self._run.path}` goes on where it stopped; `mlxzo generate --run {self._run.path} "
+            "PROMPT` tries the best state",
         )

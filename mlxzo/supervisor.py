@@ -45,9 +45,10 @@ _CAUSES = {
 class Supervisor:
     """One worker of one run. Every method is for one thread, but `stop`, which may be called from any."""
 
-    def __init__(self, run: RunDirectory, *, _command: Sequence[str] | None = None):
+    def __init__(self, run: RunDirectory, *, resume: bool = False, _command: Sequence[str] | None = None):
         self.run = run
-        self._command = list(_command or (sys.executable, "-P", "-m", "mlxzo.worker", str(run.path)))
+        command = [sys.executable, "-P", "-m", "mlxzo.worker", str(run.path), *(["--resume"] if resume else [])]
+        self._command = list(_command or command)
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._partial = b""

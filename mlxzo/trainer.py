@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 from . import events
 from .batching import batch_indices
-from .errors import Diverged
+from .checkpoints import Checkpoints, Past
+from .errors import Diverged, DoesNotFit, Interrupted
 from .evaluate import Evaluation
 from .memory.meter import mlx_memory
-from .methods import Method
+from .models.loading import fingerprint
 from .runs import BEST_STATE
 from .session import Session
 from .states import load_state, save_state
@@ -39,46 +40,67 @@ class Steering(Protocol):
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(self, session: Session, method: Method, run_path: Path, emit: events.Emit, steering: Steering):
-        self.session, self.method, self.emit, self.steering = session, method, emit, steering
-        self.best_path = run_path / BEST_STATE
-        self.best: tuple[int, Evaluation] | None = None
+    def __init__(self, session: Session, checkpoints: Checkpoints, steering: Steering):
+        self.session, self.checkpoints, self.steering = session, checkpoints, steering
+        self.method, self.emit = checkpoints.method, checkpoints.emit
+        self.best_path = checkpoints.run.path / BEST_STATE
+        self.past = Past()
         self.evaluate_seconds = 0.0
-        self.train_seconds = 0.0
-        self.losses: list[float] = []
-        self.tokens = self.padded_tokens = 0
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, *, resume: bool = False) -> dict[str, Any]:
         """Trains to the end and returns the result, as result.json holds it.
+
+        Args:
+            resume: go on where the run was interrupted.
 
         Raises:
             Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
             its memory cap. In all cases the best state so far is on disk.
         """
+        if resume:
+            self.past = self.checkpoints.resume()
+        else:
+            self.checkpoints.begin()
+        if self.past.step == 0:
+            self._begin()
+        self.emit(events.Phase("train"))
+        try:
+            self._train()
+        except (Interrupted, DoesNotFit):
+            # A disk that is full, or was the reason, leaves the last snapshot as it is.
+            with contextlib.suppress(OSError, DoesNotFit):
+                self.checkpoints.close(self.past.step)
+            raise
+        self.checkpoints.close(self.past.step)
+        sha256 = fingerprint(self.session.trained_parameters())
+        test = self._test()
+        return self._result(test, sha256)
+
+    def _begin(self) -> None:
+        """What comes before the first step."""
         # Before anything is computed: from here on, whatever ends the run leaves a state that can be used.
         self._save_best(0)
         self.emit(events.Phase("baseline"))
-        zero_shot = {
-            split: self._evaluate("zero-shot", split, 0)
-            for split in ("validation", "test")
-            if self.session.splits[split]
-        }
-        self.best = (0, zero_shot["validation"])
-        if not math.isfinite(self.best[1].loss):
+        self.past.best = None
+        for split in ("validation", "test"):
+            if self.session.splits[split]:
+                self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
+        self.past.best = (0, self.past.zero_shot["validation"])
+        if not math.isfinite(self.past.best[1].loss):
             raise Diverged(
                 "the loss of the model is not a finite number even before training",
                 "try --dtype float32; if that does not help, the weights are damaged",
             )
-        self.emit(events.Phase("train"))
-        self._train()
-        test = self._test()
-        return self._result(zero_shot, test)
 
     def _train(self) -> None:
-        config, examples = self.session.config, self.session.splits["train"]
+        config, examples, past = self.session.config, self.session.splits["train"], self.past
+        if past.step and (past.unsettled or self._is_due(past.step)):
+            self._validate(past.step)
         smoothed, weight = 0.0, 0.0
+        for loss in past.losses:
+            smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
-        for step in range(config.steps):
+        for step in range(past.step, config.steps):
             self._obey(step)
             began = time.perf_counter()
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
@@ -87,15 +109,15 @@ class Trainer:
             if not math.isfinite(outcome.loss):
                 raise Diverged(
                     f"the loss of step {step + 1} is not a finite number",
-                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {self.best[0]}, is saved",
+                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {past.best[0]}, is saved",
                 )
             seconds = time.perf_counter() - began
-            self.train_seconds += seconds
-            self.losses.append(outcome.loss)
-            smoothed = _SMOOTHING * smoothed + (1 - _SMOOTHING) * outcome.loss
-            weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-            self.tokens += batch.token_count
-            self.padded_tokens += batch.padded_token_count
+            past.step = step + 1
+            past.train_seconds += seconds
+            past.losses.append(outcome.loss)
+            smoothed, weight = _smooth(smoothed, outcome.loss), _smooth(weight, 1.0)
+            past.tokens += batch.token_count
+            past.padded_tokens += batch.padded_token_count
             recent.append((seconds, batch.token_count))
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
@@ -118,8 +140,13 @@ class Trainer:
                     cache_bytes=memory.cache_bytes,
                 )
             )
-            if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            if self._is_due(step + 1):
                 self._validate(step + 1)
+            self.checkpoints.keep(step + 1)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation comes after `step` steps."""
+        return step % self.session.config.eval_every == 0 or step == self.session.config.steps
 
     def _obey(self, step: int) -> None:
         """Does what was asked for since the last step; `step` steps are done."""
@@ -135,8 +162,8 @@ class Trainer:
     def _validate(self, step: int) -> None:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
-        if outcome.better_than(self.best[1]):
-            self.best = (step, outcome)
+        if outcome.better_than(self.past.best[1]):
+            self.past.best = (step, outcome)
             self._save_best(step)
         self.emit(events.Phase("train"))
 
@@ -148,7 +175,7 @@ class Trainer:
 
         outcome = self.session.evaluate(split, report)
         self.evaluate_seconds = outcome.seconds
-        best = kind == "validation" and outcome.better_than(self.best[1])
+        best = kind == "validation" and outcome.better_than(self.past.best[1])
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
         return outcome
 
@@ -158,8 +185,8 @@ class Trainer:
         load_state(self.best_path, session.causal.slots, session.trainable.names)
         if not session.splits["test"]:
             return None
-        self.emit(events.Phase("test", f"the best state, of step {self.best[0]}"))
-        return self._evaluate("test", "test", self.best[0])
+        self.emit(events.Phase("test", f"the best state, of step {self.past.best[0]}"))
+        return self._evaluate("test", "test", self.past.best[0])
 
     def _save_best(self, step: int) -> None:
         self.emit(events.Phase("save"))
@@ -173,9 +200,9 @@ class Trainer:
         test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
         return (config.steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
 
-    def _result(self, zero_shot: dict[str, Evaluation], test: Evaluation | None) -> dict[str, Any]:
-        session, config = self.session, self.session.config
-        window = max(1, min(_SPEED_WINDOW, len(self.losses) // 2))
+    def _result(self, test: Evaluation | None, sha256: str) -> dict[str, Any]:
+        session, config, past = self.session, self.session.config, self.past
+        window = max(1, min(_SPEED_WINDOW, len(past.losses) // 2))
         return {
             "schema": 1,
             "status": "finished",
@@ -186,15 +213,21 @@ class Trainer:
             "seed": config.seed,
             "steps": config.steps,
             "metric": session.metric,
-            "zero_shot": {split: asdict(outcome) for split, outcome in zero_shot.items()},
-            "best": {"step": self.best[0], "validation": asdict(self.best[1])},
+            "zero_shot": {split: asdict(outcome) for split, outcome in past.zero_shot.items()},
+            "best": {"step": past.best[0], "validation": asdict(past.best[1])},
             "test": asdict(test) if test else None,
             "training_loss": {
-                "first": sum(self.losses[:window]) / window,
-                "last": sum(self.losses[-window:]) / window,
+                "first": sum(past.losses[:window]) / window,
+                "last": sum(past.losses[-window:]) / window,
                 "steps_averaged": window,
             },
-            "train_seconds": self.train_seconds,
-            "steps_per_second": config.steps / self.train_seconds,
-            "padding_share": 1.0 - self.tokens / self.padded_tokens,
+            "final_sha256": sha256,
+            "train_seconds": past.train_seconds,
+            "steps_per_second": config.steps / past.train_seconds,
+            "padding_share": 1.0 - past.tokens / past.padded_tokens,
         }
+
+
+def _smooth(mean: float, value: float) -> float:
+    """An exponential mean after one more value."""
+    return _SMOOTHING * mean + (1 - _SMOOTHING) * value

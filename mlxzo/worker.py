@@ -1,4 +1,4 @@
-"""The child process that trains one run: `python -m mlxzo.worker RUN_DIRECTORY`.
+"""The child process that trains one run: `python -m mlxzo.worker RUN_DIRECTORY [--resume]`.
 
 Events go to events.jsonl in the run directory and, line by line, to stdout; whoever started the worker may close the
 pipe or die without ending the run. SIGINT and SIGTERM end it after the step in hand; `control` has further commands.
@@ -71,7 +71,7 @@ class EventWriter:
 
 def main(arguments: list[str]) -> int:
     """Trains the run in the directory named; returns its exit code."""
-    run = RunDirectory(Path(arguments[0]))
+    run, resume = RunDirectory(Path(arguments[0])), "--resume" in arguments[1:]
     write = EventWriter(run.events_path)
     watch = Watch(run.config.memory_cap_bytes, write.offer, lambda: end_at_once(run, write, watch))
     steering = Steering(run, write, watch)
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
         import mlx.core  # noqa: F401
 
         with watch:
-            result = train(run, emit, steering)
+            result = train(run, emit, steering, resume)
             result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
@@ -121,9 +121,10 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
     os._exit(EXIT_DOES_NOT_FIT)
 
 
-def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str, Any]:
-    """Loads what the run's configuration names and trains it."""
+def train(run: RunDirectory, emit: events.Emit, steering: Steering, resume: bool) -> dict[str, Any]:
+    """Loads what the run's configuration names and trains it, from the start or from where it was interrupted."""
     # These import MLX.
+    from .checkpoints import Checkpoints, check_same
     from .memory.limits import set_limits
     from .methods import make_method
     from .probing import choose_rate, choose_scope
@@ -134,13 +135,16 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str,
         settle(run, *choose_scope(run.config, emit))
     set_limits(run.config.memory_cap_bytes)
     session = open_session(run.config, emit, between_layers=steering.check_memory)
-    run.write_json("environment.json", environment(session))
+    here = environment(session)
+    if resume:
+        check_same(run, here)
+    run.write_json("environment.json", here)
     open_prefix_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = run.config
     method = make_method(session.scorer, session.trainable, session.config)
-    return Trainer(session, method, run.path, emit, steering).fit()
+    return Trainer(session, Checkpoints(run, session, method, emit), steering).fit(resume=resume)
 
 
 def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 
 from .. import events
-from ..config import RunConfig
 from ..console import ResultTable, RunView, output
 from ..errors import MlxzoError
 from ..runs import RunDirectory
@@ -15,14 +14,13 @@ from ..supervisor import Supervisor
 from .options import print_json
 
 
-def train(config: RunConfig, *, as_json: bool) -> RunDirectory:
-    """Trains a new run to its end and prints its table to stdout, or its result as JSON.
+def train(run: RunDirectory, *, as_json: bool, resume: bool = False) -> None:
+    """Trains a run to its end and prints its table to stdout, or its result as JSON.
 
     Raises:
         MlxzoError: the run did not finish; title, fix and exit code are the worker's own.
     """
-    run = RunDirectory.create(config)
-    supervisor = Supervisor(run)
+    supervisor = Supervisor(run, resume=resume)
     table = ResultTable()
     # The handlers are in place before there is a worker that a Ctrl-C could leave behind.
     with RunView() as view, _signals_to(supervisor) as interrupts:
@@ -42,7 +40,6 @@ def train(config: RunConfig, *, as_json: bool) -> RunDirectory:
     if as_json:
         print_json({**outcome.result, "run": str(run.path)})
     table.show(view.console if as_json else output(), str(run.path))
-    return run
 
 
 @contextlib.contextmanager

@@ -30,10 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     from .foreground import train
     from .train import read_config
 
-    finished = train(read_config(config_values(arguments), None), as_json=arguments.json)
+    run = RunDirectory.create(read_config(config_values(arguments), None))
+    train(run, as_json=arguments.json)
     if not arguments.json:
         print("\nNext, try:")
-        for command in next_commands(finished):
+        for command in next_commands(run):
             print(f"  {command}")
     return EXIT_DONE
 

@@ -3,9 +3,11 @@
   mlxzo train --model smollm2-135m --task reviews
   mlxzo train --task custom --data my_data --scope lora --steps 2000
   mlxzo train --config run.yaml --seed 1 --json > result.json
+  mlxzo train --resume RUN
 
 Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
-Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force.
+Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force. However a run ended, --resume goes on
+where it stopped, and ends with the very weights that it would have had; --steps gives it more steps.
 """
 
 from __future__ import annotations
@@ -21,16 +23,27 @@ from .options import add_config_options, add_json, config_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
+    source.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its directory or id")
     add_json(parser)
     add_config_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = read_config(config_values(arguments), arguments.config)
+    flags = config_values(arguments)
     from .foreground import train
 
-    train(config, as_json=arguments.json)
+    if arguments.resume is not None:
+        from ..resuming import resume_config
+        from ..runs import RunDirectory
+
+        found = RunDirectory.open(arguments.resume, flags.pop("out", RunConfig.out))
+        found.settle(resume_config(found, flags))
+        train(found, as_json=arguments.json, resume=True)
+    else:
+        config = read_config(flags, arguments.config)
+        train(RunDirectory.create(config), as_json=arguments.json)
     return EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +10,8 @@ from ..batching import Batch
 from ..config import RunConfig
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from ..models.scope import Trainable
     from ..scoring import Scorer
 
@@ -27,6 +30,14 @@ class Method(Protocol):
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Moves the parameters once; `step` counts from 0. A loss that is not finite moves nothing."""
+        ...
+
+    def state(self) -> dict[str, mx.array]:
+        """What the next step depends on beside the parameters and what a journal tells, by name."""
+        ...
+
+    def restore(self, state: Mapping[str, mx.array], step: int) -> None:
+        """Takes back what `state` gave after `step` steps."""
         ...
 
 

@@ -16,6 +16,7 @@ drops each when it is done.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import mlx.core as mx
@@ -121,6 +122,16 @@ class Backprop:
             return [rounded(new, weight.dtype, name, shape, numbers, self.config.seed, step), *after.values()]
 
         rewrite([self.slots[name], *(Slot(state, key) for key in state)], moved)
+
+    def state(self) -> Arrays:
+        """The optimiser's means, `optimizer.<parameter>.<mean>` each in the shape of its parameter."""
+        return {f"optimizer.{name}.{key}": mean for name, means in self.states.items() for key, mean in means.items()}
+
+    def restore(self, state: Mapping[str, mx.array], step: int) -> None:
+        """Takes back what `state` gave after `step` steps."""
+        for name, means in self.states.items():
+            means.update({key: state[f"optimizer.{name}.{key}"] for key in means})
+        self.optimizer.state["step"] = mx.array(step, self.optimizer.step.dtype)
 
     def _initial_state(self, name: str) -> Arrays:
         state: Arrays = {}

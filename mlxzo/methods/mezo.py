@@ -7,7 +7,7 @@ perturbed lazily instead of in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
@@ -63,6 +63,13 @@ class MeZO:
             terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
             self.move(terms, step, decay)
         return StepResult(loss, lr, _summary(derivatives))
+
+    def state(self) -> dict[str, mx.array]:
+        """Nothing: all of it follows from the journal."""
+        return {}
+
+    def restore(self, state: Mapping[str, mx.array], step: int) -> None:
+        """Nothing (see `resume`)."""
 
     def header(self, base_sha256: str) -> Header:
         """What the journal of this run begins with."""

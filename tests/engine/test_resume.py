@@ -1,0 +1,133 @@
+"""A run that dies at any moment goes on where it stopped, and ends with the weights it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from mlxzo import events
+from mlxzo.config import RunConfig
+from mlxzo.errors import ConfigError
+from mlxzo.resuming import resume_config
+from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.supervisor import Supervisor
+from tests.engine.test_runs_end_to_end import data, model  # noqa: F401 (fixtures)
+
+STEPS = 24
+METHODS = {
+    "mezo": {"scope": "full", "lr": 1e-3},
+    "lora": {"scope": "lora/last-2", "momentum": 0.8, "queries": 2},
+    "bp": {"method": "bp", "scope": "last-2", "dtype": "bfloat16"},
+}
+
+
+def config(model: Path, data: Path, out: Path, method: str, **more) -> RunConfig:  # noqa: F811
+    return RunConfig(
+        model=str(model),
+        task="custom",
+        data=str(data),
+        out=str(out),
+        steps=STEPS,
+        batch_size=8,
+        eval_every=5,
+        **METHODS[method],
+        **more,
+    ).resolved()
+
+
+def train(run: RunDirectory, *, resume: bool = False, until: int | None = None) -> events.Event:
+    """Trains to the end, or kills the worker once it has told of step `until`."""
+    supervisor = Supervisor(run, resume=resume)
+    supervisor.start()
+    for event in supervisor.events():
+        if until is not None and isinstance(event, events.Step) and event.step >= until:
+            os.kill(supervisor.pid, signal.SIGKILL)
+            until = None
+    return supervisor.outcome
+
+
+def told(result: dict) -> dict:
+    """What of a result does not depend on how long things took, with the accuracies and losses of all states."""
+    text = json.dumps(
+        {k: v for k, v in result.items() if "seconds" not in k and k not in ("memory", "steps_per_second")}
+    )
+    found = json.loads(text)
+    for outcome in (*found["zero_shot"].values(), found["best"]["validation"], found["test"]):
+        del outcome["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, data, tmp_path_factory):  # noqa: F811
+    """The result of each method, trained in one go."""
+    found = {}
+
+    def result(method: str) -> dict:
+        if method not in found:
+            run = RunDirectory.create(config(model, data, tmp_path_factory.mktemp("whole"), method))
+            found[method] = train(run).result
+        return found[method]
+
+    return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):  # noqa: F811
+    run = RunDirectory.create(config(model, data, tmp_path, method))
+    assert isinstance(train(run, until=3), events.Failed)
+    if method != "bp":
+        # The last record is torn as well.
+        path = run.path / JOURNAL
+        path.write_bytes(path.read_bytes()[:-7])
+    for until in (10, 17):
+        assert isinstance(train(run, resume=True, until=until), events.Failed)
+    finished = train(run, resume=True)
+    assert isinstance(finished, events.Finished), finished
+    assert told(finished.result) == told(uninterrupted(method))
+
+
+def test_a_stopped_run_of_backpropagation_goes_on_from_its_snapshot(model, data, tmp_path, uninterrupted):  # noqa: F811
+    run = RunDirectory.create(config(model, data, tmp_path, "bp"))
+    supervisor = Supervisor(run)
+    supervisor.start()
+    for event in supervisor.events():
+        if isinstance(event, events.Step) and event.step == 7:
+            supervisor.stop()
+    assert supervisor.outcome.title == "Interrupted"
+    assert (run.path / LAST_STATE).exists()
+    finished = train(run, resume=True)
+    assert told(finished.result) == told(uninterrupted("bp"))
+    steps = [event.step for event, _ in run.events() if isinstance(event, events.Step)]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_finished_run_may_get_more_steps(model, data, tmp_path):  # noqa: F811
+    run = RunDirectory.create(config(model, data, tmp_path, "mezo", schedule="constant"))
+    train(run)
+    longer = RunDirectory.create(config(model, data, tmp_path, "mezo", schedule="constant").__class__(
+        **{**run.config.to_dict(), "steps": STEPS + 6, "name": "longer"}))  # fmt: skip
+    expected = train(longer).result["final_sha256"]
+    run.settle(resume_config(run, {"steps": STEPS + 6}))
+    assert train(run, resume=True).result["final_sha256"] == expected
+
+
+def test_other_data_and_other_options_are_refused(model, data, tmp_path):  # noqa: F811
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    run = RunDirectory.create(config(model, own, tmp_path, "mezo"))
+    train(run, until=3)
+    with pytest.raises(ConfigError) as error:
+        resume_config(run, {"lr": "0.5", "seed": "4", "steps": "30"})
+    assert error.value.details == ["lr: 0.001 in the run, 0.5 now", "seed: 0 in the run, 4 now"]
+    lines = (own / "train.jsonl").read_text().splitlines()
+    (own / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    failed = train(run, resume=True)
+    assert failed.exit_code == 2
+    assert "cannot go on: data" in failed.message
+    assert random.Random(0)  # the data order is the run's own
