@@ -70,7 +70,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
         raise ConfigError(f"{out} exists already", "name another file with --out")
     # What only this machine needs, and others need not know.
     config = {**journal.header.config, **dict.fromkeys(("data", "name")), "out": RunConfig.out}
-    config["task"] = Path(config["task"]).name
+    config |= {key: Path(config[key]).name for key in ("model", "task") if Path(config[key]).is_absolute()}
     header = replace(journal.header, config=config, card=text, sha256=fingerprint(tuned.parameters()))
     data = journal.encode(step, header)
     write_atomic(out, data)
