@@ -60,7 +60,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     """
     tuned = Tuned(run.config, on_event)
     step = load_state(run.path / BEST_STATE, tuned.slots, tuned.trainable.names)
-    text = card(run.config, form, step, run.result(), tuned.base_sha256)
+    text = card(_impersonal(run.config), form, step, run.result(), tuned.base_sha256)
     done: dict[str, Any] = {"run": str(run.path), "form": form, "out": str(out), "step": step}
     if form != "journal":
         folded = tuned.write(form, out, text, dequantise)
@@ -68,13 +68,19 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     journal = read_journal(run.path / JOURNAL)
     if out.exists():
         raise ConfigError(f"{out} exists already", "name another file with --out")
-    # What only this machine needs, and others need not know.
-    config = {**journal.header.config, **dict.fromkeys(("data", "name")), "out": RunConfig.out}
-    config |= {key: Path(config[key]).name for key in ("model", "task") if Path(config[key]).is_absolute()}
+    config = _impersonal(run.config).to_dict()
     header = replace(journal.header, config=config, card=text, sha256=fingerprint(tuned.parameters()))
     data = journal.encode(step, header)
     write_atomic(out, data)
     return {**done, "bytes": len(data)}
+
+
+def _impersonal(config: RunConfig) -> RunConfig:
+    """A configuration without the paths of this machine, which others need not know."""
+    names = {
+        key: Path(getattr(config, key)).name for key in ("model", "task") if Path(getattr(config, key)).is_absolute()
+    }
+    return replace(config, data=None, name=None, out=RunConfig.out, **names)
 
 
 def replay_job(
