@@ -96,6 +96,7 @@ class MicroBatch:
         target: int32 [B]: the right candidate of each example.
         shared: all candidates of each example are single tokens read at one position.
         rows: the R rows without their padding.
+        firsts: the first scored position of each row; it is scored from there to its end.
     """
 
     tokens: np.ndarray
@@ -108,6 +109,7 @@ class MicroBatch:
     target: np.ndarray
     shared: bool
     rows: tuple[tuple[int, ...], ...]
+    firsts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,7 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
         target=np.array([e.target for e in examples], np.int32),
         shared=all(e.shared for e in examples),
         rows=tuple(row_tokens),
+        firsts=tuple(row.first_position for example in examples for row in example.rows),
     )
 
 

@@ -6,13 +6,13 @@ summed in one fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from .batching import Batch, MicroBatch
+from .batching import Batch, MicroBatch, Row
 from .models.causal import CausalLM
 from .models.standins import Given
 from .zo.perturb import Stack, View
@@ -37,25 +37,52 @@ class Scorer:
         self._harmless: dict[int, bool] = {}
 
     def prefix(self, batch: Batch) -> list[mx.array] | None:
-        """Input of the first trainable layer for each micro-batch, [R, T, D], evaluated; None if nothing is frozen."""
+        """Input of the first trainable layer for each micro-batch, evaluated; None if nothing is frozen.
+
+        Returns:
+            [R, T, D] a micro-batch; where every layer is frozen, only scored positions matter: [S, D].
+        """
         if not self.layers:
             return None
-        if self.cache is None:
-            hidden = self._compute(batch.parts)
-            mx.eval(hidden)
-            return hidden
-        kept = [self.cache.get(part.rows, part.tokens.shape[1]) for part in batch.parts]
-        missing = [i for i, states in enumerate(kept) if states is None]
-        for i, states in zip(missing, self._compute([batch.parts[i] for i in missing]), strict=True):
-            self._keep(batch.parts[i].rows, states)
-            kept[i] = states
-        mx.eval(kept)
-        return kept
+        kept = [self.cache and self.cache.get(self._keys(part)) for part in batch.parts]
+        missing = [i for i, rows in enumerate(kept) if rows is None]
+        computed = self._compute([batch.parts[i] for i in missing])
+        for i, hidden in zip(missing, computed, strict=True):
+            kept[i] = self._needed(batch.parts[i], hidden)
+            self._keep(batch.parts[i], kept[i])
+        states = [self._assembled(part, rows) for part, rows in zip(batch.parts, kept, strict=True)]
+        mx.eval(states)
+        return states
 
-    def _keep(self, rows: Sequence[tuple[int, ...]], states: mx.array) -> None:
+    def kept_positions(self, row: Row) -> int:
+        """How many hidden states of a sequence `prefix` needs."""
+        return len(row.tokens) - (row.first_position if self._behind else 0)
+
+    @property
+    def _behind(self) -> bool:
+        """Whether all that trains lies behind the last layer, so that nothing looks from one position to another."""
+        return self.layers == len(self.causal.layers)
+
+    def _keys(self, part: MicroBatch) -> list[Hashable]:
+        """What decides the bits of each sequence's hidden states, and which of them are needed."""
+        firsts = part.firsts if self._behind else (0,) * len(part.rows)
+        return [(tokens, part.tokens.shape[1], first) for tokens, first in zip(part.rows, firsts, strict=True)]
+
+    def _needed(self, part: MicroBatch, hidden: mx.array) -> list[mx.array]:
+        """Of hidden [R, T, D] what each sequence needs, [positions, D]: no padding, which no scored position sees."""
+        firsts = part.firsts if self._behind else (0,) * len(part.rows)
+        return [hidden[i, first : len(tokens)] for i, (tokens, first) in enumerate(zip(part.rows, firsts, strict=True))]
+
+    def _assembled(self, part: MicroBatch, rows: Sequence[mx.array]) -> mx.array:
+        """The sequences' hidden states as one array, with zeros for the padding."""
+        if self._behind:
+            return mx.concatenate(rows)
+        return mx.stack([mx.pad(row, ((0, part.tokens.shape[1] - len(row)), (0, 0))) for row in rows])
+
+    def _keep(self, part: MicroBatch, rows: Sequence[mx.array]) -> None:
         try:
             if self.cache is not None:
-                self.cache.put(rows, states)
+                self.cache.put(self._keys(part), rows)
         except OSError:
             # A disk that has become full: the run goes on without a cache, slower and the same to the bit.
             self.cache = None
@@ -80,7 +107,8 @@ class Scorer:
                 for t, part in zip(tokens, batch.parts, strict=True)
             ]
         prefix = self.prefix(batch) if prefix is None else prefix
-        hidden = causal.hidden(tokens, view, prefix, self.layers)
+        positions = [mx.array(part.positions) for part in batch.parts]
+        hidden = causal.hidden(tokens, positions, view, prefix, self.layers)
         return [
             _scores(_values_from_hidden(causal, h, part, view), part)
             for h, part in zip(hidden, batch.parts, strict=True)
@@ -106,7 +134,8 @@ class Scorer:
         causal, tokens = self.causal, mx.array(part.tokens)
         view = Given(given, causal.compute_dtype)
         if causal.exposes_hidden:
-            hidden = causal.differentiable_hidden(tokens, given, prefix, self.layers, checkpointing)
+            positions = mx.array(part.positions)
+            hidden = causal.differentiable_hidden(tokens, positions, given, prefix, self.layers, checkpointing)
             values = _values_from_hidden(causal, hidden, part, view)
         else:
             values = _values_from_logits(causal.logits(tokens, view), part)
@@ -127,7 +156,11 @@ class Scorer:
         tokens = [mx.tile(mx.array(part.tokens), (count, 1)) for part in batch.parts]
         prefix = self.prefix(batch) if prefix is None else prefix
         copies = prefix and [mx.tile(states, (count, 1, 1)) for states in prefix]
-        hidden = causal.hidden(tokens, Stack(views), copies, self.layers)
+        positions = [
+            mx.concatenate([mx.array(part.positions) + copy * part.tokens.size for copy in range(count)])
+            for part in batch.parts
+        ]
+        hidden = causal.hidden(tokens, positions, Stack(views), copies, self.layers)
         losses = [np.empty(batch.size) for _ in views]
         for part, places, states in zip(batch.parts, batch.places, hidden, strict=True):
             for side, own in zip(losses, mx.split(states, count), strict=True):
@@ -206,8 +239,11 @@ def _scores(values: mx.array, part: MicroBatch) -> np.ndarray:
 
 
 def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> mx.array:
-    """A value a scored token, float32 [K * L]: its log-likelihood, or in a `shared` micro-batch its logit."""
-    hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(part.positions)]
+    """A value a scored token, float32 [K * L]: its log-likelihood, or in a `shared` micro-batch its logit.
+
+    Args:
+        hidden: [S, D], at the scored positions.
+    """
     position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
     values = causal.token_logits(hidden[position], target, view)
     return values if part.shared else values - causal.log_normaliser(hidden, view)[position]

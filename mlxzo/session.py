@@ -212,12 +212,12 @@ def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None
     """
     scorer = session.scorer
     rows = {
-        (row.tokens, session.shapes.padded(example))
+        (row, session.shapes.padded(example))
         for split in session.splits.values()
         for example in split
         for row in example.rows
     }
-    size = 4 * session.causal.hidden_size * sum(len(tokens) for tokens, _ in rows)
+    size = 4 * session.causal.hidden_size * sum(scorer.kept_positions(row) for row, _ in rows)
     kind = _prefix_cache_kind(session, folder, size)
     if kind == "off":
         return

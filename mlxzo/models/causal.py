@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
@@ -135,30 +136,44 @@ class CausalLM:
         return self.head["weight"].shape[0]
 
     def hidden(
-        self, tokens: Sequence[mx.array], view: View, prefix: Sequence[mx.array] | None = None, layers: int = 0
+        self,
+        tokens: Sequence[mx.array],
+        positions: Sequence[mx.array],
+        view: View,
+        prefix: Sequence[mx.array] | None = None,
+        layers: int = 0,
     ) -> list[mx.array]:
-        """Hidden states after the final norm of several micro-batches.
+        """Hidden states after the final norm at some positions of several micro-batches.
 
         Effective weights of a layer are made once for all micro-batches, and are gone before those of the next but
         one are made.
 
         Args:
             tokens: int32 [R, T] a micro-batch.
-            prefix: what `prefix` gave for the same micro-batches.
-            layers: how many layers that covers.
+            positions: int32 [S] a micro-batch, into the flattened [R * T].
+            prefix: what `prefix` gave for the same micro-batches; where that covers all layers, only at `positions`:
+                [S, D] each.
+            layers: how many layers it covers.
 
         Returns:
-            [R, T, D] a micro-batch.
+            [S, D] a micro-batch.
         """
         if not self.splits:
-            return [self._whole(t, view) for t in tokens]
-        calls = [self._layer_calls(t, view) for t in tokens]
-        hidden = self._through(calls, prefix, view, layers, len(self.layers))
-        return [self._finished(t, states, view) for t, states in zip(tokens, hidden, strict=True)]
+            return [_at(p, self._whole(t, view)) for t, p in zip(tokens, positions, strict=True)]
+        if prefix is not None and layers == len(self.layers):
+            states = list(prefix)
+        else:
+            calls = [self._layer_calls(t, view) for t in tokens]
+            hidden = self._through(calls, prefix, view, layers, len(self.layers))
+            states = [_at(p, h) for p, h in zip(positions, hidden, strict=True)]
+        # The final norm goes over positions one by one: those of all micro-batches pass it together.
+        ends = np.cumsum([len(s) for s in states])[:-1].tolist()
+        return mx.split(self._finished(mx.concatenate(states), view), ends)
 
     def differentiable_hidden(
         self,
         tokens: mx.array,
+        positions: mx.array,
         given: Mapping[str, mx.array],
         prefix: mx.array | None = None,
         layers: int = 0,
@@ -168,18 +183,21 @@ class CausalLM:
 
         Args:
             tokens: int32 [R, T].
+            positions: int32 [S], into the flattened [R * T].
             given: these parameters by name; all others are those stored.
             prefix, layers: as for `hidden`, of a prefix that does not depend on `given`.
             checkpointing: keep only the input of each layer, and compute the rest again in the backward pass
                 (Chen et al. 2016, arXiv 1604.06174). Needs `splits`.
 
         Returns:
-            [R, T, D], not evaluated.
+            [S, D], not evaluated.
         """
         view = Given(given, self.compute_dtype)
         if not self.splits:
             with self._installed(view, self.slots):
-                return self.body(tokens)
+                return _at(positions, self.body(tokens))
+        if prefix is not None and layers == len(self.layers):
+            return self._finished(prefix, view)
         calls = self._layer_calls(tokens, view)
         hidden = calls.embedded if prefix is None else prefix
         for number in range(layers, len(self.layers)):
@@ -188,7 +206,7 @@ class CausalLM:
             own = {name: given[name] for name in self._layer_names[number] if name in given}
             run = mx.checkpoint(layer) if checkpointing else layer
             hidden = run(own, hidden, calls.args[number], calls.kwargs[number])
-        return self._finished(tokens, hidden, view)
+        return self._finished(_at(positions, hidden), view)
 
     def _layer(
         self, number: int, given: Mapping[str, mx.array], hidden: mx.array, args: tuple, kwargs: dict[str, Any]
@@ -196,12 +214,13 @@ class CausalLM:
         with self._installed(Given(given, self.compute_dtype), self._layer_names[number]):
             return self.layers[number](hidden, *args, **kwargs)
 
-    def _finished(self, tokens: mx.array, states: mx.array, view: View) -> mx.array:
-        """Hidden states [R, T, D] after the final norm, from those after the last layer."""
+    def _finished(self, states: mx.array, view: View) -> mx.array:
+        """Hidden states [S, D] after the final norm, from those after the last layer."""
         skipped = [PassThrough(layer) for layer in self.layers[:-1]]
-        replaced = [*skipped, Inject(self.layers[-1], states)]
+        replaced = [*skipped, Inject(self.layers[-1], states[None])]
         with self._installed(view, self._other_names), self._layers_replaced(replaced):
-            return self.body(tokens)
+            # The token is never looked at: what it would become is put aside by the last layer's stand-in.
+            return self.body(mx.zeros((1, 1), mx.int32))[0]
 
     def prefix(self, tokens: Sequence[mx.array], view: View, layers: int) -> list[mx.array]:
         """The input of layer `layers` of several micro-batches: [R, T, D] each. Later layers are not computed."""
@@ -355,7 +374,8 @@ class CausalLM:
         view = self.view()
         full = self.logits(tokens, view)[0].astype(mx.float32)
         try:
-            hidden = self.hidden([tokens], view)[0][0]
+            everywhere = [mx.arange(tokens.size)]
+            hidden = self.hidden([tokens], everywhere, view)[0]
             self.hidden_size = hidden.shape[-1]
             chosen = mx.arange(0, self.vocabulary, max(1, self.vocabulary // 50))
             for position in range(tokens.shape[1]):
@@ -372,12 +392,17 @@ class CausalLM:
         try:
             cut = len(self.layers) // 2
             prefix = self.prefix([tokens], view, cut)
-            for split in (self.hidden([tokens], view), self.hidden([tokens], view, prefix, cut)):
-                if not mx.array_equal(split[0][0], hidden).item():
+            for given in ((), (prefix, cut)):
+                if not mx.array_equal(self.hidden([tokens], everywhere, view, *given)[0], hidden).item():
                     return True, False
         except (TypeError, ValueError, AttributeError, KeyError, IndexError):
             return True, False
         return True, True
+
+
+def _at(positions: mx.array, hidden: mx.array) -> mx.array:
+    """[S, D] from hidden states [R, T, D] and positions [S] in the flattened [R * T]."""
+    return hidden.reshape(-1, hidden.shape[-1])[positions]
 
 
 def _slots_of_kind(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Slot]:

@@ -321,7 +321,8 @@ def test_norms_of_a_half_precision_model_are_promoted_and_its_activations_are_no
     causal = method.causal
     assert all(causal.slots[n].get().dtype == mx.float32 for n in method.trainable.names)
     batch = BATCHES["single"]()
-    hidden = causal.hidden([mx.array(part.tokens) for part in batch.parts], causal.view())
+    places = [(mx.array(part.tokens), mx.array(part.positions)) for part in batch.parts]
+    hidden = causal.hidden(*zip(*places, strict=True), causal.view())
     assert all(states.dtype == mx.bfloat16 for states in hidden)
     # A half-precision norm could not be perturbed by 1e-3 at all.
     plus, minus = both_sides(method, batch, direction(method), 0.1)
