@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
         with watch:
             result = train(run, emit, steering)
-            result["memory"] = watch.summary()
+        result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
         result["paused_seconds"] = steering.paused_seconds
