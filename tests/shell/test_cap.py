@@ -44,7 +44,20 @@ def greedy_data(tmp_path_factory):
 
 
 def test_a_run_that_goes_over_its_cap_ends_with_3_in_plain_words_and_leaves_a_state(model, greedy_data, tmp_path):
-    options = ["--model", model, "--data", greedy_data, "--scope", "norms/last-2", "--steps", 1, "--batch-size", 1]
+    options = [
+        "--model",
+        model,
+        "--task",
+        "custom",
+        "--data",
+        greedy_data,
+        "--scope",
+        "norms/last-2",
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+    ]
     options += ["--train-examples", 2, "--prefix-cache", "off"]
     peaks = uncapped(tmp_path, *options)
     need = max(peaks.values())
@@ -54,33 +67,25 @@ def test_a_run_that_goes_over_its_cap_ends_with_3_in_plain_words_and_leaves_a_st
 
 @pytest.mark.slow
 def test_a_cap_20_percent_under_the_need_of_a_real_run_is_held(tmp_path):
-    """SmolLM2-135M; one training example is as long as 40 others, so the cap is met in the middle of training."""
-    for split in ("train", "validation"):
-        words = ("great", "dull", "moving", "empty")
-        texts = [f"The {i}. film of the week was {word}." for i, word in enumerate(words)]
-        if split == "train":
-            texts[3] += " It went on and on." * 350
-        rows = [{"text": text, "label": ("positive", "negative")[i % 2]} for i, text in enumerate(texts)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--model", "smollm2-135m", "--data", tmp_path, "--scope", "norms/last-6", "--prefix-cache", "off"]
-    options += ["--steps", 4, "--batch-size", 1, "--eval-every", 1, "--max-tokens", 2048]
+    """Backpropagation on SmolLM2-135M, which takes most of its memory in the middle of a step."""
+    options = ["--model", "smollm2-135m", "--task", "reviews", "--method", "bp", "--scope", "lora", "--steps", 2]
+    options += ["--batch-size", 16, "--train-examples", 32, "--validation-examples", 8, "--test-examples", 8]
     peaks = uncapped(tmp_path, *options)
     cap = int(0.8 * max(peaks.values()))
-    assert peaks["load"] < cap < peaks["train"], peaks
-    run = over_its_cap(cap, tmp_path, *options)
-    assert run.last_event(events.Step).step >= 1
+    assert max(peaks["load"], peaks["baseline"]) < cap < peaks["train"], peaks
+    over_its_cap(cap, tmp_path, *options)
 
 
 def uncapped(root, *options):
     """The footprint's peak in each phase of a run without a cap, in bytes."""
-    done = cli("train", "--task", "custom", *options, "--out", root, "--name", "free", "--json")
+    done = cli("train", *options, "--out", root, "--name", "free", "--json")
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout)["memory"]["footprint_peak_by_phase"]
 
 
 def over_its_cap(cap, root, *options):
     """The run, which was not fitted to its cap before it started, and ended as it should; seen from outside, too."""
-    command = ["train", "--task", "custom", *options, "--memory-cap", cap, "--out", root, "--name", "capped", "--json"]
+    command = ["train", *options, "--memory-cap", cap, "--out", root, "--name", "capped", "--json"]
     run, highest = RunDirectory(root / "capped"), [0]
     with subprocess.Popen(
         [sys.executable, "-m", "mlxzo", *map(str, command)],
