@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
         with watch:
             result = train(run, emit, steering, resume)
-            result["memory"] = watch.summary()
+        result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
         result["paused_seconds"] = steering.paused_seconds
@@ -134,7 +134,7 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering, resume: bool
     if run.config.awaits_probe and run.config.probe == "scope":
         settle(run, *choose_scope(run.config, emit))
     set_limits(run.config.memory_cap_bytes)
-    session = open_session(run.config, emit, between_layers=steering.check_memory)
+    session = open_session(run.config, emit, interrupt=steering.check_memory)
     here = environment(session)
     if resume:
         check_same(run, here)

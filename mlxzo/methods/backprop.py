@@ -82,6 +82,7 @@ class Backprop:
         losses = np.empty(batch.size)
         total: Arrays = {}
         for i, (part, places) in enumerate(zip(batch.parts, batch.places, strict=True)):
+            self.scorer.causal.interrupt()
             given = {name: self.slots[name].get() for name in self.trainable.names}
             loss = partial(self._loss, part=part, prefix=prefix and prefix[i], batch_size=batch.size)
             (_, of_part), gradient = mx.value_and_grad(loss)(given)

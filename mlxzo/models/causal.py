@@ -87,8 +87,8 @@ class CausalLM:
         model: an mlx-lm causal model.
         compute_dtype: dtype that weights are cast to while computing; None for native. On the CPU float32 is used,
             because half-precision matrix products there bypass BLAS (60 times slower).
-        between_layers: called before each decoder layer, with the stored weights in place; what it raises ends the
-            forward pass.
+        interrupt: called where a pass can be given up, with the stored weights in place: before each layer of a
+            forward pass, and before each micro-batch of a backward pass. It does so by raising.
 
     Attributes:
         slots: every parameter's place.
@@ -102,12 +102,12 @@ class CausalLM:
         self,
         model: nn.Module,
         compute_dtype: mx.Dtype | None = None,
-        between_layers: Callable[[], None] = lambda: None,
+        interrupt: Callable[[], None] = lambda: None,
     ):
         model.eval()
         self.model = model
         self.compute_dtype = compute_dtype
-        self.between_layers = between_layers
+        self.interrupt = interrupt
         self.slots = parameter_slots(model)
         path, owner = decoder(model)
         self.body = getattr(owner, "model", None)
@@ -240,7 +240,7 @@ class CausalLM:
         hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
         before: list[mx.array] = []
         for number in range(first, last):
-            self.between_layers()
+            self.interrupt()
             with self._installed(view, self._layer_names[number]):
                 layer = self.layers[number]
                 hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]
