@@ -87,6 +87,17 @@ class RunConfig:
         "method",
     )
     steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    max_seconds: float | None = _option(
+        None,
+        "end the run after the step that reaches this time: that of all steps and of the evaluations on the validation "
+        "split, but not of loading, zero-shot and test. No clock changes a step: the schedule goes by --steps",
+        "method",
+        unit="seconds",
+        minimum=0.0,
+        maximum=1e9,
+        exclusive_minimum=True,
+        auto="no limit",
+    )
     batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
     micro_batch: int | None = _option(
         None,

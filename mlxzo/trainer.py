@@ -41,6 +41,7 @@ class Trainer:
         self.best: tuple[int, Evaluation] | None = None
         self.evaluate_seconds = 0.0
         self.train_seconds = 0.0
+        self.validation_seconds = 0.0
         self.losses: list[float] = []
         self.tokens = self.padded_tokens = 0
 
@@ -94,10 +95,11 @@ class Trainer:
             recent.append((seconds, batch.token_count))
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
+            steps = self._expected_steps(step + 1, window / len(recent))
             self.emit(
                 events.Step(
                     step=step + 1,
-                    steps=config.steps,
+                    steps=steps,
                     loss=outcome.loss,
                     smoothed_loss=smoothed / weight,
                     lr=outcome.lr,
@@ -107,25 +109,30 @@ class Trainer:
                     padded_tokens=batch.padded_token_count,
                     steps_per_second=len(recent) / window,
                     tokens_per_second=sum(t for _, t in recent) / window,
-                    eta_seconds=self._eta(step + 1, window / len(recent)),
+                    eta_seconds=self._eta(step + 1, steps, window / len(recent)),
                     active_bytes=memory.active_bytes,
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
                 )
             )
-            if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            if (step + 1) % config.eval_every == 0 or step + 1 == config.steps or self._out_of_time:
                 self._validate(step + 1)
+            # Asked again, since evaluations count.
+            if self._out_of_time:
+                break
 
     def _validate(self, step: int) -> None:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
+        self.validation_seconds += outcome.seconds
         if outcome.better_than(self.best[1]):
             self.best = (step, outcome)
             self._save_best(step)
 
     def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
         outcome = self.session.evaluate(split, self.emit)
-        self.evaluate_seconds = outcome.seconds
+        if split == "validation":
+            self.evaluate_seconds = outcome.seconds
         best = kind == "validation" and outcome.better_than(self.best[1])
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
         return outcome
@@ -143,12 +150,26 @@ class Trainer:
         size = save_state(self.best_path, self.session.trained_parameters())
         self.emit(events.Saved(str(BEST_STATE), step, size))
 
-    def _eta(self, done: int, step_seconds: float) -> float:
-        """Seconds left, evaluations included."""
+    @property
+    def _out_of_time(self) -> bool:
+        limit = self.session.config.max_seconds
+        return limit is not None and self.train_seconds + self.validation_seconds >= limit
+
+    def _expected_steps(self, done: int, step_seconds: float) -> int:
+        """How many steps the run will make: those of the configuration, or as many as fit into its time at this speed."""
         config = self.session.config
-        evaluations = math.ceil(config.steps / config.eval_every) - done // config.eval_every
+        if config.max_seconds is None:
+            return config.steps
+        left = config.max_seconds - self.train_seconds - self.validation_seconds
+        step_seconds += self.evaluate_seconds / config.eval_every
+        return min(config.steps, done + max(0, math.ceil(left / step_seconds)))
+
+    def _eta(self, done: int, steps: int, step_seconds: float) -> float:
+        """Seconds left until so many steps are made, evaluations included."""
+        every = self.session.config.eval_every
+        evaluations = math.ceil(steps / every) - done // every
         test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
-        return (config.steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
+        return (steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
 
     def _result(self, zero_shot: dict[str, Evaluation], test: Evaluation | None) -> dict[str, Any]:
         session, config = self.session, self.session.config
@@ -161,7 +182,8 @@ class Trainer:
             "method": config.method,
             "scope": config.scope,
             "seed": config.seed,
-            "steps": config.steps,
+            "steps": len(self.losses),
+            "stopped_by": "steps" if len(self.losses) == config.steps else "time",
             "metric": session.metric,
             "zero_shot": {split: asdict(outcome) for split, outcome in zero_shot.items()},
             "best": {"step": self.best[0], "validation": asdict(self.best[1])},
@@ -172,7 +194,8 @@ class Trainer:
                 "steps_averaged": window,
             },
             "train_seconds": self.train_seconds,
-            "steps_per_second": config.steps / self.train_seconds,
+            "validation_seconds": self.validation_seconds,
+            "steps_per_second": len(self.losses) / self.train_seconds,
             "padding_share": 1.0 - self.tokens / self.padded_tokens,
             "peak_bytes": mlx_memory().peak_bytes,
         }
