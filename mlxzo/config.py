@@ -393,6 +393,9 @@ def parse_value(f: dataclasses.Field, raw: Any) -> Any:
     if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
         return None
     kind = value_type(f)
+    # YAML takes the bare words on and off for truth values.
+    if isinstance(raw, bool) and (word := "on" if raw else "off") in option.choices:
+        return word
     if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
         raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
     if kind is str:

@@ -156,7 +156,7 @@ class Trainer:
         return limit is not None and self.train_seconds + self.validation_seconds >= limit
 
     def _expected_steps(self, done: int, step_seconds: float) -> int:
-        """How many steps the run will make: those of the configuration, or as many as fit into its time at this speed."""
+        """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
         config = self.session.config
         if config.max_seconds is None:
             return config.steps
