@@ -100,6 +100,11 @@ class Contender:
         """MLX's peak, of all runs that trained."""
         return Spread.of(run.curves.peak_bytes for run in self.runs)
 
+    @property
+    def footprint_bytes(self) -> Spread | None:
+        """What the system charged its runs for at their peak, which is what the cap limits."""
+        return Spread.of(run.curves.footprint_bytes for run in self.runs)
+
     def band(self) -> list[tuple[float, float, float, float]]:
         """Validation metric over time: seconds, mean, lowest and highest of the finished runs.
 
@@ -275,6 +280,7 @@ def _summary(each: Contender) -> dict[str, Any]:
         "steps_per_second": plain(each.spread(lambda run: run.steps_per_second)),
         "seconds_to_best": plain(each.seconds_to_best),
         "peak_bytes": plain(each.peak_bytes),
+        "footprint_bytes": plain(each.footprint_bytes),
         "problem": each.failed.message if each.failed else None,
     }
 

@@ -97,6 +97,7 @@ class ComparedRun:
             "seconds": curves.seconds,
             "training_seconds": curves.training_seconds,
             "peak_bytes": curves.peak_bytes,
+            "footprint_bytes": curves.footprint_bytes,
             "memory_cap_bytes": config.memory_cap_bytes,
             "problem": self.failed.message if self.failed else None,
         }

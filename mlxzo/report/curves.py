@@ -36,6 +36,15 @@ class Moment:
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What the system charged the run for, in bytes, while it was in a phase; `seconds` is the run's time by then."""
+
+    seconds: float
+    phase: str
+    bytes: int
+
+
 @dataclass
 class Curves:
     """The series of one run; `add` takes its events in order, as they come or from a file.
@@ -46,6 +55,7 @@ class Curves:
         best: the one of `validation` whose state the run keeps.
         test: the best state on the test split, which nothing before has used to choose anything.
         peak_bytes: the most that MLX's arrays took; freed buffers that MLX keeps are not in it.
+        footprint_bytes: the most that the system charged the run for, which is what a memory cap limits.
         seconds, training_seconds: the run's time so far.
     """
 
@@ -54,7 +64,9 @@ class Curves:
     best: Measured | None = None
     test: events.Evaluated | None = None
     steps: list[Moment] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
     peak_bytes: int | None = None
+    footprint_bytes: int | None = None
     seconds: float = 0.0
     training_seconds: float = 0.0
     outcome: events.Finished | events.Failed | None = None
@@ -81,6 +93,10 @@ class Curves:
                 self._measured(event, best=event.best)
             case events.Evaluated(kind="test"):
                 self.test = event
+            case events.Memory():
+                self.footprints.append(Footprint(self.seconds, event.phase, event.footprint_bytes))
+                self.peak_bytes = max(self.peak_bytes or 0, event.peak_bytes)
+                self.footprint_bytes = max(self.footprint_bytes or 0, event.peak_footprint_bytes)
             case events.Finished() | events.Failed():
                 self.outcome = event
 

@@ -154,15 +154,19 @@ def _race(axes: Axes, report: Report, theme: Theme) -> list[Line2D]:
 
 
 def _memory(axes: Axes, report: Report, theme: Theme) -> None:
-    """A bar of its peak a contestant, its name above it, and the cap."""
+    """A bar of its peak a contestant, MLX's share of it marked, its name above it, and the cap."""
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
-    peaks = [each.peak_bytes.high if each.peak_bytes else 0.0 for each in report.contenders]
+    peaks = [
+        max((s.high for s in (each.footprint_bytes, each.peak_bytes) if s), default=0.0) for each in report.contenders
+    ]
     most = max([*peaks, cap or 0.0, 1.0])
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
         axes.text(0.0, place + 0.3, _short(_numbered(report, each), _BAR_CHARACTERS), va="center", fontsize=8)
         axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
+        if each.peak_bytes:
+            axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=theme.ink, linewidth=1.4)
         words = format_bytes(int(peak)) if peak else ""
         if each.status != "finished":
             words = ", ".join(filter(None, (words, each.status)))
@@ -171,10 +175,10 @@ def _memory(axes: Axes, report: Report, theme: Theme) -> None:
     axes.set_ylim(0.45, count + 0.75)
     axes.set_yticks([])
     axes.set_xlabel("GB")
-    title = "peak memory of MLX's arrays"
+    title = "peak footprint, MLX's arrays marked |"
     if cap is not None:
         axes.axvline(cap / 1e9, color=theme.ink, linewidth=1.4, linestyle=(0, (6, 3)))
-        title += f", and the cap of {format_bytes(cap)} (dashed)"
+        title += f"; cap {format_bytes(cap)} (dashed)"
     axes.set_title(title, fontsize=_FONT_SIZE, loc="left")
     _plain(axes, across=False)
 

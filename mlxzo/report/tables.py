@@ -21,7 +21,8 @@ def summary_table(report: Report) -> tuple[list[str], list[list[str]]]:
         "steps",
         "steps/s",
         "time to best",
-        "peak (MLX)",
+        "peak footprint",
+        "of it MLX",
     ]
     return header, [_row(report, each) for each in report.contenders]
 
@@ -39,8 +40,14 @@ def _row(report: Report, each: Contender) -> list[str]:
         spread_text(each.spread(lambda run: run.steps), lambda value: f"{value:,.0f}"),
         spread_text(each.spread(lambda run: run.steps_per_second), lambda value: f"{value:.2f}"),
         spread_text(each.seconds_to_best, format_seconds),
-        format_bytes(int(each.peak_bytes.high)) if each.peak_bytes else "-",
+        _most(each.footprint_bytes),
+        _most(each.peak_bytes),
     ]
+
+
+def _most(memory: Spread | None) -> str:
+    """Of memory the highest of all runs, since a cap holds for each."""
+    return format_bytes(int(memory.high)) if memory else "-"
 
 
 def problems(report: Report) -> list[tuple[str, str]]:
