@@ -8,13 +8,14 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import events
 from .config import RunConfig, options
 from .errors import ConfigError
+from .formatting import format_seconds
 from .runs import RunDirectory
 from .supervisor import Supervisor
 
@@ -36,10 +37,20 @@ class Ended:
 
 
 class Series:
-    """Runs whose configurations carry their names. `run` is for one thread; `stop` may be called from anywhere."""
+    """Runs whose configurations carry their names. `run` is for one thread; `stop` may be called from anywhere.
 
-    def __init__(self, configs: Sequence[RunConfig], emit: events.Emit):
+    Args:
+        emit: takes the events of every run, and notes of the series' own.
+        tick: is called a few times a second while a run is going on.
+
+    Attributes:
+        ended: the runs that have ended, those done before included.
+        stopping: `stop` was called.
+    """
+
+    def __init__(self, configs: Sequence[RunConfig], emit: events.Emit, tick: Callable[[], None] = lambda: None):
         self.configs = list(configs)
+        self._tick = tick
         self.ended: list[Ended] = []
         self.stopping = False
         self._emit = emit
@@ -53,7 +64,7 @@ class Series:
         """
         problems = []
         for config in self.configs:
-            run = _directory(config)
+            run = run_directory(config)
             if (run.path / "config.yaml").exists():
                 problems += [f"{run.id}: {text}" for text in differences(run.config, config)]
         if problems:
@@ -84,6 +95,12 @@ class Series:
         if self._supervisor is not None:
             self._supervisor.stop()
 
+    def position(self, eta_seconds: float | None = None) -> str:
+        """`run 3 of 12, all done in about 2 h 05 min`; `eta_seconds` is that of the run in hand."""
+        text = f"run {len(self.ended) + 1} of {len(self.configs)}"
+        left = self.seconds_left(eta_seconds)
+        return text if left is None else f"{text}, all done in about {format_seconds(left)}"
+
     def seconds_left(self, eta_seconds: float | None = None) -> float | None:
         """Seconds until all is done: `eta_seconds` of the run in hand, if there is one, and those of the runs to come.
 
@@ -108,7 +125,7 @@ class Series:
 
     def _one(self, config: RunConfig) -> Ended | None:
         """Runs one; None where the series was stopped before it began."""
-        run = _directory(config)
+        run = run_directory(config)
         self._wait_for(run)
         if self.stopping:
             return None
@@ -117,6 +134,7 @@ class Series:
             return Ended(run, config, finished, None)
         if run.path.exists():
             shutil.rmtree(run.path)
+        self._emit(events.Note(f"{self.position()}: {run.id}"))
         began = time.monotonic()
         run = RunDirectory.create(config)
         self._supervisor = Supervisor(run)
@@ -124,8 +142,10 @@ class Series:
         if self.stopping:
             # Asked for while there was no worker yet to ask.
             self._supervisor.stop()
-        for event in self._supervisor.events():
-            self._emit(event)
+        while self._supervisor.running:
+            for event in self._supervisor.poll(_POLL_SECONDS):
+                self._emit(event)
+            self._tick()
         outcome, self._supervisor = self._supervisor.outcome, None
         return Ended(run, config, outcome, time.monotonic() - began)
 
@@ -135,6 +155,7 @@ class Series:
             self._emit(events.Note(f"{run.id} is being run already; waiting for it to end"))
         while run.worker_is_alive() and not self.stopping:
             time.sleep(_POLL_SECONDS)
+            self._tick()
 
 
 def differences(run: RunConfig, wanted: RunConfig) -> list[str]:
@@ -151,12 +172,13 @@ def differences(run: RunConfig, wanted: RunConfig) -> list[str]:
     return found
 
 
-def _directory(config: RunConfig) -> RunDirectory:
+def run_directory(config: RunConfig) -> RunDirectory:
+    """Where a run of this name is, or will be."""
     return RunDirectory(Path(config.out).expanduser().absolute() / str(config.name))
 
 
 def _is_finished(config: RunConfig) -> bool:
-    return _directory(config).status == "finished"
+    return run_directory(config).status == "finished"
 
 
 def _differ(one: RunConfig, other: RunConfig) -> bool:

@@ -13,6 +13,7 @@ from .. import events
 from ..comparison import label_of
 from ..config import RunConfig, options
 from ..runs import RunDirectory
+from ..series import run_directory
 from .curves import Curves
 
 Status = Literal["finished", "running", "does not fit", "failed", "interrupted", "not run"]
@@ -25,6 +26,11 @@ class ComparedRun:
     contestant: str
     config: RunConfig
     run: RunDirectory
+
+    @staticmethod
+    def planned(contestant: str, config: RunConfig) -> ComparedRun:
+        """A run that may be still to come, in the place that its configuration names."""
+        return ComparedRun(contestant, config, run_directory(config))
 
     @cached_property
     def curves(self) -> Curves:

@@ -28,8 +28,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _ZERO_SHOT_DASHES = ((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (6, 3)), (0, (1, 4)))
 _METHODS = {"mezo": "-", "bp": (0, (5, 2))}
-# Inches, the legend not counted.
-_WIDTH, _HEIGHT, _LEGEND_ROW = 11.0, 4.2, 0.2
+# Inches: of the figure without its legend, of a contestant's bar with its name, and of a row of the legend.
+_WIDTH, _HEIGHT, _BAR, _LEGEND_ROW = 11.0, 4.2, 0.48, 0.2
 _FONT_SIZE = 9.0
 # Characters that fit: of a name beside others in the legend, and above a bar.
 _LEGEND_CHARACTERS, _BAR_CHARACTERS = 160, 62
@@ -105,7 +105,8 @@ def _draw(report: Report, theme: Theme) -> Figure:
     figure.legend(
         lines, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2, columnspacing=1.6
     )
-    figure.set_size_inches(_WIDTH, _HEIGHT + _LEGEND_ROW * math.ceil(len(names) / columns))
+    height = max(_HEIGHT, _BAR * (len(report.contenders) + 1))
+    figure.set_size_inches(_WIDTH, height + _LEGEND_ROW * math.ceil(len(names) / columns))
     return figure
 
 
@@ -145,7 +146,7 @@ def _race(axes: Axes, report: Report, theme: Theme) -> list[Line2D]:
         lines.append(axes.axhline(factor * majority, color=theme.ink, linewidth=0.8, alpha=0.55, label=label))
     axes.set_xlabel(f"{name} of steps and validation")
     axes.set_ylabel(f"validation {report.metric}" + (", %" if is_share else ""))
-    axes.set_title("mean over seeds and its range", fontsize=_FONT_SIZE, loc="left")
+    axes.set_title("mean over seeds and its range; backpropagation is dashed", fontsize=_FONT_SIZE, loc="left")
     axes.set_xlim(left=0)
     _plain(axes)
     if not bands or longest == 0:
@@ -163,7 +164,10 @@ def _memory(axes: Axes, report: Report, theme: Theme) -> None:
     most = max([*peaks, cap or 0.0, 1.0])
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
-        axes.text(0.0, place + 0.3, _short(_numbered(report, each), _BAR_CHARACTERS), va="center", fontsize=8)
+        name = _short(_numbered(report, each), _BAR_CHARACTERS)
+        # Over the line of the cap, which would strike it through.
+        over = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0}
+        axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
         axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
         if each.peak_bytes:
             axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=theme.ink, linewidth=1.4)

@@ -45,6 +45,28 @@ def _row(report: Report, each: Contender) -> list[str]:
     ]
 
 
+def runs_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and one row a run."""
+    header = ["run", "status", "seed", "best validation", "at step", report.split, "steps", "time", "peak footprint"]
+    rows = []
+    for run in report.runs:
+        best, last = run.curves.best, run.curves.test
+        rows.append(
+            [
+                run.run.id,
+                run.status,
+                str(run.config.seed),
+                format_metric(report.metric, best.value) if best else "-",
+                str(best.step) if best else "-",
+                format_metric(report.metric, last.value) if last else "-",
+                f"{run.steps:,}",
+                format_seconds(run.curves.seconds),
+                format_bytes(run.curves.footprint_bytes) if run.curves.footprint_bytes else "-",
+            ]
+        )
+    return header, rows
+
+
 def _most(memory: Spread | None) -> str:
     """Of memory the highest of all runs, since a cap holds for each."""
     return format_bytes(int(memory.high)) if memory else "-"
