@@ -178,7 +178,7 @@ class _Reading:
             # Each contestant would only say the same again.
             self.shared = {key: value for key, value in self.shared.items() if not self._is_wrong(key, value)}
             return
-        self.shared |= {key: getattr(config, key) for key in ("task", "data") if key in self.shared}
+        self.shared = _parsed(self.shared, config)
 
     def _is_wrong(self, key: str, value: Any) -> bool:
         try:
@@ -229,19 +229,17 @@ class _Reading:
         chosen = {key: value for key, value in chosen.items() if key not in taken}
         if not chosen.get("model"):
             self.problems.append(f"{where}: it has no model")
-        problem = ""
+        label, problem = name or _described(chosen), ""
         try:
             config = RunConfig.from_mapping({**self.shared, **chosen})
             config = check_model(config)
-            if "model" in chosen:
-                chosen["model"] = config.model
         except ConfigError as error:
             self.problems += [f"{where}: {text}" for text in error.details or [error.message]]
             return None
         except MlxzoError as error:
             # No reason to keep the others from running.
             problem = error.message
-        return Contestant(name or _described(chosen), chosen, problem)
+        return Contestant(label, _parsed(chosen, config), problem)
 
     def _name(self, raw: Any) -> str:
         if raw is None:
@@ -293,6 +291,11 @@ def label_of(config: RunConfig, keys: Sequence[str]) -> str:
     """A contestant's name made of its configuration: model, method, scope, and the options in `keys`."""
     chosen = {key: getattr(config, key) for key in ("model", "method", "scope", *keys)}
     return _described(chosen)
+
+
+def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Options as they were understood; those that stand for something to be found (auto) as they were written."""
+    return {key: raw if (value := getattr(config, key)) is None else value for key, raw in values.items()}
 
 
 def _described(chosen: Mapping[str, Any]) -> str:

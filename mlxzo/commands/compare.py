@@ -125,7 +125,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
         series = Series([each.config for each in planned], emit, lambda: tell())
         series.check()
         with signals_to(series, view) as tell:
-            report()
+            found = report()
             view.show(Note(f"the report is in {folder}"))
             for contestant in comparison.contestants:
                 if contestant.problem:
@@ -134,8 +134,8 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
                 view.overall = ""
                 if ended.failed:
                     view.show(Note(f"{ended.run.id}: {ended.failed.message}"))
-                report()
-    found = report()
+                if ended.seconds is not None:
+                    found = report()
     show(found, folder, as_json=as_json)
     return EXIT_INTERRUPTED if series.stopping else exit_code(found)
 

@@ -97,13 +97,13 @@ class Contender:
 
     @property
     def peak_bytes(self) -> Spread | None:
-        """MLX's peak, of all runs that trained."""
-        return Spread.of(run.curves.peak_bytes for run in self.runs)
+        """MLX's peak, of all runs that came to compute something."""
+        return Spread.of(run.curves.peak_bytes for run in self.runs if run.curves.zero_shot)
 
     @property
     def footprint_bytes(self) -> Spread | None:
         """What the system charged its runs for at their peak, which is what the cap limits."""
-        return Spread.of(run.curves.footprint_bytes for run in self.runs)
+        return Spread.of(run.curves.footprint_bytes for run in self.runs if run.curves.zero_shot)
 
     def band(self) -> list[tuple[float, float, float, float]]:
         """Validation metric over time: seconds, mean, lowest and highest of the finished runs.
@@ -180,13 +180,15 @@ class Report:
         best = ranked[0]
         what = f"{self.split} {self.metric}"
         text = f"Best {what}: {best.name}, {format_metric(self.metric, best.tuned.mean)}"
+        if best.zero_shot:
+            text += f" (zero-shot {format_metric(self.metric, best.zero_shot.mean)})"
         if len(ranked) == 1:
             return text + "; no other contestant has finished a run."
         second = ranked[1]
         text += f"; next: {second.name}, {format_metric(self.metric, second.tuned.mean)}"
         apart = abs(best.tuned.mean - second.tuned.mean)
-        if self.standard_error is not None and apart <= self.standard_error:
-            return text + ". They lie within one standard error: these figures do not tell them apart."
+        if self.standard_error is not None and apart <= 2 * self.standard_error:
+            return text + ". They lie within two standard errors: these figures do not tell them apart."
         if second.tuned.count > 1 and best.tuned.low <= second.tuned.high and self.metric not in LOSSES:
             return text + ". Their ranges over seeds overlap."
         return text + "."

@@ -34,7 +34,8 @@ th:first-child, td:first-child { text-align: left; white-space: normal; min-widt
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0 }
 dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }
-pre { background: var(--shade); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; font-size: 13px }
+pre { background: var(--shade); padding: .8rem 1rem; border-radius: 6px; font-size: 13px;
+  white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
