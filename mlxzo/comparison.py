@@ -295,7 +295,11 @@ def label_of(config: RunConfig, keys: Sequence[str]) -> str:
 
 def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     """Options as they were understood; those that stand for something to be found (auto) as they were written."""
-    return {key: raw if (value := getattr(config, key)) is None else value for key, raw in values.items()}
+
+    def stays(key: str) -> bool:
+        return getattr(config, key) is None or str(values[key]).lower() == "auto"
+
+    return {key: raw if stays(key) else getattr(config, key) for key, raw in values.items()}
 
 
 def _described(chosen: Mapping[str, Any]) -> str:

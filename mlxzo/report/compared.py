@@ -38,14 +38,15 @@ class ComparedRun:
 
     @cached_property
     def status(self) -> Status:
-        """How the run stands. `does not fit`: it ended for want of memory before its first step."""
+        """How the run stands. `does not fit`: it was found to need more than its cap before it took that much."""
         if not self.run.events_path.exists() and not self.run.worker_is_alive():
             return "not run"
         status = self.run.status
         if status in ("finished", "running", "interrupted"):
             return status
-        failed = self.failed
-        return "does not fit" if failed and failed.title == "Does not fit" and not self.curves.steps else "failed"
+        cap, taken = self.config.memory_cap_bytes, self.curves.footprint_bytes or 0
+        predicted = self.failed is not None and self.failed.title == "Does not fit" and cap is not None and taken <= cap
+        return "does not fit" if predicted and not self.curves.steps else "failed"
 
     @property
     def failed(self) -> events.Failed | None:

@@ -10,8 +10,8 @@ import io
 import math
 import re
 import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from ..files import format_bytes
@@ -44,32 +44,30 @@ class Theme:
     paper: str
 
 
-LIGHT = Theme("#1a1a1a", "#c4c4c4", "#ffffff")
+# Matplotlib draws with these colours, which no contestant has, and another theme's then take their places.
+LIGHT = Theme("#1a1a1b", "#c4c4c5", "#fffffe")
 DARK = Theme("#e8e8e8", "#4a4a4a", "#16181c")
 # Taken from the page that the figure is part of.
 PAGE = Theme("var(--ink)", "var(--faint)", "var(--paper)")
-# Matplotlib draws with these, and a theme's colours then take their places.
-_STAND_IN = Theme("#010203", "#0a0b0c", "#f1f2f3")
 
 
-def svg(report: Report, theme: Theme = LIGHT) -> str:
-    """The figure as SVG, which may stand alone or in a page. Its text is text, and it refers to nothing outside."""
-    text = _save(report, _STAND_IN, format="svg", metadata={"Date": None}).decode()
-    # What a page cannot hold, and what names the program that drew it.
-    text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
-    title = escape(printable(f"{report.metric} against seconds and peak memory of {report.name}"))
-    text = re.sub(r"(<svg [^>]*)>", rf'\1 role="img"><title>{title}</title>', text, count=1)
-    for stand_in, colour in ((_STAND_IN.ink, theme.ink), (_STAND_IN.faint, theme.faint)):
-        text = text.replace(stand_in, colour)
-    return text.replace(_STAND_IN.paper, theme.paper) + "\n"
+@dataclass(frozen=True)
+class Drawn:
+    """The figure of a report: `png`, of 150 dots an inch, and SVG in any theme."""
+
+    png: bytes
+    light_svg: str
+
+    def svg(self, theme: Theme = LIGHT) -> str:
+        """SVG that may stand alone or in a page. Its text is text, and it refers to nothing outside."""
+        text = self.light_svg
+        for before, after in zip(astuple(LIGHT), astuple(theme), strict=True):
+            text = text.replace(before, after)
+        return text
 
 
-def png(report: Report) -> bytes:
-    """The figure on white, as a PNG of 150 dots an inch."""
-    return _save(report, LIGHT, format="png", dpi=150, metadata={"Software": None})
-
-
-def _save(report: Report, theme: Theme, **how: Any) -> bytes:
+def draw(report: Report) -> Drawn:
+    """Draws a report; takes a second or two."""
     import matplotlib
 
     settings = {
@@ -80,26 +78,34 @@ def _save(report: Report, theme: Theme, **how: Any) -> bytes:
         "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "mlxzo",
-        "hatch.linewidth": 0.7,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), theme.ink),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.paper),
-        "grid.color": theme.faint,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), LIGHT.ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), LIGHT.paper),
+        "grid.color": LIGHT.faint,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # A name in letters that the font lacks: a box in the PNG, and text like any other in the SVG.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        file = io.BytesIO()
-        _draw(report, theme).savefig(file, **how)
-    return file.getvalue()
+        figure = _figure(report)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Drawn(png.getvalue(), _embeddable(svg.getvalue().decode(), report))
 
 
-def _draw(report: Report, theme: Theme) -> Figure:
+def _embeddable(text: str, report: Report) -> str:
+    """SVG as a page can hold it: without document type and metadata, and with a title for those who cannot see it."""
+    text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
+    title = escape(printable(f"{report.metric} against seconds and peak memory of {report.name}"))
+    return re.sub(r"(<svg [^>]*)>", rf'\1 role="img"><title>{title}</title>', text, count=1) + "\n"
+
+
+def _figure(report: Report) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
     race, memory = figure.subplots(1, 2, width_ratios=(3, 2))
-    lines = _race(race, report, theme)
-    _memory(memory, report, theme)
+    lines = _race(race, report)
+    _memory(memory, report)
     names = [_short(str(line.get_label()), _LEGEND_CHARACTERS // 2) for line in lines]
     columns = max(1, min(4, _LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
     figure.legend(
@@ -110,7 +116,7 @@ def _draw(report: Report, theme: Theme) -> Figure:
     return figure
 
 
-def _race(axes: Axes, report: Report, theme: Theme) -> list[Line2D]:
+def _race(axes: Axes, report: Report) -> list[Line2D]:
     """Validation metric against time, with zero-shot and majority lines; returns what the legend names."""
     is_share = report.metric not in LOSSES
     factor = 100.0 if is_share else 1.0
@@ -140,10 +146,10 @@ def _race(axes: Axes, report: Report, theme: Theme) -> list[Line2D]:
     for number, (model, value) in enumerate(_zero_shot(report).items()):
         dashes = _ZERO_SHOT_DASHES[number % len(_ZERO_SHOT_DASHES)]
         label = f"zero-shot, {model}: {format_metric(report.metric, value)}"
-        lines.append(axes.axhline(factor * value, color=theme.ink, linewidth=1.0, linestyle=dashes, label=label))
+        lines.append(axes.axhline(factor * value, color=LIGHT.ink, linewidth=1.0, linestyle=dashes, label=label))
     if (majority := report.majority("validation")) is not None and is_share:
         label = f"majority class: {format_metric(report.metric, majority)}"
-        lines.append(axes.axhline(factor * majority, color=theme.ink, linewidth=0.8, alpha=0.55, label=label))
+        lines.append(axes.axhline(factor * majority, color=LIGHT.ink, linewidth=0.8, alpha=0.55, label=label))
     axes.set_xlabel(f"{name} of steps and validation")
     axes.set_ylabel(f"validation {report.metric}" + (", %" if is_share else ""))
     axes.set_title("mean over seeds and its range; backpropagation is dashed", fontsize=_FONT_SIZE, loc="left")
@@ -151,10 +157,10 @@ def _race(axes: Axes, report: Report, theme: Theme) -> list[Line2D]:
     _plain(axes)
     if not bands or longest == 0:
         axes.text(0.5, 0.6, "nothing trained yet", transform=axes.transAxes, ha="center")
-    return lines or [axes.plot([], [], label="no runs", color=theme.ink)[0]]
+    return lines or [axes.plot([], [], label="no runs", color=LIGHT.ink)[0]]
 
 
-def _memory(axes: Axes, report: Report, theme: Theme) -> None:
+def _memory(axes: Axes, report: Report) -> None:
     """A bar of its peak a contestant, MLX's share of it marked, its name above it, and the cap."""
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
@@ -166,11 +172,11 @@ def _memory(axes: Axes, report: Report, theme: Theme) -> None:
         place = count - number
         name = _short(_numbered(report, each), _BAR_CHARACTERS)
         # Over the line of the cap, which would strike it through.
-        over = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0}
+        over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
         axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
         axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
         if each.peak_bytes:
-            axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=theme.ink, linewidth=1.4)
+            axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=LIGHT.ink, linewidth=1.4)
         words = format_bytes(int(peak)) if peak else ""
         if each.status != "finished":
             words = ", ".join(filter(None, (words, each.status)))
@@ -181,7 +187,7 @@ def _memory(axes: Axes, report: Report, theme: Theme) -> None:
     axes.set_xlabel("GB")
     title = "peak footprint, MLX's arrays marked |"
     if cap is not None:
-        axes.axvline(cap / 1e9, color=theme.ink, linewidth=1.4, linestyle=(0, (6, 3)))
+        axes.axvline(cap / 1e9, color=LIGHT.ink, linewidth=1.4, linestyle=(0, (6, 3)))
         title += f"; cap {format_bytes(cap)} (dashed)"
     axes.set_title(title, fontsize=_FONT_SIZE, loc="left")
     _plain(axes, across=False)

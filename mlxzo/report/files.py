@@ -26,10 +26,11 @@ def write_report(report: Report, folder: Path, configuration: str = "") -> None:
     Raises:
         DoesNotFit: the disk is full. ConfigError: the folder cannot be written.
     """
+    drawn = figures.draw(report)
     content: dict[str, str | bytes] = {
-        PAGE: page(report, configuration),
-        SVG: figures.svg(report),
-        PNG: figures.png(report),
+        PAGE: page(report, drawn, configuration),
+        SVG: drawn.svg(),
+        PNG: drawn.png,
         CSV: csv_text(report),
         JSON: json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n",
     }

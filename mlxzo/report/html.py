@@ -39,16 +39,17 @@ pre { background: var(--shade); padding: .8rem 1rem; border-radius: 6px; font-si
 """
 
 
-def page(report: Report, configuration: str) -> str:
+def page(report: Report, drawn: figures.Drawn, configuration: str) -> str:
     """The whole page.
 
     Args:
+        drawn: the report's figure.
         configuration: YAML text that makes the comparison again; empty where it was put together from other runs.
     """
     parts = [
         f"<h1>{_text(report.name)}</h1>",
         f'<p class="verdict">{_text(report.verdict())}</p>',
-        f"<figure>{figures.svg(report, figures.PAGE)}</figure>",
+        f"<figure>{drawn.svg(figures.PAGE)}</figure>",
         "<h2>Contestants</h2>",
         _table(*summary_table(report)),
         "<p>Figures are means over finished runs, with their range over seeds in brackets; memory is the highest of "
