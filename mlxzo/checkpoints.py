@@ -38,6 +38,7 @@ class Past:
         unsettled: `step` was evaluated; whether its state was saved as the best is not known.
         losses: of the batches, a step each.
         train_seconds, tokens, padded_tokens: sums over the steps.
+        validation_seconds: that evaluations on the validation split took in between.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Past:
     zero_shot: dict[str, Evaluation] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
+    validation_seconds: float = 0.0
     tokens: int = 0
     padded_tokens: int = 0
 
@@ -171,8 +173,10 @@ class Checkpoints:
                         past.best = (0, outcome)
                 elif event.kind == "validation" and event.step == step:
                     past.unsettled = True
-                elif event.kind == "validation" and outcome.better_than(past.best and past.best[1]):
-                    past.best = (event.step, outcome)
+                elif event.kind == "validation":
+                    past.validation_seconds += event.seconds
+                    if outcome.better_than(past.best and past.best[1]):
+                        past.best = (event.step, outcome)
         past.losses = [event.loss for _, event in sorted(steps.items())]
         past.train_seconds = sum(event.seconds for event in steps.values())
         past.tokens = sum(event.tokens for event in steps.values())

@@ -18,6 +18,7 @@ from .errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, Mlx
 COMMANDS = {
     "quickstart": ("quickstart", "see it work: a small model, an embedded task, a few minutes"),
     "train": ("train", "fine-tune a model on a task"),
+    "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),

@@ -87,6 +87,17 @@ class RunConfig:
         "method",
     )
     steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    max_seconds: float | None = _option(
+        None,
+        "end the run after the step that reaches this time: that of all steps and of the evaluations on the validation "
+        "split, but not of loading, zero-shot and test. No clock changes a step: the schedule goes by --steps",
+        "method",
+        unit="seconds",
+        minimum=0.0,
+        maximum=1e9,
+        exclusive_minimum=True,
+        auto="no limit",
+    )
     batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
     micro_batch: int | None = _option(
         None,
@@ -405,6 +416,9 @@ def parse_value(f: dataclasses.Field, raw: Any) -> Any:
     if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
         return None
     kind = value_type(f)
+    # YAML takes the bare words on and off for truth values.
+    if isinstance(raw, bool) and (word := "on" if raw else "off") in option.choices:
+        return word
     if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
         raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
     if kind is str:

@@ -41,7 +41,11 @@ _PHASES = {
 
 
 class RunView:
-    """Renders events one by one; a context manager, since a live line has to be taken down."""
+    """Renders events one by one; a context manager, since a live line has to be taken down.
+
+    Attributes:
+        overall: a line under those of the run in hand, for what the run is part of; empty for none.
+    """
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
         self.console = console or Console(stderr=True, highlight=False)
@@ -51,6 +55,7 @@ class RunView:
         self._wait_began: tuple[str, float] | None = None
         self._memory = ""
         self._trains = False
+        self.overall = ""
 
     def __enter__(self) -> RunView:
         return self
@@ -133,7 +138,7 @@ class RunView:
         return self._with_bar(progress.done, progress.total, [printable(text)])
 
     def _with_bar(self, done: float, total: float | None, lines: list[str]) -> list[Text]:
-        texts = [Text(line) for line in lines]
+        texts = [Text(line) for line in (*lines, self.overall) if line]
         width = min(60, self.console.width - 1)
         if total and self.console.is_terminal and width >= 20:
             full, empty = ("━", "─") if self.console.encoding.startswith("utf") else ("#", "-")

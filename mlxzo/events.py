@@ -61,8 +61,9 @@ class Loaded(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """One optimisation step; `step` counts from 1. `directional_derivative` is the rms of several directions', if so;
-    `padded_tokens` counts the padding too."""
+    """One optimisation step; `step` counts from 1, and `steps` is how many there will be, estimated where `max_seconds`
+    ends the run. `directional_derivative` is the rms of several directions', if so; `padded_tokens` counts the padding
+    too."""
 
     name: ClassVar[str] = "step"
     step: int

@@ -121,10 +121,11 @@ class Trainer:
             recent.append((seconds, batch.token_count))
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
+            steps = self._expected_steps(step + 1, window / len(recent))
             self.emit(
                 events.Step(
                     step=step + 1,
-                    steps=config.steps,
+                    steps=steps,
                     loss=outcome.loss,
                     smoothed_loss=smoothed / weight,
                     lr=outcome.lr,
@@ -134,15 +135,18 @@ class Trainer:
                     padded_tokens=batch.padded_token_count,
                     steps_per_second=len(recent) / window,
                     tokens_per_second=sum(t for _, t in recent) / window,
-                    eta_seconds=self._eta(step + 1, window / len(recent)),
+                    eta_seconds=self._eta(step + 1, steps, window / len(recent)),
                     active_bytes=memory.active_bytes,
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
                 )
             )
-            if self._is_due(step + 1):
+            if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
+            # Asked again, since evaluations count.
+            if self._out_of_time:
+                break
 
     def _is_due(self, step: int) -> bool:
         """Whether an evaluation comes after `step` steps."""
@@ -162,6 +166,7 @@ class Trainer:
     def _validate(self, step: int) -> None:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
+        self.past.validation_seconds += outcome.seconds
         if outcome.better_than(self.past.best[1]):
             self.past.best = (step, outcome)
             self._save_best(step)
@@ -174,7 +179,8 @@ class Trainer:
             self._shrink_if_asked()
 
         outcome = self.session.evaluate(split, report)
-        self.evaluate_seconds = outcome.seconds
+        if split == "validation":
+            self.evaluate_seconds = outcome.seconds
         best = kind == "validation" and outcome.better_than(self.past.best[1])
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
         return outcome
@@ -193,12 +199,26 @@ class Trainer:
         size = save_state(self.best_path, self.session.trained_parameters(), step)
         self.emit(events.Saved(str(BEST_STATE), step, size))
 
-    def _eta(self, done: int, step_seconds: float) -> float:
-        """Seconds left, evaluations included."""
+    @property
+    def _out_of_time(self) -> bool:
+        limit = self.session.config.max_seconds
+        return limit is not None and self.past.train_seconds + self.past.validation_seconds >= limit
+
+    def _expected_steps(self, done: int, step_seconds: float) -> int:
+        """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
         config = self.session.config
-        evaluations = math.ceil(config.steps / config.eval_every) - done // config.eval_every
+        if config.max_seconds is None:
+            return config.steps
+        left = config.max_seconds - self.past.train_seconds - self.past.validation_seconds
+        step_seconds += self.evaluate_seconds / config.eval_every
+        return min(config.steps, done + max(0, math.ceil(left / step_seconds)))
+
+    def _eta(self, done: int, steps: int, step_seconds: float) -> float:
+        """Seconds left until so many steps are made, evaluations included."""
+        every = self.session.config.eval_every
+        evaluations = math.ceil(steps / every) - done // every
         test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
-        return (config.steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
+        return (steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
 
     def _result(self, test: Evaluation | None, sha256: str) -> dict[str, Any]:
         session, config, past = self.session, self.session.config, self.past
@@ -211,7 +231,8 @@ class Trainer:
             "method": config.method,
             "scope": config.scope,
             "seed": config.seed,
-            "steps": config.steps,
+            "steps": past.step,
+            "stopped_by": "steps" if past.step == config.steps else "time",
             "metric": session.metric,
             "zero_shot": {split: asdict(outcome) for split, outcome in past.zero_shot.items()},
             "best": {"step": past.best[0], "validation": asdict(past.best[1])},
@@ -223,7 +244,8 @@ class Trainer:
             },
             "final_sha256": sha256,
             "train_seconds": past.train_seconds,
-            "steps_per_second": config.steps / past.train_seconds,
+            "validation_seconds": past.validation_seconds,
+            "steps_per_second": past.step / past.train_seconds,
             "padding_share": 1.0 - past.tokens / past.padded_tokens,
         }
 

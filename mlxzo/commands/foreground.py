@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from .. import events
 from ..console import ResultTable, RunView, output
@@ -23,17 +24,14 @@ def train(run: RunDirectory, *, as_json: bool, resume: bool = False) -> None:
     supervisor = Supervisor(run, resume=resume)
     table = ResultTable()
     # The handlers are in place before there is a worker that a Ctrl-C could leave behind.
-    with RunView() as view, _signals_to(supervisor) as interrupts:
+    with RunView() as view, signals_to(supervisor, view) as tell:
         view.show(events.Note(f"run directory {run.path}"))
         supervisor.start()
-        announced = 0
         while supervisor.running:
             for event in supervisor.poll(0.25):
                 table.add(event)
                 view.show(event)
-            if len(interrupts) > announced:
-                announced = len(interrupts)
-                view.show(events.Note(_stopping(announced)))
+            tell()
     outcome = supervisor.outcome
     if isinstance(outcome, events.Failed):
         raise _failure(outcome, run)
@@ -42,18 +40,34 @@ def train(run: RunDirectory, *, as_json: bool, resume: bool = False) -> None:
     table.show(view.console if as_json else output(), str(run.path))
 
 
+class Stoppable(Protocol):
+    """What Ctrl-C ends: a supervisor, or a series of runs."""
+
+    def stop(self) -> None: ...
+
+
 @contextlib.contextmanager
-def _signals_to(supervisor: Supervisor) -> Iterator[list[int]]:
-    """Turns Ctrl-C and SIGTERM into `supervisor.stop()`; yields the list of those that came."""
+def signals_to(running: Stoppable, view: RunView) -> Iterator[Callable[[], None]]:
+    """Turns Ctrl-C and SIGTERM into `running.stop()`; yields what says so in `view`, to be called now and then.
+
+    A signal handler must not write to a terminal that may be in the middle of a line.
+    """
     came: list[int] = []
+    told = 0
 
     def handle(number: int, frame: object) -> None:
         came.append(number)
-        supervisor.stop()
+        running.stop()
+
+    def tell() -> None:
+        nonlocal told
+        if len(came) > told:
+            told = len(came)
+            view.show(events.Note(_stopping(told)))
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came
+        yield tell
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

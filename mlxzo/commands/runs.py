@@ -61,13 +61,15 @@ def summary(run: RunDirectory) -> dict[str, Any]:
     """What a list says of a run; `problem` is set where its configuration cannot be read."""
     found: dict[str, Any] = {"id": run.id, "path": str(run.path), "started": run.started(), "status": run.status}
     step = run.last_event(events.Step)
-    found["step"] = step.step if isinstance(step, events.Step) else 0
+    found["step"], steps = (step.step, step.steps) if isinstance(step, events.Step) else (0, None)
     try:
         config = run.config
         found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed", "steps")}
     except MlxzoError as error:
         found["problem"] = " ".join([error.message, *error.details])
     found["result"] = run.result()
+    # Of a run that its time ends, the configuration names more steps than there are.
+    found["steps"] = (found["result"] or {}).get("steps") or steps or found.get("steps")
     return found
 
 

@@ -13,12 +13,12 @@ where it stopped, and ends with the very weights that it would have had; --steps
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
 from ..errors import EXIT_DONE
+from ..names import check_names
 from .options import add_config_options, add_json, config_values
 
 
@@ -72,28 +72,3 @@ def read_run_config(flags: dict[str, Any], run: str | None) -> tuple[RunConfig, 
     directory = RunDirectory.open(run, flags.get("out", RunConfig.out))
     config = RunConfig.from_mapping({**directory.config.to_dict(), **flags}).resolved()
     return check_names(config), directory.path
-
-
-def check_names(config: RunConfig) -> RunConfig:
-    """Finds a mistyped name before a run directory is made, and makes paths absolute, so that the run can be
-    evaluated from anywhere.
-
-    Raises:
-        ConfigError: no such task; ModelError: no such model.
-    """
-    from ..models.registry import find, load_registry
-    from ..tasks.registry import get_task
-
-    get_task(config.task)
-    changes: dict[str, str] = {}
-    if config.data is not None:
-        changes["data"] = str(Path(config.data).expanduser().absolute())
-    if config.task.endswith((".yaml", ".yml")):
-        changes["task"] = str(Path(config.task).expanduser().absolute())
-    if config.model not in load_registry():
-        path = Path(config.model).expanduser()
-        if path.exists():
-            changes["model"] = str(path.absolute())
-        elif "/" not in config.model and not config.model.endswith(".gguf"):
-            find(config.model)
-    return dataclasses.replace(config, **changes)

@@ -54,7 +54,7 @@ def train(run: RunDirectory, *, resume: bool = False, until: int | None = None) 
 
 def told(result: dict) -> dict:
     """What of a result does not depend on how long things took, with the accuracies and losses of all states."""
-    measured = ("train_seconds", "total_seconds", "paused_seconds", "steps_per_second", "memory")
+    measured = ("train_seconds", "validation_seconds", "total_seconds", "paused_seconds", "steps_per_second", "memory")
     found = json.loads(json.dumps({key: value for key, value in result.items() if key not in measured}))
     for outcome in (*found["zero_shot"].values(), found["best"]["validation"], found["test"]):
         del outcome["seconds"]

@@ -114,6 +114,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(finished, model,
     assert losses(other) != losses(run)
 
 
+def test_a_run_out_of_time_is_the_beginning_of_one_with_more_time(finished, model, data, tmp_path):
+    done = train(model, data, tmp_path, "--steps", 1_000_000, "--max-seconds", 1.5, "--name", "short")
+    assert done.returncode == 0, done.stderr
+    result, run = json.loads(done.stdout), RunDirectory.open("short", tmp_path)
+    made = [event for event, _ in run.events() if isinstance(event, events.Step)]
+    evaluated = [e for e, _ in run.events() if isinstance(e, events.Evaluated) and e.kind == "validation"]
+    assert result["stopped_by"] == "time" and run.status == "finished"
+    assert result["steps"] == made[-1].step == evaluated[-1].step < 1_000_000
+    # The step or evaluation that reaches the limit is the last, but for the evaluation of the state at the end.
+    spent = [step.seconds for step in made] + [evaluation.seconds for evaluation in evaluated]
+    assert sum(spent) >= 1.5 > sum(spent) - spent[len(made) - 1] - evaluated[-1].seconds
+    # No clock decides the bits: a run cut earlier is the beginning of one cut later.
+    again = train(model, data, tmp_path, "--steps", 1_000_000, "--max-seconds", 0.5, "--name", "shorter")
+    assert again.returncode == 0, again.stderr
+    shorter = [e for e, _ in RunDirectory.open("shorter", tmp_path).events() if isinstance(e, events.Step)]
+    assert 0 < len(shorter) < len(made)
+    assert [step.loss for step in shorter] == [step.loss for step in made[: len(shorter)]]
+
+
 @pytest.mark.parametrize("scope", ["norms/last-1", "lora", "biases+gains+match:*.o_proj.weight/last-1"])
 def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 3, "--name", "small", "--scope", scope)

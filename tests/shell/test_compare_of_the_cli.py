@@ -1,0 +1,133 @@
+"""Whole comparisons from the command line: real workers on tiny models; broken, stopped, and gone on with."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mlxzo import events
+from mlxzo.runs import RunDirectory, list_runs
+from tests.tiny import tiny_folder
+
+SMALL = ["--steps", "4", "--eval-every", "2", "--batch-size", "4", "--schedule", "constant"]
+SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8", "--name", "contest"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def compare(*arguments):
+    command = [sys.executable, "-m", "mlxzo", "compare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def contestants(*texts):
+    return [word for text in texts for word in ("--contestant", text)]
+
+
+@pytest.fixture(scope="module")
+def contest(model, tmp_path_factory):
+    """Three contestants, one of them broken: its scope is wrong for the model, which only loading shows."""
+    root = tmp_path_factory.mktemp("runs")
+    three = contestants(f"name='norms & co' {model} norms/last-2", f"name=broken {model} match:none.*", f"{model} lora")
+    done = compare(*SMALL, "--out", root, *three, "--json")
+    return done, root, {run.id: run.status for run in list_runs(root)}
+
+
+def test_one_broken_contestant_does_not_keep_the_others_from_finishing(contest):
+    done, root, statuses = contest
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    found = json.loads(done.stdout)
+    assert {each["name"]: (each["status"], each["finished"], each["problem"]) for each in found["contestants"]} == {
+        "norms & co": ("finished", 1, None),
+        "broken": ("failed", 0, "match:none.* fits no parameter that can train"),
+        "tiny mezo lora": ("finished", 1, None),
+    }
+    assert "run 3 of 3, all done in about" in done.stderr
+    assert "contest-broken-s0: match:none.* fits no parameter" in done.stderr
+    # They are ordinary runs; the report beside them is none.
+    assert statuses == {
+        "contest-norms-co-s0": "finished",
+        "contest-broken-s0": "failed",
+        "contest-tiny-mezo-lora-s0": "finished",
+    }
+    rows = csv.DictReader((root / "contest" / "runs.csv").read_text().splitlines())
+    steps = {row["contestant"]: row["steps"] for row in rows if row["seed"] == "0"}
+    assert (steps["norms & co"], steps["broken"]) == ("4", "0")
+    page = (root / "contest" / "report.html").read_text()
+    assert "norms &amp; co" in page and "fits no parameter that can train" in page
+
+
+def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
+    _, root, _ = contest
+    first = RunDirectory(root / "contest-norms-co-s0").path.stat().st_ino
+    two = contestants(f"name='norms & co' {model} norms/last-2", f"name=broken {model} match:none.*")
+    done = compare(*SMALL, "--seeds", "0,1", "--out", root, *two)
+    assert done.returncode == 2, done.stderr
+    assert [word for word in ("norms-co-s0", "broken-s0", "norms-co-s1", "broken-s1") if word in done.stderr] == [
+        "broken-s0",
+        "norms-co-s1",
+        "broken-s1",
+    ]
+    assert RunDirectory(root / "contest-norms-co-s0").path.stat().st_ino == first
+    for words in ("2 of 2", "0 of 2, failed", "test accuracy", "Best test accuracy: norms & co", "report.html"):
+        assert words in done.stdout
+
+
+def test_runs_of_these_names_with_other_options_are_refused(contest, model):
+    _, root, _ = contest
+    before = {run.id for run in list_runs(root)}
+    one = contestants(f"name='norms & co' {model} norms/last-2 batch_size=5", f"name=new {model}")
+    done = compare(*SMALL, "--out", root, *one)
+    assert done.returncode == 2 and "contest-norms-co-s0: batch_size: 4, not 5" in done.stderr
+    assert {run.id for run in list_runs(root)} == before
+
+
+def test_runs_that_exist_are_compared_without_training(contest, tmp_path):
+    _, root, _ = contest
+    names = ["contest-norms-co-s0", root / "contest-tiny-mezo-lora-s0"]
+    done = compare("--runs", *names, "--out", root, "--report", tmp_path / "report", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["name"].split(" ")[:3] for each in found["contestants"]] == [
+        ["tiny", "mezo", "norms/last-2"],
+        ["tiny", "mezo", "lora"],
+    ]
+    assert (tmp_path / "report" / "report.html").exists() and found["report"] == str(tmp_path / "report")
+
+
+def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
+    two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
+    options = ["--minutes", "0.01", "--name", "c", "--validation-examples", "8", "--test-examples", "8"]
+    command = [sys.executable, "-m", "mlxzo", "compare", *options, "--out", str(tmp_path), *two]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    second = RunDirectory(tmp_path / "c-slow-s0")
+    try:
+        limit = time.monotonic() + 90
+        while second.last_event(events.Phase) is None and time.monotonic() < limit:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        shown, told = process.communicate(timeout=60)
+    finally:
+        for run in list_runs(tmp_path):
+            with contextlib.suppress(OSError, ValueError):
+                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130 and "Traceback" not in told, told
+    assert "stopping after this step" in told
+    assert {run.id: run.status for run in list_runs(tmp_path)} == {"c-quick-s0": "finished", "c-slow-s0": "interrupted"}
+    assert "0 of 1, interrupted" in shown and "1 of 2 runs are not done" in shown
+    assert (tmp_path / "c" / "report.html").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "c-quick-s0" not in done.stderr, done.stderr
+    assert [run.status for run in list_runs(tmp_path)] == ["finished", "finished"]

@@ -1,0 +1,190 @@
+"""What a comparison is read from, the runs it stands for, and every problem of it at once."""
+
+import pytest
+
+from mlxzo.comparison import Comparison, parse_contestant
+from mlxzo.config import RunConfig
+from mlxzo.errors import ConfigError
+from mlxzo.runs import RunDirectory
+from mlxzo.series import Ended, Series, differences
+
+TWO = ["smollm2-135m bp lora lr=1e-3", "gemma-3-270m mezo norms/last-6"]
+
+
+def read(tmp_path, **values):
+    return Comparison.from_mapping({"out": str(tmp_path), "contestants": TWO, **values})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("m", {"model": "m"}),
+        ("m bp", {"model": "m", "method": "bp"}),
+        ("m lora", {"model": "m", "scope": "lora"}),
+        (
+            "m bp full lr=1e-3 batch-size=4",
+            {"model": "m", "method": "bp", "scope": "full", "lr": "1e-3", "batch_size": "4"},
+        ),
+        (
+            "name='a b' '/a folder/m=1' mezo 'match:*.w/last-4'",
+            {"name": "a b", "model": "/a folder/m=1", "method": "mezo", "scope": "match:*.w/last-4"},
+        ),
+        ("model=m scope=full", {"model": "m", "scope": "full"}),
+    ],
+)
+def test_a_contestant_in_words(text, found):
+    assert parse_contestant(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("m bp lora full", "'full' is one word too many"),
+        ("m lr=1 lr=2", "lr is given twice"),
+        ("m 'unclosed", "no closing quotation"),
+    ],
+)
+def test_a_contestant_that_cannot_be_read(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_contestant(text)
+
+
+def test_runs_go_seed_by_seed_with_names_and_options_of_their_own(tmp_path):
+    comparison = read(tmp_path, name="mine", seeds="0,3", batch_size="4", memory_cap="2GB")
+    runs = comparison.runs()
+    assert [run.config.name for run in runs] == [
+        "mine-smollm2-135m-bp-lora-lr-1e-3-s0",
+        "mine-gemma-3-270m-mezo-norms-last-6-s0",
+        "mine-smollm2-135m-bp-lora-lr-1e-3-s3",
+        "mine-gemma-3-270m-mezo-norms-last-6-s3",
+    ]
+    first = runs[0].config
+    assert (first.method, first.scope, first.lr, first.batch_size, first.seed) == ("bp", "lora", 1e-3, 4, 0)
+    assert {run.config.memory_cap for run in runs} == {"2GB"} and runs[0].contestant == TWO[0]
+    assert comparison.folder == tmp_path / "mine"
+
+
+def test_minutes_leave_steps_open_and_the_rate_constant_unless_they_are_given(tmp_path):
+    (first, _) = read(tmp_path, minutes=10).runs()
+    assert (first.config.max_seconds, first.config.steps, first.config.schedule) == (600, 10_000_000, "constant")
+    (first, _) = read(tmp_path, minutes="0.5", steps=100, schedule="cosine").runs()
+    assert (first.config.max_seconds, first.config.steps, first.config.schedule) == (30, 100, "cosine")
+    (first, _) = read(tmp_path).runs()
+    assert (first.config.max_seconds, first.config.steps) == (None, RunConfig.steps)
+
+
+def test_the_name_follows_from_what_is_shared_so_that_seeds_and_contestants_can_be_added(tmp_path):
+    name = read(tmp_path, task="sst2", minutes=5).name
+    assert name.startswith("compare-sst2-")
+    assert read(tmp_path, task="sst2", minutes=5, seeds=[0, 1], contestants=TWO[:1]).name == name
+    assert read(tmp_path, task="sst2", minutes="5").name == name
+    assert read(tmp_path, task="sst2", minutes=6).name != name
+
+
+def test_its_yaml_gives_the_same_comparison_again(tmp_path):
+    contestants = [*TWO, {"name": "a: 'b'", "model": "org/name", "scope": "auto", "checkpointing": True}]
+    comparison = read(tmp_path, minutes=0.7, seeds=[2], contestants=contestants, data=str(tmp_path))
+    path = tmp_path / "c.yaml"
+    path.write_text(comparison.to_yaml())
+    again = Comparison.from_mapping(RunConfig.read_yaml(path))
+    assert again.runs() == comparison.runs() and again.name == comparison.name
+    assert again.runs()[2].config.checkpointing == "on" and again.runs()[2].config.probe == "scope"
+
+
+def test_names_that_are_long_or_in_other_letters_still_make_runs_apart(tmp_path):
+    long = "m " + "lora_rank=8 name=" + "x" * 90
+    contestants = [long + "1", long + "2", "name=模型 m", "name=训练 m full"]
+    names = [run.config.name for run in read(tmp_path, name="n" * 40, contestants=contestants).runs()]
+    assert len(set(names)) == 4 and all(len(name) <= 100 for name in names)
+
+
+def test_every_problem_is_told_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        Comparison.from_mapping(
+            {
+                "name": "../up",
+                "task": "sst",
+                "memory_cap": "8 giraffes",
+                "batch_size": 0,
+                "minutes": "soon",
+                "seeds": "0,x",
+                "model": "smollm2-135m",
+                "contestants": [
+                    "smollm2-135m half lrr=1",
+                    {"model": "m", "seed": 1, "memory_cap": "1GB", "steps": 5},
+                    {"scope": "full"},
+                    7,
+                    "smollm2-135m lora",
+                    "smollm2-135m mezo lora",
+                ],
+            },
+            source="file.yaml",
+        )
+    text = "\n".join(caught.value.details)
+    for words in (
+        "name: '../up'",
+        "memory_cap: expected a size",
+        "batch_size: expected a whole number of at least 1",
+        "minutes: expected a number above 0, not 'soon'",
+        "seeds: expected different whole numbers such as 0,1,2, not '0,x'",
+        "model: a comparison takes contestants instead",
+        "contestant 1 (smollm2-135m half lrr=1): lrr: no such option; did you mean lr?",
+        "contestant 1 (smollm2-135m half lrr=1): scope 'half' is not known",
+        "contestant 2: seed: all contestants share it",
+        "contestant 2: memory_cap: all contestants share it",
+        "contestant 2: steps: all contestants share it",
+        "contestant 3: it has no model",
+        "contestant 4: expected options",
+        "more than one is called 'smollm2-135m mezo lora'",
+    ):
+        assert words in text, words
+    # What is wrong with the shared options is not said again of each contestant.
+    assert text.count("batch_size") == text.count("giraffes") == 1
+    assert caught.value.message.startswith(f"file.yaml: {len(caught.value.details)} problems")
+
+
+def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_path):
+    comparison = read(tmp_path, contestants=["smolm2-135m", "gemma-3-270m"])
+    typo, good = (each.problem for each in comparison.contestants)
+    assert "no model called 'smolm2-135m'; did you mean smollm2-135m" in typo and good == ""
+    assert len(comparison.runs()) == 2
+
+
+def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_settled(tmp_path):
+    wanted = RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4).resolved()
+    run = RunDirectory.create(wanted)
+    run.settle(RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved())
+    assert differences(run.config, wanted) == []
+    Series([wanted], print).check()
+    other = RunConfig(out=str(tmp_path), name="r", batch_size=8, lr=0.1).resolved()
+    with pytest.raises(ConfigError) as caught:
+        Series([other], print).check()
+    assert caught.value.details == ["r: batch_size: 4, not 8", "r: lr: 0.7, not 0.1", "r: probe: lr, not off"]
+
+
+def test_time_left_goes_by_what_runs_took(tmp_path):
+    def config(name, seed, **more):
+        return RunConfig(out=str(tmp_path), name=name, seed=seed, **more).resolved()
+
+    lora = [config(f"lora-{seed}", seed, scope="lora") for seed in range(3)]
+    full = config("full", 0, scope="full")
+    series = Series([lora[0], full, *lora[1:]], print)
+    assert series.seconds_left() is None and series.position() == "run 1 of 4"
+    done = RunDirectory(tmp_path / "lora-0")
+    series.ended.append(Ended(done, lora[0], None, 100.0))
+    # The full run counts as the mean of what is known until one like it has been timed.
+    assert series.seconds_left() == 300
+    assert series.seconds_left(40) == 240
+    series.ended.append(Ended(done, full, None, 10.0))
+    assert series.seconds_left() == 200 and series.position(60) == "run 3 of 4, all done in about 2 min 40 s"
+
+
+def test_with_a_time_limit_the_time_left_is_known_from_the_start(tmp_path):
+    configs = [
+        RunConfig(out=str(tmp_path), name=name, max_seconds=60.0, scope=name).resolved() for name in ("full", "lora")
+    ]
+    series = Series(configs, print)
+    assert series.seconds_left() == 120
+    # What a run takes beside its time, such as loading and the test, is then added to the others.
+    series.ended.append(Ended(RunDirectory(tmp_path / "full"), configs[0], None, 75.0))
+    assert series.seconds_left() == 75
