@@ -1,4 +1,4 @@
-"""Runs one after the other, each in a worker of its own: skips what is done, goes on past failures, ends on request.
+"""Runs one after the other, each in a worker of its own: what is done is skipped, what is not goes on.
 
 Nothing here imports MLX.
 """
@@ -75,7 +75,7 @@ class Series:
             )
 
     def run(self) -> Iterator[Ended]:
-        """Runs them, and yields each as it has ended. An unfinished run of an earlier time starts anew.
+        """Runs them, and yields each as it has ended. An unfinished run of an earlier time goes on where it stopped.
 
         Raises:
             MlxzoError: a run directory cannot be made, as when the disk is full.
@@ -132,12 +132,14 @@ class Series:
         finished = run.last_event(events.Finished)
         if isinstance(finished, events.Finished) and run.status == "finished":
             return Ended(run, config, finished, None)
-        if run.path.exists():
+        resume = (run.path / "config.yaml").exists()
+        if run.path.exists() and not resume:
+            # It was never begun.
             shutil.rmtree(run.path)
         self._emit(events.Note(f"{self.position()}: {run.id}"))
         began = time.monotonic()
-        run = RunDirectory.create(config)
-        self._supervisor = Supervisor(run)
+        run = run if resume else RunDirectory.create(config)
+        self._supervisor = Supervisor(run, resume=resume)
         self._supervisor.start()
         if self.stopping:
             # Asked for while there was no worker yet to ask.

@@ -21,8 +21,8 @@ its own. --minutes counts steps and evaluations on the validation split, not loa
 are as many as fit and the schedule is constant, unless they are given: a schedule goes by steps, never by the clock.
 
 Runs follow one another, each in a process of its own, and are ordinary runs in the folder --out. The same command again
-skips those that have finished and starts the others anew. A contestant that does not fit the cap or fails does not keep
-the others from running. Table and report (HTML, SVG, PNG, CSV, JSON) are brought up to date after each run.
+skips those that have finished and goes on with the others. A contestant that does not fit the cap or fails does not
+keep the others from running. Table and report (HTML, SVG, PNG, CSV, JSON) are brought up to date after each run.
 
 Exit code: 0 if every run finished, or was found not to fit before it began; else that of the first run that failed.
 """

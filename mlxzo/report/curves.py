@@ -14,13 +14,15 @@ from .. import events
 
 @dataclass(frozen=True)
 class Measured:
-    """The weights of a moment on the validation split; times are of when the evaluation was done."""
+    """The weights of a moment on the validation split; times are of when the evaluation was done, and `best` tells
+    whether they were better than all before."""
 
     step: int
     seconds: float
     training_seconds: float
     value: float
     loss: float | None
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Curves:
     Attributes:
         zero_shot: evaluations before training, by split.
         validation: those on the validation split, zero-shot first.
-        best: the one of `validation` whose state the run keeps.
         test: the best state on the test split, which nothing before has used to choose anything.
         peak_bytes: the most that MLX's arrays took; freed buffers that MLX keeps are not in it.
         footprint_bytes: the most that the system charged the run for, which is what a memory cap limits.
@@ -61,7 +62,6 @@ class Curves:
 
     zero_shot: dict[str, events.Evaluated] = field(default_factory=dict)
     validation: list[Measured] = field(default_factory=list)
-    best: Measured | None = None
     test: events.Evaluated | None = None
     steps: list[Moment] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
@@ -70,6 +70,11 @@ class Curves:
     seconds: float = 0.0
     training_seconds: float = 0.0
     outcome: events.Finished | events.Failed | None = None
+
+    @property
+    def best(self) -> Measured | None:
+        """The one of `validation` whose state the run keeps."""
+        return next((each for each in reversed(self.validation) if each.best), None)
 
     @classmethod
     def read(cls, story: Iterable[tuple[events.Event, float]]) -> Curves:
@@ -97,8 +102,19 @@ class Curves:
                 self.footprints.append(Footprint(self.seconds, event.phase, event.footprint_bytes))
                 self.peak_bytes = max(self.peak_bytes or 0, event.peak_bytes)
                 self.footprint_bytes = max(self.footprint_bytes or 0, event.peak_footprint_bytes)
+            case events.Resumed():
+                self._back_to(event.step)
             case events.Finished() | events.Failed():
                 self.outcome = event
+
+    def _back_to(self, step: int) -> None:
+        """Forgets what came after a step from which the run went on: it is done again."""
+        self.steps = [each for each in self.steps if each.step <= step]
+        # An evaluation of that very step is made once more.
+        self.validation = [each for each in self.validation if each.step < max(step, 1)]
+        last = max((*self.steps[-1:], *self.validation[-1:]), key=lambda each: each.seconds, default=None)
+        self.seconds, self.training_seconds = (last.seconds, last.training_seconds) if last else (0.0, 0.0)
+        self.outcome = None
 
     def _step(self, event: events.Step) -> None:
         self.seconds += event.seconds
@@ -117,7 +133,5 @@ class Curves:
         )
 
     def _measured(self, event: events.Evaluated, *, best: bool) -> None:
-        found = Measured(event.step, self.seconds, self.training_seconds, event.value, event.loss)
-        self.validation.append(found)
-        if best:
-            self.best = found
+        measured = Measured(event.step, self.seconds, self.training_seconds, event.value, event.loss, best)
+        self.validation.append(measured)

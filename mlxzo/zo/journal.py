@@ -34,6 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_atomic
+
 FORMAT = 1
 RECORD_BYTES = 16
 # A power failure costs at most the steps of this many seconds, which a resumed run then repeats.
@@ -203,18 +205,19 @@ class JournalWriter:
         Raises:
             OSError: the file cannot be written, or a new one exists already.
         """
-        flags = os.O_WRONLY | os.O_CLOEXEC | (0 if after else os.O_CREAT | os.O_EXCL)
         self._head = header.encode()
         self._decays = header.decays
-        self._count = 0
-        self._file = os.open(path, flags, 0o644)
-        self._end = 0
-        if after is None:
-            self._write(self._head)
-        else:
+        self._count, self._end = 0, len(self._head)
+        if after is not None:
             self._count, self._end = len(after) * header.records_a_step, after.end
-            os.ftruncate(self._file, self._end)
-            os.lseek(self._file, self._end, os.SEEK_SET)
+        elif path.exists():
+            raise FileExistsError(f"{path} exists already")
+        else:
+            # Whole or not at all: a journal without its header would be of no use.
+            write_atomic(path, self._head)
+        self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        os.ftruncate(self._file, self._end)
+        os.lseek(self._file, self._end, os.SEEK_SET)
         self.sync()
 
     def append(self, step: Step) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlxzo.events import Resumed
 from mlxzo.report.curves import Curves
 from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, evaluated, finished, step, story
 
@@ -35,3 +36,15 @@ def test_memory_is_the_most_that_any_event_told():
 def test_a_run_that_has_hardly_begun_has_empty_curves(told):
     curves = read(told)
     assert curves.validation == curves.steps == [] and curves.best is None and curves.peak_bytes is None
+
+
+def test_what_a_resumed_run_does_again_counts_once():
+    before = story([0.5, 0.6, 0.9], every=2)
+    curves = read([*before, Resumed(4), evaluated("validation", "validation", 4, 0.7), step(5, 9, 1)])
+    assert [point.step for point in curves.steps] == [1, 2, 3, 4, 5]
+    assert [(point.step, point.value) for point in curves.validation] == [(0, 0.5), (2, 0.6), (4, 0.7)]
+    assert curves.seconds == 5 * STEP_SECONDS + 2 * EVALUATION_SECONDS
+    again = read([*before, Resumed(1), step(2, 9, 1)])
+    assert [point.step for point in again.steps] == [1, 2]
+    assert again.best.step == 0
+    assert again.seconds == again.training_seconds == 2 * STEP_SECONDS
