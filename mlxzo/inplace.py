@@ -32,7 +32,7 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
     shape = slots[0].get().shape
     columns = shape[-1] if shape else 1
     rows = slots[0].get().size // columns
-    limit = max(1, CHUNK_BYTES // (4 * columns))
+    limit = max(1, CHUNK_BYTES // (4 * columns * len(slots)))
     for slot in slots:
         slot.set(slot.get().reshape(rows, columns))
     if rows <= limit:
