@@ -91,6 +91,7 @@ class Supervisor:
         os.set_blocking(read, False)
         self._pipe = read
         if cap_bytes is not None:
+            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
             self._guard = Guard(self._process.pid, cap_bytes, lambda: self._signal(signal.SIGKILL))
 
     @property

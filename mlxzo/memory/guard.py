@@ -19,6 +19,9 @@ _MARGIN = 1.05
 class Guard:
     """Reads the footprint of process `pid` from a thread, and calls `kill` where it stays over `cap_bytes`.
 
+    Raises:
+        ProcessLookupError: there is no such process any more.
+
     Attributes:
         killed: it did.
         gauge: what it read.
@@ -36,6 +39,7 @@ class Guard:
         """Reads no more."""
         self._done.set()
         self._thread.join()
+        self.gauge.close()
 
     def exceeded(self, kept: str) -> DoesNotFit:
         """The error for the run that was ended (see `Gauge.exceeded`)."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from .. import events
 from ..errors import DoesNotFit
 from ..files import format_bytes
 from .meter import (
-    footprint_bytes,
-    highest_footprint_bytes,
+    FootprintReader,
     memory_pressure,
     mlx_memory,
     swap_used_bytes,
@@ -26,7 +24,7 @@ from .meter import (
 
 SAMPLE_SECONDS = 0.05
 # Near the cap, readings are closer together.
-NEAR_SAMPLE_SECONDS = 0.01
+NEAR_SAMPLE_SECONDS = 0.02
 # From this share of the cap on, the run is asked to take less.
 NEAR_SHARE = 0.92
 # A run over its cap ends by itself within this time, unless it grows by more than this share of the cap meanwhile.
@@ -39,38 +37,38 @@ _KEPT_SECONDS = 5.0
 _NEW_PEAK = 1.01
 
 
-@dataclass
 class Gauge:
     """The footprint of a process, reading by reading, in bytes.
 
-    Attributes:
+    Args:
         pid: the process; None is this one.
+
+    Attributes:
         last_bytes: the last reading.
         peak_by_phase: the highest reading of each phase of the run.
         growth_bytes: the most that it grew from one reading to the next, and `longest_seconds` the longest time
             between two.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it may not be looked at; `read` raises it, too.
     """
 
-    pid: int | None = None
-    last_bytes: int = 0
-    peak_by_phase: dict[str, int] = field(default_factory=dict)
-    growth_bytes: int = 0
-    longest_seconds: float = 0.0
-    readings: int = 0
-    _highest: int | None = None
-    _time: float = 0.0
+    def __init__(self, pid: int | None = None):
+        self.peak_by_phase: dict[str, int] = {}
+        self.last_bytes = self.growth_bytes = self.readings = 0
+        self.longest_seconds = 0.0
+        self._reader = FootprintReader(pid)
+        self._highest: int | None = None
+        self._time = 0.0
 
     @property
     def peak_bytes(self) -> int:
         return max(self.peak_by_phase.values(), default=0)
 
     def read(self, phase: str = "") -> int:
-        """Takes a reading: what the process has now, or more where the system saw more since the last one.
-
-        Raises:
-            ProcessLookupError: the process is gone.
-        """
-        now, seen, highest = time.monotonic(), footprint_bytes(self.pid), highest_footprint_bytes(self.pid)
+        """Takes a reading: what the process has now, or more where the system saw more since the last one."""
+        now = time.monotonic()
+        seen, highest = self._reader.read()
         if highest is not None:
             if self._highest is not None and highest > self._highest:
                 seen = max(seen, highest)
@@ -81,6 +79,10 @@ class Gauge:
         self.readings, self.last_bytes, self._time = self.readings + 1, seen, now
         self.peak_by_phase[phase] = max(seen, self.peak_by_phase.get(phase, 0))
         return seen
+
+    def close(self) -> None:
+        """Reads no more; the figures stay."""
+        self._reader.close()
 
     def exceeded(self, cap_bytes: int, kept: str) -> DoesNotFit:
         """The error for a run that went over its cap.
@@ -167,6 +169,7 @@ class Watch:
         self._thread.join()
         # The last word on the peak.
         self._sample(last=True)
+        self.gauge.close()
 
     def enter(self, phase: str) -> None:
         """Tells in which phase the run is from now on; the time between two readings may hide a short one."""

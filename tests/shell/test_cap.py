@@ -18,7 +18,7 @@ import pytest
 from mlxzo import events
 from mlxzo.config import RunConfig
 from mlxzo.files import parse_bytes
-from mlxzo.memory.meter import footprint_bytes, highest_footprint_bytes
+from mlxzo.memory.meter import FootprintReader, footprint_bytes
 from mlxzo.memory.watch import SAMPLE_SECONDS, Thinning, Watch
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
@@ -96,8 +96,9 @@ def over_its_cap(cap, root, *options):
     ) as process:
         while process.poll() is None:
             with contextlib.suppress(OSError, ValueError):
-                pid = int(run.lock_path.read_text())
-                highest.append(highest_footprint_bytes(pid) or footprint_bytes(pid))
+                reader = FootprintReader(int(run.lock_path.read_text()))
+                highest += filter(None, reader.read())
+                reader.close()
             time.sleep(0.001)
         shown, problems = process.communicate()
     error = json.loads(shown)["error"]
@@ -271,7 +272,7 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
     assert list(peaks) == ["load", "train", "evaluate"] and summary["footprint_peak_bytes"] == max(peaks.values())
     if sys.platform == "linux":
         # Linux remembers what was there between two readings.
-        assert summary["footprint_peak_bytes"] == highest_footprint_bytes() > peaks["train"] + 80 * MB
+        assert summary["footprint_peak_bytes"] == FootprintReader().read()[1] > peaks["train"] + 80 * MB
     assert told[-1][0].peak_footprint_bytes == summary["footprint_peak_bytes"] and told[-1][1]
     assert {event.phase for event, kept in told if kept} == {"load", "train", "evaluate"}
 
