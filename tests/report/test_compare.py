@@ -190,3 +190,11 @@ def test_a_damaged_run_hides_no_other(tmp_path):
 )
 def test_a_range_is_shown_where_there_is_one(spread, text):
     assert spread_text(spread, lambda value: f"{100 * value:.1f} %") == text
+
+
+def test_contestants_are_measured_on_one_split(tmp_path):
+    told = {"with": [finished(story([0.5, 0.6], test=0.9))], "without": [finished(story([0.4, 0.7]))]}
+    found = report(tmp_path, told)
+    assert found.split == "validation"
+    assert [each.tuned.mean for each in found.contenders] == [0.6, 0.7]
+    assert [each.zero_shot.mean for each in found.contenders] == [0.5, 0.4]
