@@ -78,6 +78,11 @@ class Contender:
         measured = next((run.curves.zero_shot["validation"] for run in self.runs if run.curves.zero_shot), None)
         return measured.metric if measured else None
 
+    @property
+    def needed_bytes(self) -> int | None:
+        """What it was predicted to need, where it does not fit."""
+        return next((run.needed_bytes for run in self.runs if run.needed_bytes is not None), None)
+
     def spread(self, value: Callable[[ComparedRun], float | None]) -> Spread | None:
         """Mean and range of a figure over the finished runs."""
         return Spread.of(value(run) for run in self.finished)
@@ -293,6 +298,7 @@ def _summary(each: Contender) -> dict[str, Any]:
         "seconds_to_best": plain(each.seconds_to_best),
         "peak_bytes": plain(each.peak_bytes),
         "footprint_bytes": plain(each.footprint_bytes),
+        "needed_bytes": each.needed_bytes,
         "problem": each.failed.message if each.failed else None,
     }
 

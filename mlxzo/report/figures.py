@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 from ..files import format_bytes
 from ..formatting import format_metric, printable
 from .compare import LOSSES, Contender, Report
+from .tables import status_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +166,9 @@ def _memory(axes: Axes, report: Report) -> None:
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
     peaks = [
-        max((s.high for s in (each.footprint_bytes, each.peak_bytes) if s), default=0.0) for each in report.contenders
+        each.needed_bytes
+        or max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
+        for each in report.contenders
     ]
     most = max([*peaks, cap or 0.0, 1.0])
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
@@ -174,12 +177,16 @@ def _memory(axes: Axes, report: Report) -> None:
         # Over the line of the cap, which would strike it through.
         over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
         axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
-        axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
+        if each.needed_bytes is None:
+            axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
+        else:
+            # Empty: nothing has taken so much.
+            axes.barh(place - 0.14, peak / 1e9, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
         if each.peak_bytes:
             axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=LIGHT.ink, linewidth=1.4)
-        words = format_bytes(int(peak)) if peak else ""
+        words = format_bytes(int(peak)) if peak and each.needed_bytes is None else ""
         if each.status != "finished":
-            words = ", ".join(filter(None, (words, each.status)))
+            words = ", ".join(filter(None, (words, status_text(each))))
         axes.text((peak + 0.015 * most) / 1e9, place - 0.14, words, va="center", fontsize=8)
     axes.set_xlim(0, 1.3 * most / 1e9)
     axes.set_ylim(0.45, count + 0.75)
