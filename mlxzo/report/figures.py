@@ -166,29 +166,29 @@ def _memory(axes: Axes, report: Report) -> None:
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
     peaks = [
-        each.needed_bytes
-        or max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
+        max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
         for each in report.contenders
     ]
-    most = max([*peaks, cap or 0.0, 1.0])
+    # One that needs many times the cap would leave the others no room: its bar runs out of the picture.
+    limit = 1.3 * max([*peaks, cap or 0.0, 1.0]) / 1e9
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
         name = _short(_numbered(report, each), _BAR_CHARACTERS)
         # Over the line of the cap, which would strike it through.
         over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
         axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
-        if each.needed_bytes is None:
-            axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
-        else:
-            # Empty: nothing has taken so much.
-            axes.barh(place - 0.14, peak / 1e9, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
+        axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
         if each.peak_bytes:
             axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=LIGHT.ink, linewidth=1.4)
-        words = format_bytes(int(peak)) if peak and each.needed_bytes is None else ""
+        words = [format_bytes(int(peak))] if peak else []
         if each.status != "finished":
-            words = ", ".join(filter(None, (words, status_text(each))))
-        axes.text((peak + 0.015 * most) / 1e9, place - 0.14, words, va="center", fontsize=8)
-    axes.set_xlim(0, 1.3 * most / 1e9)
+            words.append(status_text(each))
+        if each.needed_bytes is not None:
+            # Empty, since nothing has taken so much.
+            needed = min(each.needed_bytes / 1e9, 2 * limit)
+            axes.barh(place - 0.14, needed, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
+        axes.text(peak / 1e9 + 0.015 * limit, place - 0.14, ", ".join(words), va="center", fontsize=8, bbox=over)
+    axes.set_xlim(0, limit)
     axes.set_ylim(0.45, count + 0.75)
     axes.set_yticks([])
     axes.set_xlabel("GB")
