@@ -53,6 +53,8 @@ def comparison(task: str, arguments: argparse.Namespace) -> Comparison:
             "seeds": arguments.seeds,
             "max_tokens": MAX_TOKENS.get(task, 128),
             "eval_every": arguments.eval_every,
+            "validation_examples": arguments.validation_examples,
+            "test_examples": arguments.test_examples,
             "out": str(arguments.runs),
             "contestants": [each for each in CONTESTANTS if arguments.only is None or _name(each) in arguments.only],
         }
@@ -73,6 +75,8 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=["sst2", "boolq"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--eval-every", type=int, default=50, help="steps between evaluations (default: 50)")
+    parser.add_argument("--validation-examples", type=int, default=200, help="at each evaluation (default: 200)")
+    parser.add_argument("--test-examples", type=int, default=500, help="before and after training (default: 500)")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*map(_name, CONTESTANTS)])
     parser.add_argument("--print", action="store_true", help="show the comparisons as YAML, and run nothing")
     arguments = parser.parse_args()

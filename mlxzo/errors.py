@@ -48,10 +48,21 @@ class ConfigError(MlxzoError):
 
 
 class DoesNotFit(MlxzoError):
-    """Memory or disk space that is not there."""
+    """Memory or disk space that is not there.
+
+    Args:
+        needed_bytes: the memory that a run was predicted to need, where it is refused for that; else None.
+    """
 
     title = "Does not fit"
     exit_code = EXIT_DOES_NOT_FIT
+
+    def __init__(self, message: str, fix: str = "", details: Sequence[str] = (), needed_bytes: int | None = None):
+        super().__init__(message, fix, details)
+        self.needed_bytes = needed_bytes
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "needed_bytes": self.needed_bytes}
 
 
 class WorkerDied(DoesNotFit):

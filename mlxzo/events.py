@@ -172,7 +172,7 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The run ended early; the fields are those of an MlxzoError."""
+    """The run ended early; the fields are those of an MlxzoError, and `needed_bytes` is that of a DoesNotFit."""
 
     name: ClassVar[str] = "failed"
     title: str
@@ -180,6 +180,7 @@ class Failed(Event):
     fix: str
     details: list[str]
     exit_code: int
+    needed_bytes: int | None = None
 
 
 @dataclass(frozen=True)

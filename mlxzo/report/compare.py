@@ -46,10 +46,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Contender:
-    """One contestant with all its runs."""
+    """One contestant with all its runs, measured on `split`."""
 
     name: str
     runs: tuple[ComparedRun, ...]
+    split: str
 
     @property
     def config(self) -> RunConfig:
@@ -77,6 +78,11 @@ class Contender:
         measured = next((run.curves.zero_shot["validation"] for run in self.runs if run.curves.zero_shot), None)
         return measured.metric if measured else None
 
+    @property
+    def needed_bytes(self) -> int | None:
+        """What it was predicted to need, where it does not fit."""
+        return next((run.needed_bytes for run in self.runs if run.needed_bytes is not None), None)
+
     def spread(self, value: Callable[[ComparedRun], float | None]) -> Spread | None:
         """Mean and range of a figure over the finished runs."""
         return Spread.of(value(run) for run in self.finished)
@@ -84,12 +90,14 @@ class Contender:
     @property
     def tuned(self) -> Spread | None:
         """The best state on the test split; where there is none, on the validation split that chose it."""
-        return self.spread(_tuned)
+        return self.spread(self._tuned)
 
     @property
     def zero_shot(self) -> Spread | None:
         """The untrained model on the same split as `tuned`, of all runs that came so far."""
-        return Spread.of(_zero_shot(run) for run in self.runs)
+        return Spread.of(
+            run.curves.zero_shot[self.split].value for run in self.runs if self.split in run.curves.zero_shot
+        )
 
     @property
     def seconds_to_best(self) -> Spread | None:
@@ -104,6 +112,10 @@ class Contender:
     def footprint_bytes(self) -> Spread | None:
         """What the system charged its runs for at their peak, which is what the cap limits."""
         return Spread.of(run.curves.footprint_bytes for run in self.runs if run.curves.zero_shot)
+
+    def _tuned(self, run: ComparedRun) -> float | None:
+        measured = run.curves.test if self.split == "test" else run.curves.best
+        return measured.value if measured else None
 
     def band(self) -> list[tuple[float, float, float, float]]:
         """Validation metric over time: seconds, mean, lowest and highest of the finished runs.
@@ -120,16 +132,24 @@ class Contender:
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison as it stands: its contestants, and what a reader should know about the figures."""
+    """A comparison as it stands: its contestants, and what a reader should know about the figures.
+
+    Attributes:
+        split: what contestants are measured on: `test`, or `validation` where not all runs have a test split.
+    """
 
     name: str
     contenders: tuple[Contender, ...]
+    split: str
 
     @staticmethod
     def of(name: str, runs: Sequence[ComparedRun]) -> Report:
         """Gathers runs by contestant, in the order in which they come."""
+        begun = [run for run in runs if run.curves.steps]
+        split = "test" if begun and all("test" in run.curves.zero_shot for run in begun) else "validation"
         names = dict.fromkeys(run.contestant for run in runs)
-        return Report(name, tuple(Contender(each, tuple(r for r in runs if r.contestant == each)) for each in names))
+        contenders = (Contender(each, tuple(run for run in runs if run.contestant == each), split) for each in names)
+        return Report(name, tuple(contenders), split)
 
     @property
     def runs(self) -> list[ComparedRun]:
@@ -142,11 +162,6 @@ class Report:
     @cached_property
     def metric(self) -> str:
         return next((each.metric for each in self.contenders if each.metric), "accuracy")
-
-    @cached_property
-    def split(self) -> str:
-        """The split that `Contender.tuned` is measured on."""
-        return "test" if any(run.curves.test for run in self.runs) else "validation"
 
     @cached_property
     def examples(self) -> int | None:
@@ -283,19 +298,9 @@ def _summary(each: Contender) -> dict[str, Any]:
         "seconds_to_best": plain(each.seconds_to_best),
         "peak_bytes": plain(each.peak_bytes),
         "footprint_bytes": plain(each.footprint_bytes),
+        "needed_bytes": each.needed_bytes,
         "problem": each.failed.message if each.failed else None,
     }
-
-
-def _tuned(run: ComparedRun) -> float | None:
-    if run.curves.test is not None:
-        return run.curves.test.value
-    return run.curves.best.value if run.curves.best else None
-
-
-def _zero_shot(run: ComparedRun) -> float | None:
-    found = run.curves.zero_shot.get("test") or run.curves.zero_shot.get("validation")
-    return found.value if found else None
 
 
 def _at(curve: Sequence[Measured], seconds: float) -> float:

@@ -38,15 +38,18 @@ class ComparedRun:
 
     @cached_property
     def status(self) -> Status:
-        """How the run stands. `does not fit`: it was found to need more than its cap before it took that much."""
+        """How the run stands. `does not fit`: it was predicted not to, and so never began."""
         if not self.run.events_path.exists() and not self.run.worker_is_alive():
             return "not run"
         status = self.run.status
         if status in ("finished", "running", "interrupted"):
             return status
-        cap, taken = self.config.memory_cap_bytes, self.curves.footprint_bytes or 0
-        predicted = self.failed is not None and self.failed.title == "Does not fit" and cap is not None and taken <= cap
-        return "does not fit" if predicted and not self.curves.steps else "failed"
+        return "failed" if self.needed_bytes is None else "does not fit"
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """What a run that does not fit was predicted to need."""
+        return self.failed.needed_bytes if self.failed else None
 
     @property
     def failed(self) -> events.Failed | None:
@@ -105,6 +108,7 @@ class ComparedRun:
             "training_seconds": curves.training_seconds,
             "peak_bytes": curves.peak_bytes,
             "footprint_bytes": curves.footprint_bytes,
+            "needed_bytes": self.needed_bytes,
             "memory_cap_bytes": config.memory_cap_bytes,
             "problem": self.failed.message if self.failed else None,
         }

@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 from ..files import format_bytes
 from ..formatting import format_metric, printable
 from .compare import LOSSES, Contender, Report
+from .tables import status_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,9 +166,11 @@ def _memory(axes: Axes, report: Report) -> None:
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
     peaks = [
-        max((s.high for s in (each.footprint_bytes, each.peak_bytes) if s), default=0.0) for each in report.contenders
+        max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
+        for each in report.contenders
     ]
-    most = max([*peaks, cap or 0.0, 1.0])
+    # One that needs many times the cap would leave the others no room: its bar runs out of the picture.
+    limit = 1.3 * max([*peaks, cap or 0.0, 1.0]) / 1e9
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
         name = _short(_numbered(report, each), _BAR_CHARACTERS)
@@ -177,11 +180,15 @@ def _memory(axes: Axes, report: Report) -> None:
         axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
         if each.peak_bytes:
             axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=LIGHT.ink, linewidth=1.4)
-        words = format_bytes(int(peak)) if peak else ""
+        words = [format_bytes(int(peak))] if peak else []
         if each.status != "finished":
-            words = ", ".join(filter(None, (words, each.status)))
-        axes.text((peak + 0.015 * most) / 1e9, place - 0.14, words, va="center", fontsize=8)
-    axes.set_xlim(0, 1.3 * most / 1e9)
+            words.append(status_text(each))
+        if each.needed_bytes is not None:
+            # Empty, since nothing has taken so much.
+            needed = min(each.needed_bytes / 1e9, 2 * limit)
+            axes.barh(place - 0.14, needed, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
+        axes.text(peak / 1e9 + 0.015 * limit, place - 0.14, ", ".join(words), va="center", fontsize=8, bbox=over)
+    axes.set_xlim(0, limit)
     axes.set_ylim(0.45, count + 0.75)
     axes.set_yticks([])
     axes.set_xlabel("GB")

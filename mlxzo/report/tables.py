@@ -34,7 +34,7 @@ def _row(report: Report, each: Contender) -> list[str]:
     zero_shot = each.zero_shot
     return [
         each.name,
-        f"{len(each.finished)} of {len(each.runs)}" + ("" if each.status == "finished" else f", {each.status}"),
+        f"{len(each.finished)} of {len(each.runs)}" + ("" if each.status == "finished" else f", {status_text(each)}"),
         metric(zero_shot.mean) if zero_shot else "-",
         spread_text(each.tuned, metric),
         spread_text(each.spread(lambda run: run.steps), lambda value: f"{value:,.0f}"),
@@ -65,6 +65,13 @@ def runs_table(report: Report) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, rows
+
+
+def status_text(each: Contender) -> str:
+    """A contestant's status, with the memory that one which does not fit needs."""
+    if each.needed_bytes is None:
+        return each.status
+    return f"{each.status}: needs {format_bytes(each.needed_bytes)}"
 
 
 def _most(memory: Spread | None) -> str:

@@ -77,5 +77,7 @@ def finished(told: Sequence[events.Event]) -> list[events.Event]:
     return [*told, events.Finished({"steps": 1})]
 
 
-def failed(told: Sequence[events.Event], title: str, message: str, exit_code: int) -> list[events.Event]:
-    return [*told, events.Failed(title, message, "mend it", ["weights 540.0 MB"], exit_code)]
+def failed(
+    told: Sequence[events.Event], title: str, message: str, exit_code: int, needed_bytes: int | None = None
+) -> list[events.Event]:
+    return [*told, events.Failed(title, message, "mend it", ["weights 540.0 MB"], exit_code, needed_bytes)]

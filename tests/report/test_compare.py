@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mlxzo import events
+from mlxzo.commands.compare import exit_code
 from mlxzo.report.compare import Report, Spread
 from mlxzo.report.compared import ComparedRun, labelled
 from mlxzo.report.tables import csv_text, problems, spread_text, summary_table
@@ -54,7 +55,8 @@ def test_only_finished_runs_count_and_the_others_are_told_with_their_sentence(tm
     found = report(
         tmp_path,
         {
-            "does not fit": [failed([], "Does not fit", "it needs 3.1 GB of 2.0 GB", 3)],
+            "does not fit": [failed([], "Does not fit", "it needs 3.1 GB of 2.0 GB", 3, 3_100_000_000)],
+            "disk full": [failed([], "Does not fit", "the disk has no room", 3)],
             "over the cap": [failed(begun, "Does not fit", "it went over its memory cap", 3)],
             "diverged": [failed(begun, "Diverged", "the loss is not a finite number", 5), finished(story([0.5, 0.6]))],
             "to come": [None],
@@ -64,6 +66,7 @@ def test_only_finished_runs_count_and_the_others_are_told_with_their_sentence(tm
     status = {each.name: each.status for each in found.contenders}
     assert status == {
         "does not fit": "does not fit",
+        "disk full": "failed",
         "over the cap": "failed",
         "diverged": "failed",
         "to come": "not run",
@@ -73,10 +76,17 @@ def test_only_finished_runs_count_and_the_others_are_told_with_their_sentence(tm
     assert [each.name for each in found.contenders if each.tuned] == ["diverged"]
     assert problems(found) == [
         ("does not fit", "it needs 3.1 GB of 2.0 GB"),
+        ("disk full", "the disk has no room"),
         ("over the cap", "it went over its memory cap"),
         ("diverged", "the loss is not a finite number"),
     ]
-    assert "2 of 6 runs are not done." in found.remarks()
+    assert "2 of 7 runs are not done." in found.remarks()
+    assert summary_table(found)[1][0][1] == "0 of 1, does not fit: needs 3.1 GB"
+    assert exit_code(found) == 3
+    assert (
+        exit_code(report(tmp_path / "fits", {"large": [failed([], "Does not fit", "no", 3, 10)], "to come": [None]}))
+        == 0
+    )
 
 
 def test_without_a_test_split_the_best_on_validation_is_told_as_such(tmp_path):
@@ -190,3 +200,11 @@ def test_a_damaged_run_hides_no_other(tmp_path):
 )
 def test_a_range_is_shown_where_there_is_one(spread, text):
     assert spread_text(spread, lambda value: f"{100 * value:.1f} %") == text
+
+
+def test_contestants_are_measured_on_one_split(tmp_path):
+    told = {"with": [finished(story([0.5, 0.6], test=0.9))], "without": [finished(story([0.4, 0.7]))]}
+    found = report(tmp_path, told)
+    assert found.split == "validation"
+    assert [each.tuned.mean for each in found.contenders] == [0.6, 0.7]
+    assert [each.zero_shot.mean for each in found.contenders] == [0.5, 0.4]

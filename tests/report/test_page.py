@@ -23,7 +23,7 @@ def report(tmp_path_factory):
     told = {
         NASTY: finished(story([0.5, 0.6, 0.7], test=0.7)),
         "_b by bp": finished(story([0.5, 0.7, 0.8], test=0.8)),
-        "too large": failed([], "Does not fit", f"it needs {NASTY}", 3),
+        "too large": failed([], "Does not fit", f"it needs {NASTY}", 3, 3_100_000_000),
         "to come": None,
     }
     runs = [
@@ -83,7 +83,7 @@ def test_the_figure_names_every_contestant_as_text_and_draws_those_that_trained(
         assert f"{number}  {shown(name)}" in texts
     # The lines of the two that trained are named once more, in the legend.
     assert texts.count(f"1  {shown(NASTY)}") == 2 and texts.count("4  to come") == 1
-    assert "does not fit" in texts and "not run" in texts
+    assert "does not fit: needs 3.1 GB" in texts and "not run" in texts
     assert any("majority class: 52.0 %" in text for text in texts)
     assert any("zero-shot, smollm2-135m: 50.0 %" in text for text in texts)
 

@@ -1,7 +1,10 @@
 """What a comparison is read from, the runs it stands for, and every problem of it at once."""
 
+import fcntl
+
 import pytest
 
+from mlxzo import events
 from mlxzo.comparison import Comparison, parse_contestant
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
@@ -188,3 +191,29 @@ def test_with_a_time_limit_the_time_left_is_known_from_the_start(tmp_path):
     # What a run takes beside its time, such as loading and the test, is then added to the others.
     series.ended.append(Ended(RunDirectory(tmp_path / "full"), configs[0], None, 75.0))
     assert series.seconds_left() == 75
+
+
+def test_a_run_that_somebody_else_is_running_is_waited_for(tmp_path):
+    config = RunConfig(out=str(tmp_path), name="r").resolved()
+    run = RunDirectory.create(config)
+    said = []
+    with run.lock_path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def end() -> None:
+            run.events_path.write_text(events.to_json(events.Finished({"steps": 1}), 0.0) + "\n")
+            held.close()
+
+        (ended,) = Series([config], said.append, end).run()
+    assert ended.seconds is None and ended.failed is None and ended.run.id == "r"
+    assert [event.text for event in said] == ["r is being run already; waiting for it to end"]
+
+
+def test_a_series_that_is_stopped_while_it_waits_begins_nothing(tmp_path):
+    config = RunConfig(out=str(tmp_path), name="r").resolved()
+    run = RunDirectory.create(config)
+    series = Series([config], lambda event: None, lambda: series.stop())
+    with run.lock_path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert list(series.run()) == [] and series.stopping
+    assert run.path.exists()

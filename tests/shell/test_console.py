@@ -105,6 +105,13 @@ def test_a_wait_shows_how_much_is_left():
     assert "Downloading: 25.0 MB of 100.0 MB  ETA 1 min 00 s" in file.getvalue()
 
 
+def test_what_a_run_is_part_of_stands_under_its_figures():
+    view, file = view_on(80, False)
+    view.overall = "run 3 of 12"
+    view.show(step(100))
+    assert file.getvalue().rstrip().endswith("run 3 of 12")
+
+
 def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
     view, file = view_on(80, False)
     view.show(step(100, loss=None))
