@@ -1,0 +1,153 @@
+"""The app: its places, what they share (the runs that are open), themes, commands, and how it closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from mlxzo.config import RunConfig
+from mlxzo.errors import MlxzoError
+from mlxzo.runs import RunDirectory
+
+from .feed import Replay, RunFeed
+from .screens.dialogs import Choice, error_dialog
+from .screens.help import HelpDialog
+from .screens.monitor import Monitor
+from .screens.runs import Runs
+from .themes import THEMES, curve_colours
+from .widgets.navigation import PLACES
+
+DEMO = Path(__file__).parent / "data" / "demo.jsonl"
+
+
+class MlxzoApp(App[None]):
+    """The terminal app of mlxzo."""
+
+    TITLE = "mlxzo"
+    CSS_PATH = "theme.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
+    MODES: ClassVar = {"runs": Runs, "monitor": Monitor}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "Help", priority=True),
+        *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in PLACES.items()),
+        Binding("ctrl+p", "command_palette", "Commands", priority=True),
+        Binding("f12,ctrl+s", "shoot", "Screenshot", show=False, priority=True),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(self, *, root: str = RunConfig.out, run: RunDirectory | None = None, demo: bool = False):
+        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one."""
+        super().__init__()
+        self.root = root
+        self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
+        self._feeds: dict[Path, RunFeed] = {}
+        if run is not None:
+            self._feeds[run.path] = self.current
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = "mlxzo"
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return curve_colours(dark=self.current_theme.dark)
+
+    def get_default_screen(self) -> Screen:
+        return super().get_default_screen()
+
+    def on_mount(self) -> None:
+        self.switch_mode("monitor" if self.current is not None else "runs")
+
+    # Runs that are open
+
+    def feed(self, run: RunDirectory) -> RunFeed:
+        """The one feed of a run, however many screens show it."""
+        return self._feeds.setdefault(run.path, RunFeed(run))
+
+    def open_run(self, run: RunDirectory) -> None:
+        """Shows a run in the monitor."""
+        self.current = self.feed(run)
+        self.switch_mode("monitor")
+
+    def started_here(self) -> list[RunFeed]:
+        """The runs whose workers this app looks after and which still go on."""
+        return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
+
+    def report(self, problem: MlxzoError) -> None:
+        """Shows an error, with what to do about it."""
+        self.push_screen(error_dialog(problem))
+
+    # Actions
+
+    def action_go(self, mode: str) -> None:
+        """Goes to a place, unless a dialog waits for an answer."""
+        if not self.screen.is_modal:
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        if not isinstance(self.screen, HelpDialog):
+            self.push_screen(HelpDialog(self.screen, self.focused))
+
+    def action_shoot(self) -> None:
+        """Saves the screen as an SVG in the current folder."""
+        name = f"mlxzo-{datetime.now():%Y%m%d-%H%M%S}.svg"
+        try:
+            path = self.save_screenshot(name, str(Path.cwd()))
+        except OSError as error:
+            self.notify(f"The screenshot could not be saved: {error.strerror}", severity="error")
+        else:
+            self.notify(path, title="Screenshot saved")
+
+    async def action_quit(self) -> None:
+        running = self.started_here()
+        if not running:
+            self.exit()
+            return
+        if isinstance(self.screen, Choice):
+            return
+        names = "\n".join(f"  {feed.title}" for feed in running)
+        self.push_screen(
+            Choice(
+                "Close mlxzo",
+                f"Still training:\n{names}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
+                {"leave": "Leave it running", "stop": "Stop it and save", "stay": "Stay here"},
+            ),
+            self._close,
+        )
+
+    def _close(self, choice: str | None) -> None:
+        if choice == "stop":
+            running = self.started_here()
+            for feed in running:
+                feed.supervision.stop()
+            self.notify("Stopping after the step in hand")
+            self.set_interval(0.1, lambda: None if any(f.supervision.running for f in running) else self.exit())
+        elif choice == "leave":
+            self.exit()
+
+    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        """Every place and every action of the screen, and what Textual offers."""
+        for mode, (key, name) in PLACES.items():
+            yield SystemCommand(f"Go to {name}", key.upper(), lambda mode=mode: self.action_go(mode))
+        seen: set[str] = set()
+        for _, binding, enabled, tooltip in screen.active_bindings.values():
+            action = binding.action
+            if enabled and binding.description and action not in seen and not action.startswith(("go(", "app.go(", "command_palette")):
+                seen.add(action)
+                yield SystemCommand(
+                    binding.description,
+                    f"{tooltip or 'key'} {self.get_key_display(binding)}".strip(),
+                    lambda action=action: self.call_later(self._run_from_palette, action),
+                )
+        yield SystemCommand("Screenshot", "save the screen as an SVG in the current folder (F12)", self.action_shoot)
+        yield SystemCommand("Theme", "change the colours", self.action_change_theme)
+
+    async def _run_from_palette(self, action: str) -> None:
+        target = self.focused if self.focused is not None else self.screen
+        await self.run_action(action, target)

@@ -1,0 +1,4 @@
+from .page import Page
+class Runs(Page):
+    mode="runs"; help=""
+    def body(self): return []
