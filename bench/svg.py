@@ -8,6 +8,8 @@ import re
 # Cell size of Rich's and Textual's SVG export, in its own units.
 _CELL_WIDTH, _CELL_HEIGHT = 12.2, 24.4
 _RADIUS = 1.9
+_ARC = f"a{_RADIUS} {_RADIUS} 0 1 0"
+_CIRCLE = f"{_ARC} {2 * _RADIUS} 0{_ARC} {-2 * _RADIUS} 0"
 # Column and row of the dots of U+2800, by bit.
 _DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))
 _TEXT = re.compile(r'<text class="([^"]+)" x="([^"]+)" y="([^"]+)"[^>]*>([^<]*[\u2801-\u28ff][^<]*)</text>')
@@ -36,5 +38,5 @@ def _drawn(match: re.Match[str]) -> str:
             if bits >> bit & 1:
                 cx = x + (dot_column + 0.5) * _CELL_WIDTH / 2
                 cy = top + (dot_row + 0.5) * _CELL_HEIGHT / 4
-                path.append(f"M{cx - _RADIUS:.1f} {cy:.1f}a{_RADIUS} {_RADIUS} 0 1 0 {2 * _RADIUS} 0a{_RADIUS} {_RADIUS} 0 1 0 {-2 * _RADIUS} 0")
+                path.append(f"M{cx - _RADIUS:.1f} {cy:.1f}{_CIRCLE}")
     return f'<path class="{style}" d="{"".join(path)}"/>' + "".join(letters)

@@ -48,6 +48,8 @@ class MlxzoApp(App[None]):
         super().__init__()
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
+        self.race: list[RunFeed] = []
+        self.tried: RunDirectory | None = None
         self._feeds: dict[Path, RunFeed] = {}
         if run is not None:
             self._feeds[run.path] = self.current
@@ -57,9 +59,6 @@ class MlxzoApp(App[None]):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return curve_colours(dark=self.current_theme.dark)
-
-    def get_default_screen(self) -> Screen:
-        return super().get_default_screen()
 
     def on_mount(self) -> None:
         self.switch_mode("monitor" if self.current is not None else "runs")
@@ -74,6 +73,25 @@ class MlxzoApp(App[None]):
         """Shows a run in the monitor."""
         self.current = self.feed(run)
         self.switch_mode("monitor")
+
+    def open_race(self, runs: Iterable[RunDirectory]) -> None:
+        """Shows runs on shared axes."""
+        self.race = [self.feed(run) for run in runs]
+        self.switch_mode("race")
+
+    def open_try(self, run: RunDirectory) -> None:
+        """Prompts what a run made."""
+        self.tried = run
+        self.switch_mode("try_it")
+
+    def forget(self, run: RunDirectory) -> None:
+        """Lets go of a run that was deleted."""
+        feed = self._feeds.pop(run.path, None)
+        if self.current is feed:
+            self.current = None
+        self.race = [other for other in self.race if other is not feed]
+        if self.tried == run:
+            self.tried = None
 
     def started_here(self) -> list[RunFeed]:
         """The runs whose workers this app looks after and which still go on."""
@@ -138,7 +156,12 @@ class MlxzoApp(App[None]):
         seen: set[str] = set()
         for _, binding, enabled, tooltip in screen.active_bindings.values():
             action = binding.action
-            if enabled and binding.description and action not in seen and not action.startswith(("go(", "app.go(", "command_palette")):
+            if (
+                enabled
+                and binding.description
+                and action not in seen
+                and not action.startswith(("go(", "app.go(", "command_palette"))
+            ):
                 seen.add(action)
                 yield SystemCommand(
                     binding.description,

@@ -4,8 +4,8 @@ mlxzo tui
 mlxzo tui runs/RUN
 mlxzo tui --demo
 
-F1 explains what has the focus, ctrl+p lists every command, ctrl+q closes. Closing it need not end a run: it can be opened
-again at any time, and so can a run that `mlxzo train` started.
+F1 explains what has the focus, ctrl+p lists every command, ctrl+q closes. Closing it need not end a run: a run can be
+opened again at any time, and so can one that `mlxzo train` started.
 """
 
 from __future__ import annotations

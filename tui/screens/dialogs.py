@@ -35,7 +35,13 @@ class Choice(ModalScreen[str | None]):
             yield Static(self._text, markup=False, classes="dialog-text")
             with Horizontal(classes="dialog-buttons"):
                 for name, label in self._choices.items():
-                    variant = "error" if name == self._danger else "primary" if name == next(iter(self._choices)) else "default"
+                    variant = (
+                        "error"
+                        if name == self._danger
+                        else "primary"
+                        if name == next(iter(self._choices))
+                        else "default"
+                    )
                     yield Button(label, id=name, variant=variant, compact=True)
 
     def on_mount(self) -> None:

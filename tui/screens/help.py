@@ -31,7 +31,7 @@ class HelpDialog(ModalScreen[None]):
             dialog.border_title = "Help"
             if (text := _help_of(self._focused)) is not None:
                 yield Static(text, markup=False, classes="help-focused")
-            if (about := getattr(self._about, "help", "")):
+            if about := getattr(self._about, "help", ""):
                 yield Static(about, markup=False, classes="help-screen")
             for name, rows in self._keys.items():
                 yield Static(name, classes="help-heading", markup=False)

@@ -68,9 +68,9 @@ class Monitor(Page):
 
     mode = "monitor"
     help = (
-        "Monitor shows one run as its events come: live, whoever started it, or as it went. Closing the app does not end "
-        "a run. Digits show and hide the panels; charts zoom with + and -, move with the arrow keys, and give their "
-        "values under the mouse pointer or with , and ."
+        "Monitor shows one run as its events come: live, whoever started it, or as it went. Closing the app does not "
+        "end a run. Digits show and hide the panels; charts zoom with + and -, move with the arrow keys, and give "
+        "their values under the mouse pointer or with , and ."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,p", "pause", "Pause", key_display="p"),
@@ -105,8 +105,8 @@ class Monitor(Page):
                 empty="The zero-shot evaluation comes before training starts, the next after `eval_every` steps.",
                 y_labels=percent,
                 y_value=lambda value: f"{100 * value:.1f} %",
-                help="The task's metric on the validation split at each evaluation. ★ is the best so far, whose state is "
-                "saved. The dashed lines are the model before training and always answering the largest class.",
+                help="The task's metric on the validation split at each evaluation. ★ is the best so far, whose state "
+                "is saved. The dashed lines are the model before training and always answering the largest class.",
             )
             yield Chart(
                 id="memory",
@@ -116,8 +116,8 @@ class Monitor(Page):
                 y_value=lambda value: format_bytes(int(value)),
                 x_name="time",
                 from_zero=True,
-                help="Memory of the training process over time, against the cap if there is one. Upright lines are where "
-                "the phases of the run begin.",
+                help="Memory of the training process over time, against the cap if there is one. Upright lines are "
+                "where the phases of the run begin.",
             )
             yield Chart(
                 id="speed",
@@ -227,7 +227,9 @@ def state_words(feed: RunFeed | Replay) -> tuple[str, str, str]:
     if isinstance(outcome, events.Finished):
         return "✓", "finished", "success"
     if isinstance(outcome, events.Failed):
-        return ("■", "interrupted", "warning") if outcome.title == "Interrupted" else ("✗", outcome.title.lower(), "error")
+        return (
+            ("■", "interrupted", "warning") if outcome.title == "Interrupted" else ("✗", outcome.title.lower(), "error")
+        )
     if feed.died:
         return "✗", "died", "error"
     if not history.phase:
@@ -259,7 +261,7 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
     left = Text(f"{head}  {printable(label)}  ")
     if share is not None:
         percent_done = f" {100 * share:.0f} %"
-        left.append_text(bar(share, max(8, min(60, width - len(left.plain) - len(percent_done)))))
+        left.append_text(bar(share, max(8, width - len(left.plain) - len(percent_done))))
         left.append(percent_done)
     parts = []
     if isinstance(history.outcome, events.Failed):

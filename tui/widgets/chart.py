@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,7 +56,7 @@ class Moment:
 
 def plain(values: Sequence[float]) -> list[str]:
     """Tick labels with as many decimals as it takes to tell them apart."""
-    gap = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    gap = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     decimals = 0 if gap >= 1 else min(6, int(np.ceil(-np.log10(gap) - 1e-9)))
     return [f"{value:,.{decimals}f}" for value in values]
 
@@ -196,7 +197,9 @@ class Chart(Widget, can_focus=True):
         """Moves the place that values are read off."""
         offset, width = self._plot
         if width:
-            self._pointer = min(max((offset + width if self._pointer is None else self._pointer) + columns, offset), offset + width - 1)
+            self._pointer = min(
+                max((offset + width if self._pointer is None else self._pointer) + columns, offset), offset + width - 1
+            )
             self._draw_again()
 
     def _look(self, x0: float, x1: float) -> None:
@@ -330,7 +333,9 @@ class Chart(Widget, can_focus=True):
 
     def _draw_lines(self, canvas: _Canvas, window: Window) -> None:
         for series in self._series:
-            canvas.braille(curve(series.x, series.y, window, canvas.width, canvas.height, area=series.area), series.style)
+            canvas.braille(
+                curve(series.x, series.y, window, canvas.width, canvas.height, area=series.area), series.style
+            )
         for moment in self._moments:
             place = float(window.across(np.array(moment.x)))
             if 0 <= place < 1:
@@ -347,7 +352,7 @@ class Chart(Widget, can_focus=True):
 
     def _x_axis(self, window: Window, margin: int, columns: int) -> Strip:
         in_time = self._x_name == "time"
-        count = max(2, columns // 12)
+        count = max(2, columns // 9)
         if in_time:
             values = time_ticks(window.x0, window.x1, count)
             labels = clock(values)
@@ -465,4 +470,4 @@ class _Canvas:
         text = "".join(map(chr, self._glyphs[row]))
         owners = self._owners[row]
         breaks = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), self.width]
-        return [Segment(text[a:b], styles[owners[a]]) for a, b in zip(breaks, breaks[1:], strict=False)]
+        return [Segment(text[a:b], styles[owners[a]]) for a, b in itertools.pairwise(breaks)]
