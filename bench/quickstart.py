@@ -45,7 +45,7 @@ def main() -> None:
         ["gain, points", percent([b - a for a, b in zip(before, after, strict=True)])],
         ["training, s", spread([r["train_seconds"] for r in results], 0)],
         ["all in all, s", spread([r["total_seconds"] for r in results], 0)],
-        ["peak, MB", spread([r["peak_bytes"] / 1e6 for r in results], 0)],
+        ["peak, MB", spread([r["memory"]["mlx_peak_bytes"] / 1e6 for r in results], 0)],
     ]
     first = results[0]
     print(

@@ -7,7 +7,7 @@ candidates are read off one position; otherwise each candidate is a row of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -70,6 +70,15 @@ class Shapes:
     def padded(self, example: EncodedExample) -> int:
         """The length that an example is padded to."""
         return -(-example.length // self.multiple) * self.multiple
+
+    def most_rows(self, length: int) -> int:
+        """Most sequences of a padded length in one micro-batch."""
+        return max(1, min(self.tokens // length, self.rows or self.tokens))
+
+    def largest(self, examples: Iterable[EncodedExample]) -> int:
+        """Tokens of the largest micro-batch that these examples could make, padding included."""
+        sizes = {(self.padded(example), len(example.rows)) for example in examples}
+        return max((length * max(rows, self.most_rows(length)) for length, rows in sizes), default=0)
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ def make_batch(examples: Sequence[EncodedExample], shapes: Shapes) -> Batch:
         groups.setdefault(key, []).append(i)
     places: list[tuple[int, ...]] = []
     for (length, _, _), members in sorted(groups.items()):
-        limit = max(1, min(shapes.tokens // length, shapes.rows or shapes.tokens))
+        limit = shapes.most_rows(length)
         part: list[int] = []
         rows = 0
         for i in members:
@@ -276,9 +285,15 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
     return [_epoch_order(count, seed, i // count)[i % count] for i in range(first, first + batch_size)]
 
 
-def by_length(examples: Sequence[EncodedExample], batch_size: int, shapes: Shapes) -> Iterator[tuple[list[int], Batch]]:
-    """All examples once, in batches of similar length, each with its example numbers."""
+def by_length(
+    examples: Sequence[EncodedExample], batch_size: int, cut: Callable[[Sequence[EncodedExample]], Batch]
+) -> Iterator[tuple[list[int], Batch]]:
+    """All examples once, in batches of similar length, each with its example numbers.
+
+    Args:
+        cut: cuts the examples of a batch into micro-batches when its turn has come.
+    """
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, make_batch([examples[i] for i in indices], shapes)
+        yield indices, cut([examples[i] for i in indices])

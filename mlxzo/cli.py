@@ -21,7 +21,7 @@ COMMANDS = {
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
-    "runs": ("runs", "list runs, show one"),
+    "runs": ("runs", "list runs, show one, pause or stop one"),
     "models": ("models", "list the models known by name"),
     "tasks": ("tasks", "list the tasks"),
     "tui": ("tui", "the terminal app: set up, watch, race and try runs"),

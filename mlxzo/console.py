@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import events
-from .files import format_bytes
 from .formatting import (
     evaluated_line,
     format_amount,
@@ -24,6 +23,8 @@ from .formatting import (
     format_seconds,
     format_share,
     loaded_line,
+    memory_text,
+    peak_memory_text,
     printable,
 )
 
@@ -48,6 +49,8 @@ class RunView:
         self._live: Live | None = None
         self._last_plain = -_PLAIN_SECONDS
         self._wait_began: tuple[str, float] | None = None
+        self._memory = ""
+        self._trains = False
 
     def __enter__(self) -> RunView:
         return self
@@ -58,10 +61,14 @@ class RunView:
     def show(self, event: events.Event) -> None:
         """Renders one event; kinds that have nothing to show are passed over."""
         match event:
-            case events.Phase(phase="evaluate"):
+            case events.Phase(phase="evaluate" | "save"):
                 # Every evaluation has a line of its own when it is done.
                 pass
+            case events.Phase(phase="train") if self._trains:
+                # Back from an evaluation.
+                pass
             case events.Phase():
+                self._trains = event.phase == "train"
                 self._say(_PHASES.get(event.phase, event.phase) + (f": {event.detail}" if event.detail else ""))
             case events.Progress():
                 self._transient(lambda: self._progress_lines(event))
@@ -71,6 +78,14 @@ class RunView:
                 self._transient(lambda: self._step_lines(event), final=event.step == event.steps)
             case events.Evaluated():
                 self._say(evaluated_line(event), style="bold" if event.best else "")
+            case events.Memory():
+                self._memory = f"  memory {memory_text(event)}"
+            case events.Paused():
+                self._say(
+                    f"Paused after step {event.step}: `mlxzo runs continue RUN` goes on, `mlxzo runs stop RUN` ends"
+                )
+            case events.Continued():
+                self._say(f"Continued after {format_seconds(event.seconds)}")
             case events.Note():
                 self._say(f"Note: {event.text}")
 
@@ -101,8 +116,7 @@ class RunView:
         head = f"step {step.step}/{step.steps}  {share}  {step.steps_per_second:.2f} steps/s"
         head += f"  ETA {format_seconds(step.eta_seconds)}"
         loss = f"loss {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
-        memory = f"memory {format_bytes(step.active_bytes)}, peak {format_bytes(step.peak_bytes)}"
-        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s  {memory}"
+        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}"
         return self._with_bar(step.step, step.steps, [head, text])
 
     def _progress_lines(self, progress: events.Progress) -> list[Text]:
@@ -136,7 +150,7 @@ class ResultTable:
         self._train_seconds = 0.0
         self._steps = 0
         self._tokens = self._padded_tokens = 0
-        self._peak_bytes = 0
+        self._memory: events.Memory | None = None
 
     def add(self, event: events.Event) -> None:
         if isinstance(event, events.Evaluated):
@@ -146,7 +160,8 @@ class ResultTable:
             self._steps += 1
             self._tokens += event.tokens
             self._padded_tokens += event.padded_tokens
-            self._peak_bytes = max(self._peak_bytes, event.peak_bytes)
+        elif isinstance(event, events.Memory):
+            self._memory = event
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of every line of the table."""
@@ -171,7 +186,8 @@ class ResultTable:
             if self._padded_tokens:
                 training += f"; {100 * (1 - self._tokens / self._padded_tokens):.0f} % of all tokens were padding"
             rows.append(("training", training))
-            rows.append(("peak memory", format_bytes(self._peak_bytes)))
+        if self._memory is not None:
+            rows.append(("peak memory", peak_memory_text(self._memory)))
         return rows
 
     def show(self, console: Console, run: str) -> None:

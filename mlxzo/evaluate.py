@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .batching import EncodedExample, Shapes, by_length
+from .batching import Batch, EncodedExample, by_length
 from .scoring import Scorer, example_losses
 
 
@@ -46,7 +46,7 @@ def evaluate(
     metric: str,
     *,
     batch_size: int,
-    shapes: Shapes,
+    cut: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Scores `examples` under the weights as they stand.
@@ -54,13 +54,13 @@ def evaluate(
     Args:
         metric: `accuracy` (argmax of the candidates' mean token log-likelihood), or `loss`.
         batch_size: examples scored between two calls of `on_progress`.
-        shapes: how they are cut into forward passes.
+        cut: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
     """
     started = time.perf_counter()
     correct, losses, done = 0, np.zeros(len(examples)), 0
     view = scorer.causal.view()
-    for indices, batch in by_length(examples, batch_size, shapes):
+    for indices, batch in by_length(examples, batch_size, cut):
         for part, places, scores in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
             correct += int((scores.argmax(axis=1) == part.target).sum())
             losses[[indices[i] for i in places]] = example_losses(scores, part.target)

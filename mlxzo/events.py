@@ -83,6 +83,50 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Memory(Event):
+    """What memory the run takes, in bytes; most samples are only shown, and not kept in events.jsonl.
+
+    Attributes:
+        phase: the phase (see `Phase`) the run is in.
+        footprint_bytes: what the system charges the worker for; `peak_footprint_bytes` is the most of it so far.
+        active_bytes, cache_bytes, peak_bytes: MLX's arrays, the freed buffers that it keeps, and the most of its arrays
+            so far.
+        cap_bytes: the run's memory cap, if it has one.
+        available_bytes, swap_used_bytes: what the machine's programs could have now, and what of them lies in swap.
+        pressure: macOS's memory pressure: 1 normal, 2 warning, 4 critical; None elsewhere.
+    """
+
+    name: ClassVar[str] = "memory"
+    phase: str
+    footprint_bytes: int
+    peak_footprint_bytes: int
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+    cap_bytes: int | None
+    available_bytes: int
+    swap_used_bytes: int
+    pressure: int | None
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """The run waits, `step` steps done, until it is told to continue or stop."""
+
+    name: ClassVar[str] = "paused"
+    step: int
+
+
+@dataclass(frozen=True)
+class Continued(Event):
+    """The run goes on after a pause of `seconds`."""
+
+    name: ClassVar[str] = "continued"
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Evaluated(Event):
     """One evaluation. `kind` is `zero-shot`, `validation` or `test`; `majority` is the share of the largest class."""
 

@@ -38,6 +38,18 @@ def evaluated_line(event: events.Evaluated) -> str:
     return line + (" * best" if event.best and event.kind == "validation" else "")
 
 
+def memory_text(event: events.Memory) -> str:
+    """The run's footprint now, at its peak, and its cap: `612.0 MB, peak 640.0 MB, cap 1.0 GB`."""
+    cap = "" if event.cap_bytes is None else f", cap {format_bytes(event.cap_bytes)}"
+    return f"{format_bytes(event.footprint_bytes)}, peak {format_bytes(event.peak_footprint_bytes)}{cap}"
+
+
+def peak_memory_text(event: events.Memory) -> str:
+    """What the run took at most, as the system counts it and as MLX does, and its cap."""
+    cap = "" if event.cap_bytes is None else f"; cap {format_bytes(event.cap_bytes)}"
+    return f"{format_bytes(event.peak_footprint_bytes)} (MLX's arrays {format_bytes(event.peak_bytes)}){cap}"
+
+
 def format_metric(metric: str, value: float | None) -> str:
     """Shares as percentages; a metric that is a loss or a length of its own as a number."""
     if value is None:

@@ -100,6 +100,11 @@ class RunDirectory:
         return self.path / "worker.log"
 
     @property
+    def commands_path(self) -> Path:
+        """What the worker was asked to do while it runs (see `control`)."""
+        return self.path / "commands.jsonl"
+
+    @property
     def lock_path(self) -> Path:
         """Locked (flock) for as long as the run's worker lives, and holding its process id."""
         return self.path / "worker.lock"
@@ -154,6 +159,13 @@ class RunDirectory:
                 if found is not None and isinstance(found[0], kinds):
                     return found[0]
         return None
+
+    def kept(self) -> str:
+        """Which of the run's work is on disk, in words."""
+        saved = self.last_event(events.Saved)
+        if not isinstance(saved, events.Saved):
+            return "no state had been saved"
+        return f"the best state, of step {saved.step}, is in {self.path / saved.path}"
 
     def worker_is_alive(self) -> bool:
         """Whether a worker holds the run's lock, whoever started it."""

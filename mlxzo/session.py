@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,7 +18,7 @@ from .files import need_free_space
 from .formatting import format_bytes
 from .memory.meter import mlx_memory, system_memory
 from .models.causal import CausalLM
-from .models.loading import LoadedModel, count_parameters, load_model, weights_fingerprint
+from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .scoring import Scorer
@@ -30,6 +30,10 @@ from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 _CACHE_SHARE = 0.1
 # Examples between two reports of progress.
 _SCORED_AT_ONCE = 32
+
+
+Splits = dict[str, list[EncodedExample]]
+"""The examples of each split, as tokens."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Session:
     scorer: Scorer
     shapes: Shapes
     data: TaskData
-    splits: dict[str, list[EncodedExample]]
+    splits: Splits
     weights_sha256: str
 
     @property
@@ -58,6 +62,29 @@ class Session:
         """Examples cut into the micro-batches of this run."""
         return make_batch(examples, self.shapes)
 
+    def shrink(self) -> str:
+        """Makes the run take less memory from here on, and says what was done.
+
+        MLX's freed buffers go back to the system, and micro-batches become half as large: losses stay the same to
+        the rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept
+        in memory: losses stay the same to the bit.
+
+        Returns:
+            What was done, in words; empty if there is nothing more to do.
+        """
+        mx.clear_cache()
+        examples = [example for split in self.splits.values() for example in split]
+        now = self.shapes.largest(examples)
+        smaller = replace(self.shapes, tokens=now // 2)
+        if (then := smaller.largest(examples)) < now:
+            self.shapes = smaller
+            return f"micro-batches have at most {then} tokens instead of {now}; losses stay the same to rounding"
+        if isinstance(self.scorer.cache, PrefixCache):
+            self.scorer.cache = None
+            mx.clear_cache()
+            return "the frozen layers' output is no longer kept, and computed for every step"
+        return ""
+
     def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
         """Measures the weights as they stand on one split, telling `emit` how far it is."""
         return evaluate(
@@ -65,18 +92,18 @@ class Session:
             self.splits[split],
             self.metric,
             batch_size=_SCORED_AT_ONCE,
-            shapes=self.shapes,
+            cut=self.batch,
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
             ),
         )
 
 
-def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, LoadedModel]:
-    """Brings the model of a configuration into memory; downloads and conversions are reported as they go.
+def find_model(config: RunConfig, emit: events.Emit) -> ResolvedModel:
+    """Brings the model of a configuration onto this machine; downloads and conversions are reported as they go.
 
     Raises:
-        ModelError: it cannot be had or loaded. DoesNotFit: the disk is full.
+        ModelError: it cannot be had. DoesNotFit: the disk is full.
     """
 
     def report(progress: FileProgress) -> None:
@@ -85,6 +112,16 @@ def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, Loa
 
     resolved = resolve(config.model, progress=report)
     emit(events.Phase("load", resolved.name))
+    return resolved
+
+
+def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, LoadedModel]:
+    """Brings the model of a configuration into memory.
+
+    Raises:
+        ModelError: it cannot be had or loaded. DoesNotFit: the disk is full.
+    """
+    resolved = find_model(config, emit)
     return resolved, load_model(resolved, dtype=config.dtype)
 
 
@@ -106,27 +143,40 @@ def micro_batch_shapes(config: RunConfig) -> Shapes:
     return Shapes(8, 512, config.micro_batch) if on_cpu() else Shapes(32, 8192, config.micro_batch)
 
 
-def open_session(config: RunConfig, emit: events.Emit, *, trains: bool = True) -> Session:
+def open_session(
+    config: RunConfig,
+    emit: events.Emit,
+    *,
+    trains: bool = True,
+    fit: Callable[[RunConfig, ResolvedModel, Splits], RunConfig] = lambda config, resolved, splits: config,
+    between_layers: Callable[[], None] = lambda: None,
+) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
 
     Args:
         trains: False for a base model that is only read: its scope does not matter, and nothing is trainable.
+        fit: settles what the memory cap decides, before any weights are loaded.
+        between_layers: called between the layers of every forward pass (see `CausalLM`).
 
     Raises:
-        MlxzoError: data or model cannot be had (exit code 4), or the scope does not suit the model (2).
+        MlxzoError: data or model cannot be had (exit code 4), the scope does not suit the model (2), or the run does
+            not fit (3).
     """
     # Data first: it is quick, and a bad line is better told before a long download.
     data = load_task(config, progress=lambda text: emit(events.Progress(text, 0.0, None, "")))
-    resolved, loaded = open_model(config, emit)
+    resolved = find_model(config, emit)
+    tokenizer = load_tokenizer(resolved)
+    splits = {
+        split: [encode(example, tokenizer, config.max_tokens) for example in getattr(data, split)]
+        for split in ("train", "validation", "test")
+    }
+    config = fit(config, resolved, splits)
+    loaded = load_model(resolved, dtype=config.dtype, tokenizer=tokenizer)
     # Fingerprint and count are of the base weights: adapters come afterwards.
     sha256 = weights_fingerprint(loaded.model)
     parameters = count_parameters(loaded.model)
     trainable = prepare(loaded.model, config) if trains else Trainable(())
-    causal = CausalLM(loaded.model, compute_dtype())
-    splits = {
-        split: [encode(example, loaded.tokenizer, config.max_tokens) for example in getattr(data, split)]
-        for split in ("train", "validation", "test")
-    }
+    causal = CausalLM(loaded.model, compute_dtype(), between_layers)
     scorer = Scorer(causal, trainable.frozen_layers)
     session = Session(
         config, resolved, loaded, causal, trainable, scorer, micro_batch_shapes(config), data, splits, sha256

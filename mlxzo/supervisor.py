@@ -1,4 +1,4 @@
-"""Runs a worker as a child process: starts it, relays its events, stops it, and explains its death.
+"""Runs a worker as a child process: starts it, relays its events, stops it, holds its cap, and explains its death.
 
 Training is always in a child, since running out of memory on Metal aborts the process and cannot be caught. The
 worker appends its events to events.jsonl by itself and prints the same lines to a pipe; the supervisor only relays
@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import events
+from .control import forget
 from .errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from .files import format_bytes
+from .memory.guard import Guard
 from .runs import RunDirectory
 
 _POLL_SECONDS = 0.25
@@ -53,18 +55,20 @@ class Supervisor:
         self._stops = 0
         self._kill_at: float | None = None
         self._last_step: events.Step | None = None
-        self._last_saved: events.Saved | None = None
+        self._guard: Guard | None = None
         self._outcome: events.Finished | events.Failed | None = None
 
     def start(self) -> None:
         """Starts the worker in a session of its own, so that a Ctrl-C in the terminal does not reach it.
 
         Raises:
-            ConfigError: the run has a worker already.
+            ConfigError: the run has a worker already, or its configuration cannot be read.
         """
+        cap_bytes = self.run.config.memory_cap_bytes
         lock = self._lock()
         read, write = os.pipe()
         try:
+            forget(self.run)
             with self.run.log_path.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._command,
@@ -85,6 +89,8 @@ class Supervisor:
             os.close(lock)
         os.set_blocking(read, False)
         self._pipe = read
+        if cap_bytes is not None:
+            self._guard = Guard(self._process.pid, cap_bytes, lambda: self._signal(signal.SIGKILL))
 
     @property
     def pid(self) -> int | None:
@@ -180,8 +186,6 @@ class Supervisor:
         for event in found:
             if isinstance(event, events.Step):
                 self._last_step = event
-            elif isinstance(event, events.Saved):
-                self._last_saved = event
             elif isinstance(event, events.Finished | events.Failed):
                 self._outcome = event
         return found
@@ -194,6 +198,8 @@ class Supervisor:
     def _finish(self) -> list[events.Event]:
         """Closes the run, with a Failed event in place of the last word that a dead worker could not say."""
         self._close_pipe()
+        if self._guard is not None:
+            self._guard.stop()
         self._ended = True
         if self._outcome is not None:
             return []
@@ -208,6 +214,8 @@ class Supervisor:
 
     def _explain(self, returncode: int) -> MlxzoError:
         """Why a worker ended that said neither Finished nor Failed."""
+        if self._guard is not None and self._guard.killed:
+            return self._guard.exceeded(self.run.kept())
         details = self._reached()
         show = f"`mlxzo runs show {self.run.path}` shows what it reached"
         if self._stops:
@@ -234,10 +242,7 @@ class Supervisor:
             return ["it had not finished its first step"]
         step = self._last_step
         memory = f"{format_bytes(step.active_bytes)} in use by MLX, {format_bytes(step.peak_bytes)} at the peak"
-        saved = "no state had been saved"
-        if self._last_saved is not None:
-            saved = f"the best state, of step {self._last_saved.step}, is in {self.run.path / self._last_saved.path}"
-        return [f"last step: {step.step} of {step.steps}, {memory}", saved]
+        return [f"last step: {step.step} of {step.steps}, {memory}", self.run.kept()]
 
     def _last_log_line(self) -> str:
         with contextlib.suppress(OSError), self.run.log_path.open("rb") as log:

@@ -24,19 +24,23 @@ _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
 
 
-class Stop(Protocol):
-    """Tells whether the user wants the run to end."""
+class Steering(Protocol):
+    """What the run is asked to do while it runs (see `steering.Steering`)."""
 
-    def check(self) -> None:
-        """Raises Interrupted if so."""
+    def wait_while_paused(self, step: int) -> None:
+        """Waits while the run is paused, `step` steps done; raises Interrupted or DoesNotFit where it must end."""
+        ...
+
+    def takes(self, command: str) -> bool:
+        """Whether `evaluate` or `shrink` was asked for since this last said so."""
         ...
 
 
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(self, session: Session, method: Method, run_path: Path, emit: events.Emit, stop: Stop):
-        self.session, self.method, self.emit, self.stop = session, method, emit, stop
+    def __init__(self, session: Session, method: Method, run_path: Path, emit: events.Emit, steering: Steering):
+        self.session, self.method, self.emit, self.steering = session, method, emit, steering
         self.best_path = run_path / BEST_STATE
         self.best: tuple[int, Evaluation] | None = None
         self.evaluate_seconds = 0.0
@@ -48,9 +52,11 @@ class Trainer:
         """Trains to the end and returns the result, as result.json holds it.
 
         Raises:
-            Diverged: the loss is not a finite number. Interrupted: the user stopped the run. In both cases the best
-            state so far is on disk.
+            Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
+            its memory cap. In all cases the best state so far is on disk.
         """
+        # Before anything is computed: from here on, whatever ends the run leaves a state that can be used.
+        self._save_best(0)
         self.emit(events.Phase("baseline"))
         zero_shot = {
             split: self._evaluate("zero-shot", split, 0)
@@ -63,7 +69,6 @@ class Trainer:
                 "the loss of the model is not a finite number even before training",
                 "try --dtype float32; if that does not help, the weights are damaged",
             )
-        self._save_best(0)
         self.emit(events.Phase("train"))
         self._train()
         test = self._test()
@@ -74,7 +79,7 @@ class Trainer:
         smoothed, weight = 0.0, 0.0
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
         for step in range(config.steps):
-            self.stop.check()
+            self._obey(step)
             began = time.perf_counter()
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
             batch = self.session.batch([examples[i] for i in indices])
@@ -116,15 +121,32 @@ class Trainer:
             if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
                 self._validate(step + 1)
 
+    def _obey(self, step: int) -> None:
+        """Does what was asked for since the last step; `step` steps are done."""
+        self.steering.wait_while_paused(step)
+        self._shrink_if_asked()
+        if self.steering.takes("evaluate"):
+            self._validate(step)
+
+    def _shrink_if_asked(self) -> None:
+        if self.steering.takes("shrink") and (done := self.session.shrink()):
+            self.emit(events.Note(f"to take less memory: {done}"))
+
     def _validate(self, step: int) -> None:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
         if outcome.better_than(self.best[1]):
             self.best = (step, outcome)
             self._save_best(step)
+        self.emit(events.Phase("train"))
 
     def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
-        outcome = self.session.evaluate(split, self.emit)
+        def report(event: events.Event) -> None:
+            self.emit(event)
+            # An evaluation is long: it too takes less memory as soon as it has to.
+            self._shrink_if_asked()
+
+        outcome = self.session.evaluate(split, report)
         self.evaluate_seconds = outcome.seconds
         best = kind == "validation" and outcome.better_than(self.best[1])
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
@@ -140,6 +162,7 @@ class Trainer:
         return self._evaluate("test", "test", self.best[0])
 
     def _save_best(self, step: int) -> None:
+        self.emit(events.Phase("save"))
         size = save_state(self.best_path, self.session.trained_parameters())
         self.emit(events.Saved(str(BEST_STATE), step, size))
 
@@ -174,5 +197,4 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "steps_per_second": config.steps / self.train_seconds,
             "padding_share": 1.0 - self.tokens / self.padded_tokens,
-            "peak_bytes": mlx_memory().peak_bytes,
         }

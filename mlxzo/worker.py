@@ -1,7 +1,7 @@
 """The child process that trains one run: `python -m mlxzo.worker RUN_DIRECTORY`.
 
 Events go to events.jsonl in the run directory and, line by line, to stdout; whoever started the worker may close the
-pipe or die without ending the run. SIGINT and SIGTERM end it after the step in hand.
+pipe or die without ending the run. SIGINT and SIGTERM end it after the step in hand; `control` has further commands.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
+import select
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,47 @@ from typing import Any
 from . import __version__, events
 from .blas import load_fast_blas
 from .config import RunConfig
-from .errors import EXIT_DONE, DoesNotFit, Interrupted, MlxzoError
+from .errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
 from .files import disk_full, is_disk_full
-from .runs import BEST_STATE, RunDirectory
+from .memory.watch import Watch
+from .runs import RunDirectory
+from .steering import Steering
+
+_OFFER_SECONDS = 0.01
+_LAST_WORD_SECONDS = 0.5
 
 
 class EventWriter:
-    """Appends events to a file and repeats them on stdout for as long as somebody reads there."""
+    """Appends events to a file and repeats them on stdout for as long as somebody reads there; for several threads."""
 
     def __init__(self, path: Path):
         self._file = path.open("ab", buffering=0)
         self._pipe = True
+        self._lock = threading.Lock()
 
     def __call__(self, event: events.Event) -> None:
+        with self._lock:
+            # Progress is for those who watch now; kept, it would make most of the file.
+            self._write(event, not isinstance(event, events.Progress), self._pipe)
+
+    def offer(self, event: events.Event, kept: bool) -> None:
+        """Writes an event if that needs no waiting to speak of, for another thread or for whoever reads the pipe.
+
+        Args:
+            kept: whether it goes to the file as well.
+        """
+        if self._lock.acquire(timeout=_OFFER_SECONDS):
+            try:
+                # A pipe that is ready takes a line of up to 4096 bytes at once.
+                self._write(event, kept, self._pipe and bool(select.select([], [sys.stdout], [], 0)[1]))
+            finally:
+                self._lock.release()
+
+    def _write(self, event: events.Event, kept: bool, shown: bool) -> None:
         line = events.to_json(event, time.time()).encode() + b"\n"
-        # Progress is for those who watch now; kept, it would make most of the file.
-        if not isinstance(event, events.Progress):
+        if kept:
             self._file.write(line)
-        if self._pipe:
+        if shown:
             try:
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
@@ -45,47 +69,33 @@ class EventWriter:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class StopRequest:
-    """A signal to end, remembered until the run comes to a point where it can end cleanly."""
-
-    def __init__(self, run: RunDirectory):
-        self._run = run
-        self._requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self._requested = True
-
-    def check(self) -> None:
-        if not self._requested:
-            return
-        if not (self._run.path / BEST_STATE).exists():
-            raise Interrupted("the run was stopped before it began to train", "start it again")
-        raise Interrupted(
-            "the run was stopped; its best state so far is saved",
-            f"`mlxzo generate --run {self._run.path} PROMPT` tries it. It cannot be continued yet: `mlxzo train "
-            f"--config {self._run.path}/config.yaml` starts it anew",
-        )
-
-
 def main(arguments: list[str]) -> int:
     """Trains the run in the directory named; returns its exit code."""
     run = RunDirectory(Path(arguments[0]))
     write = EventWriter(run.events_path)
-    stop = StopRequest(run)
+    watch = Watch(run.config.memory_cap_bytes, write.offer, lambda: end_at_once(run, write, watch))
+    steering = Steering(run, write, watch)
 
     def emit(event: events.Event) -> None:
+        if isinstance(event, events.Phase):
+            watch.enter(event.phase)
         write(event)
         # Whoever reports progress can be stopped there: downloads, loading, the frozen layers.
         if isinstance(event, events.Progress):
-            stop.check()
+            steering.listen()
 
     started = time.perf_counter()
     try:
-        result = train(run, emit, stop)
-        # Loading, the frozen layers and the evaluations included.
-        result["total_seconds"] = time.perf_counter() - started
+        load_fast_blas()
+        # MLX must find a fast BLAS already loaded.
+        import mlx.core  # noqa: F401
+
+        with watch:
+            result = train(run, emit, steering)
+            result["memory"] = watch.summary()
+        # Loading, the frozen layers and the evaluations included, pauses not.
+        result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
+        result["paused_seconds"] = steering.paused_seconds
         run.write_json("result.json", result)
         write(events.Finished(result))
         return EXIT_DONE
@@ -99,10 +109,22 @@ def main(arguments: list[str]) -> int:
         return told.exit_code
 
 
-def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, Any]:
+def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
+    """Ends this process, from another thread, where the main one does not come to see that it is over the cap.
+
+    Nothing is lost by it: states are written whole or not at all.
+    """
+    # Whoever reads the pipe may be stuck as well.
+    threading.Timer(_LAST_WORD_SECONDS, os._exit, (EXIT_DOES_NOT_FIT,)).start()
+    with contextlib.suppress(OSError):
+        write(events.Failed(**watch.exceeded(run.kept()).to_dict()))
+    os._exit(EXIT_DOES_NOT_FIT)
+
+
+def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it."""
-    load_fast_blas()
-    # These import MLX, which must find a fast BLAS already loaded.
+    # These import MLX.
+    from .memory.limits import set_limits
     from .methods.mezo import MeZO
     from .probing import choose_rate, choose_scope
     from .session import open_prefix_cache, open_session
@@ -110,14 +132,15 @@ def train(run: RunDirectory, emit: events.Emit, stop: StopRequest) -> dict[str, 
 
     if run.config.awaits_probe and run.config.probe == "scope":
         settle(run, *choose_scope(run.config, emit))
-    session = open_session(run.config, emit)
+    set_limits(run.config.memory_cap_bytes)
+    session = open_session(run.config, emit, between_layers=steering.check_memory)
     run.write_json("environment.json", environment(session))
     open_prefix_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = run.config
     method = MeZO(session.scorer, session.trainable, session.config)
-    return Trainer(session, method, run.path, emit, stop).fit()
+    return Trainer(session, method, run.path, emit, steering).fit()
 
 
 def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:

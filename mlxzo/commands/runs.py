@@ -1,7 +1,9 @@
-"""List runs and show one.
+"""List runs, show one, and steer one that is running, whoever started it.
 
 mlxzo runs ls
 mlxzo runs show RUN
+mlxzo runs pause RUN
+mlxzo runs continue RUN
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 from .. import events
 from ..config import RunConfig
+from ..control import COMMANDS, send
 from ..errors import EXIT_DONE, MlxzoError
 from ..runs import RunDirectory, list_runs
 from .options import add_config_options, add_json, print_json
@@ -22,14 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="list the runs, oldest first")
     show = actions.add_parser("show", help="show one run")
-    show.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    steering = {command: actions.add_parser(command, help=help) for command, help in COMMANDS.items()}
+    for action in (show, *steering.values()):
+        action.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
     for action in (ls, show):
         add_json(action)
+    for action in (ls, show, *steering.values()):
         add_config_options(action, ("out",))
 
 
 def run(arguments: argparse.Namespace) -> int:
     root = getattr(arguments, "out", RunConfig.out)
+    if arguments.action in COMMANDS:
+        found = RunDirectory.open(arguments.run, root)
+        send(found, arguments.action)
+        print(f"{found.id} is asked to {arguments.action}")
+        return EXIT_DONE
     if arguments.action == "show":
         _show(RunDirectory.open(arguments.run, root), arguments.json)
         return EXIT_DONE

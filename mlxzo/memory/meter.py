@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,23 @@ def _resident_bytes(pid: int) -> int:
         raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
 
 
+def highest_footprint_bytes(pid: int | None = None) -> int | None:
+    """The most that a process ever took, as the system itself remembers it (Linux); None where it does not.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it may not be looked at.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        status = Path(f"/proc/{'self' if pid is None else pid}/status").read_bytes()
+    except OSError as error:
+        raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
+    _, found, rest = status.partition(b"VmHWM:")
+    # A process that has ended and was not waited for has no memory, and no such line.
+    return int(rest.split(None, 1)[0]) * 1024 if found else None
+
+
 class _RusageInfoV0(ctypes.Structure):
     """`struct rusage_info_v0` of <sys/resource.h>."""
 
@@ -85,3 +103,20 @@ def system_memory() -> tuple[int, int]:
 
     memory = psutil.virtual_memory()
     return memory.total, memory.available
+
+
+def swap_used_bytes() -> int:
+    """What of all programs' memory lies in swap."""
+    import psutil
+
+    return psutil.swap_memory().used
+
+
+def memory_pressure() -> int | None:
+    """macOS's own judgement of how short memory is: 1 normal, 2 warning, 4 critical. None where it cannot be had."""
+    if sys.platform != "darwin":
+        return None
+    level, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    name = b"kern.memorystatus_vm_pressure_level"
+    failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(level), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else level.value

@@ -7,7 +7,7 @@ weight lives only while its layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +72,8 @@ class CausalLM:
         model: an mlx-lm causal model.
         compute_dtype: dtype that weights are cast to while computing; None for native. On the CPU float32 is used,
             because half-precision matrix products there bypass BLAS (60 times slower).
+        between_layers: called before each decoder layer, with the stored weights in place; what it raises ends the
+            forward pass.
 
     Attributes:
         slots: every parameter's place.
@@ -81,10 +83,16 @@ class CausalLM:
         splits: the stack of layers can be run one layer at a time, over several micro-batches, and cut anywhere.
     """
 
-    def __init__(self, model: nn.Module, compute_dtype: mx.Dtype | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        compute_dtype: mx.Dtype | None = None,
+        between_layers: Callable[[], None] = lambda: None,
+    ):
         model.eval()
         self.model = model
         self.compute_dtype = compute_dtype
+        self.between_layers = between_layers
         self.slots = parameter_slots(model)
         path, owner = decoder(model)
         self.body = getattr(owner, "model", None)
@@ -158,6 +166,7 @@ class CausalLM:
         hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
         before: list[mx.array] = []
         for number in range(first, last):
+            self.between_layers()
             with self._installed(view, self._layer_names[number]):
                 layer = self.layers[number]
                 hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]

@@ -29,11 +29,25 @@ class LoadedModel:
     config: dict
 
 
-def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto") -> LoadedModel:
+def load_tokenizer(resolved: ResolvedModel | Path | str) -> Any:
+    """Load a folder's tokenizer, without its weights.
+
+    Raises:
+        ModelError: incomplete folder, or a broken tokenizer.
+    """
+    from mlx_lm.utils import load_config
+
+    path = _folder(resolved)
+    check_folder(path)
+    return _load_tokenizer(path, load_config(path))
+
+
+def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tokenizer: Any = None) -> LoadedModel:
     """Load a folder's weights and tokenizer; code that comes with a model is never executed.
 
     Args:
         resolved: what `resolve` returned, or a folder.
+        tokenizer: what `load_tokenizer` gave for it, where it is at hand.
         dtype: `auto` keeps every tensor as stored; `float32`, `float16` or `bfloat16` casts the floating
             ones at rest (scales and biases of quantised layers included; packed integers stay).
 
@@ -43,7 +57,7 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto") -> 
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is auto, {', '.join(DTYPES)}; not {dtype!r}")
-    path = resolved.path if isinstance(resolved, ResolvedModel) else Path(resolved)
+    path = _folder(resolved)
     check_folder(path)
     model, config = _load_weights(path)
     if dtype != "auto":
@@ -52,7 +66,11 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto") -> 
         mx.eval(model.parameters())
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"the weights in {path} cannot be read", "download the model again", [str(error)]) from error
-    return LoadedModel(model, _load_tokenizer(path, config), path, config)
+    return LoadedModel(model, tokenizer or _load_tokenizer(path, config), path, config)
+
+
+def _folder(resolved: ResolvedModel | Path | str) -> Path:
+    return resolved.path if isinstance(resolved, ResolvedModel) else Path(resolved)
 
 
 def _load_weights(path: Path) -> tuple[nn.Module, dict]:

@@ -40,7 +40,7 @@ def test_a_4bit_model_trains_its_norms_and_adapters(tmp_path):
     few = ("--train-examples", 32, "--validation-examples", 8, "--test-examples", 8, "--batch-size", 4)
     for scope in ("norms/last-6", "lora/last-2"):
         result = mlxzo("train", "--model", "smollm2-135m-4bit", "--scope", scope, "--steps", 3, *few, "--out", tmp_path)
-        assert result["peak_bytes"] < 300e6
+        assert result["memory"]["mlx_peak_bytes"] < 300e6
 
 
 def test_generated_text_joins_its_prompt_with_the_space_the_model_wrote():

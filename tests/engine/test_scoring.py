@@ -162,7 +162,7 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
     uncut, shared, kept = Scorer(causal), Scorer(causal, layers), Scorer(causal, layers)
     kept.cache = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
     # Filled in another order and company than the batches of a step.
-    for _, batch in by_length(examples, 4, Shapes()):
+    for _, batch in by_length(examples, 4, lambda part: make_batch(part, Shapes())):
         kept.prefix(batch)
     view = causal.view()
     for picked in ([0, 7, 3, 12], [12], list(range(len(examples)))):

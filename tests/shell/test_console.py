@@ -30,12 +30,17 @@ def view_on(width, terminal, clock=None, **more):
     return RunView(console, clock=clock or Clock()), console.file
 
 
+def memory(footprint, cap=None):
+    return events.Memory("train", footprint, 812_000_000, 540_000_000, 0, 677_000_000, cap, 10**9, 0, None)
+
+
 RUN = [
     events.Phase("load"),
     events.Progress("Downloading [bold]x[/bold]", 5e6, 10e6, "B"),
     events.Loaded("smollm2-135m", "hub", 134_515_008, 7488, 13, "ab", "reviews", 400, 100, 100, 540_000_000),
     evaluated("zero-shot", "test", 0.61),
     *[step(number) for number in range(1, 101)],
+    memory(700_000_000, cap=1_000_000_000),
     evaluated("validation", "validation", 0.7, best=True, number=100),
     events.Note("a note"),
     evaluated("test", "test", 0.78, number=100),
@@ -66,6 +71,7 @@ def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
     clock = Clock()
     view, file = view_on(80, False, clock)
     with view:
+        view.show(memory(700_000_000, cap=1_000_000_000))
         for number in range(1, 101):
             clock.now += 1.0
             view.show(step(number))
@@ -75,8 +81,19 @@ def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
     lines = text.splitlines()
     assert 10 <= len(lines) <= 13
     assert "step 100/100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
-    assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 540.0 MB, peak 677.0 MB" in lines[-2]
+    assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 700.0 MB, peak 812.0 MB, cap 1.0 GB" in lines[-2]
     assert lines[-1].startswith("step 100: validation accuracy 70.0 %")
+
+
+def test_phases_between_steps_are_not_said_again_and_pauses_are():
+    view, file = view_on(200, False)
+    for phase in ("save", "baseline", "train", "evaluate", "save", "train"):
+        view.show(events.Phase(phase))
+    view.show(events.Paused(7))
+    view.show(events.Continued(7, 65.0))
+    lines = file.getvalue().splitlines()
+    assert lines[:2] == ["Zero-shot, before training", "Training"] and len(lines) == 4
+    assert "Paused after step 7" in lines[2] and "1 min 05 s" in lines[3]
 
 
 def test_a_wait_shows_how_much_is_left():
@@ -104,7 +121,7 @@ def test_the_table_compares_on_the_test_split():
         ("tuned", "78.0 % (+17.0 points over zero-shot)"),
         ("measured by", "accuracy on 100 test examples"),
         ("training", "100 steps in 50 s, 2.00 steps/s"),
-        ("peak memory", "677.0 MB"),
+        ("peak memory", "812.0 MB (MLX's arrays 677.0 MB); cap 1.0 GB"),
     ]
 
 

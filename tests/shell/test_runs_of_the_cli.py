@@ -49,7 +49,7 @@ def finished(model, tmp_path_factory):
 
 def test_a_run_trains_and_prints_its_result_as_one_json_document(finished):
     result, shown, root = finished
-    assert result["steps"] == 6 and result["test"]["examples"] == 8 and result["peak_bytes"] > 0
+    assert result["steps"] == 6 and result["test"]["examples"] == 8 and result["memory"]["mlx_peak_bytes"] > 0
     run = RunDirectory(next(root.iterdir()))
     assert result["run"] == str(run.path)
     assert {**run.result(), "run": result["run"]} == result

@@ -1,0 +1,223 @@
+"""A run's memory from inside: a thread that reads the footprint, tells of it, and holds the run to its cap.
+
+MLX releases the interpreter while it computes, so the thread reads on in the middle of an evaluation. It only sets
+flags, which the main thread looks at between layers; where it does not come to look, the thread ends the process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import events
+from ..errors import DoesNotFit
+from ..files import format_bytes
+from .meter import (
+    footprint_bytes,
+    highest_footprint_bytes,
+    memory_pressure,
+    mlx_memory,
+    swap_used_bytes,
+    system_memory,
+)
+
+SAMPLE_SECONDS = 0.05
+# Near the cap, readings are closer together.
+NEAR_SAMPLE_SECONDS = 0.01
+# From this share of the cap on, the run is asked to take less.
+NEAR_SHARE = 0.92
+# A run over its cap ends by itself within this time, unless it grows by more than this share of the cap meanwhile.
+_GRACE_SECONDS = 0.5
+_GRACE_SHARE = 0.005
+
+# Samples that are shown, and those that are kept in events.jsonl, come at most this often; see `Thinning`.
+_SHOWN_SECONDS = 0.5
+_KEPT_SECONDS = 5.0
+_NEW_PEAK = 1.01
+
+
+@dataclass
+class Gauge:
+    """The footprint of a process, reading by reading, in bytes.
+
+    Attributes:
+        pid: the process; None is this one.
+        last_bytes: the last reading.
+        peak_by_phase: the highest reading of each phase of the run.
+        growth_bytes: the most that it grew from one reading to the next, and `longest_seconds` the longest time
+            between two.
+    """
+
+    pid: int | None = None
+    last_bytes: int = 0
+    peak_by_phase: dict[str, int] = field(default_factory=dict)
+    growth_bytes: int = 0
+    longest_seconds: float = 0.0
+    readings: int = 0
+    _highest: int | None = None
+    _time: float = 0.0
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.peak_by_phase.values(), default=0)
+
+    def read(self, phase: str = "") -> int:
+        """Takes a reading: what the process has now, or more where the system saw more since the last one.
+
+        Raises:
+            ProcessLookupError: the process is gone.
+        """
+        now, seen, highest = time.monotonic(), footprint_bytes(self.pid), highest_footprint_bytes(self.pid)
+        if highest is not None:
+            if self._highest is not None and highest > self._highest:
+                seen = max(seen, highest)
+            self._highest = highest
+        if self.readings:
+            self.growth_bytes = max(self.growth_bytes, seen - self.last_bytes)
+            self.longest_seconds = max(self.longest_seconds, now - self._time)
+        self.readings, self.last_bytes, self._time = self.readings + 1, seen, now
+        self.peak_by_phase[phase] = max(seen, self.peak_by_phase.get(phase, 0))
+        return seen
+
+    def exceeded(self, cap_bytes: int, kept: str) -> DoesNotFit:
+        """The error for a run that went over its cap.
+
+        Args:
+            kept: what is left of the run, as a sentence without its full stop.
+        """
+        phases = ", ".join(f"{phase} {format_bytes(peak)}" for phase, peak in self.peak_by_phase.items() if phase)
+        return DoesNotFit(
+            f"the run went over its memory cap: it took {format_bytes(self.peak_bytes)} of {format_bytes(cap_bytes)}",
+            f"set --memory-cap well above {format_bytes(self.peak_bytes)}, or use a smaller --micro-batch, "
+            "--max-tokens, --scope or --model; `mlxzo plan` shows what fits",
+            [
+                f"it grew by at most {format_bytes(self.growth_bytes)} from one reading to the next "
+                f"({self.readings} readings, at most {self.longest_seconds:.2f} s apart)",
+                *([f"most by phase: {phases}"] if phases else []),
+                kept,
+            ],
+        )
+
+
+class Thinning:
+    """Which of many samples are worth telling, so that a run of a night leaves a short file.
+
+    Kept are the first sample of a phase, a peak more than 1 % above the last one kept, and one every 5 s; shown to
+    those who watch are these, and two a second.
+    """
+
+    def __init__(self) -> None:
+        self._phase: str | None = None
+        self._peak_bytes = 0
+        self._kept = self._shown = float("-inf")
+
+    def worth(self, now: float, phase: str, footprint_bytes: int) -> tuple[bool, bool]:
+        """Whether a sample taken at `now` (seconds) is to be shown, and whether it is to be kept as well."""
+        peak = footprint_bytes > self._peak_bytes * _NEW_PEAK
+        kept = phase != self._phase or peak or now - self._kept >= _KEPT_SECONDS
+        shown = kept or now - self._shown >= _SHOWN_SECONDS
+        if shown:
+            self._shown = now
+        if kept:
+            self._kept, self._phase, self._peak_bytes = now, phase, max(self._peak_bytes, footprint_bytes)
+        return shown, kept
+
+
+class Watch:
+    """Reads this process's footprint from a thread of its own for as long as it is entered (a context manager).
+
+    Args:
+        cap_bytes: the run's cap; None measures and enforces nothing.
+        tell: takes the samples that `Thinning` finds worth telling, and whether each is to be kept. It is called from
+            two threads, and must not wait.
+        end: ends the process at once. Called from the thread, where a run over its cap grows on or does not stop.
+
+    Attributes:
+        near: the footprint is near the cap, or was since this was last set to False.
+        over: the cap was exceeded: the run must stop.
+    """
+
+    def __init__(self, cap_bytes: int | None, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
+        self.cap_bytes = cap_bytes
+        self.gauge = Gauge()
+        self.near = self.over = False
+        self._tell, self._end = tell, end
+        self._phase = "load"
+        self._thinning = Thinning()
+        self._over: tuple[float, int] = (0.0, 0)
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def enter(self, phase: str) -> None:
+        """Tells in which phase the run is from now on; the time between two readings may hide a short one."""
+        self._sample()
+        self._phase = phase
+        self._sample()
+
+    def summary(self) -> dict[str, Any]:
+        """What the run took, in bytes, as its result holds it."""
+        self._sample(last=True)
+        return {
+            "cap_bytes": self.cap_bytes,
+            "footprint_peak_bytes": self.gauge.peak_bytes,
+            "footprint_peak_by_phase": dict(self.gauge.peak_by_phase),
+            "largest_growth_bytes": self.gauge.growth_bytes,
+            "mlx_peak_bytes": mlx_memory().peak_bytes,
+        }
+
+    def exceeded(self, kept: str) -> DoesNotFit:
+        """The error for a run that went over its cap (see `Gauge.exceeded`)."""
+        return self.gauge.exceeded(self.cap_bytes, kept)
+
+    def _run(self) -> None:
+        while not self._done.wait(NEAR_SAMPLE_SECONDS if self._is_near() else SAMPLE_SECONDS):
+            self._sample()
+            if self.over and self._grows_on():
+                self._end()
+
+    def _is_near(self) -> bool:
+        return self.cap_bytes is not None and self.gauge.last_bytes > NEAR_SHARE * self.cap_bytes
+
+    def _grows_on(self) -> bool:
+        since, seen = self._over
+        late = time.monotonic() - since > _GRACE_SECONDS
+        return late or self.gauge.last_bytes > seen + _GRACE_SHARE * self.cap_bytes
+
+    def _sample(self, last: bool = False) -> None:
+        with self._lock:
+            seen = self.gauge.read(self._phase)
+            if self._is_near():
+                self.near = True
+            if self.cap_bytes is not None and seen > self.cap_bytes and not self.over:
+                self._over = time.monotonic(), seen
+                self.over = True
+            shown, kept = self._thinning.worth(time.monotonic(), self._phase, seen)
+            if shown or last:
+                self._tell(self._event(seen), kept or last)
+
+    def _event(self, seen: int) -> events.Memory:
+        mlx = mlx_memory()
+        return events.Memory(
+            phase=self._phase,
+            footprint_bytes=seen,
+            peak_footprint_bytes=self.gauge.peak_bytes,
+            active_bytes=mlx.active_bytes,
+            cache_bytes=mlx.cache_bytes,
+            peak_bytes=mlx.peak_bytes,
+            cap_bytes=self.cap_bytes,
+            available_bytes=system_memory()[1],
+            swap_used_bytes=swap_used_bytes(),
+            pressure=memory_pressure(),
+        )
