@@ -1,13 +1,14 @@
 """Where a screen's events come from: a run's events.jsonl as it grows, or a recording played back.
 
 The file is the one source, whoever started the run. A run started here also has a supervisor, in a thread of its own;
-of what that relays only progress is used, which no file keeps.
+of what that relays only progress and samples of memory are used, most of which no file keeps.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Supervision:
     def __init__(self, run: RunDirectory):
         self._supervisor = Supervisor(run)
         self._thread = threading.Thread(target=self._look_after, name=f"supervisor of {run.id}", daemon=True)
-        self.progress: events.Progress | None = None
+        self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
 
     def start(self) -> None:
         """Starts the worker.
@@ -71,13 +72,18 @@ class Supervision:
         """Asks the worker to end; called again, more and more firmly (see Supervisor.stop)."""
         self._supervisor.stop()
 
+    def take(self) -> list[tuple[events.Event, float]]:
+        """What came since the last call of the events that are not in the run's file."""
+        return [self._relayed.popleft() for _ in range(len(self._relayed))]
+
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
 
     def _look_after(self) -> None:
         while self._supervisor.running:
             for event in self._supervisor.poll(_POLL_SECONDS):
-                self.progress = event if isinstance(event, events.Progress) else None
+                if isinstance(event, events.Progress | events.Memory):
+                    self._relayed.append((event, time.time()))
 
 
 class RunFeed:
@@ -114,12 +120,16 @@ class RunFeed:
             # Before the file is read, so that the last words of a worker found dead are not missed.
             if now - self._looked >= _ALIVE_SECONDS:
                 self._alive, self._looked = self.run.worker_is_alive(), now
+            supervised = self.supervision is not None
+            relayed = self.supervision.take() if supervised else []
             for event, moment in self._tail.read():
+                if supervised and isinstance(event, events.Memory):
+                    continue
                 self.history.add(event, moment)
                 if isinstance(event, events.Finished | events.Failed):
                     self._alive, self._looked = False, now
-            if self.supervision is not None and self.supervision.running and self.supervision.progress:
-                self.history.progress = self.supervision.progress
+            for event, moment in relayed if self.history.outcome is None else []:
+                self.history.add(event, moment)
             return self._state() != before
 
     def start(self) -> None:
@@ -133,7 +143,7 @@ class RunFeed:
         self.supervision, self._alive, self._looked = supervision, True, time.monotonic()
 
     def _state(self) -> tuple:
-        return self.history.version, self._alive, self.history.progress
+        return self.history.version, self._alive
 
 
 class Replay:

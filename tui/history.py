@@ -65,9 +65,11 @@ class History:
     loaded: events.Loaded | None = None
     step: events.Step | None = None
     saved: events.Saved | None = None
+    memory: events.Memory | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
     phase: str = ""
+    paused: bool = False
     began: float | None = None
     """Time of the first event, seconds since the epoch."""
     latest: float = 0.0
@@ -81,7 +83,7 @@ class History:
 
     def __post_init__(self) -> None:
         names = ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second")
-        self.columns = {name: Column() for name in (*names, "memory_seconds", "memory")}
+        self.columns = {name: Column() for name in (*names, "memory_seconds", "memory_bytes")}
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of a column."""
@@ -95,8 +97,14 @@ class History:
     @property
     def peak_bytes(self) -> int:
         """The most memory seen."""
-        memory = self["memory"]
-        return int(np.nanmax(memory)) if len(memory) else 0
+        if self.memory is not None:
+            return self.memory.peak_footprint_bytes
+        seen = self["memory_bytes"]
+        return int(seen.max()) if len(seen) else 0
+
+    @property
+    def cap_bytes(self) -> int | None:
+        return None if self.memory is None else self.memory.cap_bytes
 
     def zero_shot(self, split: str = "validation") -> events.Evaluated | None:
         return next((e for e, _ in self.evaluations if e.kind == "zero-shot" and e.split == split), None)
@@ -124,23 +132,34 @@ class History:
                 self.evaluations.append((event, self.seconds))
                 self._say(time, "★" if event.best and event.kind == "validation" else "●", evaluated_line(event))
             case events.Phase():
-                self.phase, self.progress, self.outcome = event.phase, None, None
-                self.phases.append((event.phase, self.seconds))
-                if event.phase != "evaluate":
+                self.phase, self.progress, self.outcome, self.paused = event.phase, None, None, False
+                # Training goes on after every evaluation; each is told once, by its result.
+                if event.phase not in ("evaluate", "save") and event.phase not in (name for name, _ in self.phases):
+                    self.phases.append((event.phase, self.seconds))
                     words = PHASES.get(event.phase, event.phase)
                     self._say(time, "▸", words + (f": {event.detail}" if event.detail else ""))
             case events.Progress():
                 self.progress = event
             case events.Loaded():
                 self.loaded, self.progress = event, None
-                self._remember(event.active_bytes)
+                if self.memory is None:
+                    self._remember(event.active_bytes)
                 self._say(time, "▸", loaded_line(event))
             case events.Saved():
                 self.saved = event
+            case events.Memory():
+                self.memory = event
+                self._remember(event.footprint_bytes)
+            case events.Paused():
+                self.paused = True
+                self._say(time, "‖", f"paused after step {event.step}")
+            case events.Continued():
+                self.paused = False
+                self._say(time, "▸", f"continued after {format_seconds(event.seconds)}")
             case events.Note():
                 self._say(time, "i", event.text)
             case events.Failed():
-                self.outcome, self.progress = event, None
+                self.outcome, self.progress, self.paused = event, None, False
                 self._say(time, "✗", f"{event.title}: {event.message}")
                 if event.fix:
                     self._say(time, " ", f"Fix: {event.fix}")
@@ -164,11 +183,13 @@ class History:
             ("tokens_per_second", event.tokens_per_second),
         ):
             self.columns[name].append(value)
-        self._remember(event.active_bytes + event.cache_bytes)
+        if self.memory is None:
+            # A run without samples of its footprint.
+            self._remember(event.active_bytes + event.cache_bytes)
 
     def _remember(self, count: int) -> None:
         self.columns["memory_seconds"].append(self.seconds)
-        self.columns["memory"].append(count)
+        self.columns["memory_bytes"].append(count)
 
     def _say(self, time: float, mark: str, text: str) -> None:
         self.log.append(LogLine(time, mark, text))

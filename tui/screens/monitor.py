@@ -14,7 +14,8 @@ from textual.containers import Container, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxzo import events
+from mlxzo import control, events
+from mlxzo.errors import MlxzoError
 from mlxzo.files import format_bytes
 from mlxzo.formatting import (
     format_amount,
@@ -23,6 +24,7 @@ from mlxzo.formatting import (
     format_metric,
     format_seconds,
     format_share,
+    memory_text,
     printable,
 )
 
@@ -73,7 +75,8 @@ class Monitor(Page):
         "their values under the mouse pointer or with , and ."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space,p", "pause", "Pause", key_display="p"),
+        Binding("p,space", "pause", "Pause / go on", key_display="p"),
+        Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
         *(Binding(str(n), f"panel({n})", f"Panel {n}", show=False) for n in range(1, 7)),
@@ -86,6 +89,7 @@ class Monitor(Page):
         self._chosen: dict[str, bool] = {}
         self._drawn: tuple | None = None
         self._told: object = None
+        self._stopping: set[RunFeed] = set()
 
     def body(self) -> Iterable[Widget]:
         yield Static(id="status", markup=False)
@@ -184,7 +188,7 @@ class Monitor(Page):
             return
         feed.poll()
         history = feed.history
-        state = (feed, history, history.version, feed.running, history.progress)
+        state = (feed, history, history.version, feed.running)
         if state != self._drawn:
             self._drawn = state
             self._draw(feed)
@@ -211,12 +215,34 @@ class Monitor(Page):
         if isinstance(feed, Replay):
             feed.paused = not feed.paused
             self._drawn = None
+        elif feed is not None:
+            self._send(feed, "continue" if feed.history.paused else "pause", "Pausing after the step in hand")
+
+    def action_evaluate(self) -> None:
+        feed = self.app.current
+        if isinstance(feed, RunFeed):
+            self._send(feed, "evaluate", "Evaluating after the step in hand")
 
     def action_stop(self) -> None:
         feed = self.app.current
-        if isinstance(feed, RunFeed) and feed.supervision is not None:
+        if not isinstance(feed, RunFeed):
+            return
+        if feed in self._stopping and feed.supervision is not None:
+            # The first signal asks as the command did, the second ends it.
             feed.supervision.stop()
-            self.notify("Stopping after the step in hand; press s again to stop by force")
+            feed.supervision.stop()
+        elif self._send(feed, "stop", "Stopping after the step in hand; press s again to end it by force"):
+            self._stopping.add(feed)
+
+    def _send(self, feed: RunFeed, command: str, said: str) -> bool:
+        """Steers the run, whoever started it; whether it could be told."""
+        try:
+            control.send(feed.run, command)
+        except MlxzoError as problem:
+            self.notify(f"{problem.message}.", severity="warning")
+            return False
+        self.notify("Going on" if command == "continue" else said)
+        return True
 
 
 def state_words(feed: RunFeed | Replay) -> tuple[str, str, str]:
@@ -232,6 +258,8 @@ def state_words(feed: RunFeed | Replay) -> tuple[str, str, str]:
         )
     if feed.died:
         return "✗", "died", "error"
+    if history.paused:
+        return "‖", "paused", "warning"
     if not history.phase:
         return "○", "starting" if feed.running else "not started", "secondary"
     return "▶", PHASES.get(history.phase, history.phase), "primary"
@@ -321,10 +349,16 @@ def draw_accuracy(chart: Chart, history: History) -> None:
 
 
 def draw_memory(chart: Chart, history: History) -> None:
-    seconds, memory = history["memory_seconds"], history["memory"]
+    seconds, memory = history["memory_seconds"], history["memory_bytes"]
     note = f"peak {format_bytes(history.peak_bytes)}" if len(memory) else ""
-    moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases if name != "evaluate"]
-    chart.show([Series("in use", seconds, memory, "three", area=True)], moments=moments, note=note)
+    rules = []
+    if len(memory):
+        rules.append(Rule(f"peak {format_bytes(history.peak_bytes)}", history.peak_bytes))
+    if history.cap_bytes is not None:
+        rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━"))
+        note += f" of {format_bytes(history.cap_bytes)} ({100 * history.peak_bytes / history.cap_bytes:.0f} %)"
+    moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases]
+    chart.show([Series("in use", seconds, memory, "three", area=True)], rules, moments, note=note)
 
 
 def draw_speed(chart: Chart, history: History) -> None:
@@ -351,7 +385,9 @@ def facts(history: History) -> Table:
         rows.append(("examples", f"{counts}, {loaded.test_examples} test"))
     if step is not None:
         rows.append(("learning rate", f"{step.lr:.3g}"))
-        rows.append(("peak memory", f"{format_bytes(step.peak_bytes)} (MLX)"))
+    if history.memory is not None:
+        rows.append(("memory", memory_text(history.memory)))
+        rows.append(("machine", machine_text(history.memory)))
     if zero is not None:
         rows.append(("zero-shot", format_metric(zero.metric, zero.value)))
     if best is not None and best.kind != "zero-shot":
@@ -363,6 +399,13 @@ def facts(history: History) -> Table:
     for name, value in rows or [("", "The facts of the run appear when the model is loaded.")]:
         table.add_row(name, printable(value))
     return table
+
+
+def machine_text(memory: events.Memory) -> str:
+    """How short of memory the machine is."""
+    words = f"{format_bytes(memory.available_bytes)} available, {format_bytes(memory.swap_used_bytes)} in swap"
+    pressure = {1: "normal", 2: "warning", 4: "critical"}.get(memory.pressure or 0)
+    return words + (f", pressure {pressure}" if pressure else "")
 
 
 def log_text(history: History) -> Text:
