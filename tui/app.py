@@ -15,11 +15,13 @@ from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
 from mlxzo.runs import RunDirectory
 
+from .command_line import command_line
 from .feed import Replay, RunFeed
 from .screens.dialogs import Choice, error_dialog
 from .screens.help import HelpDialog
 from .screens.monitor import Monitor
 from .screens.runs import Runs
+from .screens.setup import Setup
 from .themes import THEMES, curve_colours
 from .widgets.navigation import PLACES
 
@@ -34,12 +36,12 @@ class MlxzoApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
-    MODES: ClassVar = {"runs": Runs, "monitor": Monitor}
+    MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
         *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in PLACES.items()),
         Binding("ctrl+p", "command_palette", "Commands", priority=True),
-        Binding("f12,ctrl+s", "shoot", "Screenshot", show=False, priority=True),
+        Binding("f12", "shoot", "Screenshot", show=False, priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
@@ -50,6 +52,7 @@ class MlxzoApp(App[None]):
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
         self.tried: RunDirectory | None = None
+        self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
         if run is not None:
             self._feeds[run.path] = self.current
@@ -73,6 +76,34 @@ class MlxzoApp(App[None]):
         """Shows a run in the monitor."""
         self.current = self.feed(run)
         self.switch_mode("monitor")
+
+    def set_up(self, config: RunConfig) -> None:
+        """Shows a configuration in Setup, to be changed and started."""
+        self._to_set_up = config
+        self.switch_mode("setup")
+
+    def take_setup(self) -> RunConfig | None:
+        """The configuration that Setup was asked to show, once."""
+        config, self._to_set_up = self._to_set_up, None
+        return config
+
+    def start_run(self, config: RunConfig) -> RunFeed | None:
+        """Starts a run and watches it; None, and a dialog, where it cannot be started."""
+        try:
+            feed = self.feed(RunDirectory.create(config))
+            feed.start()
+        except MlxzoError as problem:
+            self.report(problem)
+            return None
+        self.current = feed
+        self.switch_mode("monitor")
+        return feed
+
+    def copy_command(self, config: RunConfig) -> None:
+        """Puts the command line of a run on the clipboard."""
+        line = command_line(config)
+        self.copy_to_clipboard(line)
+        self.notify(line, title="Copied")
 
     def open_race(self, runs: Iterable[RunDirectory]) -> None:
         """Shows runs on shared axes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
@@ -22,7 +23,6 @@ from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
 
-from ..command_line import command_line
 from ..listing import MARKS, Entry, changed, in_batches, newest_first
 from ..widgets.grid import Column, Grid
 from .dialogs import Choice
@@ -74,6 +74,7 @@ class Runs(Page):
         Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),
+        Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
         Binding("delete,d", "delete", "Delete", key_display="d"),
         Binding("escape", "leave_filter", show=False),
@@ -254,12 +255,17 @@ class Runs(Page):
         if (entry := self.selected()) is None:
             return
         try:
-            line = command_line(entry.run.config)
+            self.app.copy_command(entry.run.config)
         except MlxzoError as problem:
             self.app.report(problem)
+
+    def action_again(self) -> None:
+        if (entry := self.selected()) is None:
             return
-        self.app.copy_to_clipboard(line)
-        self.notify(line, title="Copied")
+        try:
+            self.app.set_up(dataclasses.replace(entry.run.config, name=None))
+        except MlxzoError as problem:
+            self.app.report(problem)
 
     def action_delete(self) -> None:
         if (entry := self.selected()) is None:

@@ -140,7 +140,7 @@ class Chart(Widget, can_focus=True):
         self._moments: Sequence[Moment] = ()
         self._note = ""
         self._view: tuple[float, float] | None = None
-        self._log = False
+        self._logarithmic = False
         self._pointer: int | None = None
         self._dragged_from: tuple[int, tuple[float, float]] | None = None
         self._strips: list[Strip] | None = None
@@ -158,8 +158,8 @@ class Chart(Widget, can_focus=True):
         self._draw_again()
 
     @property
-    def log(self) -> bool:
-        return self._log
+    def logarithmic(self) -> bool:
+        return self._logarithmic
 
     @property
     def view(self) -> tuple[float, float] | None:
@@ -190,7 +190,7 @@ class Chart(Widget, can_focus=True):
         self._draw_again()
 
     def action_log(self) -> None:
-        self._log = not self._log
+        self._logarithmic = not self._logarithmic
         self._draw_again()
 
     def action_point(self, columns: int) -> None:
@@ -322,7 +322,7 @@ class Chart(Widget, can_focus=True):
             seen = seen[np.isfinite(seen)]
             if len(seen):
                 found += [float(seen.min()), float(seen.max())]
-        log = self._log and all(value > 0 for value in found)
+        log = self._logarithmic and all(value > 0 for value in found)
         low, high = min(found, default=0.0), max(found, default=1.0)
         if log:
             return Window(x0, x1, low / 1.05, high * 1.05, True)
@@ -379,7 +379,7 @@ class Chart(Widget, can_focus=True):
             self.border_title, self.border_subtitle = self.title, ""
             return
         window = self._window(*(self._view or whole))
-        if self._log:
+        if self._logarithmic:
             facts.append("log" if window.log else "log needs values above 0")
         if self._view is not None:
             facts.append("zoomed (r: whole run)")
