@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from mlxzo.commands.train import check_names
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
 from mlxzo.runs import RunDirectory
@@ -20,11 +21,15 @@ from .feed import Replay, RunFeed
 from .screens.dialogs import Choice, error_dialog
 from .screens.help import HelpDialog
 from .screens.monitor import Monitor
+from .screens.race import Race
 from .screens.runs import Runs
 from .screens.setup import Setup
+from .screens.try_it import TryIt
 from .themes import THEMES, curve_colours
 from .widgets.navigation import PLACES
 
+_QUEUE_SECONDS = 0.5
+_METHODS = ("mezo", "bp")
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
 
 
@@ -36,7 +41,7 @@ class MlxzoApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
-    MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor}
+    MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor, "race": Race, "try_it": TryIt}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
         *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in PLACES.items()),
@@ -51,6 +56,8 @@ class MlxzoApp(App[None]):
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
+        self.waiting: list[RunConfig] = []
+        """What is still to be started of a race, one run after the other."""
         self.tried: RunDirectory | None = None
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
@@ -64,6 +71,7 @@ class MlxzoApp(App[None]):
         return curve_colours(dark=self.current_theme.dark)
 
     def on_mount(self) -> None:
+        self.set_interval(_QUEUE_SECONDS, self._start_next)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
     # Runs that are open
@@ -98,6 +106,31 @@ class MlxzoApp(App[None]):
         self.current = feed
         self.switch_mode("monitor")
         return feed
+
+    def start_race(self, values: Mapping[str, Any]) -> None:
+        """Starts the run that options describe by each method, one after the other, and shows them together."""
+        try:
+            self.waiting = [check_names(RunConfig.from_mapping({**values, "method": m}).resolved()) for m in _METHODS]
+        except MlxzoError as problem:
+            self.report(problem)
+            return
+        self.race = []
+        self._start_next()
+        self.switch_mode("race")
+
+    def _start_next(self) -> None:
+        """Starts what waits as soon as nothing of the race trains any more."""
+        if not self.waiting or any(feed.supervision and feed.supervision.running for feed in self.race):
+            return
+        config = self.waiting.pop(0)
+        try:
+            feed = self.feed(RunDirectory.create(config))
+            feed.start()
+        except MlxzoError as problem:
+            self.waiting = []
+            self.report(problem)
+        else:
+            self.race.append(feed)
 
     def copy_command(self, config: RunConfig) -> None:
         """Puts the command line of a run on the clipboard."""

@@ -68,6 +68,8 @@ class History:
     memory: events.Memory | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
+    samples: tuple[events.Samples, ...] = ()
+    """Answers on validation examples: those before training, then the latest."""
     phase: str = ""
     paused: bool = False
     began: float | None = None
@@ -150,6 +152,9 @@ class History:
             case events.Memory():
                 self.memory = event
                 self._remember(event.footprint_bytes)
+            case events.Samples():
+                if event.split == "validation":
+                    self.samples = (*self.samples[:1], event)
             case events.Paused():
                 self.paused = True
                 self._say(time, "‖", f"paused after step {event.step}")

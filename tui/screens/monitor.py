@@ -79,16 +79,17 @@ class Monitor(Page):
         Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
-        *(Binding(str(n), f"panel({n})", f"Panel {n}", show=False) for n in range(1, 7)),
+        *(Binding(str(n), f"panel({n})", f"Panel {n}", show=False) for n in range(1, 8)),
     ]
     # Number, id, and the size it takes to be shown unasked.
-    PANELS = ("loss", "accuracy", "memory", "speed", "facts", "log")
+    PANELS = ("loss", "accuracy", "memory", "speed", "facts", "samples", "log")
 
     def __init__(self) -> None:
         super().__init__()
         self._chosen: dict[str, bool] = {}
         self._drawn: tuple | None = None
         self._told: object = None
+        self._sampled: object = None
         self._stopping: set[RunFeed] = set()
 
     def body(self) -> Iterable[Widget]:
@@ -133,7 +134,13 @@ class Monitor(Page):
                 help="Steps a second, the mean of the last 50 steps; evaluations are left out.",
             )
             yield Panel(id="facts", title="5 Run", help="What is trained, on what, and what came of it so far.")
-            yield Panel(id="log", title="6 Events", help="What happened, oldest first; steps are in the charts.")
+            yield Panel(
+                id="samples",
+                title="6 Samples",
+                help="The end of a few validation prompts, what the model answered before training, and what it answers "
+                "now, each with its share of the probability among the answers. ✓ right, ✗ wrong.",
+            )
+            yield Panel(id="log", title="7 Events", help="What happened, oldest first; steps are in the charts.")
 
     def on_mount(self) -> None:
         self.set_interval(_REDRAW_SECONDS, self._tick)
@@ -163,11 +170,10 @@ class Monitor(Page):
 
     def _arrange(self) -> None:
         """Shows the panels that were asked for, and where nobody asked, those that the size has room for."""
-        roomy = self.app.size.height >= 34
         shown = []
         for name in self.PANELS:
             panel = self.query_one(f"#{name}")
-            panel.display = self._chosen.get(name, roomy or name in ("loss", "accuracy", "memory", "facts"))
+            panel.display = self._chosen.get(name, name in self._unasked())
             panel.styles.column_span = 1
             if panel.display:
                 shown.append(panel)
@@ -179,6 +185,15 @@ class Monitor(Page):
             shown[-1].styles.column_span = across - len(shown) % across + 1
         if self.focused is None and shown:
             shown[0].focus()
+
+    def _unasked(self) -> tuple[str, ...]:
+        """The panels that this size has room for."""
+        width, height = self.app.size
+        if height < 34:
+            return ("loss", "accuracy", "memory", "facts")
+        return (
+            self.PANELS if width >= 160 or height >= 50 else ("loss", "accuracy", "memory", "facts", "samples", "log")
+        )
 
     def _tick(self) -> None:
         feed = self.app.current
@@ -206,6 +221,9 @@ class Monitor(Page):
         draw_memory(self.query_one("#memory", Chart), history)
         draw_speed(self.query_one("#speed", Chart), history)
         self.query_one("#facts", Panel).show(facts(history))
+        if self._sampled is not history.samples:
+            self._sampled = history.samples
+            self.query_one("#samples", Panel).show(samples_text(history))
         self.query_one("#log", Panel).show(log_text(history), to_end=True)
 
     # What is done to the run
@@ -245,24 +263,22 @@ class Monitor(Page):
         return True
 
 
-def state_words(feed: RunFeed | Replay) -> tuple[str, str, str]:
-    """Mark, word and colour of how a run stands; the mark and the word tell it without the colour."""
+def state_words(feed: RunFeed | Replay) -> tuple[str, str]:
+    """A mark and a word for how a run stands."""
     outcome, history = feed.history.outcome, feed.history
     if isinstance(feed, Replay) and feed.paused:
-        return "‖", "demo paused", "warning"
+        return "‖", "demo paused"
     if isinstance(outcome, events.Finished):
-        return "✓", "finished", "success"
+        return "✓", "finished"
     if isinstance(outcome, events.Failed):
-        return (
-            ("■", "interrupted", "warning") if outcome.title == "Interrupted" else ("✗", outcome.title.lower(), "error")
-        )
+        return ("■" if outcome.title == "Interrupted" else "✗"), outcome.title.lower()
     if feed.died:
-        return "✗", "died", "error"
+        return "✗", "died"
     if history.paused:
-        return "‖", "paused", "warning"
+        return "‖", "paused"
     if not history.phase:
-        return "○", "starting" if feed.running else "not started", "secondary"
-    return "▶", PHASES.get(history.phase, history.phase), "primary"
+        return "○", "starting" if feed.running else "not started"
+    return "▶", PHASES.get(history.phase, history.phase)
 
 
 def bar(share: float, width: int) -> Text:
@@ -274,7 +290,7 @@ def bar(share: float, width: int) -> Text:
 def status_text(feed: RunFeed | Replay, width: int) -> Text:
     """Two lines: how the run stands and how far it is; speed, time left and the best so far."""
     history, step = feed.history, feed.history.step
-    mark, words, _ = state_words(feed)
+    mark, words = state_words(feed)
     head = f"{mark} {words}"
     progress, live = history.progress, history.outcome is None
     if live and progress is not None and progress.total:
@@ -399,6 +415,23 @@ def facts(history: History) -> Table:
     for name, value in rows or [("", "The facts of the run appear when the model is loaded.")]:
         table.add_row(name, printable(value))
     return table
+
+
+def samples_text(history: History) -> Text:
+    """Prompts with the model's answers before training and now."""
+    if not history.samples:
+        return Text("Answers to a few validation prompts appear with the first evaluation.", "dim")
+    first, last = history.samples[0], history.samples[-1]
+    text = Text()
+    for before, now in zip(first.items, last.items, strict=False):
+        text.append("…" + printable(str(now["prompt"])[-160:].replace("\n", " ⏎ ")), "dim")
+        text.append("\n")
+        for words, item in (("before", before), ("now", now))[: len(history.samples)]:
+            mark = "?" if item["right"] is None else "✓" if item["answer"] == item["right"] else "✗"
+            text.append(f"  {mark} {words:<6} {printable(item['answer']).strip()}", "bold" if words == "now" else "")
+            text.append(f" {100 * item['share']:.0f} %\n", "dim")
+    text.rstrip()
+    return text
 
 
 def machine_text(memory: events.Memory) -> str:

@@ -272,6 +272,10 @@ class Chart(Widget, can_focus=True):
             return self._strips[y]
         return Strip.blank(self.content_size.width, self._style("text"))
 
+    def style_of(self, name: str) -> Style:
+        """The style of a series, for its words in a legend."""
+        return Style(color=self._style(name).color)
+
     def _style(self, name: str) -> Style:
         return self.get_component_rich_style(f"chart--{name}")
 
