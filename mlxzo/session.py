@@ -176,14 +176,14 @@ def open_session(
     *,
     trains: bool = True,
     fit: Callable[[RunConfig, ResolvedModel, Splits], RunConfig] = lambda config, resolved, splits: config,
-    between_layers: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
 
     Args:
         trains: False for a base model that is only read: its scope does not matter, and nothing is trainable.
         fit: settles what the memory cap decides, before any weights are loaded.
-        between_layers: called between the layers of every forward pass (see `CausalLM`).
+        interrupt: called where a pass can be given up (see `CausalLM`).
 
     Raises:
         MlxzoError: data or model cannot be had (exit code 4), the scope does not suit the model (2), or the run does
@@ -203,7 +203,7 @@ def open_session(
     sha256 = weights_fingerprint(loaded.model)
     parameters = count_parameters(loaded.model)
     trainable = prepare(loaded.model, config) if trains else Trainable(())
-    causal = CausalLM(loaded.model, compute_dtype(), between_layers)
+    causal = CausalLM(loaded.model, compute_dtype(), interrupt)
     scorer = Scorer(causal, trainable.frozen_layers)
     session = Session(
         config, resolved, loaded, causal, trainable, scorer, micro_batch_shapes(config), data, splits, sha256

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
         with watch:
             result = train(run, emit, steering)
-            result["memory"] = watch.summary()
+        result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
         result["paused_seconds"] = steering.paused_seconds
@@ -125,7 +125,7 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str,
     """Loads what the run's configuration names and trains it."""
     # These import MLX.
     from .memory.limits import set_limits
-    from .methods.mezo import MeZO
+    from .methods import make_method
     from .probing import choose_rate, choose_scope
     from .session import open_prefix_cache, open_session
     from .trainer import Trainer
@@ -133,13 +133,13 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str,
     if run.config.awaits_probe and run.config.probe == "scope":
         settle(run, *choose_scope(run.config, emit))
     set_limits(run.config.memory_cap_bytes)
-    session = open_session(run.config, emit, between_layers=steering.check_memory)
+    session = open_session(run.config, emit, interrupt=steering.check_memory)
     run.write_json("environment.json", environment(session))
     open_prefix_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = run.config
-    method = MeZO(session.scorer, session.trainable, session.config)
+    method = make_method(session.scorer, session.trainable, session.config)
     return Trainer(session, method, run.path, emit, steering).fit()
 
 

@@ -105,8 +105,8 @@ class Gauge:
 class Thinning:
     """Which of many samples are worth telling, so that a run of a night leaves a short file.
 
-    Kept are the first sample of a phase, a peak more than 1 % above the last one kept, and one every 5 s; shown to
-    those who watch are these, and two a second.
+    Shown to those who watch is the first sample of a phase, and two a second. Kept of these is the first of a phase,
+    one every 5 s, and one at which the peak is more than 1 % above the last one kept.
     """
 
     def __init__(self) -> None:
@@ -114,15 +114,21 @@ class Thinning:
         self._peak_bytes = 0
         self._kept = self._shown = float("-inf")
 
-    def worth(self, now: float, phase: str, footprint_bytes: int) -> tuple[bool, bool]:
-        """Whether a sample taken at `now` (seconds) is to be shown, and whether it is to be kept as well."""
-        peak = footprint_bytes > self._peak_bytes * _NEW_PEAK
-        kept = phase != self._phase or peak or now - self._kept >= _KEPT_SECONDS
-        shown = kept or now - self._shown >= _SHOWN_SECONDS
+    def worth(self, now: float, phase: str, peak_bytes: int) -> tuple[bool, bool]:
+        """Whether a sample is to be shown, and whether it is to be kept as well.
+
+        Args:
+            now: seconds, by any clock.
+            peak_bytes: the most that was seen so far, this sample included.
+        """
+        entered = phase != self._phase
+        shown = entered or now - self._shown >= _SHOWN_SECONDS
+        higher = peak_bytes > _NEW_PEAK * self._peak_bytes
+        kept = shown and (entered or higher or now - self._kept >= _KEPT_SECONDS)
         if shown:
             self._shown = now
         if kept:
-            self._kept, self._phase, self._peak_bytes = now, phase, max(self._peak_bytes, footprint_bytes)
+            self._kept, self._phase, self._peak_bytes = now, phase, peak_bytes
         return shown, kept
 
 
@@ -159,6 +165,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        # The last word on the peak.
+        self._sample(last=True)
 
     def enter(self, phase: str) -> None:
         """Tells in which phase the run is from now on; the time between two readings may hide a short one."""
@@ -168,7 +176,6 @@ class Watch:
 
     def summary(self) -> dict[str, Any]:
         """What the run took, in bytes, as its result holds it."""
-        self._sample(last=True)
         return {
             "cap_bytes": self.cap_bytes,
             "footprint_peak_bytes": self.gauge.peak_bytes,
@@ -203,7 +210,7 @@ class Watch:
             if self.cap_bytes is not None and seen > self.cap_bytes and not self.over:
                 self._over = time.monotonic(), seen
                 self.over = True
-            shown, kept = self._thinning.worth(time.monotonic(), self._phase, seen)
+            shown, kept = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
             if shown or last:
                 self._tell(self._event(seen), kept or last)
 
