@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -89,6 +90,13 @@ class MlxzoApp(App[None]):
         """Shows a configuration in Setup, to be changed and started."""
         self._to_set_up = config
         self.switch_mode("setup")
+
+    def set_up_again(self, run: RunDirectory) -> None:
+        """Shows the configuration of a run in Setup."""
+        try:
+            self.set_up(dataclasses.replace(run.config, name=None))
+        except MlxzoError as problem:
+            self.report(problem)
 
     def take_setup(self) -> RunConfig | None:
         """The configuration that Setup was asked to show, once."""

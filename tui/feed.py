@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlxzo import events
@@ -46,8 +46,8 @@ class Tail:
 class Supervision:
     """A worker started by this process, looked after in a thread until it ends."""
 
-    def __init__(self, run: RunDirectory):
-        self._supervisor = Supervisor(run)
+    def __init__(self, run: RunDirectory, *, _command: Sequence[str] | None = None):
+        self._supervisor = Supervisor(run, _command=_command)
         self._thread = threading.Thread(target=self._look_after, name=f"supervisor of {run.id}", daemon=True)
         self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
 
@@ -132,13 +132,13 @@ class RunFeed:
                 self.history.add(event, moment)
             return self._state() != before
 
-    def start(self) -> None:
+    def start(self, *, _command: Sequence[str] | None = None) -> None:
         """Starts the run's worker.
 
         Raises:
             ConfigError: it has one already.
         """
-        supervision = Supervision(self.run)
+        supervision = Supervision(self.run, _command=_command)
         supervision.start()
         self.supervision, self._alive, self._looked = supervision, True, time.monotonic()
 
@@ -156,7 +156,7 @@ class Replay:
     def __init__(self, path: Path, *, speed: float = 8.0, clock: Callable[[], float] = time.monotonic):
         with path.open(encoding="utf-8") as lines:
             self._events = list(events.read(lines))
-        self.title = "demo"
+        self.title = f"demo: a recorded run, played {speed:g} times as fast"
         self.run: RunDirectory | None = None
         self.speed = speed
         self._clock = clock

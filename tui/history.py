@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -132,7 +132,7 @@ class History:
                 self.progress = None
                 self.evaluations = [(e, t) for e, t in self.evaluations if (e.kind, e.split, e.step) != _key(event)]
                 self.evaluations.append((event, self.seconds))
-                self._say(time, "★" if event.best and event.kind == "validation" else "●", evaluated_line(event))
+                self._say(time, _evaluation_mark(event), evaluated_line(replace(event, best=False)))
             case events.Phase():
                 self.phase, self.progress, self.outcome, self.paused = event.phase, None, None, False
                 # Training goes on after every evaluation; each is told once, by its result.
@@ -198,6 +198,10 @@ class History:
 
     def _say(self, time: float, mark: str, text: str) -> None:
         self.log.append(LogLine(time, mark, text))
+
+
+def _evaluation_mark(event: events.Evaluated) -> str:
+    return "★" if event.best and event.kind == "validation" else "●"
 
 
 def _key(event: events.Evaluated) -> tuple[str, str, int]:

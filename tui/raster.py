@@ -83,12 +83,12 @@ def _ranges(across: np.ndarray, up: np.ndarray, columns: int) -> tuple[np.ndarra
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """At most about `count` round numbers between two bounds, evenly spaced."""
+    """About `count` round numbers between two bounds, evenly spaced."""
     if not high > low or count < 1:
         return [low]
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.75 * rough)
     if whole:
         step = max(1.0, math.ceil(step))
     first = math.ceil(low / step - 1e-9)

@@ -137,8 +137,8 @@ class Monitor(Page):
             yield Panel(
                 id="samples",
                 title="6 Samples",
-                help="The end of a few validation prompts, what the model answered before training, and what it answers "
-                "now, each with its share of the probability among the answers. ✓ right, ✗ wrong.",
+                help="The end of a few validation prompts, what the model answered before training, and what it "
+                "answers now, each with its share of the probability among the answers. ✓ right, ✗ wrong.",
             )
             yield Panel(id="log", title="7 Events", help="What happened, oldest first; steps are in the charts.")
 
@@ -210,7 +210,10 @@ class Monitor(Page):
         if isinstance(history.outcome, events.Failed) and self._told is not history.outcome:
             self._told = history.outcome
             if history.outcome.title != "Interrupted" and isinstance(feed, RunFeed) and feed.supervision is not None:
-                self.app.push_screen(error_dialog(history.outcome))
+                self.app.push_screen(
+                    error_dialog(history.outcome, again="Set up again"),
+                    lambda choice: self.app.set_up_again(feed.run) if choice == "again" else None,
+                )
 
     def _draw(self, feed: RunFeed | Replay) -> None:
         history = feed.history
@@ -320,8 +323,6 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
         if (best := history.best()) is not None:
             where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
             parts.append(f"best {best.metric} {format_metric(best.metric, best.value)} at {where}")
-    if isinstance(feed, Replay):
-        parts.append(f"played {feed.speed:g} times as fast")
     return Text.assemble(left, "\n", (printable("   ".join(parts)), "dim"))
 
 
@@ -346,7 +347,7 @@ def draw_accuracy(chart: Chart, history: History) -> None:
     if zero is not None:
         before, largest = format_metric(metric, zero.value), format_metric(metric, zero.majority)
         if before == largest:
-            rules.append(Rule(f"zero-shot and majority class {before}", zero.value))
+            rules.append(Rule(f"zero-shot = majority {before}", zero.value))
         else:
             rules.append(Rule(f"zero-shot {before}", zero.value))
             if zero.majority is not None:
@@ -361,7 +362,8 @@ def draw_accuracy(chart: Chart, history: History) -> None:
         "two",
         marks=["★" if e is best else "●" for e in found],
     )
-    chart.show([series] if found else [], rules, note=note)
+    until = None if history.step is None else float(history.step.step)
+    chart.show([series] if found else [], rules, note=note, until=until)
 
 
 def draw_memory(chart: Chart, history: History) -> None:
@@ -369,7 +371,7 @@ def draw_memory(chart: Chart, history: History) -> None:
     note = f"peak {format_bytes(history.peak_bytes)}" if len(memory) else ""
     rules = []
     if len(memory):
-        rules.append(Rule(f"peak {format_bytes(history.peak_bytes)}", history.peak_bytes))
+        rules.append(Rule(f"peak {format_bytes(history.peak_bytes)}", history.peak_bytes, over=False))
     if history.cap_bytes is not None:
         rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━"))
         note += f" of {format_bytes(history.cap_bytes)} ({100 * history.peak_bytes / history.cap_bytes:.0f} %)"
@@ -397,13 +399,6 @@ def facts(history: History) -> Table:
         rows.append(("model", f"{loaded.model}, {format_count(loaded.parameters)} parameters"))
         rows.append(("trains", f"{format_count(loaded.trainable_parameters)} of them ({share:.2g} %)"))
         rows.append(("task", loaded.task))
-        counts = f"{loaded.train_examples} training, {loaded.validation_examples} validation"
-        rows.append(("examples", f"{counts}, {loaded.test_examples} test"))
-    if step is not None:
-        rows.append(("learning rate", f"{step.lr:.3g}"))
-    if history.memory is not None:
-        rows.append(("memory", memory_text(history.memory)))
-        rows.append(("machine", machine_text(history.memory)))
     if zero is not None:
         rows.append(("zero-shot", format_metric(zero.metric, zero.value)))
     if best is not None and best.kind != "zero-shot":
@@ -411,7 +406,15 @@ def facts(history: History) -> Table:
     if test is not None:
         rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
     if history.saved is not None:
-        rows.append(("saved", f"step {history.saved.step}, {format_bytes(history.saved.bytes)}"))
+        rows.append(("saved", f"the state of step {history.saved.step}, {format_bytes(history.saved.bytes)}"))
+    if history.memory is not None:
+        rows.append(("memory", memory_text(history.memory)))
+        rows.append(("machine", machine_text(history.memory)))
+    if loaded is not None:
+        counts = f"{loaded.train_examples} training, {loaded.validation_examples} validation"
+        rows.append(("examples", f"{counts}, {loaded.test_examples} test"))
+    if step is not None:
+        rows.append(("lr", f"{step.lr:.3g}"))
     for name, value in rows or [("", "The facts of the run appear when the model is loaded.")]:
         table.add_row(name, printable(value))
     return table

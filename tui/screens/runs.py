@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterable
@@ -260,12 +259,8 @@ class Runs(Page):
             self.app.report(problem)
 
     def action_again(self) -> None:
-        if (entry := self.selected()) is None:
-            return
-        try:
-            self.app.set_up(dataclasses.replace(entry.run.config, name=None))
-        except MlxzoError as problem:
-            self.app.report(problem)
+        if (entry := self.selected()) is not None:
+            self.app.set_up_again(entry.run)
 
     def action_delete(self) -> None:
         if (entry := self.selected()) is None:

@@ -44,6 +44,8 @@ class Rule:
     y: float
     style: str = "axis"
     dash: str = "╌"
+    over: bool = True
+    """Whether its words may cover curves where no place is free."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Chart(Widget, can_focus=True):
         self._rules: Sequence[Rule] = ()
         self._moments: Sequence[Moment] = ()
         self._note = ""
+        self._until: float | None = None
         self._view: tuple[float, float] | None = None
         self._logarithmic = False
         self._pointer: int | None = None
@@ -152,9 +155,12 @@ class Chart(Widget, can_focus=True):
         rules: Sequence[Rule] = (),
         moments: Sequence[Moment] = (),
         note: str = "",
+        until: float | None = None,
     ) -> None:
-        """Draws these; `note` stands at the lower right unless something is read off."""
+        """Draws these; `note` stands at the lower right unless something is read off. The horizontal axis goes as far
+        as `until` where the curves do not."""
         self._series, self._rules, self._moments, self._note = series, rules, moments, note
+        self._until = until
         self._draw_again()
 
     @property
@@ -285,6 +291,7 @@ class Chart(Widget, can_focus=True):
         if not ends:
             return None
         low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+        high = max(high, low if self._until is None else self._until)
         return (low, high) if high > low else (low - 0.5, high + 0.5)
 
     def _draw(self, width: int, height: int) -> list[Strip]:
@@ -439,11 +446,12 @@ class _Canvas:
         self._glyphs[row, free] = ord(rule.dash)
         self._owners[row, free] = STYLES.index(rule.style)
         label = f" {rule.label} "
-        if len(label) <= self.width:
-            begin = self.width - len(label) if right else 0
-            if (row, begin) not in used:
-                used.append((row, begin))
-                self._write(row, begin, label, rule.style)
+        places = (self.width - len(label), 0) if right else (0, self.width - len(label))
+        places = [begin for begin in places if begin >= 0 and (row, begin) not in used]
+        clear = [begin for begin in places if free[begin : begin + len(label)].all()]
+        for begin in (clear or (places if rule.over else []))[:1]:
+            used.append((row, begin))
+            self._write(row, begin, label, rule.style)
 
     def upright(self, column: int, label: str, glyph: str = "┆") -> None:
         free = self._glyphs[:, column] == ord(" ")
