@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import events
-from .batching import Batch, EncodedExample, Shapes, encode, make_batch
+from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, make_batch
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
@@ -32,8 +32,6 @@ from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 _CACHE_SHARE = 0.1
 # Examples of a split whose answers are told, and the longest end of their prompts.
 _SHOWN, _SHOWN_CHARACTERS = 6, 400
-# Examples between two reports of progress.
-_SCORED_AT_ONCE = 32
 
 
 Splits = dict[str, list[EncodedExample]]
@@ -101,7 +99,7 @@ class Session:
             self.scorer,
             self.splits[split],
             self.metric,
-            batch_size=_SCORED_AT_ONCE,
+            batch_size=SCORED_AT_ONCE,
             cut=self.batch,
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
@@ -162,12 +160,8 @@ def compute_dtype() -> mx.Dtype | None:
 
 
 def micro_batch_shapes(config: RunConfig) -> Shapes:
-    """Micro-batches as suit the device.
-
-    On the CPU 512 tokens are enough to keep the matrix products busy, and small enough for its caches. A GPU would
-    rather have fewer and larger ones.
-    """
-    return Shapes(8, 512, config.micro_batch) if on_cpu() else Shapes(32, 8192, config.micro_batch)
+    """Micro-batches as suit the device."""
+    return Shapes.suited(on_cpu(), config.micro_batch)
 
 
 def open_session(
