@@ -89,7 +89,10 @@ class MlxzoApp(App[None]):
     def set_up(self, config: RunConfig) -> None:
         """Shows a configuration in Setup, to be changed and started."""
         self._to_set_up = config
-        self.switch_mode("setup")
+        if isinstance(self.screen, Setup):
+            self.screen.take_over()
+        else:
+            self.switch_mode("setup")
 
     def set_up_again(self, run: RunDirectory) -> None:
         """Shows the configuration of a run in Setup."""

@@ -58,7 +58,7 @@ PHASES = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """The events of one run so far. `add` takes them in order; a step that comes again (after resuming) replaces."""
 

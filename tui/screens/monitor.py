@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from typing import ClassVar
@@ -90,6 +91,10 @@ class Monitor(Page):
         self._drawn: tuple | None = None
         self._told: object = None
         self._sampled: object = None
+        self._logged: tuple | None = None
+        self._happened: tuple | None = None
+        self._steps_drawn = 0
+        self._panels_drawn = 0.0
         self._stopping: set[RunFeed] = set()
 
     def body(self) -> Iterable[Widget]:
@@ -147,7 +152,7 @@ class Monitor(Page):
         self.query_one("#loss").focus()
 
     def on_screen_resume(self) -> None:
-        self._drawn = None
+        self._drawn = self._happened = self._logged = self._sampled = None
         self._arrange()
         self._tick()
 
@@ -175,6 +180,7 @@ class Monitor(Page):
             panel = self.query_one(f"#{name}")
             panel.display = self._chosen.get(name, name in self._unasked())
             panel.styles.column_span = 1
+            self._drawn = self._happened = None
             if panel.display:
                 shown.append(panel)
         across = min(len(shown), 3 if self.app.size.width >= 160 else 2) or 1
@@ -217,17 +223,40 @@ class Monitor(Page):
 
     def _draw(self, feed: RunFeed | Replay) -> None:
         history = feed.history
-        self.query_one("#status", Static).border_title = printable(feed.title)
-        self.query_one("#status", Static).update(status_text(feed, self.app.size.width - 4))
-        draw_loss(self.query_one("#loss", Chart), history)
-        draw_accuracy(self.query_one("#accuracy", Chart), history)
-        draw_memory(self.query_one("#memory", Chart), history)
-        draw_speed(self.query_one("#speed", Chart), history)
+        status = self.query_one("#status", Static)
+        status.border_title = printable(feed.title)
+        status.update(status_text(feed, self.app.size.width - 4), layout=False)
+        if self._is_due(feed):
+            self._draw_panels(history)
+
+    def _is_due(self, feed: RunFeed | Replay) -> bool:
+        """Whether enough has happened to draw the panels again: anything but a step, steps as wide as a dot, or what
+        came within a second."""
+        history, now = feed.history, time.monotonic()
+        happened = (feed, feed.running, history.phase, history.paused, len(history.evaluations), len(history.log))
+        steps = len(history["steps"])
+        dot = steps / (2 * self.app.size.width)
+        due = happened != self._happened or steps - self._steps_drawn >= dot or now - self._panels_drawn >= 1.0
+        if due:
+            self._happened, self._steps_drawn, self._panels_drawn = happened, steps, now
+        else:
+            # The next tick looks again.
+            self._drawn = None
+        return due
+
+    def _draw_panels(self, history: History) -> None:
+        draws = {"loss": draw_loss, "accuracy": draw_accuracy, "memory": draw_memory, "speed": draw_speed}
+        for name, draw in draws.items():
+            chart = self.query_one(f"#{name}", Chart)
+            if chart.display:
+                draw(chart, history)
         self.query_one("#facts", Panel).show(facts(history))
         if self._sampled is not history.samples:
             self._sampled = history.samples
             self.query_one("#samples", Panel).show(samples_text(history))
-        self.query_one("#log", Panel).show(log_text(history), to_end=True)
+        if self._logged != (history, len(history.log)):
+            self._logged = (history, len(history.log))
+            self.query_one("#log", Panel).show(log_text(history), to_end=True)
 
     # What is done to the run
 

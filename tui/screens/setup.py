@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual import work
@@ -27,7 +28,8 @@ from mlxzo.models.registry import load_registry
 from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.registry import get_task, load_task, task_names
 
-from ..planning import Prediction, predict
+from ..listing import newest_first
+from ..planning import Prediction, pace, predict, sizes
 from ..widgets.cap import CapSlider, PeakBar
 from ..widgets.form import Field, Form
 from ..widgets.grid import Column, Grid
@@ -35,6 +37,8 @@ from .dialogs import FileDialog
 from .page import Page
 
 _SETTLE_SECONDS = 0.15
+# Finished runs among which one of the same kind is looked for, to tell how long this one will take.
+_RUNS_LOOKED_AT = 50
 # What most runs are set by; the rest follows in groups.
 _ESSENTIAL = ("method", "scope", "steps", "batch_size", "lr", "eval_every", "seed")
 _GROUPS = {
@@ -59,7 +63,7 @@ class Checked:
     data: TaskData | None = None
     data_problem: MlxzoError | None = None
     plan: Prediction | None = None
-    plan_problem: MlxzoError | None = None
+    time: str = ""
 
     @property
     def reason(self) -> str:
@@ -67,9 +71,12 @@ class Checked:
         if self.problems:
             more = len(self.problems) - 1
             return self.problems[0] + (f" (and {more} more)" if more else "")
-        for problem in (self.data_problem, self.plan_problem):
-            if problem is not None:
-                return problem.message
+        if self.data_problem is not None:
+            return self.data_problem.message
+        # What may not fit without a cap is for the user to try.
+        capped = self.config is not None and self.config.memory_cap is not None
+        if capped and self.plan is not None and self.plan.problem is not None:
+            return self.plan.problem.message
         return ""
 
 
@@ -159,6 +166,10 @@ class Setup(Page):
         self._check_soon()
 
     def on_screen_resume(self) -> None:
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Shows the configuration that the app was asked to set up, if any."""
         if (config := self.app.take_setup()) is not None:
             self.fill(config)
         self._check_soon()
@@ -188,7 +199,7 @@ class Setup(Page):
             return self._fit_mark(name)
         if key == "peak":
             found = self._fits.get(name)
-            return format_bytes(found.peak_bytes) if found is not None else ""
+            return format_bytes(found.footprint_bytes) if found is not None else ""
         if entry is None:
             return ""
         if key == "parameters":
@@ -276,15 +287,19 @@ class Setup(Page):
     @work(thread=True, exclusive=True, group="check")
     def _check(self, values: dict[str, Any]) -> None:
         """Everything that can be known of a run before it starts, without holding up the screen."""
+        worker = get_current_worker()
         checked = check(values)
-        if not get_current_worker().is_cancelled:
-            self.app.call_from_thread(self._take, checked)
-        if checked.config is not None:
-            for name in load_registry():
-                if get_current_worker().is_cancelled:
-                    return
-                self._fits[name] = fit(checked.config, name, checked.data)
-            self.app.call_from_thread(self.query_one("#model-list", Grid).redraw)
+        if worker.is_cancelled:
+            return
+        self.app.call_from_thread(self._take, checked)
+        if checked.config is None:
+            return
+        data = sizes(checked.data, checked.config)
+        for name in load_registry():
+            if worker.is_cancelled:
+                return
+            self._fits[name] = predict(checked.config, name, data, advise=False)
+        self.app.call_from_thread(self.query_one("#model-list", Grid).redraw)
 
     def _take(self, checked: Checked) -> None:
         if not self.is_running:
@@ -320,10 +335,8 @@ class Setup(Page):
         bar.show([part.bytes for part in plan.parts] if plan is not None else (), cap)
         text = self.query_one("#plan-text", Static)
         if plan is None:
-            problem = checked.plan_problem
-            text.update(
-                printable(_in_full(problem)) if problem is not None else "The plan appears when the options are right."
-            )
+            known = "The figures of this model are not on this machine yet: they come with it when the run starts."
+            text.update("The plan appears when the options are right." if checked.config is None else known)
             return
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
         table.add_column(width=1)
@@ -332,11 +345,11 @@ class Setup(Page):
         for number, part in enumerate(plan.parts):
             mark = Text(bar.fill(number), bar.component_style(number))
             table.add_row(mark, part.name, format_bytes(part.bytes))
-        table.add_row("", Text("peak", "bold"), Text(format_bytes(plan.peak_bytes), "bold"))
-        table.add_row("", "", "")
-        for words in plan.notes:
-            table.add_row("▸", Text(words, "dim"), "")
-        text.update(table)
+        table.add_row("", Text("together", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
+        words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
+        if plan.problem is not None:
+            words.insert(0, Text(printable(f"✗ {plan.problem.message}\n  {plan.problem.fix}")))
+        text.update(Group(table, "", *words))
 
     # Actions
 
@@ -410,20 +423,8 @@ def check(values: dict[str, Any]) -> Checked:
             data = load_task(config)
     except MlxzoError as error:
         data_problem = error
-    plan, plan_problem = None, None
-    try:
-        plan = predict(config, config.model, data)
-    except MlxzoError as error:
-        plan_problem = error
-    return Checked(config, (), data, data_problem, plan, plan_problem)
-
-
-def fit(config: RunConfig, model: str, data: TaskData | None) -> Prediction | None:
-    """What the run would take with another model; None where that cannot be said."""
-    try:
-        return predict(config, model, data)
-    except MlxzoError:
-        return None
+    plan = predict(config, config.model, sizes(data, config))
+    return Checked(config, (), data, data_problem, plan, pace(config, newest_first(config.out)[:_RUNS_LOOKED_AT]))
 
 
 def preview(checked: Checked) -> Text:

@@ -147,6 +147,7 @@ class Chart(Widget, can_focus=True):
         self._pointer: int | None = None
         self._dragged_from: tuple[int, tuple[float, float]] | None = None
         self._strips: list[Strip] | None = None
+        self._windowed: Window | None = None
         self._plot = (0, 0)
 
     def show(
@@ -260,7 +261,7 @@ class Chart(Widget, can_focus=True):
     # Drawing
 
     def _draw_again(self) -> None:
-        self._strips = None
+        self._strips = self._windowed = None
         self._caption()
         self.refresh()
 
@@ -324,7 +325,12 @@ class Chart(Widget, can_focus=True):
         return strips
 
     def _window(self, x0: float, x1: float) -> Window:
-        """The window over a horizontal range whose vertical one holds all curves and rules."""
+        """The window over a horizontal range whose vertical one holds all curves and rules, found once a drawing."""
+        if self._windowed is None:
+            self._windowed = self._find_window(x0, x1)
+        return self._windowed
+
+    def _find_window(self, x0: float, x1: float) -> Window:
         found: list[float] = [rule.y for rule in self._rules]
         for series in self._series:
             first, last = np.searchsorted(series.x, (x0, x1))
