@@ -27,6 +27,7 @@ COMMANDS = {
     "runs": ("runs", "list runs, show one, pause or stop one"),
     "models": ("models", "list the models known by name"),
     "tasks": ("tasks", "list the tasks"),
+    "tui": ("tui", "the terminal app: set up, watch, race and try runs"),
     "doctor": ("doctor", "report on this machine: device, memory, speed, versions"),
 }
 

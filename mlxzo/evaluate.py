@@ -48,6 +48,7 @@ def evaluate(
     batch_size: int,
     cut: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_scores: Callable[[int, np.ndarray], None] = lambda example, scores: None,
 ) -> Evaluation:
     """Scores `examples` under the weights as they stand.
 
@@ -56,6 +57,7 @@ def evaluate(
         batch_size: examples scored between two calls of `on_progress`.
         cut: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
+        on_scores: told the scores [C] of each example's candidates, with its place among `examples`.
     """
     started = time.perf_counter()
     correct, losses, done = 0, np.zeros(len(examples)), 0
@@ -63,7 +65,10 @@ def evaluate(
     for indices, batch in by_length(examples, batch_size, cut):
         for part, places, scores in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
             correct += int((scores.argmax(axis=1) == part.target).sum())
-            losses[[indices[i] for i in places]] = example_losses(scores, part.target)
+            whole = [indices[i] for i in places]
+            losses[whole] = example_losses(scores, part.target)
+            for example, row in zip(whole, scores, strict=True):
+                on_scores(example, row)
         done += len(indices)
         on_progress(done, len(examples))
     # Summed in the order of the examples, so that the figure does not depend on how they were batched.

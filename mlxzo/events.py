@@ -153,6 +153,20 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class Samples(Event):
+    """What the model answers to the first few examples of a split; comes just before the evaluation it belongs to.
+
+    Attributes:
+        items: each {"prompt": its end, "answer": the likeliest candidate, "right": the right one, or null where it is
+            not known, "share": the answer's probability among the candidates}.
+    """
+
+    name: ClassVar[str] = "samples"
+    split: str
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     """A state was written; `path` is relative to the run directory."""
 

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from . import events
 from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, make_batch
@@ -22,12 +24,14 @@ from .models.loading import LoadedModel, count_parameters, load_model, load_toke
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .scoring import Scorer
-from .tasks.base import TaskData
+from .tasks.base import Example, TaskData
 from .tasks.registry import load_task
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
 # `prefix_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
 _CACHE_SHARE = 0.1
+# Examples of a split whose answers are told, and the longest end of their prompts.
+_SHOWN, _SHOWN_CHARACTERS = 6, 400
 
 
 Splits = dict[str, list[EncodedExample]]
@@ -85,7 +89,13 @@ class Session:
 
     def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
         """Measures the weights as they stand on one split, telling `emit` how far it is."""
-        return evaluate(
+        shown: dict[int, np.ndarray] = {}
+
+        def keep_few(example: int, scores: np.ndarray) -> None:
+            if example < _SHOWN and len(scores) > 1:
+                shown[example] = scores
+
+        outcome = evaluate(
             self.scorer,
             self.splits[split],
             self.metric,
@@ -94,7 +104,24 @@ class Session:
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
             ),
+            on_scores=keep_few,
         )
+        if shown:
+            examples = getattr(self.data, split)
+            emit(events.Samples(split, [sample(examples[place], shown[place]) for place in sorted(shown)]))
+        return outcome
+
+
+def sample(example: Example, scores: np.ndarray) -> dict[str, Any]:
+    """What a model with these scores [C] (mean log-likelihood a token) answers, as `events.Samples` tells it."""
+    likelihoods = np.exp(scores - scores.max())
+    best = int(scores.argmax())
+    return {
+        "prompt": example.prompt[-_SHOWN_CHARACTERS:],
+        "answer": example.candidates[best],
+        "right": None if example.target is None else example.candidates[example.target],
+        "share": float(likelihoods[best] / likelihoods.sum()),
+    }
 
 
 def find_model(config: RunConfig, emit: events.Emit) -> ResolvedModel:

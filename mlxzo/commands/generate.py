@@ -7,6 +7,7 @@ mlxzo generate --model smollm2-135m "The capital of France is"
 from __future__ import annotations
 
 import argparse
+import json
 
 from ..errors import EXIT_DONE, ConfigError
 from .options import add_config_options, add_json, add_run, config_values, print_json
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"longest answer (tokens; 1 to {_LONGEST}; default: 40)",
     )
     add_json(parser)
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with --json: a JSON object a line as the models speak, one for each piece",
+    )
     add_config_options(parser, _OPTIONS)
 
 
@@ -48,9 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..formatting import printable
     from ..jobs import generate_job
 
+    pieces = generate_job(config, run=path, prompt=prompt, max_new_tokens=arguments.max_new_tokens)
+    if arguments.json and arguments.stream:
+        for speaker, piece in pieces:
+            print(json.dumps({"speaker": speaker, "text": piece}), flush=True)
+        return EXIT_DONE
     # Whichever model speaks first is shown as it speaks; the other is shown after it.
     texts: dict[str, str] = {}
-    pieces = generate_job(config, run=path, prompt=prompt, max_new_tokens=arguments.max_new_tokens)
     for speaker, piece in pieces:
         if not arguments.json and speaker not in texts:
             print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(prompt), sep="", end="", flush=True)

@@ -63,7 +63,8 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
     check_folder(path)
     model, config = _load_weights(path)
     # The tokenizer first: a large one takes several times its size while it is read, and the weights are not there yet.
-    tokenizer = tokenizer or _load_tokenizer(path, config)
+    if tokenizer is None:
+        tokenizer = _load_tokenizer(path, config)
     return_freed_memory()
     if dtype != "auto":
         model.set_dtype(DTYPES[dtype])

@@ -1,0 +1,48 @@
+"""The recording that `mlxzo tui --demo` plays: a run's own events, thinned and rounded, nothing invented.
+
+mlxzo train --steps 120 --eval-every 20 --memory-cap 900MB
+python -m bench.demo runs/RUN tui/data/demo.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mlxzo import events
+from mlxzo.runs import RunDirectory
+
+# Of the samples of memory, one in so many is kept.
+_MEMORY_EVERY = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    lines, samples = [], 0
+    for event, time in RunDirectory.open(arguments.run).events():
+        if isinstance(event, events.Memory):
+            samples += 1
+            if samples % _MEMORY_EVERY:
+                continue
+        record = json.loads(events.to_json(event, round(time, 3)))
+        lines.append(json.dumps(rounded(record), ensure_ascii=False, separators=(",", ":")))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rounded(value: Any) -> Any:
+    """The value with its fractions to five significant digits; times keep their milliseconds."""
+    if isinstance(value, dict):
+        return {key: item if key == "time" else rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Runs on disk for the app to show, made of recorded events, and workers that behave like real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxzo.config import RunConfig
+from mlxzo.runs import RunDirectory
+from tui.app import DEMO
+from tui.feed import RunFeed
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder of runs, still empty."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make_run(root):
+    """Makes runs: a configuration, and the recorded events as far as they are to have come."""
+
+    def make(*, events: int | None = None, **options) -> RunDirectory:
+        run = RunDirectory.create(RunConfig(out=str(root), **options))
+        lines = DEMO.read_text(encoding="utf-8").splitlines()[:events]
+        if lines:
+            run.events_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if events is None:
+            run.write_json("result.json", json.loads(lines[-1])["result"])
+        return run
+
+    return make
+
+
+# What a worker does with its events and commands, without the models.
+_WORKER = """
+import json, sys, time
+from mlxzo.control import Inbox
+from pathlib import Path
+run = Path(sys.argv[1])
+inbox = Inbox(run / "commands.jsonl")
+def emit(event, **fields):
+    line = json.dumps({"event": event, "time": time.time(), **fields})
+    with (run / "events.jsonl").open("a") as log: log.write(line + "\\n")
+    try: print(line, flush=True)
+    except BrokenPipeError: pass
+def step(number, steps=9):
+    emit("step", step=number, steps=steps, loss=0.5, smoothed_loss=0.5, lr=0.1, directional_derivative=0.1,
+         seconds=0.1, tokens=8, steps_per_second=10.0, tokens_per_second=80.0, eta_seconds=1.0,
+         active_bytes=1000000, peak_bytes=2000000, cache_bytes=0)
+def finish(): emit("finished", result={"ok": True})
+def obey():
+    for command in inbox.take():
+        if command == "pause": emit("paused", step=1)
+        if command == "continue": emit("continued", step=1, seconds=1.0)
+        if command == "evaluate": emit("note", text="evaluated as asked")
+        if command == "stop":
+            emit("failed", title="Interrupted", message="stopped", fix="", details=[], exit_code=130)
+            sys.exit(130)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """Starts the worker of a run, made of a few lines, under the app's own supervision; returns its feed."""
+    started = []
+
+    def start(run: RunDirectory, program: str) -> RunFeed:
+        script = tmp_path / f"worker{len(started)}.py"
+        script.write_text(_WORKER + program)
+        feed = RunFeed(run)
+        feed.start(_command=[sys.executable, str(script), str(run.path)])
+        started.append(feed)
+        return feed
+
+    yield start
+    for feed in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(feed.supervision.pid, signal.SIGKILL)
+        feed.supervision.join(5.0)

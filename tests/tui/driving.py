@@ -1,0 +1,41 @@
+"""Drives the real app without a terminal, and reads off it what a user would see."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from textual.pilot import Pilot
+
+from tui.app import MlxzoApp
+
+SIZES = [(80, 24), (120, 40), (200, 60)]
+
+
+def drive(app: MlxzoApp, scenario: Callable[[Pilot], Awaitable[Any]], size: tuple[int, int] = (120, 40)) -> Any:
+    """Runs a scenario on the app in a terminal of a size; returns what the scenario returns."""
+
+    async def play() -> Any:
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            return await scenario(pilot)
+
+    return asyncio.run(play())
+
+
+def screen_text(pilot: Pilot) -> str:
+    """The characters on the screen, line by line."""
+    return "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
+
+
+async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = 10.0) -> str:
+    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        shown = screen_text(pilot)
+        if text() if callable(text) else text in shown:
+            return shown
+        await pilot.pause(0.05)
+    raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")

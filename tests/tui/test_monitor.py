@@ -1,0 +1,233 @@
+"""The monitor: what a user sees of a run that goes on, ends, dies, is paused, at every size."""
+
+import fcntl
+import os
+import signal
+import time
+
+import pytest
+
+from mlxzo import control, events
+from mlxzo.runs import RunDirectory
+from tui.app import DEMO, MlxzoApp
+from tui.feed import Replay, RunFeed, Tail
+from tui.widgets.chart import Chart
+
+from .driving import SIZES, drive, screen_text, wait_for
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_finished_run_shows_its_figures_at_every_size(make_run, root, size):
+    run = make_run(name="reviews-run")
+
+    async def scenario(pilot):
+        shown = await wait_for(pilot, "finished")
+        for words in ("reviews-run", "step 120 of 120", "Loss", "Validation accuracy", "Memory", "cap 900.0 MB"):
+            assert words in shown, shown
+        assert "best 74.0 % at step 120" in shown and "★" in shown
+        # Curves are drawn, and nothing hangs over the right edge.
+        assert any("\u2800" < character <= "\u28ff" for character in shown)
+        assert all(len(line) == size[0] for line in shown.splitlines())
+
+    drive(MlxzoApp(root=str(root), run=run), scenario, size)
+
+
+def test_with_no_run_open_the_monitor_says_how_to_open_one(root):
+    async def scenario(pilot):
+        await pilot.press("f4")
+        shown = await wait_for(pilot, "No run is open")
+        assert "F3" in shown and "--demo" in shown
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
+def test_a_run_of_somebody_else_is_watched_as_it_grows(make_run, root):
+    run = make_run(events=60)
+    rest = DEMO.read_text(encoding="utf-8").splitlines()[60:]
+
+    async def scenario(pilot):
+        await wait_for(pilot, "best accuracy 50.0 % at zero-shot")
+        with run.events_path.open("a", encoding="utf-8") as file:
+            # A line torn by the moment of reading is taken up when it is whole.
+            file.write(rest[0][:20])
+            file.flush()
+            await pilot.pause(0.5)
+            file.write(rest[0][20:] + "\n" + "\n".join(rest[1:]) + "\n")
+        await wait_for(pilot, "step 120 of 120")
+        await wait_for(pilot, "✓ finished")
+
+    with run.lock_path.open("w") as lock:
+        # What tells that a worker is at it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_digits_show_and_hide_panels(make_run, root):
+    async def scenario(pilot):
+        await wait_for(pilot, "1 Loss")
+        assert "4 Speed" not in screen_text(pilot)
+        await pilot.press("1", "4")
+        shown = await wait_for(pilot, "4 Speed")
+        assert "1 Loss" not in shown
+        await pilot.resize_terminal(80, 24)
+        shown = await wait_for(pilot, lambda: "7 Events" not in screen_text(pilot))
+        assert "4 Speed" in shown and "1 Loss" not in shown
+
+    drive(MlxzoApp(root=str(root), run=make_run()), scenario)
+
+
+def test_charts_zoom_pan_and_change_scale_by_key_and_by_mouse(make_run, root):
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        chart = pilot.app.screen.query_one("#loss", Chart)
+        await pilot.press("plus", "plus")
+        await wait_for(pilot, "zoomed")
+        right = chart.view
+        assert right[1] == 120 and right[1] - right[0] == pytest.approx(119 / 4)
+        await pilot.press("left")
+        assert chart.view[1] < 120
+        await pilot.press("r")
+        assert chart.view is None
+        await pilot.press("g")
+        await wait_for(pilot, "Loss · log")
+        await pilot._post_mouse_events([_scroll()], chart, (20, 4))
+        assert chart.view is not None
+        await pilot.hover(chart, (20, 4))
+        await wait_for(pilot, "step ")
+        assert "smoothed 0." in str(chart.border_subtitle)
+
+    drive(MlxzoApp(root=str(root), run=make_run()), scenario)
+
+
+def _scroll():
+    from textual.events import MouseScrollUp
+
+    return MouseScrollUp
+
+
+def test_the_demo_plays_pauses_and_ends():
+    now = [0.0]
+    replay = Replay(DEMO, speed=10, clock=lambda: now[0])
+    replay.poll()
+    assert replay.history.step is None
+    # A fifth of the way through 447 seconds at ten times the speed.
+    now[0] = 15.0
+    replay.poll()
+    seen = replay.history.step.step
+    assert 0 < seen < 120
+    replay.paused, now[0] = True, 40.0
+    replay.poll()
+    assert replay.history.step.step == seen
+    replay.paused = False
+    replay.skip()
+    assert isinstance(replay.history.outcome, events.Finished) and not replay.running
+
+
+def test_the_demo_needs_no_folder_and_shows_a_run(root):
+    async def scenario(pilot):
+        await wait_for(pilot, "demo: a recorded run")
+        pilot.app.current.skip()
+        await wait_for(pilot, "62.8 % on 148 examples")
+        assert "✓ now    unhappy" in screen_text(pilot)
+
+    drive(MlxzoApp(root=str(root), demo=True), scenario)
+
+
+def test_the_events_of_a_supervised_run_count_once(make_run, root, worker):
+    run = worker(make_run(events=0), "emit('phase', phase='train')\nfor i in range(1, 4): step(i)\nfinish()")
+    limit = time.monotonic() + 20
+    while run.history.outcome is None:
+        assert time.monotonic() < limit
+        run.poll()
+        time.sleep(0.02)
+    assert run.history["steps"].tolist() == [1, 2, 3]
+    assert [line.mark for line in run.history.log].count("✓") == 1
+
+
+def test_a_killed_worker_is_told_in_plain_words_within_two_seconds(make_run, root, worker):
+    async def scenario(pilot):
+        app = pilot.app
+        app.current = feed = worker(make_run(events=0), "emit('phase', phase='train'); step(1); time.sleep(60)")
+        await pilot.press("f4")
+        await wait_for(pilot, "step 1 of 9")
+        os.kill(feed.supervision.pid, signal.SIGKILL)
+        shown = await wait_for(pilot, "ended by SIGKILL", 2.0)
+        assert "ran out of memory" in shown and "What to do" in shown and "Traceback" not in shown
+        # The app goes on: the dialog offers to set the run up again.
+        await pilot.click("#again")
+        await wait_for(pilot, "Essentials")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_a_run_that_somebody_else_started_and_that_died_is_told_so(make_run, root):
+    async def scenario(pilot):
+        shown = await wait_for(pilot, "✗ died")
+        assert "left no word" in shown
+
+    drive(MlxzoApp(root=str(root), run=make_run(events=80)), scenario)
+
+
+def test_pause_evaluate_and_stop_reach_the_worker(make_run, root, worker):
+    async def scenario(pilot):
+        feed = worker(make_run(events=0), "emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05); obey()")
+        pilot.app.current = feed
+        await pilot.press("f4")
+        await wait_for(pilot, "step 1 of 9")
+        await pilot.press("p")
+        await wait_for(pilot, "‖ paused")
+        await pilot.press("p")
+        await wait_for(pilot, "continued after")
+        await pilot.press("e")
+        await wait_for(pilot, "evaluated as asked")
+        await pilot.press("s")
+        await wait_for(pilot, "■ interrupted")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_closing_with_a_run_going_on_asks_and_can_leave_it(make_run, root, worker):
+    run = make_run(events=0)
+
+    async def scenario(pilot):
+        pilot.app.current = feed = worker(
+            run, "emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05); obey()"
+        )
+        pilot.app._feeds[run.path] = feed
+        await pilot.press("ctrl+q")
+        shown = await wait_for(pilot, "Still training")
+        assert "Leave it running" in shown and run.id in shown
+        await pilot.press("escape", "ctrl+q", "enter")
+        await pilot.pause(0.3)
+        return pilot.app._exit
+
+    assert drive(MlxzoApp(root=str(root)), scenario)
+    assert run.worker_is_alive()
+    # Opened again, it is watched and steered by its directory alone.
+    again = RunFeed(run)
+    again.poll()
+    assert again.running and again.history.step.step == 1
+    control.send(run, "stop")
+
+
+def test_a_tail_reads_what_was_appended_once(tmp_path):
+    path = tmp_path / "events.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    line = events.to_json(events.Note("é"), 1.0).encode() + b"\n"
+    path.write_bytes(line + line[:-3])
+    assert len(tail.read()) == 1
+    with path.open("ab") as file:
+        file.write(line[-3:])
+    assert [event.text for event, _ in tail.read()] == ["é"] and tail.read() == []
+
+
+def test_steps_that_come_again_after_a_resumption_replace_the_old_ones(tmp_path):
+    history = RunFeed(RunDirectory(tmp_path)).history
+    for second, step in enumerate((1, 2, 3, 2, 3)):
+        history.add(_step(step, loss=float(second)), float(second))
+    assert history["steps"].tolist() == [1, 2, 3] and history["loss"].tolist() == [0, 3, 4]
+
+
+def _step(number, loss):
+    return events.Step(number, 9, loss, loss, 0.1, None, 0.1, 8, 1.0, 8.0, 1.0, 10, 20, 0)

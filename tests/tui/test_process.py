@@ -1,0 +1,36 @@
+"""The app as a process: no MLX, no terminal needed to be told so, and everything it needs in the package."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import tui
+
+
+def test_the_app_never_imports_mlx():
+    program = (
+        "import sys, tui.app, mlxzo.commands.tui\n"
+        "found = [name for name in sys.modules if name == 'mlx' or name.startswith(('mlx.', 'mlx_lm'))]\n"
+        "print(found)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_printed_without_the_app():
+    command = [sys.executable, "-X", "importtime", "-m", "tui", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--demo" in done.stdout
+    assert " textual" not in done.stderr and " mlx\n" not in done.stderr and "mlx.core" not in done.stderr
+
+
+def test_without_a_terminal_it_says_what_to_use_instead():
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxzo", "tui"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2 and "needs a terminal" in done.stderr and "mlxzo train" in done.stderr
+
+
+def test_styles_and_recording_lie_in_the_package():
+    folder = Path(tui.__file__).parent
+    assert (folder / "theme.tcss").is_file() and (folder / "data" / "demo.jsonl").is_file()

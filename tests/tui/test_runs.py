@@ -1,0 +1,140 @@
+"""The list of runs: what it says of each, filters, sorts, marks, opens, deletes; and many of them."""
+
+import os
+import shlex
+import time
+
+import pytest
+
+from mlxzo.cli import Parser
+from mlxzo.commands import train
+from mlxzo.commands.options import flag
+from mlxzo.config import RunConfig
+from tui.app import MlxzoApp
+from tui.command_line import command_line
+from tui.widgets.grid import Grid
+
+from .driving import SIZES, drive, screen_text, wait_for
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_runs_are_listed_with_status_and_figures_at_every_size(make_run, root, size):
+    make_run(name="done", model="smollm2-135m")
+    make_run(name="dead", model="qwen3-0.6b", events=100)
+
+    async def scenario(pilot):
+        shown = await wait_for(pilot, "✗ died")
+        assert "✓ finished" in shown and "62.8 %" in shown and "smollm2-135m" in shown
+        assert "qwen3-0.6b" in shown and all(len(line) == size[0] for line in shown.splitlines())
+
+    drive(MlxzoApp(root=str(root)), scenario, size)
+
+
+def test_an_empty_folder_says_how_to_begin(root):
+    async def scenario(pilot):
+        shown = await wait_for(pilot, "There are no runs in")
+        assert "F3" in shown and "mlxzo quickstart" in shown
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
+def test_filter_open_and_come_back_by_keys_alone(make_run, root):
+    make_run(name="one", model="smollm2-135m")
+    make_run(name="two", model="qwen3-0.6b")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "qwen3-0.6b")
+        await pilot.press("slash", *"smol")
+        await wait_for(pilot, "1 of 2")
+        assert "qwen3-0.6b" not in screen_text(pilot)
+        await pilot.press("enter", "enter")
+        await wait_for(pilot, "step 120 of 120")
+        assert pilot.app.current.run.id == "one"
+        await pilot.press("f2")
+        await wait_for(pilot, "1 of 2")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_open_and_sort_by_mouse_alone(make_run, root):
+    make_run(name="one", model="smollm2-135m")
+    make_run(name="two", model="qwen3-0.6b")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "qwen3-0.6b")
+        grid = pilot.app.screen.query_one(Grid)
+        place = screen_text(pilot).splitlines()[grid.region.y].index("model") - grid.region.x
+        await pilot.click(grid, offset=(place, 0))
+        await wait_for(pilot, "by model")
+        assert [path.name for path in grid.items] == ["two", "one"]
+        await pilot.click(grid, offset=(5, 2))
+        assert grid.item.name == "one"
+        await pilot.click(grid, offset=(5, 2), times=2)
+        await wait_for(pilot, "step 120 of 120")
+        await pilot.click("Place:first-of-type")
+        await wait_for(pilot, "by model")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_deleting_asks_first_and_then_deletes(make_run, root):
+    run = make_run(name="one")
+    make_run(name="two")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        grid = pilot.app.screen.query_one(Grid)
+        await pilot.press("end" if grid.items[-1] == run.path else "home", "d")
+        await wait_for(pilot, "Delete this run?")
+        # The button in focus keeps it.
+        await pilot.press("enter")
+        assert run.path.exists()
+        await pilot.press("d", "right", "enter")
+        await wait_for(pilot, lambda: len(grid.items) == 1)
+        assert not run.path.exists()
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_the_command_line_of_a_run_makes_the_same_run_again():
+    for values in (
+        {},
+        {"scope": "lora", "lr": 0.002, "steps": 50, "memory_cap": "2GB", "seed": 3},
+        {"method": "bp", "scope": "lora/last-8", "train_examples": "all"},
+        {"task": "my task.yaml", "estimator": "fzoo", "queries": 4, "prefix_cache": "off"},
+    ):
+        config = RunConfig.from_mapping(values).resolved()
+        parser = Parser()
+        train.add_arguments(parser)
+        words = shlex.split(command_line(config))
+        assert words[:2] == ["mlxzo", "train"] and (flag("steps") in words) == ("steps" in values)
+        given = {k: v for k, v in vars(parser.parse_args(words[2:])).items() if k not in ("config", "json")}
+        assert RunConfig.from_mapping(given).resolved() == config
+
+
+def test_a_thousand_runs_open_in_a_second_and_keys_stay_quick(make_run, root):
+    first = make_run(name="first")
+    for number in range(1000):
+        folder = root / f"copy-{number:04d}"
+        folder.mkdir()
+        for name in ("config.yaml", "result.json"):
+            os.link(first.path / name, folder / name)
+    began = time.process_time()
+
+    async def scenario(pilot):
+        # From making the app to a screenful of runs, in processor time: other programs do not count.
+        await wait_for(pilot, "✓ finished")
+        opened = time.process_time() - began
+        grid = pilot.app.screen.query_one(Grid)
+        await wait_for(pilot, lambda: len(grid.items) == 1001, 60)
+        slowest = 0.0
+        for _ in range(5):
+            start = time.thread_time()
+            grid.action_move(30)
+            strips = [grid.render_line(y) for y in range(grid.size.height)]
+            slowest = max(slowest, time.thread_time() - start)
+            assert strips
+        return opened, slowest
+
+    opened, slowest = drive(MlxzoApp(root=str(root)), scenario)
+    assert opened < 1.5 and slowest < 0.05

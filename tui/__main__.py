@@ -1,0 +1,7 @@
+"""`python -m tui`: the same as `mlxzo tui`."""
+
+import sys
+
+from mlxzo.cli import main
+
+sys.exit(main(["tui", *sys.argv[1:]]))

@@ -1,0 +1,251 @@
+"""The app: its places, what they share (the runs that are open), themes, commands, and how it closes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from mlxzo.commands.train import check_names
+from mlxzo.config import RunConfig
+from mlxzo.errors import MlxzoError
+from mlxzo.runs import RunDirectory
+
+from .command_line import command_line
+from .feed import Replay, RunFeed
+from .screens.dialogs import Choice, error_dialog
+from .screens.help import HelpDialog
+from .screens.monitor import Monitor
+from .screens.race import Race
+from .screens.runs import Runs
+from .screens.setup import Setup
+from .screens.try_it import TryIt
+from .themes import THEMES, curve_colours
+from .widgets.navigation import PLACES
+
+_QUEUE_SECONDS = 0.5
+_METHODS = ("mezo", "bp")
+DEMO = Path(__file__).parent / "data" / "demo.jsonl"
+
+
+class MlxzoApp(App[None]):
+    """The terminal app of mlxzo."""
+
+    TITLE = "mlxzo"
+    CSS_PATH = "theme.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (34, "-tall")]
+    MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor, "race": Race, "try_it": TryIt}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "Help", priority=True),
+        *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in PLACES.items()),
+        Binding("ctrl+p", "command_palette", "Commands", priority=True),
+        Binding("f12", "shoot", "Screenshot", show=False, priority=True),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(self, *, root: str = RunConfig.out, run: RunDirectory | None = None, demo: bool = False):
+        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one."""
+        super().__init__()
+        self.root = root
+        self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
+        self.race: list[RunFeed] = []
+        self.waiting: list[RunConfig] = []
+        """What is still to be started of a race, one run after the other."""
+        self.tried: RunDirectory | None = None
+        self._to_set_up: RunConfig | None = None
+        self._feeds: dict[Path, RunFeed] = {}
+        if run is not None:
+            self._feeds[run.path] = self.current
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = "mlxzo"
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return curve_colours(dark=self.current_theme.dark)
+
+    def on_mount(self) -> None:
+        self.set_interval(_QUEUE_SECONDS, self._start_next)
+        self.switch_mode("monitor" if self.current is not None else "runs")
+
+    # Runs that are open
+
+    def feed(self, run: RunDirectory) -> RunFeed:
+        """The one feed of a run, however many screens show it."""
+        return self._feeds.setdefault(run.path, RunFeed(run))
+
+    def open_run(self, run: RunDirectory) -> None:
+        """Shows a run in the monitor."""
+        self.current = self.feed(run)
+        self.switch_mode("monitor")
+
+    def set_up(self, config: RunConfig) -> None:
+        """Shows a configuration in Setup, to be changed and started."""
+        self._to_set_up = config
+        if isinstance(self.screen, Setup):
+            self.screen.take_over()
+        else:
+            self.switch_mode("setup")
+
+    def set_up_again(self, run: RunDirectory) -> None:
+        """Shows the configuration of a run in Setup."""
+        try:
+            self.set_up(dataclasses.replace(run.config, name=None))
+        except MlxzoError as problem:
+            self.report(problem)
+
+    def take_setup(self) -> RunConfig | None:
+        """The configuration that Setup was asked to show, once."""
+        config, self._to_set_up = self._to_set_up, None
+        return config
+
+    def start_run(self, config: RunConfig) -> RunFeed | None:
+        """Starts a run and watches it; None, and a dialog, where it cannot be started."""
+        try:
+            feed = self.feed(RunDirectory.create(config))
+            feed.start()
+        except MlxzoError as problem:
+            self.report(problem)
+            return None
+        self.current = feed
+        self.switch_mode("monitor")
+        return feed
+
+    def start_race(self, values: Mapping[str, Any]) -> None:
+        """Starts the run that options describe by each method, one after the other, and shows them together."""
+        try:
+            self.waiting = [check_names(RunConfig.from_mapping({**values, "method": m}).resolved()) for m in _METHODS]
+        except MlxzoError as problem:
+            self.report(problem)
+            return
+        self.race = []
+        self._start_next()
+        self.switch_mode("race")
+
+    def _start_next(self) -> None:
+        """Starts what waits as soon as nothing of the race trains any more."""
+        if not self.waiting or any(feed.supervision and feed.supervision.running for feed in self.race):
+            return
+        config = self.waiting.pop(0)
+        try:
+            feed = self.feed(RunDirectory.create(config))
+            feed.start()
+        except MlxzoError as problem:
+            self.waiting = []
+            self.report(problem)
+        else:
+            self.race.append(feed)
+
+    def copy_command(self, config: RunConfig) -> None:
+        """Puts the command line of a run on the clipboard."""
+        line = command_line(config)
+        self.copy_to_clipboard(line)
+        self.notify(line, title="Copied")
+
+    def open_race(self, runs: Iterable[RunDirectory]) -> None:
+        """Shows runs on shared axes."""
+        self.race = [self.feed(run) for run in runs]
+        self.switch_mode("race")
+
+    def open_try(self, run: RunDirectory) -> None:
+        """Prompts what a run made."""
+        self.tried = run
+        self.switch_mode("try_it")
+
+    def forget(self, run: RunDirectory) -> None:
+        """Lets go of a run that was deleted."""
+        feed = self._feeds.pop(run.path, None)
+        if self.current is feed:
+            self.current = None
+        self.race = [other for other in self.race if other is not feed]
+        if self.tried == run:
+            self.tried = None
+
+    def started_here(self) -> list[RunFeed]:
+        """The runs whose workers this app looks after and which still go on."""
+        return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
+
+    def report(self, problem: MlxzoError) -> None:
+        """Shows an error, with what to do about it."""
+        self.push_screen(error_dialog(problem))
+
+    # Actions
+
+    def action_go(self, mode: str) -> None:
+        """Goes to a place, unless a dialog waits for an answer."""
+        if not self.screen.is_modal:
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        if not isinstance(self.screen, HelpDialog):
+            self.push_screen(HelpDialog(self.screen, self.focused))
+
+    def action_shoot(self) -> None:
+        """Saves the screen as an SVG in the current folder."""
+        name = f"mlxzo-{datetime.now():%Y%m%d-%H%M%S}.svg"
+        try:
+            path = self.save_screenshot(name, str(Path.cwd()))
+        except OSError as error:
+            self.notify(f"The screenshot could not be saved: {error.strerror}", severity="error")
+        else:
+            self.notify(path, title="Screenshot saved")
+
+    async def action_quit(self) -> None:
+        running = self.started_here()
+        if not running:
+            self.exit()
+            return
+        if isinstance(self.screen, Choice):
+            return
+        names = "\n".join(f"  {feed.title}" for feed in running)
+        self.push_screen(
+            Choice(
+                "Close mlxzo",
+                f"Still training:\n{names}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
+                {"leave": "Leave it running", "stop": "Stop it and save", "stay": "Stay here"},
+            ),
+            self._close,
+        )
+
+    def _close(self, choice: str | None) -> None:
+        if choice == "stop":
+            running = self.started_here()
+            for feed in running:
+                feed.supervision.stop()
+            self.notify("Stopping after the step in hand")
+            self.set_interval(0.1, lambda: None if any(f.supervision.running for f in running) else self.exit())
+        elif choice == "leave":
+            self.exit()
+
+    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        """Every place and every action of the screen, and what Textual offers."""
+        for mode, (key, name) in PLACES.items():
+            yield SystemCommand(f"Go to {name}", key.upper(), lambda mode=mode: self.action_go(mode))
+        seen: set[str] = set()
+        for _, binding, enabled, tooltip in screen.active_bindings.values():
+            action = binding.action
+            if (
+                enabled
+                and binding.description
+                and action not in seen
+                and not action.startswith(("go(", "app.go(", "command_palette"))
+            ):
+                seen.add(action)
+                yield SystemCommand(
+                    binding.description,
+                    f"{tooltip or 'key'} {self.get_key_display(binding)}".strip(),
+                    lambda action=action: self.call_later(self._run_from_palette, action),
+                )
+        yield SystemCommand("Screenshot", "save the screen as an SVG in the current folder (F12)", self.action_shoot)
+        yield SystemCommand("Theme", "change the colours", self.action_change_theme)
+
+    async def _run_from_palette(self, action: str) -> None:
+        target = self.focused if self.focused is not None else self.screen
+        await self.run_action(action, target)

@@ -1,0 +1,189 @@
+"""Where a screen's events come from: a run's events.jsonl as it grows, or a recording played back.
+
+The file is the one source, whoever started the run. A run started here also has a supervisor, in a thread of its own;
+of what that relays only progress and samples of memory are used, most of which no file keeps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlxzo import events
+from mlxzo.runs import RunDirectory
+from mlxzo.supervisor import Supervisor
+
+from .history import History
+
+_POLL_SECONDS = 0.2
+_ALIVE_SECONDS = 1.0
+
+
+class Tail:
+    """The lines appended to a file since the last look; half a line waits for its other half."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+        self._partial = b""
+
+    def read(self) -> list[tuple[events.Event, float]]:
+        """The new events with their times; none where the file is not there yet."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                block = file.read()
+        except OSError:
+            return []
+        self._offset += len(block)
+        *lines, self._partial = (self._partial + block).split(b"\n")
+        return list(events.read(line.decode("utf-8", errors="replace") for line in lines))
+
+
+class Supervision:
+    """A worker started by this process, looked after in a thread until it ends."""
+
+    def __init__(self, run: RunDirectory, *, _command: Sequence[str] | None = None):
+        self._supervisor = Supervisor(run, _command=_command)
+        self._thread = threading.Thread(target=self._look_after, name=f"supervisor of {run.id}", daemon=True)
+        self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
+
+    def start(self) -> None:
+        """Starts the worker.
+
+        Raises:
+            ConfigError: the run has a worker already.
+        """
+        self._supervisor.start()
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def pid(self) -> int | None:
+        return self._supervisor.pid
+
+    def stop(self) -> None:
+        """Asks the worker to end; called again, more and more firmly (see Supervisor.stop)."""
+        self._supervisor.stop()
+
+    def take(self) -> list[tuple[events.Event, float]]:
+        """What came since the last call of the events that are not in the run's file."""
+        return [self._relayed.popleft() for _ in range(len(self._relayed))]
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def _look_after(self) -> None:
+        while self._supervisor.running:
+            for event in self._supervisor.poll(_POLL_SECONDS):
+                if isinstance(event, events.Progress | events.Memory):
+                    self._relayed.append((event, time.time()))
+
+
+class RunFeed:
+    """One run, live or past, as its directory tells it. `poll` brings `history` up to date."""
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+        self.history = History()
+        self.supervision: Supervision | None = None
+        self._tail = Tail(run.events_path)
+        self._lock = threading.Lock()
+        self._alive = False
+        self._looked = -_ALIVE_SECONDS
+
+    @property
+    def title(self) -> str:
+        return self.run.id
+
+    @property
+    def running(self) -> bool:
+        """Whether a worker is at it, whoever started it, as of the last `poll`."""
+        return self._alive
+
+    @property
+    def died(self) -> bool:
+        """Whether its worker is gone without a word."""
+        return not self._alive and self.history.outcome is None and self.history.began is not None
+
+    def poll(self) -> bool:
+        """Reads what is new; whether anything is. May be called from any thread."""
+        with self._lock:
+            before = self._state()
+            now = time.monotonic()
+            # Before the file is read, so that the last words of a worker found dead are not missed.
+            if now - self._looked >= _ALIVE_SECONDS:
+                self._alive, self._looked = self.run.worker_is_alive(), now
+            supervised = self.supervision is not None
+            relayed = self.supervision.take() if supervised else []
+            for event, moment in self._tail.read():
+                if supervised and isinstance(event, events.Memory):
+                    continue
+                self.history.add(event, moment)
+                if isinstance(event, events.Finished | events.Failed):
+                    self._alive, self._looked = False, now
+            for event, moment in relayed if self.history.outcome is None else []:
+                self.history.add(event, moment)
+            return self._state() != before
+
+    def start(self, *, _command: Sequence[str] | None = None) -> None:
+        """Starts the run's worker.
+
+        Raises:
+            ConfigError: it has one already.
+        """
+        supervision = Supervision(self.run, _command=_command)
+        supervision.start()
+        self.supervision, self._alive, self._looked = supervision, True, time.monotonic()
+
+    def _state(self) -> tuple:
+        return self.history.version, self._alive
+
+
+class Replay:
+    """A recorded stream of events, played `speed` times as fast as it happened."""
+
+    running = True
+    died = False
+    supervision = None
+
+    def __init__(self, path: Path, *, speed: float = 8.0, clock: Callable[[], float] = time.monotonic):
+        with path.open(encoding="utf-8") as lines:
+            self._events = list(events.read(lines))
+        self.title = f"demo: a recorded run, played {speed:g} times as fast"
+        self.run: RunDirectory | None = None
+        self.speed = speed
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        self.history = History()
+        self.paused = False
+        self._next = 0
+        self._played = 0.0
+        self._last = self._clock()
+
+    def poll(self) -> bool:
+        """Plays what is due; whether anything was."""
+        now = self._clock()
+        if not self.paused:
+            self._played += (now - self._last) * self.speed
+        self._last = now
+        first = self._next
+        began = self._events[0][1]
+        while self._next < len(self._events) and self._events[self._next][1] - began <= self._played:
+            self.history.add(*self._events[self._next])
+            self._next += 1
+        self.running = self._next < len(self._events)
+        return self._next > first
+
+    def skip(self) -> None:
+        """Plays the rest at once."""
+        self._played = float("inf")
+        self.poll()

@@ -1,0 +1,117 @@
+"""What a run will take, as the screens show it. The one place of the app that asks the memory planner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxzo.config import RunConfig
+from mlxzo.errors import DoesNotFit, ModelError
+from mlxzo.files import format_bytes
+from mlxzo.formatting import format_seconds
+from mlxzo.memory.estimate import Component, Data, ExampleSize, estimate, runs_on_cpu, shape_of
+from mlxzo.memory.meter import system_memory
+from mlxzo.memory.plan import settle, try_fit
+from mlxzo.runs import RunDirectory
+from mlxzo.tasks.base import Example, TaskData
+
+# About what English text has; no tokenizer is read for a plan.
+_CHARACTERS_A_TOKEN = 4
+# Taken for prompts that were not seen yet.
+_UNSEEN_TOKENS = 128
+# Enough examples to plan by: the longest decide, and they are kept.
+_EXAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run is predicted to take.
+
+    Attributes:
+        parts: the components of the footprint, which is their sum.
+        notes: how the run was fitted to its cap, and what the figures rest on, in words.
+        problem: why it does not fit, with what would; None where it fits.
+    """
+
+    parts: tuple[Component, ...]
+    notes: tuple[str, ...] = ()
+    problem: DoesNotFit | None = None
+
+    @property
+    def footprint_bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return self.problem is None
+
+
+def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -> Prediction | None:
+    """What the run would take with `model` in place of its own, fitted to its cap; None where the model's figures are
+    not on this machine. Without a cap it fits if the machine has that much free.
+
+    Args:
+        advise: look for what would fit instead, which takes longer than all the rest.
+    """
+    config = dataclasses.replace(config, model=model)
+    try:
+        shape = shape_of(model)
+    except ModelError:
+        return None
+    try:
+        cap = config.memory_cap_bytes
+        if advise or cap is None:
+            fit = settle(config, shape, data)
+        else:
+            fit = try_fit(config, shape, data, cap, on_cpu=runs_on_cpu())
+            if fit is None:
+                raise DoesNotFit(f"{model} does not fit")
+    except DoesNotFit as problem:
+        return Prediction(estimate(shape, config, data).components, shape.assumed, problem)
+    parts = fit.estimate.components
+    found = Prediction(parts, (*fit.notes, *shape.assumed))
+    _, available = system_memory()
+    if fit.cap_bytes is None and found.footprint_bytes > available:
+        short = DoesNotFit(
+            f"it takes about {format_bytes(found.footprint_bytes)}, and {format_bytes(available)} are free",
+            "set a memory cap, so that the run is fitted to it, or close other programs",
+        )
+        return dataclasses.replace(found, problem=short)
+    return found
+
+
+def sizes(data: TaskData | None, config: RunConfig) -> Data:
+    """The sizes of a task's examples, by their characters; of unseen ones an assumption."""
+    if data is None:
+        return Data.uniform(min(_UNSEEN_TOKENS, config.max_tokens))
+    return Data(_sizes(data.train, config), _sizes((*data.validation, *data.test), config))
+
+
+def _sizes(examples: Iterable[Example], config: RunConfig) -> tuple[ExampleSize, ...]:
+    found = sorted((_size(example, config.max_tokens) for example in examples), key=lambda size: -size.length)
+    return tuple(found[:_EXAMPLES])
+
+
+def _size(example: Example, longest: int) -> ExampleSize:
+    answers = [_tokens(candidate) for candidate in example.candidates]
+    length = min(longest, _tokens(example.prompt) + max(answers))
+    # Labels of one token each are all read at one position.
+    if len(answers) > 1 and max(answers) <= 2:
+        return ExampleSize(length, candidates=len(answers))
+    return ExampleSize(length, len(answers), len(answers), sum(answers), shared=False)
+
+
+def _tokens(text: str) -> int:
+    return 1 + len(text) // _CHARACTERS_A_TOKEN
+
+
+def pace(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
+    """How long the training steps will take, by the latest finished run of the same kind; says so where none was."""
+    for run in runs:
+        result = run.result() or {}
+        same = all(result.get(name) == getattr(config, name) for name in ("method", "scope"))
+        if same and result.get("model") == Path(config.model).name and (speed := result.get("steps_per_second")):
+            return f"about {format_seconds(config.steps / speed)} of training, at the speed of {run.id}"
+    return "time: not known before a run of this model, method and scope has finished here"

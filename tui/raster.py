@@ -1,0 +1,117 @@
+"""Curves to braille: which of the 2 x 4 dots of each character cell a curve covers. Pure numpy, no terminal.
+
+Cost does not depend on zoom: every point is looked at once, and a column of dots shows the whole range of the points
+that fall in it, so no spike is lost however long the run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Bit of each dot in a braille cell, [4 rows, 2 columns], counted from U+2800.
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
+BLANK = 0x2800
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the plane that is shown; `log` makes the vertical axis logarithmic, in the data's own units."""
+
+    x0: float
+    x1: float
+    y0: float
+    y1: float
+    log: bool = False
+
+    def height_of(self, y: np.ndarray) -> np.ndarray:
+        """Where values lie on the vertical axis, 0 at the bottom and 1 at the top; NaN where the log has none."""
+        y = np.asarray(y, dtype=float)
+        low, high = self.y0, self.y1
+        if self.log:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                y, low, high = np.log10(y), math.log10(low), math.log10(high)
+            y = np.where(np.isfinite(y), y, np.nan)
+        return (y - low) / (high - low)
+
+    def across(self, x: np.ndarray) -> np.ndarray:
+        """Where values lie on the horizontal axis, 0 at the left and 1 at the right."""
+        return (np.asarray(x, dtype=float) - self.x0) / (self.x1 - self.x0)
+
+
+def curve(x: np.ndarray, y: np.ndarray, window: Window, width: int, height: int, *, area: bool = False) -> np.ndarray:
+    """Braille bits [height, width] of a curve through points whose `x` never falls.
+
+    Args:
+        area: fill from the curve down to the bottom of the window.
+    """
+    columns, rows = 2 * width, 4 * height
+    bits = np.zeros((height, width), dtype=np.uint8)
+    up = window.height_of(y)
+    known = np.isfinite(up) & np.isfinite(np.asarray(x, dtype=float))
+    x, up = np.asarray(x, dtype=float)[known], up[known]
+    if not len(x) or not columns or not rows:
+        return bits
+    low, high = _ranges(window.across(x) * columns, up, columns)
+    # Dot rows count from the top.
+    top = np.floor((1 - high) * rows)
+    bottom = np.floor((1 - low) * rows)
+    # The very bottom of the window belongs to its last row.
+    on_edge = low == 0
+    bottom[on_edge] = rows - 1
+    top[on_edge & (high == 0)] = rows - 1
+    if area:
+        bottom = np.where(np.isfinite(bottom), rows, np.nan)
+    row = np.arange(rows)[:, None]
+    with np.errstate(invalid="ignore"):
+        dots = (row >= top) & (row <= bottom)
+    cells = dots.reshape(height, 4, width, 2)
+    return (cells * _BITS[None, :, None, :]).sum(axis=(1, 3)).astype(np.uint8)
+
+
+def _ranges(across: np.ndarray, up: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value of a curve within each column; NaN where it does not pass."""
+    at_edges = np.interp(np.arange(columns + 1), across, up, left=np.nan, right=np.nan)
+    low, high = np.fmin(at_edges[:-1], at_edges[1:]), np.fmax(at_edges[:-1], at_edges[1:])
+    inside = (across >= 0) & (across <= columns)
+    column = np.minimum(across[inside].astype(int), columns - 1)
+    np.fmin.at(low, column, up[inside])
+    np.fmax.at(high, column, up[inside])
+    return low, high
+
+
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """About `count` round numbers between two bounds, evenly spaced."""
+    if not high > low or count < 1:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.75 * rough)
+    if whole:
+        step = max(1.0, math.ceil(step))
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Powers of ten between two bounds, with 2 and 5 times them where there is room, for a logarithmic axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        found = [m * 10.0**p for p in powers for m in multiples if low <= m * 10.0**p <= high]
+        if len(found) <= count:
+            break
+    # Less than a factor of two in view: round numbers serve better.
+    return found if len(found) >= 2 else ticks(low, high, count)
+
+
+def time_ticks(low: float, high: float, count: int) -> list[float]:
+    """As `ticks`, for seconds: steps are those of a clock."""
+    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+    rough = (high - low) / max(1, count)
+    step = next((s for s in steps if s >= rough), None)
+    if step is None or high - low < 1:
+        return ticks(low, high, count)
+    first = math.ceil(low / step - 1e-9)
+    return [float(k * step) for k in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,235 @@
+"""Runs side by side on shared axes: accuracy against seconds, memory against the cap, and the figures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.widget import Widget
+from textual.widgets import Static
+
+from mlxzo.errors import MlxzoError
+from mlxzo.files import format_bytes
+from mlxzo.formatting import format_metric, format_seconds, printable
+
+from ..feed import RunFeed
+from ..history import History
+from ..widgets.chart import MARKS, Chart, Rule, Series, percent, plain, size
+from ..widgets.grid import Column, Grid
+from .monitor import state_words
+from .page import Page
+
+_REDRAW_SECONDS = 0.4
+_STYLES = ("one", "two", "three", "four", "five", "six")
+_NOTHING = (
+    "No race yet.\n\n"
+    "F2  mark two or more runs with the space bar and press c: they are laid over each other here,\n"
+    "    live or finished.\n"
+    "F3  F8 in Setup starts the same run by MeZO and by backpropagation, one after the other,\n"
+    "    under the same memory cap."
+)
+
+
+class Race(Page):
+    """The runs that the app races."""
+
+    mode = "race"
+    help = (
+        "Race lays runs over each other, each with a mark and a colour of its own. Time counts from the start of each "
+        "run, loading and evaluations included; runs of one race are trained one after the other, so that they do not "
+        "share the machine."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "drop", "Take out"),
+        Binding("f", "maximize", "Full panel"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: tuple | None = None
+
+    def body(self) -> Iterable[Widget]:
+        yield Static(_NOTHING, id="nothing", markup=False)
+        with Container(id="race"):
+            yield Static(id="legend")
+            yield Chart(
+                id="race-accuracy",
+                title="Validation",
+                empty="Lines appear with the first evaluations.",
+                y_labels=percent,
+                y_value=lambda value: f"{100 * value:.1f} %",
+                x_name="time",
+                help="The metric on the validation split against the time since each run's start.",
+            )
+            yield Chart(
+                id="race-loss",
+                title="Training loss, smoothed",
+                empty="Lines appear with the first steps.",
+                y_labels=plain,
+                x_name="time",
+                help="Smoothed training loss against the time since each run's start.",
+            )
+            yield Chart(
+                id="race-memory",
+                title="Memory",
+                empty="Lines appear when a model is loaded.",
+                y_labels=size,
+                y_value=lambda value: format_bytes(int(value)),
+                x_name="time",
+                from_zero=True,
+                help="Memory of each training process against the cap.",
+            )
+            with Container(id="contestants", classes="frame") as frame:
+                frame.border_title = "Contestants"
+                yield Grid(
+                    (
+                        Column("mark", "", 1),
+                        Column("name", "run", 0),
+                        Column("state", "status", 13),
+                        Column("steps", "steps", 9, right=True, from_width=84),
+                        Column("time", "time", 12, right=True),
+                        Column("zero", "zero-shot", 9, right=True, from_width=84),
+                        Column("best", "best", 7, right=True),
+                        Column("test", "test", 7, right=True),
+                        Column("peak", "peak", 9, right=True),
+                        Column("cap", "of cap", 7, right=True, from_width=84),
+                    ),
+                    self._cell,
+                    id="race-table",
+                    help="The contestants. `best` is the best validation metric so far, `test` that of the best "
+                    "state on the test split at the end. Enter opens the run in the monitor.",
+                )
+
+    def on_mount(self) -> None:
+        self.set_interval(_REDRAW_SECONDS, self._tick)
+
+    def on_screen_resume(self) -> None:
+        self._drawn = None
+        self._tick()
+
+    def _tick(self) -> None:
+        feeds = self.app.race
+        something = bool(feeds) or bool(self.app.waiting)
+        self.query_one("#nothing").display = not something
+        self.query_one("#race").display = something
+        if self.app.screen is not self or not something:
+            return
+        for feed in feeds:
+            feed.poll()
+        state = tuple((feed, feed.history.version, feed.running) for feed in feeds)
+        if state != self._drawn:
+            self._drawn = state
+            self._draw(feeds)
+        if self.focused is None:
+            self.query_one(Grid).focus()
+
+    def _draw(self, feeds: list[RunFeed]) -> None:
+        self.query_one("#legend", Static).update(self._legend(feeds))
+        accuracy = self.query_one("#race-accuracy", Chart)
+        metrics = {e.metric for feed in feeds for e, _ in feed.history.evaluations}
+        accuracy.title = "Validation " + " and ".join(sorted(metrics)) if metrics else "Validation"
+        accuracy.show(
+            [_accuracy(feed.history, n) for n, feed in enumerate(feeds)], _references(feed.history for feed in feeds)
+        )
+        self.query_one("#race-loss", Chart).show(
+            [
+                Series(_mark(n), f.history["step_seconds"], f.history["smoothed"], _style(n), end=_mark(n))
+                for n, f in enumerate(feeds)
+            ]
+        )
+        caps = {feed.history.cap_bytes for feed in feeds} - {None}
+        self.query_one("#race-memory", Chart).show(
+            [
+                Series(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
+                for n, f in enumerate(feeds)
+            ],
+            [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━") for cap in caps],
+        )
+        self.query_one(Grid).show(feeds)
+
+    def _legend(self, feeds: list[RunFeed]) -> Text:
+        text = Text()
+        chart = self.query_one("#race-accuracy", Chart)
+        for number, feed in enumerate(feeds):
+            text.append(f"{_mark(number)} {printable(name_of(feed))}   ", chart.style_of(_style(number)))
+        if self.app.waiting:
+            methods = ", ".join(config.method for config in self.app.waiting)
+            text.append(f"waiting: {methods}", "dim")
+        return text
+
+    def _cell(self, feed: RunFeed, key: str) -> str:
+        history = feed.history
+        best, test, zero = history.best(), history.tested(), history.zero_shot()
+        if key == "mark":
+            return _mark(self.app.race.index(feed)) if feed in self.app.race else ""
+        if key == "name":
+            return printable(name_of(feed))
+        if key == "state":
+            mark, words = state_words(feed)
+            return f"{mark} {words}"
+        if key == "steps":
+            return "-" if history.step is None else f"{history.step.step}/{history.step.steps}"
+        if key == "time":
+            return format_seconds(history.seconds)
+        if key == "peak":
+            return format_bytes(history.peak_bytes)
+        if key == "cap":
+            return "-" if history.cap_bytes is None else f"{100 * history.peak_bytes / history.cap_bytes:.0f} %"
+        found = {"zero": zero, "best": best, "test": test}[key]
+        return "-" if found is None else format_metric(found.metric, found.value)
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        self.app.open_run(event.item.run)
+
+    def action_drop(self) -> None:
+        """Takes the run under the cursor out of the race; the run itself stays."""
+        if (feed := self.query_one(Grid).item) is not None:
+            self.app.race = [other for other in self.app.race if other is not feed]
+            self._drawn = None
+
+    def action_maximize(self) -> None:
+        if self.maximized is not None:
+            self.minimize()
+        elif self.focused is not None:
+            self.maximize(self.focused)
+
+
+def name_of(feed: RunFeed) -> str:
+    """What a run is called beside others: its own name, or method, scope and seed."""
+    try:
+        config = feed.run.config
+    except MlxzoError:
+        return feed.run.id
+    return config.name or f"{config.model} {config.method} {config.scope} s{config.seed}"
+
+
+def _mark(number: int) -> str:
+    return MARKS[number % len(MARKS)]
+
+
+def _style(number: int) -> str:
+    return _STYLES[number % len(_STYLES)]
+
+
+def _accuracy(history: History, number: int) -> Series:
+    found = [(e, seconds) for e, seconds in history.evaluations if e.split == "validation"]
+    return Series(
+        _mark(number),
+        np.array([seconds for _, seconds in found]),
+        np.array([np.nan if e.value is None else e.value for e, _ in found]),
+        _style(number),
+        marks=_mark(number),
+    )
+
+
+def _references(histories: Iterable[History]) -> list[Rule]:
+    """The share of the largest class, where all runs agree on it."""
+    shares = {(zero.metric, zero.majority) for h in histories if (zero := h.zero_shot()) is not None}
+    if len(shares) != 1:
+        return []
+    ((metric, share),) = shares
+    return [] if share is None else [Rule(f"majority class {format_metric(metric, share)}", share)]

@@ -1,0 +1,316 @@
+"""The runs of a folder: find one, open it, compare several, resume, export, delete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
+
+from rich.table import Table
+from textual import work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.widget import Widget
+from textual.widgets import Input, Static
+from textual.worker import get_current_worker
+
+from mlxzo import events
+from mlxzo.errors import MlxzoError
+from mlxzo.formatting import printable
+from mlxzo.runs import RunDirectory
+
+from ..listing import MARKS, Entry, changed, in_batches, newest_first
+from ..widgets.grid import Column, Grid
+from .dialogs import Choice
+from .page import Page
+
+_REFRESH_SECONDS = 2.0
+_EMPTY = (
+    "There are no runs in {root} yet.\n\n"
+    "F3  sets one up: choose a model and a task, look at the plan, press Start.\n\n"
+    "Runs started by script (`mlxzo quickstart`, `mlxzo train`) appear here as well,\n"
+    "and can be watched while they go on.\n"
+    "`mlxzo tui --demo` plays a recorded run."
+)
+_COLUMNS = (
+    Column("mark", "", 1),
+    Column("status", "status", 13),
+    Column("model", "model", 0),
+    Column("task", "task", 10),
+    Column("method", "method", 6),
+    Column("scope", "scope", 16, from_width=90),
+    Column("steps", "steps", 9, right=True),
+    Column("before", "zero-shot", 9, right=True, from_width=76),
+    Column("after", "tuned", 7, right=True),
+    Column("started", "started", 16, from_width=100),
+)
+_SORTS = {
+    "started": lambda entry: -entry.started,
+    "tuned": lambda entry: -entry.value,
+    "status": lambda entry: entry.status,
+    "model": lambda entry: (entry.model, entry.task),
+    "task": lambda entry: (entry.task, entry.model),
+    "method": lambda entry: (entry.method, entry.scope),
+    "steps": lambda entry: -entry.steps,
+}
+
+
+class Runs(Page):
+    """The list of runs, newest first."""
+
+    mode = "runs"
+    help = (
+        "Runs lists what is in the folder of runs, whoever started them. Enter opens the one under the cursor. Space "
+        "marks runs, and c races those that are marked against each other."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("n", "app.go('setup')", "New"),
+        Binding("space", "mark", "Mark"),
+        Binding("c", "race", "Race", tooltip="shows the marked runs on shared axes"),
+        Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("o", "sort", "Sort"),
+        Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
+        Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
+        Binding("delete,d", "delete", "Delete", key_display="d"),
+        Binding("escape", "leave_filter", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries: dict[Path, Entry] = {}
+        self._marked: list[Path] = []
+        self._sort = "started"
+        self._reading = False
+
+    def body(self) -> Iterable[Widget]:
+        yield Static(id="no-runs", markup=False)
+        with Horizontal(id="runs-body"):
+            with Vertical(id="runs-list"):
+                yield Input(placeholder="filter by name, model, task, method or status", id="filter", compact=True)
+                yield Grid(
+                    _COLUMNS,
+                    self._cell,
+                    id="runs-table",
+                    help="One line a run. ▶ running, ✓ finished, ■ interrupted, ✗ failed or died; ◆ marked. "
+                    "A click on a column's title sorts by it, a double click opens the run.",
+                )
+            yield Static(id="run-details", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one("#runs-list").border_title = "Runs"
+        self.query_one("#run-details").border_title = "Details"
+        self.query_one(Grid).focus()
+        self.set_interval(_REFRESH_SECONDS, self._refresh_if_seen)
+
+    def on_screen_resume(self) -> None:
+        self._read()
+
+    def _refresh_if_seen(self) -> None:
+        if self.app.screen is self and not self._reading:
+            self._read()
+
+    # Reading
+
+    @work(thread=True, exclusive=True, group="runs")
+    def _read(self) -> None:
+        """Brings the list up to date: new runs, those that were not over, and those that are gone."""
+        self._reading = True
+        worker = get_current_worker()
+        try:
+            runs = newest_first(self.app.root)
+            known = self._entries
+            due = [run for run in runs if _is_due(known.get(run.path), run)]
+            for entries in in_batches(due, 40, 200):
+                if worker.is_cancelled:
+                    return
+                self.app.call_from_thread(self._take, entries)
+            self.app.call_from_thread(self._keep, {run.path for run in runs})
+        finally:
+            self._reading = False
+
+    def _take(self, entries: list[Entry]) -> None:
+        # The app may have closed meanwhile.
+        if self.is_running and any(self._entries.get(entry.run.path) != entry for entry in entries):
+            self._entries |= {entry.run.path: entry for entry in entries}
+            self._fill()
+
+    def _keep(self, paths: set[Path]) -> None:
+        if not self.is_running:
+            return
+        if gone := set(self._entries) - paths:
+            self._entries = {path: entry for path, entry in self._entries.items() if path not in gone}
+            self._marked = [path for path in self._marked if path not in gone]
+            self._fill()
+        nothing = not paths
+        self.query_one("#no-runs", Static).update(_EMPTY.format(root=Path(self.app.root).expanduser().absolute()))
+        self.query_one("#no-runs").display = nothing
+        self.query_one("#runs-body").display = not nothing
+        if not nothing and self.focused is None:
+            self.query_one(Grid).focus()
+
+    # Showing
+
+    def _fill(self) -> None:
+        """Writes the table: what the filter lets through, sorted; the cursor stays on its run."""
+        words = self.query_one("#filter", Input).value.lower().split()
+        found = [e for e in self._entries.values() if all(word in e.words for word in words)]
+        found.sort(key=lambda entry: -entry.started)
+        found.sort(key=_SORTS[self._sort])
+        self.query_one(Grid).show([entry.run.path for entry in found])
+        total = len(self._entries)
+        frame = self.query_one("#runs-list")
+        frame.border_title = f"Runs in {self.app.root}"
+        counts = f"{len(found)} of {total}" if len(found) < total else f"{total}"
+        marked = f" · {len(self._marked)} marked" if self._marked else ""
+        frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
+
+    def _cell(self, path: Path, key: str) -> str:
+        entry = self._entries.get(path)
+        if entry is None:
+            return ""
+        if key == "mark":
+            return "◆" if path in self._marked else " "
+        if key == "status":
+            return f"{MARKS[entry.status]} {entry.status}"
+        if key == "steps":
+            return f"{entry.step}/{entry.steps}"
+        if key == "started":
+            return f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M}"
+        return printable(getattr(entry, key))
+
+    def selected(self) -> Entry | None:
+        """The run under the cursor."""
+        path = self.query_one(Grid).item
+        return None if path is None else self._entries.get(path)
+
+    def on_grid_moved(self) -> None:
+        self._detail()
+
+    def _detail(self) -> None:
+        entry = self.selected()
+        self.query_one("#run-details", Static).update("" if entry is None else _details(entry))
+
+    # Actions
+
+    def on_grid_chosen(self) -> None:
+        self.action_open()
+
+    def on_grid_title_clicked(self, event: Grid.TitleClicked) -> None:
+        name = {"after": "tuned", "before": "tuned", "scope": "method"}.get(event.key, event.key)
+        if name in _SORTS:
+            self._sort = name
+            self._fill()
+
+    def on_input_changed(self) -> None:
+        self._fill()
+
+    def on_input_submitted(self) -> None:
+        self.query_one(Grid).focus()
+
+    def action_filter(self) -> None:
+        self.query_one("#filter").focus()
+
+    def action_leave_filter(self) -> None:
+        self.query_one("#filter", Input).value = ""
+        self.query_one(Grid).focus()
+
+    def action_sort(self) -> None:
+        names = list(_SORTS)
+        self._sort = names[(names.index(self._sort) + 1) % len(names)]
+        self._fill()
+
+    def action_open(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.open_run(entry.run)
+
+    def action_mark(self) -> None:
+        if (entry := self.selected()) is None:
+            return
+        if entry.run.path in self._marked:
+            self._marked.remove(entry.run.path)
+        else:
+            self._marked.append(entry.run.path)
+        self._fill()
+        self.query_one(Grid).action_move(1)
+
+    def action_race(self) -> None:
+        chosen = [self._entries[path].run for path in self._marked]
+        if len(chosen) < 2 and (entry := self.selected()) is not None and entry.run not in chosen:
+            chosen.append(entry.run)
+        if len(chosen) < 2:
+            self.notify("Mark two or more runs with the space bar first.", severity="warning")
+            return
+        self.app.open_race(chosen)
+
+    def action_try_it(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.open_try(entry.run)
+
+    def action_copy(self) -> None:
+        if (entry := self.selected()) is None:
+            return
+        try:
+            self.app.copy_command(entry.run.config)
+        except MlxzoError as problem:
+            self.app.report(problem)
+
+    def action_again(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.set_up_again(entry.run)
+
+    def action_delete(self) -> None:
+        if (entry := self.selected()) is None:
+            return
+        if entry.run.worker_is_alive():
+            self.notify("The run is going on; stop it first (open it, then s).", severity="warning")
+            return
+        question = Choice(
+            "Delete this run?",
+            f"{entry.run.path}\n\nIts events, its saved state and its result are removed from the disk.",
+            {"keep": "Keep it", "delete": "Delete it"},
+            danger="delete",
+        )
+        self.app.push_screen(question, lambda choice: self._delete(entry.run) if choice == "delete" else None)
+
+    def _delete(self, run: RunDirectory) -> None:
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            self.notify(f"{error.filename}: {error.strerror}", title="Not deleted", severity="error")
+        self.app.forget(run)
+        self._read()
+
+
+def _is_due(entry: Entry | None, run: RunDirectory) -> bool:
+    """Whether a run's line has to be read (again)."""
+    return entry is None or entry.status == "running" or entry.stamp != changed(run)
+
+
+def _details(entry: Entry) -> Table:
+    """The facts of a run, its last words, and the command that starts the same again."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        ("run", entry.run.id),
+        ("status", f"{MARKS[entry.status]} {entry.status}, step {entry.step} of {entry.steps}"),
+        ("started", f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M:%S}"),
+        ("model", entry.model),
+        ("task", entry.task),
+        ("method", f"{entry.method}, scope {entry.scope}"),
+        ("zero-shot", entry.before),
+        ("tuned", entry.after),
+    ]
+    last = entry.run.last_event(events.Failed)
+    if entry.status in ("failed", "died", "interrupted") and isinstance(last, events.Failed):
+        rows += [("why", last.message), ("fix", last.fix)]
+    elif entry.status == "died":
+        rows.append(("why", "its process is gone and left no word, most often because memory ran out"))
+    rows.append(("folder", os.path.relpath(entry.run.path)))
+    for name, value in rows:
+        table.add_row(name, printable(value))
+    return table

@@ -1,0 +1,73 @@
+"""The colours: two themes of our own beside Textual's, and those of curves, safe for colour-blind eyes.
+
+Curves take the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/): its light members on dark grounds, its dark
+ones on light grounds.
+"""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+_ON_DARK = {
+    "curve-1": "#E69F00",  # orange
+    "curve-2": "#56B4E9",  # sky blue
+    "curve-3": "#009E73",  # bluish green
+    "curve-4": "#CC79A7",  # reddish purple
+    "curve-5": "#F0E442",  # yellow
+    "curve-6": "#0072B2",  # blue
+    "limit": "#D55E00",  # vermillion
+}
+_ON_LIGHT = {
+    **_ON_DARK,
+    "curve-1": "#B36B00",
+    "curve-2": "#0072B2",
+    "curve-3": "#00795A",
+    "curve-4": "#A3477B",
+    "curve-5": "#8A7F00",
+    "curve-6": "#30638E",
+    "limit": "#C04A00",
+}
+
+MLXZO = Theme(
+    name="mlxzo",
+    primary="#56B4E9",
+    secondary="#8FA3B5",
+    accent="#E69F00",
+    warning="#E69F00",
+    error="#D55E00",
+    success="#2BB58A",
+    foreground="#D7DEE6",
+    background="#10151B",
+    surface="#161D25",
+    panel="#1F2933",
+    dark=True,
+    variables={
+        "footer-background": "#161D25",
+        "footer-key-foreground": "#E69F00",
+        "border": "#56B4E9",
+        "block-cursor-background": "#27506B",
+        "block-cursor-foreground": "#FFFFFF",
+        "input-selection-background": "#56B4E9 35%",
+    },
+)
+MLXZO_LIGHT = Theme(
+    name="mlxzo-light",
+    primary="#0072B2",
+    secondary="#52606D",
+    accent="#B36B00",
+    warning="#B36B00",
+    error="#B23B00",
+    success="#00795A",
+    foreground="#1F2933",
+    background="#F7F8FA",
+    surface="#FFFFFF",
+    panel="#E6EAEE",
+    dark=False,
+    variables={"footer-key-foreground": "#B36B00", "border": "#0072B2"},
+)
+THEMES = (MLXZO, MLXZO_LIGHT)
+
+
+def curve_colours(*, dark: bool) -> dict[str, str]:
+    """The theme variables of curves, for a dark or a light ground."""
+    return _ON_DARK if dark else _ON_LIGHT

@@ -1,0 +1,491 @@
+"""A chart in braille: curves, areas, reference lines, zoom and pan by key and mouse, a readout under the pointer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.strip import Strip
+from textual.widget import Widget
+
+from ..raster import BLANK, Window, curve, log_ticks, ticks, time_ticks
+
+STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
+# The series of a comparison differ in mark and colour.
+MARKS = "●▲■◆▼✚"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: `x` never falls. `style` is one of `STYLES`; `marks` are drawn on its points, one character each."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    style: str = "one"
+    area: bool = False
+    marks: str | Sequence[str] = ""
+    end: str = ""
+    """A mark on the last point only."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A horizontal reference line with its words, drawn where there is no curve."""
+
+    label: str
+    y: float
+    style: str = "axis"
+    dash: str = "╌"
+    over: bool = True
+    """Whether its words may cover curves where no place is free."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A vertical line where something began, with its words at the top."""
+
+    label: str
+    x: float
+
+
+def plain(values: Sequence[float]) -> list[str]:
+    """Tick labels with as many decimals as it takes to tell them apart."""
+    gap = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
+    decimals = 0 if gap >= 1 else min(6, int(np.ceil(-np.log10(gap) - 1e-9)))
+    return [f"{value:,.{decimals}f}" for value in values]
+
+
+def counts(values: Sequence[float]) -> list[str]:
+    """Tick labels of counts: 0, 500, 10k."""
+    if max(map(abs, values), default=0) >= 10_000:
+        return [f"{value / 1000:g}k" for value in values]
+    return [f"{value:g}" for value in values]
+
+
+def percent(values: Sequence[float]) -> list[str]:
+    return [f"{label} %" for label in plain([100 * value for value in values])]
+
+
+def size(values: Sequence[float]) -> list[str]:
+    """Tick labels of bytes, all in the unit of the largest."""
+    unit, scale = ("GB", 1e9) if max(values, default=0) >= 1e9 else ("MB", 1e6)
+    return [f"{label} {unit}" for label in plain([value / scale for value in values])]
+
+
+def clock(values: Sequence[float]) -> list[str]:
+    """Tick labels of seconds: 0, 30 s, 5 min, 1 h 30."""
+
+    def label(value: float) -> str:
+        seconds = round(value)
+        if value < 1:
+            return f"{value:g} s" if value else "0"
+        if seconds < 60 or (seconds < 120 and seconds % 60):
+            return f"{value:g} s"
+        minutes, rest = divmod(seconds, 60)
+        if minutes < 60:
+            return f"{minutes}:{rest:02d}" if rest else f"{minutes} min"
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"
+
+    return [label(value) for value in values]
+
+
+class Chart(Widget, can_focus=True):
+    """Curves over a shared horizontal axis. `show` replaces what is drawn; the view follows the data until zoomed."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"chart--{name}" for name in STYLES}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("plus,equals_sign", "zoom(0.5)", "Zoom in", key_display="+"),
+        Binding("minus", "zoom(2.0)", "Zoom out", key_display="-"),
+        Binding("left,h", "pan(-0.25)", "Pan left", key_display="←", show=False),
+        Binding("right,l", "pan(0.25)", "Pan right", key_display="→", show=False),
+        Binding("home,r", "reset", "Whole run", key_display="r"),
+        Binding("g", "log", "Log / linear"),
+        Binding("comma", "point(-1)", "Read left", key_display=",", show=False),
+        Binding("full_stop", "point(1)", "Read right", key_display=".", show=False),
+    ]
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        title: str,
+        empty: str,
+        help: str,
+        y_labels: Callable[[Sequence[float]], list[str]] = plain,
+        y_value: Callable[[float], str] | None = None,
+        x_name: str = "step",
+        from_zero: bool = False,
+    ):
+        """A chart without curves.
+
+        Args:
+            empty: what is said in place of curves; it should say what will be seen, and when.
+            y_labels: formats the ticks; y_value: formats one value, for the readout.
+            x_name: `step`, or `time` for seconds.
+            from_zero: the vertical axis begins at 0 where it is linear.
+        """
+        super().__init__(id=id)
+        self.border_title, self.title, self.empty, self.help = title, title, empty, help
+        self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
+        self._y_value = y_value or (lambda value: f"{value:.4f}")
+        self._series: Sequence[Series] = ()
+        self._rules: Sequence[Rule] = ()
+        self._moments: Sequence[Moment] = ()
+        self._note = ""
+        self._until: float | None = None
+        self._view: tuple[float, float] | None = None
+        self._logarithmic = False
+        self._pointer: int | None = None
+        self._dragged_from: tuple[int, tuple[float, float]] | None = None
+        self._strips: list[Strip] | None = None
+        self._windowed: Window | None = None
+        self._plot = (0, 0)
+
+    def show(
+        self,
+        series: Sequence[Series],
+        rules: Sequence[Rule] = (),
+        moments: Sequence[Moment] = (),
+        note: str = "",
+        until: float | None = None,
+    ) -> None:
+        """Draws these; `note` stands at the lower right unless something is read off. The horizontal axis goes as far
+        as `until` where the curves do not."""
+        self._series, self._rules, self._moments, self._note = series, rules, moments, note
+        self._until = until
+        self._draw_again()
+
+    @property
+    def logarithmic(self) -> bool:
+        return self._logarithmic
+
+    @property
+    def view(self) -> tuple[float, float] | None:
+        """The part of the horizontal axis that is shown; None while it is all of it."""
+        return self._view
+
+    # Actions
+
+    def action_zoom(self, factor: float, at: float = 1.0) -> None:
+        """Shows `factor` times as much of the horizontal axis; `at` (0 left, 1 right) stays where it is."""
+        if (whole := self._extent()) is None:
+            return
+        x0, x1 = self._view or whole
+        fixed = x0 + at * (x1 - x0)
+        span = max((x1 - x0) * factor, (whole[1] - whole[0]) / 2000)
+        self._look(fixed - at * span, fixed + (1 - at) * span)
+
+    def action_pan(self, share: float) -> None:
+        if (whole := self._extent()) is None or self._view is None:
+            return
+        x0, x1 = self._view
+        shift = share * (x1 - x0)
+        shift = min(max(shift, whole[0] - x0), whole[1] - x1)
+        self._look(x0 + shift, x1 + shift)
+
+    def action_reset(self) -> None:
+        self._view = None
+        self._draw_again()
+
+    def action_log(self) -> None:
+        self._logarithmic = not self._logarithmic
+        self._draw_again()
+
+    def action_point(self, columns: int) -> None:
+        """Moves the place that values are read off."""
+        offset, width = self._plot
+        if width:
+            self._pointer = min(
+                max((offset + width if self._pointer is None else self._pointer) + columns, offset), offset + width - 1
+            )
+            self._draw_again()
+
+    def _look(self, x0: float, x1: float) -> None:
+        whole = self._extent()
+        if whole is None:
+            return
+        x0, x1 = max(x0, whole[0]), min(x1, whole[1])
+        self._view = None if (x0, x1) == whole or x1 <= x0 else (x0, x1)
+        self._draw_again()
+
+    # Mouse
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_zoom(0.8, self._place(event))
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_zoom(1.25, self._place(event))
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        if self._view is not None:
+            self._dragged_from = (event.x, self._view)
+            self.capture_mouse()
+
+    def on_mouse_up(self) -> None:
+        if self._dragged_from is not None:
+            self._dragged_from = None
+            self.release_mouse()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        self._pointer = event.x - self.gutter.left
+        if self._dragged_from is not None and (whole := self._extent()) is not None:
+            begin, (x0, x1) = self._dragged_from
+            shift = (begin - event.x) / max(1, self._plot[1]) * (x1 - x0)
+            shift = min(max(shift, whole[0] - x0), whole[1] - x1)
+            self._view = (x0 + shift, x1 + shift)
+        self._draw_again()
+
+    def on_leave(self) -> None:
+        self._pointer = None
+        self._draw_again()
+
+    def on_click(self, event: events.Click) -> None:
+        if event.chain == 2:
+            self.action_reset()
+
+    def _place(self, event: events.MouseEvent) -> float:
+        offset, width = self._plot
+        return min(1.0, max(0.0, (event.x - self.gutter.left - offset) / max(1, width)))
+
+    # Drawing
+
+    def _draw_again(self) -> None:
+        self._strips = self._windowed = None
+        self._caption()
+        self.refresh()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._strips = None
+
+    def on_resize(self) -> None:
+        self._draw_again()
+
+    def render_line(self, y: int) -> Strip:
+        if self._strips is None:
+            self._strips = self._draw(self.content_size.width, self.content_size.height)
+        if y < len(self._strips):
+            return self._strips[y]
+        return Strip.blank(self.content_size.width, self._style("text"))
+
+    def style_of(self, name: str) -> Style:
+        """The style of a series, for its words in a legend."""
+        return Style(color=self._style(name).color)
+
+    def _style(self, name: str) -> Style:
+        return self.get_component_rich_style(f"chart--{name}")
+
+    def _extent(self) -> tuple[float, float] | None:
+        """The horizontal range of all series; None where there is nothing to show."""
+        ends = [(s.x[0], s.x[-1]) for s in self._series if len(s.x)]
+        if not ends:
+            return None
+        low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
+        high = max(high, low if self._until is None else self._until)
+        return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+    def _draw(self, width: int, height: int) -> list[Strip]:
+        whole = self._extent()
+        if whole is None or height < 3 or width < 16:
+            return self._draw_empty(width, height)
+        rows = height - 1
+        window = self._window(*(self._view or whole))
+        across = max(2, rows // 2)
+        values = (log_ticks if window.log else ticks)(window.y0, window.y1, across)
+        labels = self._y_labels(values)
+        margin = max(map(len, labels), default=0) + 1
+        columns = width - margin
+        if columns < 8:
+            return self._draw_empty(width, height)
+        self._plot = (margin, columns)
+        canvas = _Canvas(columns, rows)
+        self._draw_lines(canvas, window)
+        styles = [self._style(name) for name in STYLES]
+        left = [" " * margin] * rows
+        for value, label in zip(values, labels, strict=True):
+            row = _row(window, value, rows)
+            if row is not None:
+                left[row] = f"{label:>{margin - 1}} "
+        strips = [
+            Strip([Segment(left[row], styles[STYLES.index("axis")]), *canvas.segments(row, styles)], width)
+            for row in range(rows)
+        ]
+        strips.append(self._x_axis(window, margin, columns))
+        return strips
+
+    def _window(self, x0: float, x1: float) -> Window:
+        """The window over a horizontal range whose vertical one holds all curves and rules, found once a drawing."""
+        if self._windowed is None:
+            self._windowed = self._find_window(x0, x1)
+        return self._windowed
+
+    def _find_window(self, x0: float, x1: float) -> Window:
+        found: list[float] = [rule.y for rule in self._rules]
+        for series in self._series:
+            first, last = np.searchsorted(series.x, (x0, x1))
+            # One point either side: the curve comes from there.
+            seen = series.y[max(0, first - 1) : last + 1]
+            seen = seen[np.isfinite(seen)]
+            if len(seen):
+                found += [float(seen.min()), float(seen.max())]
+        log = self._logarithmic and all(value > 0 for value in found)
+        low, high = min(found, default=0.0), max(found, default=1.0)
+        if log:
+            return Window(x0, x1, low / 1.05, high * 1.05, True)
+        if self._from_zero and low >= 0:
+            return Window(x0, x1, 0.0, 1.08 * high or 1.0)
+        pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+        return Window(x0, x1, low - pad, high + pad)
+
+    def _draw_lines(self, canvas: _Canvas, window: Window) -> None:
+        for series in self._series:
+            canvas.braille(
+                curve(series.x, series.y, window, canvas.width, canvas.height, area=series.area), series.style
+            )
+        for moment in self._moments:
+            place = float(window.across(np.array(moment.x)))
+            if 0 <= place < 1:
+                canvas.upright(int(place * canvas.width), moment.label)
+        used: list[tuple[int, int]] = []
+        for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
+            row = _row(window, rule.y, canvas.height)
+            if row is not None:
+                canvas.rule(row, rule, right=number % 2 == 0, used=used)
+        for series in self._series:
+            canvas.marks(series, window)
+        if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
+            canvas.upright(self._pointer - self._plot[0], "", "┊")
+
+    def _x_axis(self, window: Window, margin: int, columns: int) -> Strip:
+        in_time = self._x_name == "time"
+        count = max(2, columns // 9)
+        if in_time:
+            values = time_ticks(window.x0, window.x1, count)
+            labels = clock(values)
+        else:
+            values = ticks(window.x0, window.x1, count, whole=True)
+            labels = counts(values)
+        line = [" "] * columns
+        free = 0
+        for value, label in zip(values, labels, strict=True):
+            place = round(float(window.across(np.array(value))) * columns)
+            begin = min(max(0, place - len(label) // 2), columns - len(label))
+            if begin >= free:
+                line[begin : begin + len(label)] = label
+                free = begin + len(label) + 2
+        name = " time" if in_time else " step"
+        if not in_time and free + len(name) <= columns:
+            line[columns - len(name) :] = name
+        return Strip([Segment(" " * margin + "".join(line), self._style("axis"))], margin + columns)
+
+    def _caption(self) -> None:
+        """The words in the frame: scale and view beside the title, and what is read off (or the note) below."""
+        facts = [self.title]
+        if (whole := self._extent()) is None:
+            self.border_title, self.border_subtitle = self.title, ""
+            return
+        window = self._window(*(self._view or whole))
+        if self._logarithmic:
+            facts.append("log" if window.log else "log needs values above 0")
+        if self._view is not None:
+            facts.append("zoomed (r: whole run)")
+        self.border_title = " · ".join(facts)
+        self.border_subtitle = self._readout(window) or self._note
+
+    def _readout(self, window: Window) -> str:
+        offset, width = self._plot
+        if self._pointer is None or not offset <= self._pointer < offset + width:
+            return ""
+        x = window.x0 + (self._pointer - offset + 0.5) / width * (window.x1 - window.x0)
+        where = clock([round(x)])[0] if self._x_name == "time" else f"step {max(0, round(x)):,}"
+        found = [where]
+        for series in self._series:
+            if len(series.x):
+                nearest = int(np.abs(series.x - x).argmin())
+                if np.isfinite(series.y[nearest]):
+                    found.append(f"{series.label} {self._y_value(float(series.y[nearest]))}")
+        return " · ".join(found)
+
+    def _draw_empty(self, width: int, height: int) -> list[Strip]:
+        import textwrap
+
+        style = self._style("axis")
+        lines = textwrap.wrap(self.empty, max(8, width - 4))[:height]
+        top = (height - len(lines)) // 2
+        padded = [""] * top + lines + [""] * (height - top - len(lines))
+        return [Strip([Segment(line.center(width)[:width], style)], width) for line in padded]
+
+
+def _row(window: Window, y: float, rows: int) -> int | None:
+    """The row of cells, from the top, that a value lies in."""
+    up = float(window.height_of(np.array(y)))
+    return min(rows - 1, int((1 - up) * rows)) if 0 <= up <= 1 else None
+
+
+class _Canvas:
+    """Cells of a chart: a character and a style each. Later drawing lies on top."""
+
+    def __init__(self, width: int, height: int):
+        self.width, self.height = width, height
+        self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
+        self._owners = np.zeros((height, width), dtype=np.uint8)
+
+    def braille(self, bits: np.ndarray, style: str) -> None:
+        covered = bits > 0
+        self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
+        self._owners[covered] = STYLES.index(style)
+
+    def rule(self, row: int, rule: Rule, *, right: bool, used: list[tuple[int, int]]) -> None:
+        """A dashed line in the cells of a row that are free, and its label over what is there."""
+        free = self._glyphs[row] == ord(" ")
+        self._glyphs[row, free] = ord(rule.dash)
+        self._owners[row, free] = STYLES.index(rule.style)
+        label = f" {rule.label} "
+        places = (self.width - len(label), 0) if right else (0, self.width - len(label))
+        places = [begin for begin in places if begin >= 0 and (row, begin) not in used]
+        clear = [begin for begin in places if free[begin : begin + len(label)].all()]
+        for begin in (clear or (places if rule.over else []))[:1]:
+            used.append((row, begin))
+            self._write(row, begin, label, rule.style)
+
+    def upright(self, column: int, label: str, glyph: str = "┆") -> None:
+        free = self._glyphs[:, column] == ord(" ")
+        self._glyphs[free, column] = ord(glyph)
+        self._owners[free, column] = STYLES.index("faint" if label else "text")
+        room = self._glyphs[0, column + 1 : column + 1 + len(label)]
+        if label and len(room) == len(label) and (room == ord(" ")).all():
+            self._write(0, column + 1, label, "axis")
+
+    def marks(self, series: Series, window: Window) -> None:
+        characters = list(series.marks)
+        if len(characters) == 1:
+            characters *= len(series.x)
+        points = list(zip(series.x, series.y, characters, strict=False))
+        if series.end and len(series.x):
+            points.append((series.x[-1], series.y[-1], series.end))
+        for x, y, character in points:
+            place, row = float(window.across(np.array(x))), _row(window, y, self.height)
+            if row is not None and 0 <= place <= 1:
+                self._write(row, min(self.width - 1, int(place * self.width)), character, series.style)
+
+    def _write(self, row: int, column: int, text: str, style: str) -> None:
+        for number, character in enumerate(text):
+            self._glyphs[row, column + number] = ord(character)
+            self._owners[row, column + number] = STYLES.index(style)
+
+    def segments(self, row: int, styles: Sequence[Style]) -> list[Segment]:
+        text = "".join(map(chr, self._glyphs[row]))
+        owners = self._owners[row]
+        breaks = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), self.width]
+        return [Segment(text[a:b], styles[owners[a]]) for a, b in itertools.pairwise(breaks)]

@@ -1,0 +1,193 @@
+"""The form of a run's options, generated from their definitions: label, value, unit, help, and what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.reactive import reactive
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from mlxzo.config import Option
+
+
+class Pick(Widget, can_focus=True):
+    """One of a few words, all in view: ● the one that holds, ○ the others."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left,h", "step(-1)", "Before", show=False),
+        Binding("right,l,space", "step(1)", "Next choice", key_display="→"),
+    ]
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"pick--chosen", "pick--other"}
+
+    value: reactive[str] = reactive("")
+
+    @dataclasses.dataclass
+    class Changed(Message):
+        """Another word was picked."""
+
+        pick: Pick
+        value: str
+
+    def __init__(self, choices: tuple[str, ...], value: str, *, id: str, help: str):
+        super().__init__(id=id)
+        self.choices, self.help = choices, help
+        self.set_reactive(Pick.value, value)
+
+    def action_step(self, places: int) -> None:
+        place = self.choices.index(self.value) + places
+        self.value = self.choices[place % len(self.choices)]
+
+    def watch_value(self) -> None:
+        if self.is_mounted:
+            self.post_message(self.Changed(self, self.value))
+
+    def render_line(self, y: int) -> Strip:
+        width = self.content_size.width
+        if not self._all_fit:
+            # Too narrow for all words: the one that holds, and which of how many it is.
+            place = f" {self.choices.index(self.value) + 1}/{len(self.choices)}"
+            chosen, other = (self.get_component_rich_style(f"pick--{name}") for name in ("chosen", "other"))
+            parts = [Segment("◂ ", other), Segment(self.value, chosen), Segment(" ▸", other), Segment(place, other)]
+            return Strip(parts).adjust_cell_length(width, self.rich_style)
+        segments = []
+        for choice, wide in zip(self.choices, self._widths(), strict=True):
+            name = "chosen" if choice == self.value else "other"
+            style: Style = self.get_component_rich_style(f"pick--{name}")
+            mark = "●" if choice == self.value else "○"
+            segments.append(Segment(f"{mark} {choice}".ljust(wide), style))
+        return Strip(segments).adjust_cell_length(width, self.rich_style)
+
+    def _widths(self) -> list[int]:
+        return [len(choice) + 4 for choice in self.choices]
+
+    @property
+    def _all_fit(self) -> bool:
+        return sum(self._widths()) - 2 <= self.content_size.width
+
+    def on_click(self, event: events.Click) -> None:
+        if not self._all_fit:
+            self.action_step(1)
+            return
+        left = 0
+        offset = event.get_content_offset(self)
+        for choice, wide in zip(self.choices, self._widths(), strict=True):
+            if offset is not None and left <= offset.x < left + wide:
+                self.value = choice
+            left += wide
+
+
+class Field(Vertical):
+    """One option: its name, its value in the way that suits it, and what is wrong with it, if anything."""
+
+    @dataclasses.dataclass
+    class Changed(Message):
+        """The value was changed by the user."""
+
+        field: Field
+
+    def __init__(self, definition: dataclasses.Field):
+        super().__init__(id=f"field-{definition.name}")
+        self.name_of_option = definition.name
+        self._option: Option = definition.metadata["option"]
+        self._default = definition.default
+        self.help = field_help(definition)
+
+    def compose(self) -> ComposeResult:
+        with Horizontal():
+            yield Static(self.name_of_option.replace("_", " "), classes="field-name", markup=False)
+            if self._option.choices and self._default is not None:
+                yield Pick(self._option.choices, self._default, id=f"value-{self.name_of_option}", help=self.help)
+            else:
+                yield Input(
+                    placeholder=self._usual(), id=f"value-{self.name_of_option}", compact=True, select_on_focus=False
+                )
+            if self._option.unit:
+                yield Static(self._option.unit, classes="field-unit", markup=False)
+        yield Static(classes="field-problem", markup=False)
+
+    @property
+    def control(self) -> Input | Pick:
+        return self.query_one(f"#value-{self.name_of_option}")  # type: ignore[return-value]
+
+    @property
+    def text(self) -> str | None:
+        """The value as text; None where it is the default."""
+        value = self.control.value.strip()
+        return None if not value or value == self._default else value
+
+    def fill(self, value: object) -> None:
+        """Shows a value that came from elsewhere, without saying that it changed."""
+        with self.prevent(Input.Changed, Pick.Changed):
+            if isinstance(self.control, Pick):
+                self.control.value = str(value if value is not None else self._default)
+            elif value is None:
+                self.control.value = "all" if self._option.auto == "all" and self._default is not None else ""
+            else:
+                self.control.value = "" if value == self._default else _text(value)
+
+    def say(self, problem: str, usual: object = None) -> None:
+        """Shows what is wrong ('' for nothing), and what an empty field stands for."""
+        self.query_one(".field-problem", Static).update(f"✗ {problem}" if problem else "")
+        self.set_class(bool(problem), "-wrong")
+        if isinstance(self.control, Input):
+            self.control.placeholder = self._usual() if usual is None else _text(usual)
+
+    def _usual(self) -> str:
+        return self._option.auto if self._default is None else _text(self._default)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self.post_message(self.Changed(self))
+
+    def on_pick_changed(self, event: Pick.Changed) -> None:
+        event.stop()
+        self.post_message(self.Changed(self))
+
+
+class Form(Vertical):
+    """Fields in groups. Up and down go from field to field."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "app.focus_previous", "Field before", show=False),
+        Binding("down", "app.focus_next", "Next field", show=False),
+    ]
+
+    def __init__(self, groups: Mapping[str, Iterable[dataclasses.Field]], *, id: str):
+        super().__init__(id=id)
+        self._groups = groups
+
+    def compose(self) -> ComposeResult:
+        for title, fields in self._groups.items():
+            with Vertical(classes="field-group", id=f"group-{title.split()[0].lower()}"):
+                yield Static(title, classes="group-title", markup=False)
+                for definition in fields:
+                    yield Field(definition)
+
+
+def field_help(definition: dataclasses.Field) -> str:
+    """What an option is, its range and its default, as F1 and the help line show it."""
+    option: Option = definition.metadata["option"]
+    facts = []
+    if option.minimum is not None:
+        facts.append(f"above {option.minimum:g}" if option.exclusive_minimum else f"at least {option.minimum:g}")
+    if option.choices:
+        facts.append("one of " + ", ".join(option.choices))
+    usual = option.auto if definition.default is None else _text(definition.default)
+    facts.append(f"default: {usual}")
+    text = f"{definition.name}: {option.help}"
+    return f"{text} ({'; '.join(facts)})"
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

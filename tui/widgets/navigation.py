@@ -1,0 +1,54 @@
+"""The line at the top: the places of the app, each with its key, and the machine's memory."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.widgets import Static
+
+from mlxzo.files import format_bytes
+from mlxzo.memory.meter import system_memory
+
+# Mode -> key and name, in the order shown.
+PLACES = {
+    "runs": ("f2", "Runs"),
+    "setup": ("f3", "Setup"),
+    "monitor": ("f4", "Monitor"),
+    "race": ("f5", "Race"),
+    "try_it": ("f6", "Try it"),
+}
+
+
+class Place(Static):
+    """One place; a click goes there."""
+
+    def __init__(self, mode: str, *, active: bool):
+        key, name = PLACES[mode]
+        super().__init__(f"{name} [dim]{key.upper()}[/]", classes="-active" if active else "")
+        self._mode = mode
+        self.tooltip = f"go to {name} ({key.upper()})"
+
+    async def on_click(self) -> None:
+        await self.app.run_action(f"go('{self._mode}')")
+
+
+class Navigation(Horizontal):
+    """All places, the present one marked."""
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self._mode = mode
+
+    def compose(self) -> ComposeResult:
+        yield Static("mlxzo", classes="brand")
+        for mode in PLACES:
+            yield Place(mode, active=mode == self._mode)
+        yield Static(classes="machine")
+
+    def on_mount(self) -> None:
+        self._show_memory()
+        self.set_interval(5, self._show_memory)
+
+    def _show_memory(self) -> None:
+        total, available = system_memory()
+        self.query_one(".machine", Static).update(f"{format_bytes(available)} of {format_bytes(total)} free")
