@@ -10,6 +10,8 @@ import mlx.core as mx
 # Weights are made effective and updated in chunks of rows of about this many bytes (as float32), so that a forward
 # pass or an update never holds a second copy of a large matrix.
 CHUNK_BYTES = 16 * 2**20
+# Rounding to half precision has some 16 arrays of the size of a chunk alive at one time, plain arithmetic about two.
+HALF_PRECISION_CHUNK_BYTES = CHUNK_BYTES // 8
 
 
 class Slot(Protocol):
@@ -32,7 +34,8 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
     shape = slots[0].get().shape
     columns = shape[-1] if shape else 1
     rows = slots[0].get().size // columns
-    limit = max(1, CHUNK_BYTES // (4 * columns))
+    chunk_bytes = CHUNK_BYTES if slots[0].get().dtype == mx.float32 else HALF_PRECISION_CHUNK_BYTES
+    limit = max(1, chunk_bytes // (4 * columns))
     for slot in slots:
         slot.set(slot.get().reshape(rows, columns))
     if rows <= limit:

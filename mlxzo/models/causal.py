@@ -22,6 +22,7 @@ from ..inplace import CHUNK_BYTES
 from ..zo.perturb import Direction, Perturbation, Stack, View
 from .standins import (
     EmbeddingRows,
+    Evaluated,
     Given,
     Inject,
     LinearRows,
@@ -120,7 +121,8 @@ class CausalLM:
         self._linears = _slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
         self._adapters = _slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
-        self.exposes_hidden = self.splits = False
+        # While it is tried, an embedding is read by rows already: as a whole it may be the largest matrix of all.
+        self.exposes_hidden, self.splits = True, False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
 
@@ -225,11 +227,25 @@ class CausalLM:
             with self._installed(view, self._layer_names[number]):
                 layer = self.layers[number]
                 hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]
-            # One layer is under way while the next one's graph is made: that bounds what is alive at one time.
-            mx.async_eval(hidden)
+            # One layer is under way while the next one's graph is made, and of a layer one micro-batch after the other:
+            # that bounds what is alive at one time. Evaluated together, all micro-batches would go side by side.
+            for states in hidden:
+                mx.async_eval(states)
             mx.eval(before)
             before = hidden
         return hidden
+
+    def _by_layer(self, module: nn.Module, tokens: mx.array, view: View) -> mx.array:
+        """What the model or its body gives, evaluated a layer at a time: in one graph, MLX would cast or dequantise the
+        weights of many layers before the first of them computes."""
+        alone = [
+            Evaluated(layer, partial(self._installed, view, names))
+            for layer, names in zip(self.layers, self._layer_names, strict=True)
+        ]
+        with self._installed(view, self._other_names), self._layers_replaced(alone):
+            result = module(tokens)
+        mx.eval(result)
+        return result
 
     def _layer_calls(self, tokens: mx.array, view: View) -> _Calls:
         """How the model would call its layers on `tokens`: the embedded tokens, masks and whatever else it passes."""
@@ -353,9 +369,9 @@ class CausalLM:
             return False, False
         tokens = mx.array([[1, 2, 3, 5, 7]], mx.int32)
         view = self.view()
-        full = self.logits(tokens, view)[0].astype(mx.float32)
         try:
-            hidden = self.hidden([tokens], view)[0][0]
+            full = self._by_layer(self.model, tokens, view)[0].astype(mx.float32)
+            hidden = self._by_layer(self.body, tokens, view)[0]
             self.hidden_size = hidden.shape[-1]
             chosen = mx.arange(0, self.vocabulary, max(1, self.vocabulary // 50))
             for position in range(tokens.shape[1]):

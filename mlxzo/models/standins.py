@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
@@ -147,6 +148,20 @@ class StandIn:
 class PassThrough(StandIn):
     def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
         return hidden
+
+
+class Evaluated(StandIn):
+    """Computes at once, with its weights put in place by the context manager that `installed` makes."""
+
+    def __init__(self, layer: Any, installed: Callable[[], AbstractContextManager[None]]):
+        super().__init__(layer)
+        self._installed = installed
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        with self._installed():
+            result = self._layer(hidden, *args, **kwargs)
+        mx.eval(result)
+        return result
 
 
 class Recorder(StandIn):
