@@ -138,18 +138,18 @@ class Watch:
     """Reads this process's footprint from a thread of its own for as long as it is entered (a context manager).
 
     Args:
-        cap_bytes: the run's cap; None measures and enforces nothing.
         tell: takes the samples that `Thinning` finds worth telling, and whether each is to be kept. It is called from
             two threads, and must not wait.
         end: ends the process at once. Called from the thread, where a run over its cap grows on or does not stop.
 
     Attributes:
+        cap_bytes: the cap that the run is held to; None: none yet.
         near: the footprint is near the cap, or was since this was last set to False.
         over: the cap was exceeded: the run must stop.
     """
 
-    def __init__(self, cap_bytes: int | None, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
-        self.cap_bytes = cap_bytes
+    def __init__(self, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
+        self.cap_bytes: int | None = None
         self.gauge = Gauge()
         self.near = self.over = False
         self._tell, self._end = tell, end
@@ -168,8 +168,13 @@ class Watch:
         self._done.set()
         self._thread.join()
         # The last word on the peak.
-        self._sample(last=True)
+        self._sample(told=True)
         self.gauge.close()
+
+    def hold(self, cap_bytes: int) -> None:
+        """Holds the run to a cap from here on, and tells so."""
+        self.cap_bytes = cap_bytes
+        self._sample(told=True)
 
     def enter(self, phase: str) -> None:
         """Tells in which phase the run is from now on; the time between two readings may hide a short one."""
@@ -205,7 +210,7 @@ class Watch:
         late = time.monotonic() - since > _GRACE_SECONDS
         return late or self.gauge.last_bytes > seen + _GRACE_SHARE * self.cap_bytes
 
-    def _sample(self, last: bool = False) -> None:
+    def _sample(self, told: bool = False) -> None:
         with self._lock:
             seen = self.gauge.read(self._phase)
             if self._is_near():
@@ -214,8 +219,8 @@ class Watch:
                 self._over = time.monotonic(), seen
                 self.over = True
             shown, kept = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
-            if shown or last:
-                self._tell(self._event(seen), kept or last)
+            if shown or told:
+                self._tell(self._event(seen), kept or told)
 
     def _event(self, seen: int) -> events.Memory:
         mlx = mlx_memory()

@@ -62,7 +62,7 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
     path = _folder(resolved)
     check_folder(path)
     model, config = _load_weights(path)
-    # The tokenizer first: a large one takes several times its size while it is read, and the weights are not there yet.
+    # Before the weights are there, since a large one takes several times its size while it is read.
     if tokenizer is None:
         tokenizer = _load_tokenizer(path, config)
     return_freed_memory()
