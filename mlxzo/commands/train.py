@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     flags = config_values(arguments)
+    from ..runs import RunDirectory
     from .foreground import train
 
     if arguments.resume is not None:
         from ..resuming import resume_config
-        from ..runs import RunDirectory
 
         found = RunDirectory.open(arguments.resume, flags.pop("out", RunConfig.out))
         found.settle(resume_config(found, flags))
