@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("train", "fine-tune a model on a task"),
     "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
+    "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
     "export": ("export", "make a tuned model into an mlx-lm adapter, an mlx-lm model, or a file of kilobytes"),

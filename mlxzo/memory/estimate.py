@@ -281,9 +281,7 @@ class Predictor:
 
     def _resident(self, settings: Settings) -> list[Component]:
         """What is there throughout the run."""
-        shape, config = self.shape, self.config
-        rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype)
-        parts = [Component("weights", shape.weight_bytes(config.dtype), f"{shape.parameters:,} parameters, {rest}")]
+        config, parts = self.config, [self._weights]
         if self.trained.added_bytes:
             why = f"{self.trained.numbers:,} trained numbers in float32"
             parts.append(Component("adapters", self.trained.added_bytes, why))
@@ -389,20 +387,29 @@ class Predictor:
 
     def _update(self, micro: _Micro) -> list[Component]:
         """The pass that moves the weights, a chunk at a time; backpropagation has its gradients meanwhile."""
-        backward = self.config.method == "bp"
-        copies = coefficient("adam_copies" if backward else "moved_copies")
+        parts = [Component("transient", self._chunk_bytes, "a chunk of the weights being moved")]
+        if self.config.method == "bp":
+            size = 4 * self.trained.numbers if micro.parts > 1 else self.trained.bytes
+            parts.append(Component("gradients", size, f"of {self.trained.numbers:,} numbers"))
+        return parts
+
+    @functools.cached_property
+    def _chunk_bytes(self) -> int:
+        """What the update of the largest chunk of a trained tensor has alive."""
+        copies = coefficient("adam_copies" if self.config.method == "bp" else "moved_copies")
 
         def alive(tensor: Tensor, size: int) -> int:
             if size == 4:
                 return int(copies * min(4 * tensor.size, CHUNK_BYTES))
             return int(coefficient("rounded_copies") * min(4 * tensor.size, HALF_PRECISION_CHUNK_BYTES))
 
-        chunk = max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
-        parts = [Component("transient", chunk, "a chunk of the weights being moved")]
-        if backward:
-            size = 4 * self.trained.numbers if micro.parts > 1 else self.trained.bytes
-            parts.append(Component("gradients", size, f"of {self.trained.numbers:,} numbers"))
-        return parts
+        return max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
+
+    @functools.cached_property
+    def _weights(self) -> Component:
+        shape, dtype = self.shape, self.config.dtype
+        rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(dtype)
+        return Component("weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {rest}")
 
 
 def _merged(components: Sequence[Component]) -> tuple[Component, ...]:

@@ -14,7 +14,7 @@ from ..errors import DoesNotFit
 from ..files import format_bytes
 from ..models.registry import load_registry
 from .coefficients import coefficient
-from .estimate import Data, Estimate, Predictor, Settings
+from .estimate import Component, Data, Estimate, Predictor, Settings
 from .shape import ModelShape, of_entry
 
 # With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
@@ -86,10 +86,11 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
             f"and it is {format_bytes(cap_bytes)}"
         )
     margin = f"{coefficient('margin'):.0%}"
+    ways = alternatives(predictor, cap_bytes)
     raise DoesNotFit(
         message,
-        "any of these would fit: " + ", ".join(alternatives(predictor, cap_bytes)),
-        [*component_lines(least), f"with a margin of {margin} {format_bytes(needed_bytes(least))}"],
+        ("any of these would fit: " if len(ways) > 1 else "this would fit: ") + ", ".join(ways),
+        [*component_lines(least.components), f"with a margin of {margin} {format_bytes(needed_bytes(least))}"],
     )
 
 
@@ -167,12 +168,12 @@ def describe_method(config: RunConfig) -> str:
     return f"{name} on {config.scope}" + (" with checkpointing" if config.checkpointing == "on" else "")
 
 
-def component_lines(predicted: Estimate, width: int = 24) -> list[str]:
-    """The components of a prediction, a line each, with a bar as long as its share."""
-    total = predicted.footprint_bytes
-    names = max(len(part.name) for part in predicted.components)
+def component_lines(components: Sequence[Component], width: int = 24) -> list[str]:
+    """The components of a footprint, a line each, with a bar as long as its share."""
+    total = sum(part.bytes for part in components)
+    names = max(len(part.name) for part in components)
     lines = []
-    for part in predicted.components:
+    for part in components:
         bar = "█" * max(1, round(width * part.bytes / total))
         lines.append(f"{part.name:<{names}} {format_bytes(part.bytes):>9} {bar:<{width}} {part.why}")
     return [*lines, f"{'together':<{names}} {format_bytes(total):>9}"]

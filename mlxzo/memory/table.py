@@ -70,6 +70,7 @@ class Row:
     model: str
     parameters: int
     weights: str
+    quantised: bool
     way: Way
     fits: bool
     footprint_bytes: int
@@ -125,6 +126,7 @@ def _row(
         model=shape.name,
         parameters=shape.parameters,
         weights=f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype),
+        quantised=shape.quantised,
         way=way,
         fits=found is not None,
         footprint_bytes=predicted.footprint_bytes,
@@ -186,7 +188,7 @@ def recommend(rows: Sequence[Row], cap_bytes: int) -> str:
 
 
 def _size(row: Row) -> tuple[int, bool]:
-    return row.parameters, row.weights.endswith("bit") is False
+    return row.parameters, not row.quantised
 
 
 def _preference(row: Row) -> tuple[int, bool, bool]:
