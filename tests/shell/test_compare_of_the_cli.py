@@ -78,7 +78,15 @@ def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
         "broken-s1",
     ]
     assert RunDirectory(root / "contest-norms-co-s0").path.stat().st_ino == first
-    for words in ("2 of 2", "0 of 2, failed", "test accuracy", "Best test accuracy: norms & co", "report.html"):
+    for words in (
+        "1  norms & co\n",
+        "2  broken (failed)",
+        "2 of 2",
+        "0 of 2",
+        "test accuracy",
+        "Best test accuracy: norms & co",
+        "report.html",
+    ):
         assert words in done.stdout
 
 
@@ -126,7 +134,7 @@ def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     assert process.returncode == 130 and "Traceback" not in told, told
     assert "stopping after this step" in told
     assert {run.id: run.status for run in list_runs(tmp_path)} == {"c-quick-s0": "finished", "c-slow-s0": "interrupted"}
-    assert "0 of 1, interrupted" in shown and "1 of 2 runs are not done" in shown
+    assert "2  slow (interrupted)" in shown and "1 of 2 runs are not done" in shown
     assert (tmp_path / "c" / "report.html").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "c-quick-s0" not in done.stderr, done.stderr
