@@ -18,6 +18,9 @@ from .errors import DataError
 from .tasks.base import Example
 from .tasks.sampling import stable_permutation
 
+# Examples of an evaluation that are scored at a time, and reported as one piece of progress.
+SCORED_AT_ONCE = 32
+
 
 class Tokenizer(Protocol):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
@@ -49,6 +52,42 @@ class EncodedExample:
     def length(self) -> int:
         return max(len(row.tokens) for row in self.rows)
 
+    @property
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def candidates(self) -> int:
+        return len(self.targets)
+
+    @property
+    def scored(self) -> int:
+        """Positions that are scored."""
+        return 1 if self.shared else sum(map(len, self.targets))
+
+
+class Size(Protocol):
+    """What micro-batches, and the memory they take, depend on of an example: an `EncodedExample` is one.
+
+    Attributes:
+        length: tokens of its longest row.
+        row_count: sequences that the model reads for it.
+        candidates: answers to choose from.
+        scored: positions that are scored, in all rows.
+        shared: all candidates are read at one position.
+    """
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def row_count(self) -> int: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def scored(self) -> int: ...
+    @property
+    def shared(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -67,7 +106,13 @@ class Shapes:
     tokens: int = 512
     rows: int | None = None
 
-    def padded(self, example: EncodedExample) -> int:
+    @staticmethod
+    def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
+        """What suits the device: on the CPU 512 tokens keep the matrix products busy and are small enough for its
+        caches. A GPU would rather have fewer and larger micro-batches."""
+        return Shapes(8, 512, rows) if on_cpu else Shapes(32, 8192, rows)
+
+    def padded(self, example: Size) -> int:
         """The length that an example is padded to."""
         return -(-example.length // self.multiple) * self.multiple
 
@@ -75,9 +120,9 @@ class Shapes:
         """Most sequences of a padded length in one micro-batch."""
         return max(1, min(self.tokens // length, self.rows or self.tokens))
 
-    def largest(self, examples: Iterable[EncodedExample]) -> int:
+    def largest(self, examples: Iterable[Size]) -> int:
         """Tokens of the largest micro-batch that these examples could make, padding included."""
-        sizes = {(self.padded(example), len(example.rows)) for example in examples}
+        sizes = {(self.padded(example), example.row_count) for example in examples}
         return max((length * max(rows, self.most_rows(length)) for length, rows in sizes), default=0)
 
 
@@ -200,10 +245,17 @@ def _keep_end(context: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
 
 def make_batch(examples: Sequence[EncodedExample], shapes: Shapes) -> Batch:
     """Cuts examples into micro-batches."""
+    places = cut(examples, shapes)
+    parts = tuple(_collate([examples[i] for i in part], shapes.padded(examples[part[0]])) for part in places)
+    return Batch(parts, places)
+
+
+def cut(examples: Sequence[Size], shapes: Shapes) -> tuple[tuple[int, ...], ...]:
+    """Which examples, by number, go into each micro-batch: those of the shortest length first."""
     # Examples that are scored alike stay together: candidates read at one place, several candidates, a completion.
     groups: dict[tuple[int, bool, bool], list[int]] = {}
     for i, example in enumerate(examples):
-        key = (shapes.padded(example), example.shared, len(example.targets) == 1)
+        key = (shapes.padded(example), example.shared, example.candidates == 1)
         groups.setdefault(key, []).append(i)
     places: list[tuple[int, ...]] = []
     for (length, _, _), members in sorted(groups.items()):
@@ -211,14 +263,13 @@ def make_batch(examples: Sequence[EncodedExample], shapes: Shapes) -> Batch:
         part: list[int] = []
         rows = 0
         for i in members:
-            if part and rows + len(examples[i].rows) > limit:
+            if part and rows + examples[i].row_count > limit:
                 places.append(tuple(part))
                 part, rows = [], 0
             part.append(i)
-            rows += len(examples[i].rows)
+            rows += examples[i].row_count
         places.append(tuple(part))
-    parts = tuple(_collate([examples[i] for i in part], shapes.padded(examples[part[0]])) for part in places)
-    return Batch(parts, tuple(places))
+    return tuple(places)
 
 
 def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
@@ -286,14 +337,14 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 def by_length(
-    examples: Sequence[EncodedExample], batch_size: int, cut: Callable[[Sequence[EncodedExample]], Batch]
+    examples: Sequence[EncodedExample], batch_size: int, make: Callable[[Sequence[EncodedExample]], Batch]
 ) -> Iterator[tuple[list[int], Batch]]:
     """All examples once, in batches of similar length, each with its example numbers.
 
     Args:
-        cut: cuts the examples of a batch into micro-batches when its turn has come.
+        make: cuts the examples of a batch into micro-batches, when its turn has come.
     """
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, cut([examples[i] for i in indices])
+        yield indices, make([examples[i] for i in indices])

@@ -19,7 +19,7 @@ import yaml
 
 from .errors import ConfigError
 from .files import parse_bytes
-from .scopes import STEP_SIZES, Scope, mezo_defaults
+from .scopes import STEP_SIZES, Scope, bp_defaults, mezo_defaults
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,19 @@ class RunConfig:
         minimum=0.0,
         maximum=1e6,
         exclusive_minimum=True,
-        auto="that of the scope and update; auto: measured (see --probe)",
+        auto="that of the method, scope and update; auto: measured (see --probe)",
     )
     schedule: str = _option(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
     )
     warmup_steps: int = _option(0, "first steps, in which the rate rises along a line", "method", minimum=0)
-    weight_decay: float = _option(
-        0.0,
-        "share of each matrix taken away a step, times the learning rate; vectors keep theirs",
+    weight_decay: float | None = _option(
+        None,
+        "share of each matrix taken away a step, times the learning rate, whatever the gradient; vectors keep theirs",
         "method",
         minimum=0.0,
         maximum=1e6,
+        auto="0.01 for adamw, 0 for all else",
     )
     memory_cap: str | None = _option(
         None,
@@ -219,7 +220,12 @@ class RunConfig:
         choices=("auto", "ram", "disk", "off"),
     )
     # Backpropagation.
-    optimizer: str = _option("adam", "optimiser", "bp", choices=("sgd", "adam", "adamw"))
+    optimizer: str = _option(
+        "adam",
+        "optimiser; adamw is adam with weight decay, and sgd needs --lr",
+        "bp",
+        choices=("sgd", "adam", "adamw"),
+    )
     checkpointing: str = _option(
         "auto",
         "gradient checkpointing: keep only the input of each layer and compute the rest again; auto: where the memory "
@@ -252,8 +258,20 @@ class RunConfig:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
             problems.append("sides: only the scope lora can be stacked; use separate")
+        if self.method == "bp":
+            problems += self._problems_of_backpropagation()
         if problems:
             raise _configuration_error(problems)
+
+    def _problems_of_backpropagation(self) -> list[str]:
+        problems = []
+        if self.probe != "off":
+            problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
+        if self.sides == "stacked":
+            problems.append("sides: only the method mezo has two sides; use separate")
+        if self.optimizer == "sgd" and self.lr is None:
+            problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
+        return problems
 
     @property
     def parsed_scope(self) -> Scope:
@@ -270,7 +288,14 @@ class RunConfig:
 
     def resolved(self) -> RunConfig:
         """The same configuration with every `None` that depends on the scope filled in, but what a probe chooses."""
+        defaults = bp_defaults(self.parsed_scope, self.optimizer) if self.method == "bp" else self._mezo_defaults()
+        return dataclasses.replace(
+            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
+        )
+
+    def _mezo_defaults(self) -> dict[str, Any]:
         defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
+        defaults["weight_decay"] = 0.0
         defaults["queries"] = 8 if self.estimator == "fzoo" else 1
         # Two losses that happen to lie close together would make a step of fzoo as long as you like.
         if defaults["update"] == "adaptive" or self.estimator == "fzoo":
@@ -278,9 +303,7 @@ class RunConfig:
         if self.awaits_probe:
             # Where a probe finds nothing, `unprobed` fills these in.
             del defaults["lr"], defaults["eps"]
-        return dataclasses.replace(
-            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
-        )
+        return defaults
 
     def unprobed(self) -> RunConfig:
         """The same, resolved as if there were no probe."""

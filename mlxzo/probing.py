@@ -26,12 +26,12 @@ from .batching import EncodedExample
 from .config import RunConfig
 from .errors import ConfigError, DataError
 from .models.scope import Trainable
+from .schedule import learning_rate
 from .scoring import example_losses
 from .session import Session, open_prefix_cache, open_session
 from .tasks.sampling import stable_permutation
 from .zo.perturb import Direction
 from .zo.probe import Group, Sensitivity, Value, passes, probe
-from .zo.updates import learning_rate
 
 # Directions and minibatches a direction. Minibatch noise falls with both, the error from directions with the first.
 SAMPLES, SCOPE_SAMPLES, BATCHES = 24, 16, 4

@@ -18,7 +18,8 @@ class StepSizes:
         length: length of one direction entry, relative to eps and lr; None: the rms of the tensor it belongs to.
         typical_rms: about what the rms of such a tensor is.
         eps: perturbation scale.
-        adaptive_lr, sgd_lr: learning rates of the two update rules.
+        adaptive_lr, sgd_lr: learning rates of MeZO's two update rules.
+        bp_lr: learning rate of Adam on exact gradients.
     """
 
     length: float | None
@@ -26,6 +27,7 @@ class StepSizes:
     eps: float
     adaptive_lr: float
     sgd_lr: float
+    bp_lr: float
 
     @property
     def typical_length(self) -> float:
@@ -34,16 +36,17 @@ class StepSizes:
 
 # An adaptive rate is the length of a step itself, as g is divided by its rms: that of `norms` was found on the embedded
 # task (bench/quickstart.py measures it). The sgd rates of `full` and `lora` are those of Malladi et al. 2023 (Appendix,
-# Table 15). All others are starting points: chosen so that a step changes weights by about as much, not tuned.
+# Table 15). All others are starting points: chosen so that a step changes weights by about as much, not tuned. Adam's
+# rates are those in common use for such parameters (1e-5 for all weights is also that of Malladi et al.).
 STEP_SIZES = {
-    "full": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-5, sgd_lr=1e-6),
-    "last": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5),
-    "match": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5),
-    "lora": StepSizes(1.0, 0.02, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4),
-    "norms": StepSizes(0.01, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=4.0),
-    "biases": StepSizes(0.3, 0.3, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0),
-    "gains": StepSizes(0.05, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0),
-    "scales": StepSizes(None, 0.1, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4),
+    "full": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-5, sgd_lr=1e-6, bp_lr=1e-5),
+    "last": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5, bp_lr=3e-5),
+    "match": StepSizes(1.0, 0.1, eps=1e-3, adaptive_lr=1e-4, sgd_lr=3e-5, bp_lr=3e-5),
+    "lora": StepSizes(1.0, 0.02, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4, bp_lr=1e-3),
+    "norms": StepSizes(0.01, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=4.0, bp_lr=1e-2),
+    "biases": StepSizes(0.3, 0.3, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
+    "gains": StepSizes(0.05, 1.0, eps=1e-1, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
+    "scales": StepSizes(None, 0.1, eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4, bp_lr=3e-5),
 }
 
 KINDS = ("full", "lora", "norms", "scales", "biases", "gains", "match")
@@ -127,6 +130,10 @@ class Scope:
         """
         return self.step_sizes(kind).adaptive_lr / self.step_sizes(self.kinds[0]).adaptive_lr
 
+    def bp_pace(self, kind: str) -> float:
+        """The same for backpropagation: what the learning rate is multiplied by for parameters of `kind`."""
+        return self.step_sizes(kind).bp_lr / self.step_sizes(self.kinds[0]).bp_lr
+
 
 def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:
     """Default update rule, learning rate and eps of a scope.
@@ -144,3 +151,8 @@ def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str 
     # The derivative along z grows with z: a step of sgd does so twice.
     lr *= shorter if update == "adaptive" else shorter**2
     return {"update": update, "lr": lr, "eps": first.eps * shorter}
+
+
+def bp_defaults(scope: Scope, optimizer: str) -> dict[str, Any]:
+    """Default learning rate and weight decay of backpropagation; several kinds take the rate of the first."""
+    return {"lr": scope.step_sizes(scope.kinds[0]).bp_lr, "weight_decay": 0.01 if optimizer == "adamw" else 0.0}

@@ -6,15 +6,19 @@ summed in one fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from .batching import Batch, MicroBatch
 from .models.causal import CausalLM
+from .models.standins import Given
 from .zo.perturb import Stack, View
 from .zo.prefix_cache import PrefixCache
+
+Array = TypeVar("Array", np.ndarray, mx.array)
 
 
 class Scorer:
@@ -71,10 +75,16 @@ class Scorer:
         tokens = [mx.array(part.tokens) for part in batch.parts]
         if not causal.exposes_hidden:
             # One micro-batch after the other: full logits are large.
-            return [_from_logits(causal.logits(t, view), part) for t, part in zip(tokens, batch.parts, strict=True)]
+            return [
+                _scores(_values_from_logits(causal.logits(t, view), part), part)
+                for t, part in zip(tokens, batch.parts, strict=True)
+            ]
         prefix = self.prefix(batch) if prefix is None else prefix
         hidden = causal.hidden(tokens, view, prefix, self.layers)
-        return [_from_hidden(causal, h, part, view) for h, part in zip(hidden, batch.parts, strict=True)]
+        return [
+            _scores(_values_from_hidden(causal, h, part, view), part)
+            for h, part in zip(hidden, batch.parts, strict=True)
+        ]
 
     def losses(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> np.ndarray:
         """Loss of each example: float64 [B]."""
@@ -83,6 +93,27 @@ class Scorer:
         for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
             losses[list(places)] = example_losses(grid, part.target)
         return losses
+
+    def differentiable_losses(
+        self, part: MicroBatch, given: Mapping[str, mx.array], prefix: mx.array | None, checkpointing: bool
+    ) -> mx.array:
+        """Losses of a micro-batch's examples as a function of parameters `given`: float32 [B], not evaluated.
+
+        Args:
+            prefix: what `prefix` gives for this micro-batch.
+            checkpointing: see `CausalLM.differentiable_hidden`.
+        """
+        causal, tokens = self.causal, mx.array(part.tokens)
+        view = Given(given, causal.compute_dtype)
+        if causal.exposes_hidden:
+            hidden = causal.differentiable_hidden(tokens, given, prefix, self.layers, checkpointing)
+            values = _values_from_hidden(causal, hidden, part, view)
+        else:
+            values = _values_from_logits(causal.logits(tokens, view), part)
+        arrays = (part.entry_mask, part.candidate, part.candidate_mask, part.target)
+        mask, candidate, candidate_mask, target = map(mx.array, arrays)
+        scores = candidate_scores(values.reshape(mask.shape), mask, candidate, candidate_mask)
+        return example_losses(scores, target)
 
     def stacked_losses(
         self, batch: Batch, views: Sequence[View], prefix: Sequence[mx.array] | None = None
@@ -101,7 +132,8 @@ class Scorer:
         for part, places, states in zip(batch.parts, batch.places, hidden, strict=True):
             for side, own in zip(losses, mx.split(states, count), strict=True):
                 # The head is no adapter: any view reads it as it is.
-                side[list(places)] = example_losses(_from_hidden(causal, own, part, causal.view()), part.target)
+                values = _values_from_hidden(causal, own, part, causal.view())
+                side[list(places)] = example_losses(_scores(values, part), part.target)
         return losses
 
     def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:
@@ -137,38 +169,54 @@ class Scorer:
         return self._harmless[length]
 
 
-def example_losses(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Loss of each example: float64 [B] for scores [B, C] and targets int [B].
+def candidate_scores(values: Array, mask: Array, candidate: Array, candidate_mask: Array) -> Array:
+    """Score of every candidate, [B, C]: the mean of its tokens' values, -inf where an example has fewer candidates.
+
+    Args:
+        values: [K, L] a value a scored token. mask, candidate, candidate_mask: as in `MicroBatch`.
+    """
+    xp = _module(values)
+    means = (values * mask).sum(-1) / mask.sum(-1)
+    return xp.where(candidate_mask, means[candidate], -xp.inf)
+
+
+def example_losses(scores: Array, target: Array) -> Array:
+    """Loss of each example: [B] for scores [B, C] and targets int [B], in the dtype of the scores.
 
     With several candidates it is the cross-entropy over their scores; with a single one (a completion) it is that
     candidate's mean negative log-likelihood (Malladi et al. 2023, Appendix E.2).
     """
-    chosen = np.take_along_axis(scores, target[:, None], axis=1)[:, 0]
+    xp = _module(scores)
+    chosen = xp.take_along_axis(scores, target[:, None], axis=1)[:, 0]
     if scores.shape[1] == 1:
         return -chosen
     largest = scores.max(axis=1)
-    return np.log(np.exp(scores - largest[:, None]).sum(axis=1)) + largest - chosen
+    return xp.log(xp.exp(scores - largest[:, None]).sum(axis=1)) + largest - chosen
 
 
-def _from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> np.ndarray:
+def _module(array: Array) -> Any:
+    """The module whose functions suit an array: float64 in NumPy for losses, MLX where a gradient is taken."""
+    return np if isinstance(array, np.ndarray) else mx
+
+
+def _scores(values: mx.array, part: MicroBatch) -> np.ndarray:
+    """float64 [B, C] from one value a scored token, float32 [K * L]."""
+    tokens = np.array(values, np.float64).reshape(part.entry_target.shape)
+    return candidate_scores(tokens, part.entry_mask, part.candidate, part.candidate_mask)
+
+
+def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> mx.array:
+    """A value a scored token, float32 [K * L]: its log-likelihood, or in a `shared` micro-batch its logit."""
     hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(part.positions)]
     position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
     values = causal.token_logits(hidden[position], target, view)
-    if not part.shared:
-        values = values - causal.log_normaliser(hidden, view)[position]
-    return _candidate_means(values, part)
+    return values if part.shared else values - causal.log_normaliser(hidden, view)[position]
 
 
-def _from_logits(logits: mx.array, part: MicroBatch) -> np.ndarray:
+def _values_from_logits(logits: mx.array, part: MicroBatch) -> mx.array:
+    """The same from the logits of every position."""
     logits = logits.reshape(-1, logits.shape[-1])[mx.array(part.positions)].astype(mx.float32)
     if not part.shared:
         logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
-    return _candidate_means(logits[position, target], part)
-
-
-def _candidate_means(values: mx.array, part: MicroBatch) -> np.ndarray:
-    """float64 [B, C] from one value a scored token, float32 [K * L]."""
-    tokens = np.array(values, np.float64).reshape(part.entry_target.shape)
-    means = (tokens * part.entry_mask).sum(-1) / part.entry_mask.sum(-1)
-    return np.where(part.candidate_mask, means[part.candidate], -np.inf)
+    return logits[position, target]

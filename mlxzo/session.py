@@ -10,13 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import events
-from .batching import Batch, EncodedExample, Shapes, encode, make_batch
+from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, make_batch
 from .config import RunConfig
 from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
 from .files import need_free_space
 from .formatting import format_bytes
-from .memory.meter import mlx_memory, system_memory
+from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
@@ -28,8 +28,6 @@ from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
 # `prefix_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
 _CACHE_SHARE = 0.1
-# Examples between two reports of progress.
-_SCORED_AT_ONCE = 32
 
 
 Splits = dict[str, list[EncodedExample]]
@@ -65,14 +63,15 @@ class Session:
     def shrink(self) -> str:
         """Makes the run take less memory from here on, and says what was done.
 
-        MLX's freed buffers go back to the system, and micro-batches become half as large: losses stay the same to
-        the rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept
-        in memory: losses stay the same to the bit.
+        Freed memory goes back to the system, and micro-batches become half as large: losses stay the same to the
+        rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept in
+        memory: losses stay the same to the bit.
 
         Returns:
             What was done, in words; empty if there is nothing more to do.
         """
         mx.clear_cache()
+        return_freed_memory()
         examples = [example for split in self.splits.values() for example in split]
         now = self.shapes.largest(examples)
         smaller = replace(self.shapes, tokens=now // 2)
@@ -91,8 +90,8 @@ class Session:
             self.scorer,
             self.splits[split],
             self.metric,
-            batch_size=_SCORED_AT_ONCE,
-            cut=self.batch,
+            batch_size=SCORED_AT_ONCE,
+            make=self.batch,
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
             ),
@@ -135,12 +134,8 @@ def compute_dtype() -> mx.Dtype | None:
 
 
 def micro_batch_shapes(config: RunConfig) -> Shapes:
-    """Micro-batches as suit the device.
-
-    On the CPU 512 tokens are enough to keep the matrix products busy, and small enough for its caches. A GPU would
-    rather have fewer and larger ones.
-    """
-    return Shapes(8, 512, config.micro_batch) if on_cpu() else Shapes(32, 8192, config.micro_batch)
+    """Micro-batches as suit the device."""
+    return Shapes.suited(on_cpu(), config.micro_batch)
 
 
 def open_session(
@@ -149,14 +144,14 @@ def open_session(
     *,
     trains: bool = True,
     fit: Callable[[RunConfig, ResolvedModel, Splits], RunConfig] = lambda config, resolved, splits: config,
-    between_layers: Callable[[], None] = lambda: None,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
 
     Args:
         trains: False for a base model that is only read: its scope does not matter, and nothing is trainable.
         fit: settles what the memory cap decides, before any weights are loaded.
-        between_layers: called between the layers of every forward pass (see `CausalLM`).
+        interrupt: called where a pass can be given up (see `CausalLM`).
 
     Raises:
         MlxzoError: data or model cannot be had (exit code 4), the scope does not suit the model (2), or the run does
@@ -176,7 +171,7 @@ def open_session(
     sha256 = weights_fingerprint(loaded.model)
     parameters = count_parameters(loaded.model)
     trainable = prepare(loaded.model, config) if trains else Trainable(())
-    causal = CausalLM(loaded.model, compute_dtype(), between_layers)
+    causal = CausalLM(loaded.model, compute_dtype(), interrupt)
     scorer = Scorer(causal, trainable.frozen_layers)
     session = Session(
         config, resolved, loaded, causal, trainable, scorer, micro_batch_shapes(config), data, splits, sha256

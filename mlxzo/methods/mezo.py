@@ -14,11 +14,12 @@ import mlx.core as mx
 from ..batching import Batch
 from ..config import RunConfig
 from ..models.scope import Trainable
+from ..schedule import learning_rate
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
 from ..zo.move import Terms, move
 from ..zo.perturb import Direction
-from ..zo.updates import Momentum, UpdateRule, learning_rate
+from ..zo.updates import Momentum, UpdateRule
 from . import StepResult
 
 

@@ -7,9 +7,10 @@ weight lives only while its layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,21 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..zo.perturb import CHUNK_BYTES, Direction, Perturbation, Stack, View
+from ..inplace import CHUNK_BYTES
+from ..zo.perturb import Direction, Perturbation, Stack, View
+from .standins import (
+    EmbeddingRows,
+    Evaluated,
+    Given,
+    Inject,
+    LinearRows,
+    PassThrough,
+    Recorder,
+    RemadeLinear,
+    StackedLoRA,
+    chunks,
+    weight_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,8 @@ class CausalLM:
         model: an mlx-lm causal model.
         compute_dtype: dtype that weights are cast to while computing; None for native. On the CPU float32 is used,
             because half-precision matrix products there bypass BLAS (60 times slower).
-        between_layers: called before each decoder layer, with the stored weights in place; what it raises ends the
-            forward pass.
+        interrupt: called where a pass can be given up, with the stored weights in place: before each layer of a
+            forward pass, and before each micro-batch of a backward pass. It does so by raising.
 
     Attributes:
         slots: every parameter's place.
@@ -87,12 +102,12 @@ class CausalLM:
         self,
         model: nn.Module,
         compute_dtype: mx.Dtype | None = None,
-        between_layers: Callable[[], None] = lambda: None,
+        interrupt: Callable[[], None] = lambda: None,
     ):
         model.eval()
         self.model = model
         self.compute_dtype = compute_dtype
-        self.between_layers = between_layers
+        self.interrupt = interrupt
         self.slots = parameter_slots(model)
         path, owner = decoder(model)
         self.body = getattr(owner, "model", None)
@@ -106,7 +121,8 @@ class CausalLM:
         self._linears = _slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
         self._adapters = _slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
-        self.exposes_hidden = self.splits = False
+        # While it is tried, an embedding is read by rows already: as a whole it may be the largest matrix of all.
+        self.exposes_hidden, self.splits = True, False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
 
@@ -140,13 +156,54 @@ class CausalLM:
             return [self._whole(t, view) for t in tokens]
         calls = [self._layer_calls(t, view) for t in tokens]
         hidden = self._through(calls, prefix, view, layers, len(self.layers))
-        skipped = [_PassThrough(layer) for layer in self.layers[:-1]]
-        finished = []
-        for micro_tokens, states in zip(tokens, hidden, strict=True):
-            replaced = [*skipped, _Inject(self.layers[-1], states)]
-            with self._installed(view, self._other_names), self._layers_replaced(replaced):
-                finished.append(self.body(micro_tokens))
-        return finished
+        return [self._finished(t, states, view) for t, states in zip(tokens, hidden, strict=True)]
+
+    def differentiable_hidden(
+        self,
+        tokens: mx.array,
+        given: Mapping[str, mx.array],
+        prefix: mx.array | None = None,
+        layers: int = 0,
+        checkpointing: bool = False,
+    ) -> mx.array:
+        """The same for one micro-batch, as a function of some parameters that a gradient can be taken of.
+
+        Args:
+            tokens: int32 [R, T].
+            given: these parameters by name; all others are those stored.
+            prefix, layers: as for `hidden`, of a prefix that does not depend on `given`.
+            checkpointing: keep only the input of each layer, and compute the rest again in the backward pass
+                (Chen et al. 2016, arXiv 1604.06174). Needs `splits`.
+
+        Returns:
+            [R, T, D], not evaluated.
+        """
+        view = Given(given, self.compute_dtype)
+        if not self.splits:
+            with self._installed(view, self.slots):
+                return self.body(tokens)
+        calls = self._layer_calls(tokens, view)
+        hidden = calls.embedded if prefix is None else prefix
+        for number in range(layers, len(self.layers)):
+            # What a checkpoint is to pass gradients to must be among its arguments.
+            layer = partial(self._layer, number)
+            own = {name: given[name] for name in self._layer_names[number] if name in given}
+            run = mx.checkpoint(layer) if checkpointing else layer
+            hidden = run(own, hidden, calls.args[number], calls.kwargs[number])
+        return self._finished(tokens, hidden, view)
+
+    def _layer(
+        self, number: int, given: Mapping[str, mx.array], hidden: mx.array, args: tuple, kwargs: dict[str, Any]
+    ) -> mx.array:
+        with self._installed(Given(given, self.compute_dtype), self._layer_names[number]):
+            return self.layers[number](hidden, *args, **kwargs)
+
+    def _finished(self, tokens: mx.array, states: mx.array, view: View) -> mx.array:
+        """Hidden states [R, T, D] after the final norm, from those after the last layer."""
+        skipped = [PassThrough(layer) for layer in self.layers[:-1]]
+        replaced = [*skipped, Inject(self.layers[-1], states)]
+        with self._installed(view, self._other_names), self._layers_replaced(replaced):
+            return self.body(tokens)
 
     def prefix(self, tokens: Sequence[mx.array], view: View, layers: int) -> list[mx.array]:
         """The input of layer `layers` of several micro-batches: [R, T, D] each. Later layers are not computed."""
@@ -166,19 +223,33 @@ class CausalLM:
         hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
         before: list[mx.array] = []
         for number in range(first, last):
-            self.between_layers()
+            self.interrupt()
             with self._installed(view, self._layer_names[number]):
                 layer = self.layers[number]
                 hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]
-            # One layer is under way while the next one's graph is made: that bounds what is alive at one time.
-            mx.async_eval(hidden)
+            # One layer is under way while the next one's graph is made, and of a layer one micro-batch after the other:
+            # that bounds what is alive at one time. Evaluated together, all micro-batches would go side by side.
+            for states in hidden:
+                mx.async_eval(states)
             mx.eval(before)
             before = hidden
         return hidden
 
+    def _by_layer(self, module: nn.Module, tokens: mx.array, view: View) -> mx.array:
+        """What the model or its body gives, evaluated a layer at a time: in one graph, MLX would cast or dequantise the
+        weights of many layers before the first of them computes."""
+        alone = [
+            Evaluated(layer, partial(self._installed, view, names))
+            for layer, names in zip(self.layers, self._layer_names, strict=True)
+        ]
+        with self._installed(view, self._other_names), self._layers_replaced(alone):
+            result = module(tokens)
+        mx.eval(result)
+        return result
+
     def _layer_calls(self, tokens: mx.array, view: View) -> _Calls:
         """How the model would call its layers on `tokens`: the embedded tokens, masks and whatever else it passes."""
-        recorders = [_Recorder(layer) for layer in self.layers]
+        recorders = [Recorder(layer) for layer in self.layers]
         with self._installed(view, self._other_names), self._layers_replaced(recorders):
             self.body(tokens)
         return _Calls(recorders[0].seen, [r.args for r in recorders], [r.kwargs for r in recorders])
@@ -206,8 +277,12 @@ class CausalLM:
     def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
         """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows."""
         hidden = hidden.astype(mx.float32)
+        if isinstance(view, Given):
+            rows = mx.arange(self.vocabulary)
+            logits = hidden @ self._head_rows(rows, view).astype(mx.float32).T
+            return mx.logsumexp(self._with_head_bias(logits, rows, view), axis=-1)
         parts = []
-        for chunk in _chunks(self.vocabulary, hidden.shape[-1]):
+        for chunk in chunks(self.vocabulary, hidden.shape[-1]):
             logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
             parts.append(mx.logsumexp(self._with_head_bias(logits, chunk, view), axis=-1))
             mx.eval(parts[-1])
@@ -221,7 +296,7 @@ class CausalLM:
 
     def _head_rows(self, rows: mx.array, view: View) -> mx.array:
         """Effective rows of the head's weight [N, D]; a quantised head is dequantised row by row."""
-        return _weight_rows(self.head, self.head_name, rows, view)
+        return weight_rows(self.head, self.head_name, rows, view)
 
     @contextmanager
     def _installed(self, view: View, names: Iterable[str]) -> Iterator[None]:
@@ -243,12 +318,15 @@ class CausalLM:
                 path, _, leaf = name.rpartition(".")
                 linear, adapter = self._linears.get(path), self._adapters.get(path)
                 if adapter is not None and isinstance(view, Stack):
-                    put(adapter, _StackedLoRA(adapter.get(), path, view))
+                    put(adapter, StackedLoRA(adapter.get(), path, view))
                     done |= {f"{path}.lora_a", f"{path}.lora_b"}
                 elif path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
-                    put(Slot(self.body, "embed_tokens"), _EmbeddingRows(self.embedding, path, view))
-                elif linear is not None and self._makes_rows(linear.get(), path, view):
-                    put(linear, _LinearRows(linear.get(), path, view))
+                    put(Slot(self.body, "embed_tokens"), EmbeddingRows(self.embedding, path, view))
+                elif linear is not None and isinstance(view, Given) and self._remakes(linear.get(), path, view):
+                    put(linear, RemadeLinear(linear.get(), path, view))
+                    done |= {f"{path}.{leaf}" for leaf in ("weight", "scales", "biases", "bias")}
+                elif linear is not None and not isinstance(view, Given) and self._makes_rows(linear.get(), path, view):
+                    put(linear, LinearRows(linear.get(), path, view))
                     done |= {f"{path}.{leaf}" for leaf in ("weight", "scales", "biases", "bias")}
                 elif view.changes(name, self.slots[name].get()):
                     put(self.slots[name], view.dense(name, self.slots[name].get()))
@@ -268,6 +346,12 @@ class CausalLM:
             return self.compute_dtype is not None
         return 4 * weight.size > CHUNK_BYTES and view.changes(f"{path}.weight", weight)
 
+    def _remakes(self, linear: nn.Module, path: str, view: Given) -> bool:
+        """Whether the effective weight of a linear layer is made twice instead of being kept for the backward pass."""
+        if "scales" in linear:
+            return self.compute_dtype is not None
+        return linear["weight"].dtype != (self.compute_dtype or linear["weight"].dtype)
+
     @contextmanager
     def _layers_replaced(self, layers: list) -> Iterator[None]:
         kept = list(self.layers)
@@ -285,9 +369,9 @@ class CausalLM:
             return False, False
         tokens = mx.array([[1, 2, 3, 5, 7]], mx.int32)
         view = self.view()
-        full = self.logits(tokens, view)[0].astype(mx.float32)
         try:
-            hidden = self.hidden([tokens], view)[0][0]
+            full = self._by_layer(self.model, tokens, view)[0].astype(mx.float32)
+            hidden = self._by_layer(self.body, tokens, view)[0]
             self.hidden_size = hidden.shape[-1]
             chosen = mx.arange(0, self.vocabulary, max(1, self.vocabulary // 50))
             for position in range(tokens.shape[1]):
@@ -312,114 +396,6 @@ class CausalLM:
         return True, True
 
 
-def _chunks(rows: int, columns: int) -> Iterator[mx.array]:
-    """Row numbers 0 to `rows`, in chunks whose float32 [rows, columns] has about CHUNK_BYTES.
-
-    The caller evaluates what it makes of a chunk before it takes the next: left to itself, MLX would have the rows of
-    many chunks alive at once.
-    """
-    step = max(32, CHUNK_BYTES // (4 * columns))
-    for start in range(0, rows, step):
-        yield mx.arange(start, min(start + step, rows))
-
-
-def _weight_rows(module: nn.Module, name: str, rows: mx.array, view: View) -> mx.array:
-    """Effective rows [N, columns] of the weight of a linear layer or embedding, dequantised where it is quantised."""
-    if "scales" not in module:
-        return view.rows(f"{name}.weight", module["weight"], rows)
-    scales = view.rows(f"{name}.scales", module["scales"], rows)
-    biases = module.get("biases")
-    if biases is not None:
-        biases = view.rows(f"{name}.biases", biases, rows)
-    mode = getattr(module, "mode", "affine")
-    packed = module["weight"][rows]
-    return mx.dequantize(packed, scales, biases, group_size=module.group_size, bits=module.bits, mode=mode)
-
-
-class _EmbeddingRows(nn.Module):
-    """Stands in for an embedding during a forward pass: only the rows looked up are made effective."""
-
-    def __init__(self, embedding: nn.Embedding, name: str, view: View):
-        super().__init__()
-        self._embedding, self._name, self._view = embedding, name, view
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        rows = _weight_rows(self._embedding, self._name, tokens.reshape(-1), self._view)
-        return rows.reshape(*tokens.shape, -1)
-
-    def as_linear(self, hidden: mx.array) -> mx.array:
-        return _LinearRows(self._embedding, self._name, self._view)(hidden)
-
-
-class _LinearRows(nn.Module):
-    """Stands in for a linear layer, quantised or not: its effective weight is made in chunks of rows."""
-
-    def __init__(self, linear: nn.Module, name: str, view: View):
-        super().__init__()
-        self._linear, self._name, self._view = linear, name, view
-
-    def __call__(self, x: mx.array) -> mx.array:
-        linear, parts = self._linear, []
-        rows, columns = linear["weight"].shape[0], x.shape[-1]
-        for chunk in _chunks(rows, columns):
-            parts.append(x @ _weight_rows(linear, self._name, chunk, self._view).astype(x.dtype).T)
-            if chunk.size < rows:
-                mx.eval(parts[-1])
-        y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
-        if "bias" not in linear:
-            return y
-        return y + self._view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype)
-
-
-class _StackedLoRA(nn.Module):
-    """Stands in for a LoRA layer: the rows of its input are S copies of a batch, each with adapters of its own."""
-
-    def __init__(self, layer: LoRALinear, name: str, view: Stack):
-        super().__init__()
-        self._layer = layer
-        self._a, self._b = (view.each(f"{name}.{leaf}", layer[leaf]) for leaf in ("lora_a", "lora_b"))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        layer, copies = self._layer, x.reshape(self._a.shape[0], -1, x.shape[-1])
-        y = layer.linear(x)
-        z = (copies @ self._a.astype(x.dtype)) @ self._b.astype(x.dtype)
-        return y + (layer.scale * z).astype(x.dtype).reshape(y.shape)
-
-
 def _slots_of_kind(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Slot]:
     """The place of every module of some kinds by dotted path."""
     return {name: slot_of(model, name) for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
-class _StandIn:
-    """Takes the place of a decoder layer and answers for its attributes (some models read them)."""
-
-    def __init__(self, layer: Any):
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
-class _PassThrough(_StandIn):
-    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
-        return hidden
-
-
-class _Recorder(_StandIn):
-    seen: mx.array
-    args: tuple
-    kwargs: dict[str, Any]
-
-    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        self.seen, self.args, self.kwargs = hidden, args, kwargs
-        return hidden
-
-
-class _Inject(_StandIn):
-    def __init__(self, layer: Any, value: mx.array):
-        super().__init__(layer)
-        self._value = value
-
-    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
-        return self._value

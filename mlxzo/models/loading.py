@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import ModelError
+from ..memory.meter import return_freed_memory
 from .folder import check_folder
 from .sources import ResolvedModel
 
@@ -60,13 +61,18 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
     path = _folder(resolved)
     check_folder(path)
     model, config = _load_weights(path)
+    # Before the weights are there, since a large one takes several times its size while it is read.
+    tokenizer = tokenizer or _load_tokenizer(path, config)
+    return_freed_memory()
     if dtype != "auto":
         model.set_dtype(DTYPES[dtype])
     try:
-        mx.eval(model.parameters())
+        # One after the other: a tensor as it is stored goes when it is cast.
+        for _, parameter in tree_flatten(model.parameters()):
+            mx.eval(parameter)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"the weights in {path} cannot be read", "download the model again", [str(error)]) from error
-    return LoadedModel(model, tokenizer or _load_tokenizer(path, config), path, config)
+    return LoadedModel(model, tokenizer, path, config)
 
 
 def _folder(resolved: ResolvedModel | Path | str) -> Path:

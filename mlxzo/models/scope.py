@@ -31,11 +31,13 @@ class Trainable:
     Attributes:
         names: dotted names, sorted.
         scales: for each name the length of one direction entry relative to eps and lr (1 where absent).
+        kinds: for each name which of the scope's kinds it trains as.
         frozen_layers: the first decoder layers whose output no trainable parameter can change.
     """
 
     names: tuple[str, ...]
     scales: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     frozen_layers: int = 0
 
 
@@ -66,7 +68,7 @@ def prepare(model: nn.Module, config: RunConfig) -> Trainable:
     for kind in scope.kinds:
         parameters = {name: slots[name].get() for name in sorted(chosen) if chosen[name] == kind}
         lengths |= _direction_lengths(kind, parameters, config, final_norm(model))
-    return Trainable(tuple(sorted(chosen)), lengths, _frozen_layers(model, chosen))
+    return Trainable(tuple(sorted(chosen)), lengths, chosen, _frozen_layers(model, chosen))
 
 
 def _first_layer(model: nn.Module, config: RunConfig) -> int:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from functools import partial
 
 import mlx.core as mx
 
-from .noise import random_words
-from .perturb import CHUNK_BYTES, Direction
-from .rounding import stochastic_round
+from ..inplace import Slot, rewrite
+from .perturb import Direction
+from .rounding import rounded
 
 Terms = list[tuple[Direction, float]]
 """An update as it is applied: w -= sum of factor * z over the directions named."""
-
-
-class Slot(Protocol):
-    """The place of a stored parameter."""
-
-    def get(self) -> mx.array: ...
-
-    def set(self, value: mx.array) -> None: ...
 
 
 def move(
@@ -41,46 +33,17 @@ def move(
     if not terms and not decay:
         return
     for name in names:
-        slot = slots[name]
-        weight = slot.get()
-        shape = weight.shape
-        columns = shape[-1] if shape else 1
-        rows = weight.size // columns
-        limit = max(1, CHUNK_BYTES // (4 * columns))
-        if rows <= limit:
-            slot.set(_moved(name, weight, None, shape, terms, seed, step, decay))
-            # With no other reference to the old weight, its buffer is reused for the new one.
-            del weight
-            mx.eval(slot.get())
-            continue
-        # A slice is written in place only where nothing else refers to the matrix.
-        slot.set(weight.reshape(rows, columns))
-        del weight
-        for start in range(0, rows, limit):
-            numbers = mx.arange(start, min(start + limit, rows))
-            chunk = _moved(name, slot.get()[start : start + limit], numbers, shape, terms, seed, step, decay)
-            mx.eval(chunk)
-            slot.get()[start : start + limit] = chunk
-            mx.eval(slot.get())
-        slot.set(slot.get().reshape(shape))
+        rewrite([slots[name]], partial(_moved, name, slots[name].get().shape, terms, seed, step, decay))
 
 
 def _moved(
-    name: str,
-    weight: mx.array,
-    rows: mx.array | None,
-    shape: tuple[int, ...],
-    terms: Terms,
-    seed: int,
-    step: int,
-    decay: float,
-) -> mx.array:
-    """The rows numbered `rows` (None: all) of a tensor of shape `shape` after an update; `weight` holds those rows."""
+    name: str, shape: tuple[int, ...], terms: Terms, seed: int, step: int, decay: float, rows: range, weight: mx.array
+) -> list[mx.array]:
+    """Some `rows` of a tensor of shape `shape` after an update; `weight` holds those rows: [N, columns]."""
+    numbers = mx.arange(rows.start, rows.stop)
     moved = weight.astype(mx.float32)
     if decay and len(shape) > 1:
         moved = moved * (1.0 - decay)
     for direction, factor in terms:
-        moved = moved + direction.scaled(name, shape, -factor, rows)
-    if weight.dtype == mx.float32:
-        return moved
-    return stochastic_round(moved, weight.dtype, random_words(seed, step, 0, f"rounding|{name}", shape, rows))
+        moved = moved + direction.scaled(name, shape, -factor, numbers)
+    return [rounded(moved, weight.dtype, name, shape, numbers, seed, step)]

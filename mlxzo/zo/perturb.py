@@ -9,10 +9,6 @@ import mlx.core as mx
 
 from .noise import direction_key, scaled_direction
 
-# Weights are made effective and updated in chunks of rows of about this many bytes (as float32), so that a forward
-# pass or an update never holds a second copy of a large matrix.
-CHUNK_BYTES = 16 * 2**20
-
 
 @dataclass(frozen=True)
 class Direction:

@@ -9,6 +9,23 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .noise import random_words
+
+
+def rounded(
+    x: mx.array, dtype: mx.Dtype, name: str, shape: tuple[int, ...], rows: mx.array, seed: int, step: int
+) -> mx.array:
+    """Rows of an updated weight in the dtype it is stored in: float32 as they are, half precision stochastically.
+
+    Args:
+        x: float32 [N, columns].
+        name, shape: of the whole tensor. rows: int [N], which of its rows these are.
+        seed, step: name the random bits, so that an update has the same bits whatever its chunks.
+    """
+    if dtype == mx.float32:
+        return x
+    return stochastic_round(x, dtype, random_words(seed, step, 0, f"rounding|{name}", shape, rows))
+
 
 def stochastic_round(x: mx.array, dtype: mx.Dtype, words: mx.array) -> mx.array:
     """Rounds float32 `x` to `dtype` so that the expected result is `x`.

@@ -6,13 +6,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo import inplace
 from mlxzo.config import RunConfig
 from mlxzo.methods.mezo import MeZO
 from mlxzo.models import causal as causal_module
+from mlxzo.models import standins as standins_module
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
-from mlxzo.zo import move as move_module
+from mlxzo.zo import rounding
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters
 from tests.tiny import tiny_model
@@ -268,7 +270,7 @@ def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind
         return float(np.mean([method.step(step, batch).loss for step in range(300)][-50:]))
 
     exact, rounded = ([last_loss(dtype, seed) for seed in (0, 1)] for dtype in (mx.float32, mx.bfloat16))
-    monkeypatch.setattr(move_module, "stochastic_round", lambda x, dtype, words: x.astype(dtype))
+    monkeypatch.setattr(rounding, "stochastic_round", lambda x, dtype, words: x.astype(dtype))
     plain = [last_loss(mx.bfloat16, seed) for seed in (0, 1)]
     start = loss(mezo(scope="full"), batch)
     # In 300 steps the loss falls to less than half; a seed makes 0.02 to 0.1 of difference.
@@ -284,9 +286,9 @@ def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind
 @pytest.mark.parametrize("batch", BATCHES)
 def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, scope, batch, monkeypatch):
     outcomes = []
-    for chunk_bytes in (causal_module.CHUNK_BYTES, 4 * 64 * 40):
-        monkeypatch.setattr(causal_module, "CHUNK_BYTES", chunk_bytes)
-        monkeypatch.setattr(move_module, "CHUNK_BYTES", chunk_bytes)
+    for chunk_bytes in (inplace.CHUNK_BYTES, 4 * 64 * 40):
+        for module in (causal_module, standins_module, inplace):
+            monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
         method = mezo(kind, options, scope=scope, compute_dtype=mx.float32)
         losses = both_sides(method, BATCHES[batch](), direction(method), 1e-2)
         method.move([(direction(method), 0.01)], 0)

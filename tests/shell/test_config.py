@@ -95,7 +95,7 @@ def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
     resolved = config.resolved()
     assert resolved.eps == 0.5
     assert resolved.lr == mezo_defaults(Scope.parse("lora"), "sgd")["lr"]
-    assert dataclasses.replace(resolved, lr=None, queries=None) == config
+    assert dataclasses.replace(resolved, lr=None, queries=None, weight_decay=None) == config
     assert resolved.resolved() == resolved
 
 

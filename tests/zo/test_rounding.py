@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo.zo import move as move_module
+from mlxzo import inplace
 from mlxzo.zo.move import move
 from mlxzo.zo.noise import random_words
 from mlxzo.zo.perturb import Direction
@@ -79,8 +79,8 @@ def test_an_update_in_chunks_of_rows_is_the_update_in_one(dtype, shape, monkeypa
     weight = mx.random.normal(shape, key=mx.random.key(0)).astype(dtype)
     terms = [(Direction(3, 7, i, "sign", {"w": 0.5}), 0.1 + i) for i in range(3)]
     places = []
-    for chunk_bytes in (move_module.CHUNK_BYTES, 7 * 4 * 64):
-        monkeypatch.setattr(move_module, "CHUNK_BYTES", chunk_bytes)
+    for chunk_bytes in (inplace.CHUNK_BYTES, 7 * 4 * 64):
+        monkeypatch.setattr(inplace, "CHUNK_BYTES", chunk_bytes)
         places.append(Place(mx.array(weight)))
         move({"w": places[-1]}, ["w"], terms, seed=3, step=7, decay=0.01)
     assert places[0].get().dtype == dtype

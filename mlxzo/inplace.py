@@ -1,0 +1,56 @@
+"""Tensors rewritten in place, a chunk of rows at a time, so that an update never holds a second copy of a large one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+# Weights are made effective and updated in chunks of rows of about this many bytes (as float32), so that a forward
+# pass or an update never holds a second copy of a large matrix.
+CHUNK_BYTES = 16 * 2**20
+# Rounding to half precision has some 16 arrays of the size of a chunk alive at one time, plain arithmetic about two.
+HALF_PRECISION_CHUNK_BYTES = CHUNK_BYTES // 8
+
+
+class Slot(Protocol):
+    """The place of a stored tensor."""
+
+    def get(self) -> mx.array: ...
+
+    def set(self, value: mx.array) -> None: ...
+
+
+def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> None:
+    """Replaces tensors of one shape by functions of them, row by row.
+
+    Args:
+        slots: where they are; nothing else may refer to them, or they are copied.
+        new: called with a range of row numbers and these rows of every tensor, each [N, columns]; gives the rows that
+            take their places, in the same order and dtypes. A tensor is seen as rows of its last axis (a vector is one
+            row, a scalar as well).
+    """
+    shape = slots[0].get().shape
+    columns = shape[-1] if shape else 1
+    rows = slots[0].get().size // columns
+    chunk_bytes = CHUNK_BYTES if slots[0].get().dtype == mx.float32 else HALF_PRECISION_CHUNK_BYTES
+    limit = max(1, chunk_bytes // (4 * columns))
+    for slot in slots:
+        slot.set(slot.get().reshape(rows, columns))
+    if rows <= limit:
+        # With no other reference to an old tensor, its buffer is reused for the new one.
+        for slot, value in zip(slots, new(range(rows), *(slot.get() for slot in slots)), strict=True):
+            slot.set(value)
+        mx.eval([slot.get() for slot in slots])
+    else:
+        for start in range(0, rows, limit):
+            stop = min(start + limit, rows)
+            pieces = new(range(start, stop), *(slot.get()[start:stop] for slot in slots))
+            mx.eval(pieces)
+            for slot, piece in zip(slots, pieces, strict=True):
+                slot.get()[start:stop] = piece
+            del pieces
+            mx.eval([slot.get() for slot in slots])
+    for slot in slots:
+        slot.set(slot.get().reshape(shape))

@@ -1,0 +1,136 @@
+"""Backpropagation: exact gradients of the same loss on the same batches, and a step of SGD, Adam or AdamW.
+
+What is alive at the peak, beside the weights at rest:
+
+- the optimiser's state: two float32 numbers a trained weight for Adam, none for SGD;
+- the gradient of everything that trains, in the dtype of the weights, or in float32 where several micro-batches are
+  summed;
+- activations of one micro-batch, from the first layer that trains on: without checkpointing all that the backward pass
+  needs, with it the input of each layer, and everything of the one layer that is computed again;
+- logits of the supervised positions (of the label words only, where they are read at one place).
+
+Gradients are whole before the first weight moves. The update then goes through them a tensor and 16 MB at a time, and
+drops each when it is done.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import mlx.core as mx
+import mlx.optimizers as optimizers
+import numpy as np
+
+from ..batching import Batch, MicroBatch
+from ..config import RunConfig
+from ..errors import ConfigError
+from ..inplace import rewrite
+from ..models.causal import Slot
+from ..models.scope import Trainable
+from ..schedule import learning_rate
+from ..scoring import Scorer
+from ..zo.rounding import rounded
+from . import StepResult
+
+Arrays = dict[str, mx.array]
+
+
+class Backprop:
+    """First-order steps on the parameters in `trainable`, with MLX's own optimisers.
+
+    Adam corrects the bias of its means (Kingma & Ba 2015, Algorithm 1), which MLX leaves out by default. Weight decay
+    is decoupled from the gradient (Loshchilov & Hutter 2019) and taken from matrices only, as in MeZO's steps; so Adam
+    with weight decay is AdamW. The optimiser's state is float32; half-precision weights have no float32 copy, but are
+    rounded stochastically, with random bits that follow from the seed and the step.
+
+    Args:
+        scorer: its frozen layers, and what it keeps of their output, are used here as well.
+        trainable: what moves.
+        config: resolved.
+
+    Raises:
+        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time.
+    """
+
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
+        self.scorer, self.slots = scorer, scorer.causal.slots
+        self.trainable, self.config = trainable, config
+        self.checkpointing = config.checkpointing == "on"
+        if self.checkpointing and not scorer.causal.splits:
+            raise ConfigError(
+                "this model's layers cannot be run one at a time, as gradient checkpointing must",
+                "use --checkpointing off",
+            )
+        self.rates = {name: config.parsed_scope.bp_pace(kind) for name, kind in trainable.kinds.items()}
+        self.optimizer = _optimizer(config)
+        self.states = {name: self._initial_state(name) for name in trainable.names}
+        mx.eval(self.states)
+
+    def step(self, step: int, batch: Batch) -> StepResult:
+        config = self.config
+        lr = learning_rate(config.lr, config.schedule, step, config.steps, config.warmup_steps)
+        loss, gradients = self.gradients(batch)
+        if math.isfinite(loss):
+            self._move(gradients, step, lr)
+        return StepResult(loss, lr)
+
+    def gradients(self, batch: Batch) -> tuple[float, Arrays]:
+        """Mean loss of the batch, and its gradient by name, summed over the micro-batches one after the other."""
+        prefix = self.scorer.prefix(batch)
+        losses = np.empty(batch.size)
+        total: Arrays = {}
+        for i, (part, places) in enumerate(zip(batch.parts, batch.places, strict=True)):
+            self.scorer.causal.interrupt()
+            given = {name: self.slots[name].get() for name in self.trainable.names}
+            loss = partial(self._loss, part=part, prefix=prefix and prefix[i], batch_size=batch.size)
+            (_, of_part), gradient = mx.value_and_grad(loss)(given)
+            del given
+            if len(batch.parts) > 1:
+                # A sum that nothing else refers to is written over.
+                gradient = {n: total.pop(n, 0.0) + gradient.pop(n).astype(mx.float32) for n in self.trainable.names}
+            total = gradient
+            mx.eval(of_part, total)
+            losses[list(places)] = np.array(of_part)
+        return float(losses.mean()), total
+
+    def _loss(
+        self, given: Arrays, part: MicroBatch, prefix: mx.array | None, batch_size: int
+    ) -> tuple[mx.array, mx.array]:
+        """A micro-batch's share of the batch's mean loss, and the losses of its examples."""
+        losses = self.scorer.differentiable_losses(part, given, prefix, self.checkpointing)
+        return losses.sum() / batch_size, losses
+
+    def _move(self, gradients: Arrays, step: int, lr: float) -> None:
+        self.optimizer.state["step"] = self.optimizer.step + 1
+        for name in self.trainable.names:
+            self._move_one(name, gradients.pop(name), step, lr * self.rates[name])
+
+    def _move_one(self, name: str, gradient: mx.array, step: int, lr: float) -> None:
+        """Moves one tensor and its state by its gradient."""
+        optimizer, state = self.optimizer, self.states[name]
+        shape = gradient.shape
+        gradient = gradient.reshape(-1, shape[-1] if shape else 1)
+        kept = 1.0 - lr * self.config.weight_decay if len(shape) > 1 else 1.0
+        optimizer.learning_rate = lr
+
+        def moved(rows: range, weight: mx.array, *of_state: mx.array) -> list[mx.array]:
+            after = dict(zip(state, of_state, strict=True))
+            piece = gradient[rows.start : rows.stop].astype(mx.float32)
+            new = optimizer.apply_single(piece, weight.astype(mx.float32) * kept, after)
+            numbers = mx.arange(rows.start, rows.stop)
+            return [rounded(new, weight.dtype, name, shape, numbers, self.config.seed, step), *after.values()]
+
+        rewrite([self.slots[name], *(Slot(state, key) for key in state)], moved)
+
+    def _initial_state(self, name: str) -> Arrays:
+        state: Arrays = {}
+        if not isinstance(self.optimizer, optimizers.SGD):
+            self.optimizer.init_single(mx.zeros(self.slots[name].get().shape), state)
+        return state
+
+
+def _optimizer(config: RunConfig) -> optimizers.Optimizer:
+    if config.optimizer == "sgd":
+        return optimizers.SGD(config.lr)
+    return optimizers.Adam(config.lr, bias_correction=True)
