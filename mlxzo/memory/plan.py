@@ -171,6 +171,7 @@ def _refuse(message: str, ways: Sequence[str], smallest: Estimate, need: int) ->
         message,
         "any of these would fit: " + ", ".join(ways),
         [*component_lines(smallest), f"with the margin of {margin} {format_bytes(need)}"],
+        needed_bytes=need,
     )
 
 

@@ -81,8 +81,8 @@ def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
     for words in (
         "1  norms & co\n",
         "2  broken (failed)",
-        "2 of 2",
-        "0 of 2",
+        "2/2",
+        "0/2",
         "test accuracy",
         "Best test accuracy: norms & co",
         "report.html",
@@ -110,6 +110,20 @@ def test_runs_that_exist_are_compared_without_training(contest, tmp_path):
         ["tiny", "mezo", "lora"],
     ]
     assert (tmp_path / "report" / "report.html").exists() and found["report"] == str(tmp_path / "report")
+
+
+def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_no_failure(model, tmp_path):
+    # 28 MB of weights, which gradients and Adam's means make 112; Python and MLX take some 100 themselves.
+    larger = tiny_folder(tmp_path / "larger", hidden=512)
+    two = contestants(f"name=fits {model} norms/last-2", f"name=large {larger} bp full")
+    done = compare(*SMALL, "--memory-cap", "150MB", "--out", tmp_path, *two, "--json")
+    assert done.returncode == 0, done.stderr
+    fits, large = json.loads(done.stdout)["contestants"]
+    assert (fits["status"], fits["needed_bytes"], fits["finished"]) == ("finished", None, 1)
+    assert fits["footprint_bytes"]["high"] < 150e6
+    assert large["status"] == "does not fit" and large["needed_bytes"] > 150e6 and "needs at least" in large["problem"]
+    page = (tmp_path / "contest" / "report.html").read_text()
+    assert "does not fit: needs" in page and "together" in page
 
 
 def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
