@@ -163,12 +163,14 @@ class Series:
 def differences(run: RunConfig, wanted: RunConfig) -> list[str]:
     """In which options a run that exists is not the one that is wanted, as `option: 3, not 4`.
 
-    What `wanted` leaves open (auto) may have been settled by a probe or a plan. Where the run lies does not count.
+    What `wanted` leaves open (auto) may have been settled by a probe or by the memory cap, which may also have cut
+    micro-batches smaller. Where the run lies does not count.
     """
     found = []
     for name in (field.name for field in options()):
         have, want = getattr(run, name), getattr(wanted, name)
         settled = want in (None, "auto") or (name == "scope" and wanted.probe == "scope")
+        settled = settled or (name == "micro_batch" and wanted.memory_cap is not None)
         if have != want and not settled and name not in ("out", "name"):
             found.append(f"{name}: {have}, not {want}")
     return found

@@ -150,17 +150,24 @@ def show(report: Report, folder: Path, *, as_json: bool) -> None:
     """Prints a report as a table and sentences, or as one JSON document."""
     from ..console import listing, output
     from ..report.files import PAGE
-    from ..report.tables import problems, summary_table
+    from ..report.tables import numbered, problems, short_table, status_text
 
     if as_json:
         print_json({**report.to_dict(), "report": str(folder)})
         return
     console = output()
-    header, rows = summary_table(report)
-    console.print(listing(header, rows, right=tuple(header[2:])))
-    lines = [report.verdict(), *report.remarks(), *(f"{name}: {text}" for name, text in problems(report))]
-    for line in ("", *lines, f"Report: {folder / PAGE}"):
-        console.print(printable(line), markup=False, soft_wrap=True)
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(printable(line), markup=False, soft_wrap=True)
+
+    for each in report.contenders:
+        say(numbered(report, each) + ("" if each.status == "finished" else f" ({status_text(each)})"))
+    header, rows = short_table(report)
+    say("")
+    console.print(listing(header, rows, right=tuple(header[1:])))
+    say("", report.verdict(), *report.remarks(), *(f"{name}: {text}" for name, text in problems(report)))
+    say(f"Report: {folder / PAGE}")
 
 
 def _compare_runs(arguments: argparse.Namespace) -> int:

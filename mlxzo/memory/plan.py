@@ -91,6 +91,7 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
         message,
         ("any of these would fit: " if len(ways) > 1 else "this would fit: ") + ", ".join(ways),
         [*component_lines(least.components), f"with a margin of {margin} {format_bytes(needed_bytes(least))}"],
+        needed_bytes=needed_bytes(least),
     )
 
 

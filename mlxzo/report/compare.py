@@ -100,6 +100,14 @@ class Contender:
         )
 
     @property
+    def steps(self) -> Spread | None:
+        return self.spread(lambda run: run.steps)
+
+    @property
+    def steps_per_second(self) -> Spread | None:
+        return self.spread(lambda run: run.steps_per_second)
+
+    @property
     def seconds_to_best(self) -> Spread | None:
         return self.spread(lambda run: run.curves.best.seconds if run.curves.best else None)
 
@@ -293,8 +301,8 @@ def _summary(each: Contender) -> dict[str, Any]:
         "zero_shot": plain(each.zero_shot),
         "tuned": plain(each.tuned),
         "best_validation": plain(each.spread(lambda run: run.curves.best and run.curves.best.value)),
-        "steps": plain(each.spread(lambda run: run.steps)),
-        "steps_per_second": plain(each.spread(lambda run: run.steps_per_second)),
+        "steps": plain(each.steps),
+        "steps_per_second": plain(each.steps_per_second),
         "seconds_to_best": plain(each.seconds_to_best),
         "peak_bytes": plain(each.peak_bytes),
         "footprint_bytes": plain(each.footprint_bytes),

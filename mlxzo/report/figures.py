@@ -16,8 +16,8 @@ from xml.sax.saxutils import escape
 
 from ..files import format_bytes
 from ..formatting import format_metric, printable
-from .compare import LOSSES, Contender, Report
-from .tables import status_text
+from .compare import LOSSES, Report
+from .tables import numbered, status_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +133,7 @@ def _race(axes: Axes, report: Report) -> list[Line2D]:
         (line,) = axes.plot(
             times,
             mean,
-            label=_numbered(report, each) + ("" if each.finished else f" ({each.status})"),
+            label=printable(numbered(report, each)) + ("" if each.finished else f" ({each.status})"),
             color=_colour(number),
             linestyle=_METHODS.get(each.config.method, "-"),
             linewidth=1.7,
@@ -173,7 +173,7 @@ def _memory(axes: Axes, report: Report) -> None:
     limit = 1.3 * max([*peaks, cap or 0.0, 1.0]) / 1e9
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
-        name = _short(_numbered(report, each), _BAR_CHARACTERS)
+        name = _short(printable(numbered(report, each)), _BAR_CHARACTERS)
         # Over the line of the cap, which would strike it through.
         over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
         axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
@@ -216,10 +216,6 @@ def _zero_shot(report: Report) -> dict[str, float]:
         if "validation" in run.curves.zero_shot:
             found.setdefault(run.model_name, run.curves.zero_shot["validation"].value)
     return found
-
-
-def _numbered(report: Report, each: Contender) -> str:
-    return printable(f"{report.contenders.index(each) + 1}  {each.name}")
 
 
 def _colour(number: int) -> str:

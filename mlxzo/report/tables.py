@@ -13,6 +13,10 @@ from .compare import Contender, Report, Spread
 
 def summary_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Header and one row a contestant, in their order; figures are means over seeds with their range."""
+
+    def metric(value: float) -> str:
+        return format_metric(report.metric, value)
+
     header = [
         "contestant",
         "runs",
@@ -24,25 +28,61 @@ def summary_table(report: Report) -> tuple[list[str], list[list[str]]]:
         "peak footprint",
         "of it MLX",
     ]
-    return header, [_row(report, each) for each in report.contenders]
+    rows = [
+        [
+            numbered(report, each),
+            f"{len(each.finished)} of {len(each.runs)}"
+            + ("" if each.status == "finished" else f", {status_text(each)}"),
+            metric(each.zero_shot.mean) if each.zero_shot else "-",
+            spread_text(each.tuned, metric),
+            spread_text(each.steps, _whole),
+            spread_text(each.steps_per_second, _two_digits),
+            spread_text(each.seconds_to_best, format_seconds),
+            _most(each.footprint_bytes),
+            _most(each.peak_bytes),
+        ]
+        for each in report.contenders
+    ]
+    return header, rows
 
 
-def _row(report: Report, each: Contender) -> list[str]:
+def short_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """As `summary_table`, for 80 columns: numbers in place of names, and of the metric's range alone."""
+
+    def mean(spread: Spread | None, form: Callable[[float], str]) -> str:
+        return form(spread.mean) if spread else "-"
+
     def metric(value: float) -> str:
         return format_metric(report.metric, value)
 
-    zero_shot = each.zero_shot
-    return [
-        each.name,
-        f"{len(each.finished)} of {len(each.runs)}" + ("" if each.status == "finished" else f", {status_text(each)}"),
-        metric(zero_shot.mean) if zero_shot else "-",
-        spread_text(each.tuned, metric),
-        spread_text(each.spread(lambda run: run.steps), lambda value: f"{value:,.0f}"),
-        spread_text(each.spread(lambda run: run.steps_per_second), lambda value: f"{value:.2f}"),
-        spread_text(each.seconds_to_best, format_seconds),
-        _most(each.footprint_bytes),
-        _most(each.peak_bytes),
+    header = ["", "runs", "zero-\nshot", f"{report.split} {report.metric}", "steps", "steps/s", "to best", "peak"]
+    rows = [
+        [
+            str(number),
+            f"{len(each.finished)}/{len(each.runs)}",
+            mean(each.zero_shot, metric),
+            spread_text(each.tuned, metric),
+            mean(each.steps, _whole),
+            mean(each.steps_per_second, _two_digits),
+            mean(each.seconds_to_best, format_seconds),
+            _most(each.footprint_bytes),
+        ]
+        for number, each in enumerate(report.contenders, 1)
     ]
+    return header, rows
+
+
+def numbered(report: Report, each: Contender) -> str:
+    """`2  NAME`: by their numbers contestants are found again in the figure and in every table."""
+    return f"{report.contenders.index(each) + 1}  {each.name}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def runs_table(report: Report) -> tuple[list[str], list[list[str]]]:

@@ -5,12 +5,14 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 
 from mlxzo import events
 from mlxzo.commands.compare import exit_code
+from mlxzo.console import listing
 from mlxzo.report.compare import Report, Spread
 from mlxzo.report.compared import ComparedRun, labelled
-from mlxzo.report.tables import csv_text, problems, spread_text, summary_table
+from mlxzo.report.tables import csv_text, problems, short_table, spread_text, summary_table
 from mlxzo.runs import RunDirectory
 from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
 
@@ -35,10 +37,10 @@ def test_a_row_has_the_mean_and_the_range_over_seeds(tmp_path):
     assert each.zero_shot == Spread(0.5, 0.5, 0.5, 3)
     # The best is the last of two evaluations, each after two steps.
     assert each.seconds_to_best.mean == 2 * (2 * STEP_SECONDS + EVALUATION_SECONDS)
-    assert each.spread(lambda run: run.steps_per_second).mean == 1 / STEP_SECONDS
+    assert each.steps_per_second.mean == 1 / STEP_SECONDS
     header, (row,) = summary_table(found)
     assert dict(zip(header, row, strict=True)) == {
-        "contestant": "a",
+        "contestant": "1  a",
         "runs": "3 of 3",
         "zero-shot": "50.0 %",
         "test accuracy": "73.0 % (70.0 to 75.0)",
@@ -208,3 +210,12 @@ def test_contestants_are_measured_on_one_split(tmp_path):
     assert found.split == "validation"
     assert [each.tuned.mean for each in found.contenders] == [0.6, 0.7]
     assert [each.zero_shot.mean for each in found.contenders] == [0.5, 0.4]
+
+
+def test_the_short_table_fits_80_columns(tmp_path):
+    told = {"a long name " * 5: [finished(story([0.5, 0.6], every=9999, test=value)) for value in (0.7, 0.9)]}
+    console = Console(file=io.StringIO(), width=80)
+    header, rows = short_table(report(tmp_path, told))
+    console.print(listing(header, rows, right=tuple(header[1:])))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3 and "80.0 % (70.0 to 90.0)" in lines[-1] and "5 h 33 min" in lines[-1]

@@ -78,7 +78,15 @@ def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
         "broken-s1",
     ]
     assert RunDirectory(root / "contest-norms-co-s0").path.stat().st_ino == first
-    for words in ("2 of 2", "0 of 2, failed", "test accuracy", "Best test accuracy: norms & co", "report.html"):
+    for words in (
+        "1  norms & co\n",
+        "2  broken (failed)",
+        "2/2",
+        "0/2",
+        "test accuracy",
+        "Best test accuracy: norms & co",
+        "report.html",
+    ):
         assert words in done.stdout
 
 
@@ -104,6 +112,20 @@ def test_runs_that_exist_are_compared_without_training(contest, tmp_path):
     assert (tmp_path / "report" / "report.html").exists() and found["report"] == str(tmp_path / "report")
 
 
+def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_no_failure(model, tmp_path):
+    # 28 MB of weights, which gradients and Adam's means make 112; Python and MLX take some 100 themselves.
+    larger = tiny_folder(tmp_path / "larger", hidden=512)
+    two = contestants(f"name=fits {model} norms/last-2", f"name=large {larger} bp full")
+    done = compare(*SMALL, "--memory-cap", "150MB", "--out", tmp_path, *two, "--json")
+    assert done.returncode == 0, done.stderr
+    fits, large = json.loads(done.stdout)["contestants"]
+    assert (fits["status"], fits["needed_bytes"], fits["finished"]) == ("finished", None, 1)
+    assert fits["footprint_bytes"]["high"] < 150e6
+    assert large["status"] == "does not fit" and large["needed_bytes"] > 150e6 and "needs" in large["problem"]
+    page = (tmp_path / "contest" / "report.html").read_text()
+    assert "does not fit: needs" in page and "together" in page
+
+
 def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
     options = ["--minutes", "0.01", "--name", "c", "--validation-examples", "8", "--test-examples", "8"]
@@ -126,7 +148,7 @@ def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     assert process.returncode == 130 and "Traceback" not in told, told
     assert "stopping after this step" in told
     assert {run.id: run.status for run in list_runs(tmp_path)} == {"c-quick-s0": "finished", "c-slow-s0": "interrupted"}
-    assert "0 of 1, interrupted" in shown and "1 of 2 runs are not done" in shown
+    assert "2  slow (interrupted)" in shown and "1 of 2 runs are not done" in shown
     assert (tmp_path / "c" / "report.html").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "c-quick-s0" not in done.stderr, done.stderr
