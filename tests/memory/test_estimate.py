@@ -79,7 +79,7 @@ def test_the_optimiser_and_the_gradients_of_full_backpropagation_follow_from_the
 
 
 def test_mezo_takes_the_memory_of_a_forward_pass_and_backpropagation_more():
-    data = Data.uniform(256)
+    data = Data.uniform(256, evaluated=4)
     peaks = {
         (method, checkpointing): estimate(
             SMALL, RunConfig(method=method, scope="lora", checkpointing=checkpointing), data, on_cpu=False
