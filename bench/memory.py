@@ -30,9 +30,11 @@ from typing import Any
 
 from bench.report import emit, machine, table
 from mlxzo.config import RunConfig
-from mlxzo.memory.estimate import Data, Estimate, coefficient, estimate, shape_of
+from mlxzo.memory.coefficients import coefficient
+from mlxzo.memory.estimate import Data, Estimate, estimate
 from mlxzo.memory.meter import footprint_bytes
 from mlxzo.memory.plan import needed_bytes
+from mlxzo.memory.shape import shape_of
 from mlxzo.supervisor import worker_environment
 
 STEPS = 2

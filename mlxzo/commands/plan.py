@@ -38,6 +38,7 @@ _OPTIONS = ("task", "data", "train_examples", "max_tokens", "batch_size", "steps
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-cap",
+        dest="cap",
         metavar="SIZE",
         help=f"such as 8GB (default: {_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
     )
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..memory.table import recommend, table
 
     base = RunConfig.from_mapping(config_values(arguments))
-    cap = _cap(arguments.memory_cap)
+    cap = _cap(arguments.cap)
     _check_figure(arguments.figure)
     data, source = _data(arguments, base)
     shapes = _shapes(arguments.models)
@@ -122,7 +123,7 @@ def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
         return _of_task(base)
     tokens = base.max_tokens if arguments.tokens is None else arguments.tokens
     if not 1 <= tokens <= 2**20:
-        raise ConfigError(f"--tokens: expected a whole number from 1 to {2**20}, not {tokens}", "give such a number")
+        raise ConfigError(f"--tokens: expected a whole number from 1 to {2**20}, not {tokens}", "try --tokens 512")
     return Data.uniform(tokens), f"examples of {tokens} tokens"
 
 

@@ -26,7 +26,7 @@ class Coefficient:
 
 COEFFICIENTS = {
     "runtime_bytes": Coefficient(
-        100e6, "measured: Python, MLX, mlx-lm, NumPy, the tokenizers library and the BLAS's buffers, after loading"
+        107e6, "measured: Python, MLX, mlx-lm, NumPy, the tokenizers library and the BLAS's buffers, after loading"
     ),
     "tokenizer_bytes_a_word": Coefficient(
         500, "measured: what a tokenizer of 49,152 and one of 262,144 words keep, after freed memory is returned"
@@ -50,6 +50,12 @@ COEFFICIENTS = {
         3.8, "a layer's worth of activations alive while a checkpointed layer is computed again and passed backwards"
     ),
     "live_scores": Coefficient(2, "scores alive there: the softmax and its gradient"),
+    "live_remade": Coefficient(
+        3,
+        "layers' weights alive there, where they are cast or dequantised: nothing keeps MLX from making them early",
+    ),
+    "live_layers_remade": Coefficient(1.6, "a layer's worth of activations alive beside these"),
+    "kept_remade": Coefficient(1.5, "layers' weights so made that are alive without checkpointing"),
     "logit_copies": Coefficient(3, "logits over the vocabulary, their exponentials and their gradient"),
     "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, as they were and as they are"),
 }

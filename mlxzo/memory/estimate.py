@@ -51,7 +51,7 @@ class Component:
 
 
 # Components that MLX's counter of the peak does not see.
-_OUTSIDE = ("runtime", "tokenizer", "buffer cache")
+_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving")
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,7 @@ class Predictor:
             *resident,
             *phases[phase],
             Component("buffer cache", settings.cache_limit_bytes, "freed buffers that MLX keeps for reuse, at most"),
+            Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
         ]
         return Estimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
 
@@ -350,12 +351,7 @@ class Predictor:
         layers = shape.layers - self.trained.frozen_layers
         # A GPU, too, makes the scores whole where a gradient is taken.
         scores = self.c * micro.rows * shape.heads * micro.length**2
-        live = [
-            Component(
-                "activations", int(coefficient("live_layers") * tokens * layer_width(shape)), "one layer at work"
-            ),
-            Component("attention", int(coefficient("live_scores") * scores), "scores of one layer"),
-        ]
+        live = self._live(tokens * layer_width(shape), scores)
         head = 4 * shape.vocabulary * shape.hidden
         if settings.checkpointing:
             begins = [Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers"), *live]
@@ -363,6 +359,7 @@ class Predictor:
             begins = [
                 Component("activations", layers * tokens * kept_width(shape), f"all of {layers} layers"),
                 Component("attention", int(coefficient("kept_scores") * layers * scores), f"scores of {layers} layers"),
+                Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "weights made anew"),
             ]
         if self._trains_head:
             begins.append(Component("gradients", head, "of the head"))
@@ -379,6 +376,24 @@ class Predictor:
             prefix = self.c * shape.hidden * micro.tokens
             throughout.append(Component("activations", prefix, "what the frozen layers give"))
         return throughout + max(begins, ends, key=lambda parts: sum(part.bytes for part in parts))
+
+    def _live(self, layer: int, scores: int) -> list[Component]:
+        """The layer at work in a backward pass, from the bytes that it makes and those of its scores."""
+        active = Component("activations", int(coefficient("live_layers") * layer), "one layer at work")
+        waiting = [active, Component("attention", int(coefficient("live_scores") * scores), "scores of one layer")]
+        if not self._remade:
+            return waiting
+        making = [
+            Component("transient", int(coefficient("live_remade") * self._remade_bytes), "weights made anew"),
+            Component("activations", int(coefficient("live_layers_remade") * layer), "one layer at work"),
+            Component("attention", scores, "scores of one layer"),
+        ]
+        return max(waiting, making, key=lambda parts: sum(part.bytes for part in parts))
+
+    @functools.cached_property
+    def _remade_bytes(self) -> int:
+        """The weights of one layer in what is computed with, where they are not stored so."""
+        return sum(self.c * tensor.size for tensor in self._last_linears) if self._remade else 0
 
     @property
     def _trains_head(self) -> bool:
@@ -400,10 +415,17 @@ class Predictor:
 
         def alive(tensor: Tensor, size: int) -> int:
             if size == 4:
-                return int(copies * min(4 * tensor.size, CHUNK_BYTES))
+                # A tensor that is moved whole needs no copy of what it replaces.
+                whole = 4 * tensor.size <= CHUNK_BYTES
+                return int(copies * (0.5 if whole else 1.0) * min(4 * tensor.size, CHUNK_BYTES))
             return int(coefficient("rounded_copies") * min(4 * tensor.size, HALF_PRECISION_CHUNK_BYTES))
 
         return max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
+
+    @functools.cached_property
+    def _saved_bytes(self) -> int:
+        """A saved state is copied out in pieces of so many bytes, which the C library keeps when they are freed."""
+        return max((min(size * tensor.size, CHUNK_BYTES) for tensor, size in self.trained.tensors), default=0)
 
     @functools.cached_property
     def _weights(self) -> Component:

@@ -6,6 +6,7 @@ Imports no MLX and loads no model.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ def smallest(predictor: Predictor) -> Estimate:
 
 def needed_bytes(predicted: Estimate) -> int:
     """What a cap must be for a run predicted to take this much: the footprint and a margin for what is not foreseen."""
-    return int(predicted.footprint_bytes * (1.0 + coefficient("margin")))
+    # One byte more than the rounding may take away.
+    return math.ceil(predicted.footprint_bytes * (1.0 + coefficient("margin"))) + 1
 
 
 def cache_limit(predicted: Estimate, on_cpu: bool) -> int:

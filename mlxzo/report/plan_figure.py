@@ -84,7 +84,7 @@ def _panel(axes: Any, rows: Sequence[Row], cap_bytes: int) -> None:
         axes.plot([], [], line, marker=marker, color=colour, label=way)
     axes.axhline(cap_bytes / _GB, color="black", linewidth=1.5, label="cap")
     axes.set(xscale="log", yscale="log", xlabel="parameters")
-    _ticks(axes.xaxis, _SIZE_TICKS, axes.get_xlim(), format_count)
+    _ticks(axes.xaxis, _SIZE_TICKS, axes.get_xlim(), lambda size: format_count(size).replace(".0", ""))
     _ticks(axes.yaxis, _MEMORY_TICKS, axes.get_ylim(), "{:g}".format)
     axes.grid(True, linewidth=0.3)
     axes.legend(fontsize=8, loc="upper left", frameon=False)

@@ -1,0 +1,126 @@
+"""The estimate beside what it predicts: scopes of real models, micro-batches of a run, and MLX's own counters."""
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+import mlxzo.inplace
+from mlxzo.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
+from mlxzo.config import RunConfig
+from mlxzo.memory.coefficients import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
+from mlxzo.memory.estimate import Data, ExampleSize, estimate
+from mlxzo.memory.shape import of_config, of_entry
+from mlxzo.memory.trained import trained
+from mlxzo.methods import make_method
+from mlxzo.models.causal import CausalLM, parameter_slots
+from mlxzo.models.registry import find
+from mlxzo.models.scope import prepare
+from mlxzo.scoring import Scorer
+from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
+from tests.tiny import tiny_config, tiny_model
+
+SMALL = of_entry(find("smollm2-360m"))
+
+
+def test_chunks_are_those_of_the_engine():
+    assert CHUNK_BYTES == mlxzo.inplace.CHUNK_BYTES
+    assert HALF_PRECISION_CHUNK_BYTES == mlxzo.inplace.HALF_PRECISION_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "scope",
+    [
+        *("full", "last-1", "lora", "lora/last-2", "norms", "norms/last-1", "biases/last-2", "gains"),
+        *("norms+lora/last-1", "match:*.q_proj.*,model.norm.*", "match:*.norm.weight"),
+    ],
+)
+def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
+    config = RunConfig(scope=scope, lora_rank=4)
+    model = tiny_model(kind, dtype=mx.bfloat16)
+    before = sum(p.nbytes for _, p in tree_flatten(model.parameters()))
+    real = prepare(model, config)
+    slots = parameter_slots(model)
+    after = sum(slot.get().nbytes for slot in slots.values())
+
+    found = trained(of_config(tiny_config(kind, dtype="bfloat16"), "tiny"), config)
+    assert found.numbers == sum(slots[name].get().size for name in real.names)
+    assert found.bytes == sum(slots[name].get().nbytes for name in real.names)
+    assert found.frozen_layers == real.frozen_layers
+    assert found.added_bytes == after - before
+
+
+def test_scales_of_a_quantised_model_train():
+    model = tiny_model(bits=4)
+    real = prepare(model, RunConfig(scope="scales/last-2"))
+    slots = parameter_slots(model)
+    config = tiny_config("llama") | {"quantization": {"bits": 4, "group_size": 32}}
+    found = trained(of_config(config, "tiny"), RunConfig(scope="scales/last-2"))
+    assert found.numbers == sum(slots[name].get().size for name in real.names)
+
+
+def test_sizes_are_cut_as_the_examples_are():
+    tasks = [*single_token_examples(), *several_token_examples(), *completion_examples()]
+    examples = [encode(example, TOKENIZER, 64) for example in tasks]
+    sizes = [ExampleSize(e.length, e.row_count, e.candidates, e.scored, e.shared) for e in examples]
+    for shapes in (Shapes(8, 64), Shapes(8, 64, 1), Shapes(4, 16, 3)):
+        assert cut(sizes, shapes) == make_batch(examples, shapes).places
+
+
+def test_the_optimiser_and_the_gradients_of_full_backpropagation_follow_from_the_parameters():
+    config = RunConfig(method="bp", scope="full", batch_size=1)
+    parts = {c.name: c.bytes for c in estimate(SMALL, config, Data.uniform(64), on_cpu=False).components}
+    assert parts["weights"] == 2 * SMALL.parameters
+    assert parts["optimiser state"] == 8 * SMALL.parameters
+    # In the dtype of the weights, and once more for the embedding, which is the head as well.
+    assert parts["gradients"] == 2 * SMALL.parameters + 4 * SMALL.vocabulary * SMALL.hidden
+    plain = RunConfig(method="bp", scope="full", batch_size=1, optimizer="sgd", lr=0.1)
+    assert "optimiser state" not in {c.name for c in estimate(SMALL, plain, Data.uniform(64)).components}
+
+
+def test_mezo_takes_the_memory_of_a_forward_pass_and_backpropagation_more():
+    data = Data.uniform(256, evaluated=4)
+    peaks = {
+        (method, checkpointing): estimate(
+            SMALL, RunConfig(method=method, scope="lora", checkpointing=checkpointing), data, on_cpu=False
+        ).peak_bytes
+        for method, checkpointing in (("mezo", "off"), ("bp", "on"), ("bp", "off"))
+    }
+    assert peaks["mezo", "off"] <= peaks["bp", "on"] < peaks["bp", "off"]
+    assert peaks["mezo", "off"] < 1.4 * SMALL.weight_bytes()
+
+
+def test_attention_scores_count_where_they_are_made_whole():
+    def scores(on_cpu, method):
+        config = RunConfig(method=method, scope="lora", batch_size=1)
+        predicted = estimate(SMALL, config, Data.uniform(2048, 10, 1), on_cpu=on_cpu)
+        return predicted.bytes_of("attention")
+
+    assert scores(True, "mezo") == 4 * SMALL.heads * 2048**2
+    assert scores(False, "mezo") == 0
+    assert scores(False, "bp") > SMALL.layers * 2 * SMALL.heads * 2048**2
+
+
+@pytest.mark.parametrize(("method", "scope"), [("mezo", "full"), ("bp", "full"), ("bp", "lora")])
+def test_a_step_peaks_where_it_is_predicted_to(method, scope):
+    """On a tiny model: what is alive beside the weights, within a third (bench/memory.py measures real ones)."""
+    kind, size = "llama", {"hidden": 256, "layers": 4}
+    config = RunConfig(method=method, scope=scope, batch_size=4, checkpointing="off").resolved()
+    model = tiny_model(kind, **size)
+    trainable = prepare(model, config)
+    causal = CausalLM(model, mx.float32)
+    stepper = make_method(Scorer(causal, trainable.frozen_layers), trainable, config)
+    row = Row(tuple(i % 500 for i in range(128)), 127)
+    example = EncodedExample((row,), ((5,), (6,)), 0, shared=True, truncated=False)
+    batch = make_batch([example] * 4, Shapes.suited(True))
+    stepper.step(0, batch)
+    mx.synchronize()
+    resting = mx.get_active_memory()
+    mx.reset_peak_memory()
+    stepper.step(1, batch)
+    measured = mx.get_peak_memory() - resting
+
+    shape = of_config(tiny_config(kind, **size), "tiny")
+    predicted = estimate(shape, config, Data.uniform(128, 4, 0), on_cpu=True)
+    resident = predicted.bytes_of("weights", "adapters", "optimiser state")
+    assert predicted.peak_bytes - resident == pytest.approx(measured, rel=0.33)

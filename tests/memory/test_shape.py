@@ -1,0 +1,92 @@
+"""A model's figures without its weights, from models.yaml or config.json, and what is said where some are missing."""
+
+import json
+
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxzo.errors import ModelError
+from mlxzo.memory.shape import of_config, of_entry, of_folder, shape_of
+from mlxzo.models.registry import load_registry
+from tests.tiny import tiny_config, tiny_folder, tiny_model
+
+FIGURES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+    "torch_dtype": "float16",
+}
+
+
+def test_every_model_of_the_registry_has_as_many_parameters_as_its_entry_says():
+    counted = {entry.name: of_entry(entry).parameters for entry in load_registry().values()}
+    assert counted == {entry.name: entry.parameters for entry in load_registry().values()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_tensors_and_bytes_are_those_of_the_loaded_model(kind, tied, bits):
+    config = tiny_config(kind, tied=tied)
+    if bits:
+        config["quantization"] = {"bits": bits, "group_size": 32}
+    shape = of_config(config, "tiny")
+    parameters = dict(tree_flatten(tiny_model(kind, tied=tied, bits=bits).parameters()))
+    assert {t.name for t in shape.tensors} == {n for n in parameters if not n.endswith((".scales", ".biases"))}
+    assert shape.weight_bytes() == sum(p.nbytes for p in parameters.values())
+
+
+def test_a_folder_with_weights_is_taken_at_the_size_of_its_files(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    stored = sum(p.nbytes for _, p in tree_flatten(tiny_model().parameters()))
+    assert of_folder(folder).weight_bytes() == stored
+    assert of_folder(folder).weight_bytes("bfloat16") == stored // 2
+
+
+def test_a_folder_needs_no_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**FIGURES, "model_type": "llama"}))
+    shape = shape_of(str(tmp_path))
+    assert (shape.kv_heads, shape.head_dim, shape.dtype) == (4, 16, "float16")
+
+
+def test_an_unknown_architecture_says_what_is_assumed():
+    shape = of_config({**FIGURES, "model_type": "mamba9", "num_local_experts": 8, "intermediate_size": None}, "x")
+    text = "; ".join(shape.assumed)
+    for said in ("'mamba9'", "llama-like", "experts", "intermediate_size", "num_key_value_heads", "two matrices"):
+        assert said in text
+    assert shape.intermediate == 256
+
+
+def test_a_known_architecture_assumes_nothing():
+    assert of_config(tiny_config("llama"), "tiny").assumed == ()
+
+
+def test_figures_that_are_missing_or_wrong_are_named_in_one_sentence():
+    config = {"model_type": "llama", "hidden_size": "wide", "num_attention_heads": 4}
+    with pytest.raises(ModelError) as caught:
+        of_config(config, "x", "config.json")
+    assert caught.value.message == (
+        "config.json lacks what the memory follows from: num_hidden_layers, hidden_size (it is 'wide'), vocab_size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "has no config.json"), ("{", "cannot be read"), ("[]", "figures")]
+)
+def test_a_folder_without_a_usable_config_is_refused(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=said):
+        of_folder(tmp_path)
+
+
+def test_the_text_part_of_a_multimodal_model_counts():
+    shape = of_config({"model_type": "gemma3", "text_config": {**FIGURES, "model_type": "gemma3_text"}}, "x")
+    assert (shape.model_type, shape.layers, shape.tied) == ("gemma3_text", 2, True)
+
+
+def test_a_hub_repository_that_was_never_downloaded_is_not_guessed_at():
+    with pytest.raises(ModelError, match="not known before"):
+        shape_of("somebody/something")
