@@ -229,7 +229,7 @@ class MlxzoApp(App[None]):
         for mode, (key, name) in PLACES.items():
             yield SystemCommand(f"Go to {name}", key.upper(), lambda mode=mode: self.action_go(mode))
         seen: set[str] = set()
-        for _, binding, enabled, tooltip in screen.active_bindings.values():
+        for node, binding, enabled, tooltip in screen.active_bindings.values():
             action = binding.action
             if (
                 enabled
@@ -241,11 +241,7 @@ class MlxzoApp(App[None]):
                 yield SystemCommand(
                     binding.description,
                     f"{tooltip or 'key'} {self.get_key_display(binding)}".strip(),
-                    lambda action=action: self.call_later(self._run_from_palette, action),
+                    lambda action=action, node=node: self.call_later(self.run_action, action, node),
                 )
         yield SystemCommand("Screenshot", "save the screen as an SVG in the current folder (F12)", self.action_shoot)
         yield SystemCommand("Theme", "change the colours", self.action_change_theme)
-
-    async def _run_from_palette(self, action: str) -> None:
-        target = self.focused if self.focused is not None else self.screen
-        await self.run_action(action, target)

@@ -18,7 +18,7 @@ def drive(app: MlxzoApp, scenario: Callable[[Pilot], Awaitable[Any]], size: tupl
     """Runs a scenario on the app in a terminal of a size; returns what the scenario returns."""
 
     async def play() -> Any:
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=True) as pilot:
             await pilot.pause()
             return await scenario(pilot)
 

@@ -1,0 +1,175 @@
+"""Setting up a run: the form follows the options' one definition, and Start says why it is disabled."""
+
+import pytest
+import yaml
+from textual.widgets import Button, Input
+
+from mlxzo.config import RunConfig, options
+from tui.app import MlxzoApp
+from tui.screens.setup import Setup, check
+from tui.widgets.cap import CapSlider, round_sizes
+from tui.widgets.form import Field, Pick
+
+from .driving import SIZES, drive, screen_text, wait_for
+
+
+def setup(root, scenario, size=(120, 40)):
+    async def begin(pilot):
+        await pilot.press("f3")
+        await wait_for(pilot, "ready to start")
+        return await scenario(pilot)
+
+    return drive(MlxzoApp(root=str(root)), begin, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_models_plan_and_start_are_in_view_at_every_size(root, size):
+    async def scenario(pilot):
+        for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "together", "Start F9"):
+            await wait_for(pilot, words)
+        # The keyboard alone reaches the options.
+        for _ in range(5):
+            await pilot.press("tab")
+        await wait_for(pilot, "steps")
+        assert all(len(line) == size[0] for line in screen_text(pilot).splitlines())
+
+    setup(root, scenario, size)
+
+
+def test_every_option_can_be_set_on_the_screen_and_says_what_it_is(root):
+    async def scenario(pilot):
+        fields = {field.name_of_option: field for field in pilot.app.screen.query(Field)}
+        # The rest has a place of its own: lists, the field of the data folder, the cap, the folder of the app.
+        elsewhere = {"model", "task", "data", "memory_cap", "out"}
+        assert set(fields) == {f.name for f in options()} - elsewhere
+        for f in options():
+            if f.name in fields:
+                assert f.metadata["option"].help in fields[f.name].help
+        assert pilot.app.screen.values() == {"model": "smollm2-135m", "task": "reviews", "out": str(root)}
+
+    setup(root, scenario)
+
+
+def test_a_wrong_value_disables_start_and_says_why_until_it_is_right(root):
+    async def scenario(pilot):
+        steps = pilot.app.screen.query_one("#value-steps", Input)
+        start = pilot.app.screen.query_one("#start", Button)
+        steps.focus()
+        await pilot.press(*"-5")
+        shown = await wait_for(pilot, "✗ steps: expected")
+        assert start.disabled and "✗ expected a" in shown
+        await pilot.press("f9")
+        assert isinstance(pilot.app.screen, Setup)
+        await pilot.press("backspace", "backspace", *"20")
+        await wait_for(pilot, "ready to start")
+        assert not start.disabled and pilot.app.screen.values()["steps"] == "20"
+
+    setup(root, scenario)
+
+
+def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
+    async def scenario(pilot):
+        assert not any("smollm2" in line and "✗" in line for line in screen_text(pilot).splitlines())
+        pilot.app.screen.query_one("#cap", Input).focus()
+        await pilot.press(*"400MB")
+        shown = await wait_for(pilot, "needs at least")
+        assert pilot.app.screen.query_one("#start", Button).disabled
+        assert any("smollm2-135m " in line and "✗" in line for line in shown.splitlines())
+        assert any("smollm2-135m-4bit " in line and "✓" in line for line in shown.splitlines())
+        # The slider and the field are one.
+        slider = pilot.app.screen.query_one(CapSlider)
+        place = slider.place
+        slider.focus()
+        await pilot.press("right")
+        assert slider.place == place + 1
+        await pilot.press("end")
+        await wait_for(pilot, "ready to start")
+        assert pilot.app.screen.query_one("#cap", Input).value == ""
+
+    setup(root, scenario)
+
+
+def test_by_mouse_alone_method_and_cap_are_set(root):
+    async def scenario(pilot):
+        await pilot.click("#value-method", offset=(12, 0))
+        await wait_for(pilot, "Backpropagation")
+        assert pilot.app.screen.query_one("#value-method", Pick).value == "bp"
+        slider = pilot.app.screen.query_one(CapSlider)
+        await pilot.click(slider, offset=(slider.size.width // 2, 0))
+        assert pilot.app.screen.values()["memory_cap"] == pilot.app.screen.query_one("#cap", Input).value != ""
+
+    setup(root, scenario)
+
+
+def test_problems_of_own_data_are_shown_by_line(root, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "no"}\nnot json\n')
+    (data / "validation.jsonl").write_text('{"text": "fine", "label": "yes"}\n')
+
+    async def scenario(pilot):
+        screen = pilot.app.screen
+        screen.query_one("#task-list").focus()
+        await pilot.press("end")
+        await wait_for(pilot, "no data of its own")
+        screen.query_one("#data", Input).focus()
+        screen.query_one("#data", Input).value = str(data)
+        shown = await wait_for(pilot, "line 3")
+        assert "not valid JSON" in shown and screen.query_one("#start", Button).disabled
+        (data / "train.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "no"}\n')
+        screen.query_one("#data", Input).value = str(data) + "/"
+        shown = await wait_for(pilot, "2 training, 1 validation")
+        assert "answers: no / yes" in shown
+
+    setup(root, scenario)
+
+
+def test_saved_options_come_back_and_a_broken_file_is_a_dialog(root, tmp_path):
+    path = tmp_path / "run.yaml"
+
+    async def scenario(pilot):
+        pilot.app.set_up(RunConfig(scope="lora", lr=0.003, memory_cap="2GB", train_examples=None))
+        await wait_for(pilot, lambda: pilot.app.screen._checked.config and pilot.app.screen._checked.config.lr == 0.003)
+        await pilot.press("ctrl+s")
+        pilot.app.screen.query_one(Input).value = str(path)
+        await pilot.press("enter")
+        await wait_for(pilot, "Saved")
+        saved = yaml.safe_load(path.read_text())
+        assert (saved["scope"], saved["lr"], saved["memory_cap"], saved["train_examples"]) == (
+            "lora",
+            0.003,
+            "2GB",
+            None,
+        )
+        path.write_text("stepz: 3\n")
+        await pilot.press("ctrl+o")
+        pilot.app.screen.query_one(Input).value = str(path)
+        await pilot.press("enter")
+        shown = await wait_for(pilot, "did you mean steps?")
+        assert "What to do" in shown
+
+    setup(root, scenario)
+
+
+def test_f1_explains_the_field_in_focus(root):
+    async def scenario(pilot):
+        pilot.app.screen.query_one("#value-eps", Input).focus()
+        await pilot.press("f1")
+        shown = await wait_for(pilot, "─ Help ─")
+        assert "perturbation scale" in shown
+        await pilot.press("escape")
+        await wait_for(pilot, "Plan")
+
+    setup(root, scenario)
+
+
+def test_options_that_do_not_fit_or_name_nothing_are_refused_with_a_reason(root):
+    assert "did you mean" in check({"model": "smolm2-135m", "out": str(root)}).reason
+    assert check({"scope": "nrms", "out": str(root)}).reason
+    assert check({"memory_cap": "10MB", "out": str(root)}).reason
+    assert check({"memory_cap": "2GB", "out": str(root)}).reason == ""
+
+
+def test_sizes_of_the_slider_rise_to_the_machine_s_memory():
+    sizes = round_sizes(24 * 10**9)
+    assert sizes == sorted(set(sizes)) and sizes[0] < 300 * 10**6 and sizes[-1] == 24 * 10**9

@@ -1,0 +1,85 @@
+"""The app in a real terminal, by keys alone: from start to a finished run, and the tuned model tried."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")]
+
+
+class Terminal:
+    """A tmux server of its own with one window."""
+
+    def __init__(self, folder, columns, lines):
+        self._socket = f"mlxzo-test-{os.getpid()}"
+        command = f"{sys.executable} -P -m mlxzo tui"
+        self._tmux("new-session", "-d", "-x", str(columns), "-y", str(lines), "-c", str(folder), command)
+
+    def _tmux(self, *words):
+        return subprocess.run(["tmux", "-L", self._socket, *words], check=True, capture_output=True, text=True).stdout
+
+    def keys(self, *names):
+        for name in names:
+            self._tmux("send-keys", name)
+            time.sleep(0.2)
+
+    def type(self, text):
+        self._tmux("send-keys", "-l", text)
+
+    def resize(self, columns, lines):
+        self._tmux("resize-window", "-x", str(columns), "-y", str(lines))
+
+    def text(self):
+        return self._tmux("capture-pane", "-p")
+
+    def wait_for(self, text, seconds):
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if text in (shown := self.text()):
+                return shown
+            time.sleep(0.5)
+        raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{self.text()}")
+
+    def close(self):
+        subprocess.run(["tmux", "-L", self._socket, "kill-server"], check=False, capture_output=True)
+
+
+def test_from_start_to_a_finished_run_and_the_tuned_model_by_keys_alone(tmp_path):
+    terminal = Terminal(tmp_path, 120, 40)
+    try:
+        terminal.wait_for("There are no runs", 60)
+        terminal.keys("F3")
+        terminal.wait_for("ready to start", 60)
+        # From the list of models: tasks, data, method, scope, steps.
+        terminal.keys("Tab", "Tab", "Tab", "Tab", "Tab")
+        terminal.type("6")
+        terminal.keys("Down", "Down", "Down")
+        terminal.type("3")
+        terminal.wait_for("ready to start", 60)
+        terminal.keys("F9")
+        terminal.wait_for("loading", 120)
+        shown = terminal.wait_for("finished", 1200)
+        assert "step 6 of 6" in shown
+        for columns, lines in ((80, 24), (200, 60), (120, 40)):
+            terminal.resize(columns, lines)
+            time.sleep(1.5)
+            shown = terminal.wait_for("step 6 of 6", 20)
+            assert "Loss" in shown and "Validation" in shown and "Traceback" not in shown
+        terminal.keys("F2")
+        terminal.wait_for("✓ finished", 30)
+        terminal.keys("t")
+        terminal.wait_for("The customer is", 30)
+        terminal.keys("F9")
+        shown = terminal.wait_for("Tuned", 30)
+        # Both panels go on from the last line of the prompt, which stands above them as well.
+        limit = time.monotonic() + 300
+        while terminal.text().count("The customer is") < 3:
+            assert time.monotonic() < limit, terminal.text()
+            time.sleep(1)
+        terminal.keys("C-q")
+    finally:
+        terminal.close()
