@@ -166,10 +166,13 @@ class RunDirectory:
 
     def kept(self) -> str:
         """Which of the run's work is on disk, in words."""
-        saved = self.last_event(events.Saved)
-        if not isinstance(saved, events.Saved):
+        saved = [e for e, _ in self.events() if isinstance(e, events.Saved) and e.path == str(BEST_STATE)]
+        if not saved:
             return "no state had been saved"
-        return f"the best state, of step {saved.step}, is in {self.path / saved.path}"
+        return (
+            f"the best state, of step {saved[-1].step}, is in {self.path / BEST_STATE}; "
+            f"`mlxzo train --resume {self.path}` goes on where the run stopped"
+        )
 
     def worker_is_alive(self) -> bool:
         """Whether a worker holds the run's lock, whoever started it."""
