@@ -104,7 +104,7 @@ def test_a_worker_ended_by_a_signal_is_explained_in_plain_words(start, number, w
     supervisor = start(
         f"""
         step(1)
-        emit("saved", path="checkpoints/best", step=1, bytes=10)
+        emit("saved", path="checkpoints/best.safetensors", step=1, bytes=10)
         step(2)
         print('{{"event": "step", "st', end="", flush=True)
         os.kill(os.getpid(), signal.{number})
