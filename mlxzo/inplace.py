@@ -35,7 +35,7 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
     columns = shape[-1] if shape else 1
     rows = slots[0].get().size // columns
     chunk_bytes = CHUNK_BYTES if slots[0].get().dtype == mx.float32 else HALF_PRECISION_CHUNK_BYTES
-    limit = max(1, chunk_bytes // (4 * columns))
+    limit = max(1, chunk_bytes // (4 * columns * len(slots)))
     for slot in slots:
         slot.set(slot.get().reshape(rows, columns))
     if rows <= limit:

@@ -94,26 +94,17 @@ class Scorer:
             losses[list(places)] = example_losses(grid, part.target)
         return losses
 
-    def differentiable_losses(
-        self, part: MicroBatch, given: Mapping[str, mx.array], prefix: mx.array | None, checkpointing: bool
-    ) -> mx.array:
-        """Losses of a micro-batch's examples as a function of parameters `given`: float32 [B], not evaluated.
+    def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
+        """Losses of a micro-batch's examples as a function of parameters `given` and of the hidden states [R, T, D]
+        after the last layer: float32 [B], not evaluated."""
+        causal, view = self.causal, Given(given, self.causal.compute_dtype)
+        hidden = causal.finished(mx.array(part.tokens), states, view)
+        return _losses(_values_from_hidden(causal, hidden, part, view), part)
 
-        Args:
-            prefix: what `prefix` gives for this micro-batch.
-            checkpointing: see `CausalLM.differentiable_hidden`.
-        """
-        causal, tokens = self.causal, mx.array(part.tokens)
-        view = Given(given, causal.compute_dtype)
-        if causal.exposes_hidden:
-            hidden = causal.differentiable_hidden(tokens, given, prefix, self.layers, checkpointing)
-            values = _values_from_hidden(causal, hidden, part, view)
-        else:
-            values = _values_from_logits(causal.logits(tokens, view), part)
-        arrays = (part.entry_mask, part.candidate, part.candidate_mask, part.target)
-        mask, candidate, candidate_mask, target = map(mx.array, arrays)
-        scores = candidate_scores(values.reshape(mask.shape), mask, candidate, candidate_mask)
-        return example_losses(scores, target)
+    def losses_from_logits(self, part: MicroBatch, given: Mapping[str, mx.array]) -> mx.array:
+        """The same from the model's own logits of all positions, where it shows no hidden states."""
+        logits = self.causal.logits(mx.array(part.tokens), Given(given, self.causal.compute_dtype))
+        return _losses(_values_from_logits(logits, part), part)
 
     def stacked_losses(
         self, batch: Batch, views: Sequence[View], prefix: Sequence[mx.array] | None = None
@@ -203,6 +194,13 @@ def _scores(values: mx.array, part: MicroBatch) -> np.ndarray:
     """float64 [B, C] from one value a scored token, float32 [K * L]."""
     tokens = np.array(values, np.float64).reshape(part.entry_target.shape)
     return candidate_scores(tokens, part.entry_mask, part.candidate, part.candidate_mask)
+
+
+def _losses(values: mx.array, part: MicroBatch) -> mx.array:
+    """float32 [B] from the same, as a graph that a gradient can be taken of."""
+    arrays = (part.entry_mask, part.candidate, part.candidate_mask, part.target)
+    mask, candidate, candidate_mask, target = map(mx.array, arrays)
+    return example_losses(candidate_scores(values.reshape(mask.shape), mask, candidate, candidate_mask), target)
 
 
 def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> mx.array:

@@ -6,7 +6,9 @@ What is alive at the peak, beside the weights at rest:
 - the gradient of everything that trains, in the dtype of the weights, or in float32 where several micro-batches are
   summed;
 - activations of one micro-batch, from the first layer that trains on: without checkpointing all that the backward pass
-  needs, with it the input of each layer, and everything of the one layer that is computed again;
+  needs; with it the input of each layer, and forward and backward pass of the one layer that is computed again. The
+  inputs go while the gradients come, so for whole layers the peak is at the first of them or at the last, whichever is
+  larger;
 - logits of the supervised positions (of the label words only, where they are read at one place).
 
 Gradients are whole before the first weight moves. The update then goes through them a tensor and 16 MB at a time, and
@@ -16,13 +18,12 @@ drops each when it is done.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from ..batching import Batch, MicroBatch
+from ..batching import Batch
 from ..config import RunConfig
 from ..errors import ConfigError
 from ..inplace import rewrite
@@ -32,8 +33,7 @@ from ..schedule import learning_rate
 from ..scoring import Scorer
 from ..zo.rounding import rounded
 from . import StepResult
-
-Arrays = dict[str, mx.array]
+from .gradients import Arrays, GradientSum, add_checkpointed_gradients, add_gradients
 
 
 class Backprop:
@@ -50,14 +50,15 @@ class Backprop:
         config: resolved.
 
     Raises:
-        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time.
+        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time, or they are passed
+            something that may depend on weights that train.
     """
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
         self.scorer, self.slots = scorer, scorer.causal.slots
         self.trainable, self.config = trainable, config
         self.checkpointing = config.checkpointing == "on"
-        if self.checkpointing and not scorer.causal.splits:
+        if self.checkpointing and not self._runs_a_layer_at_a_time():
             raise ConfigError(
                 "this model's layers cannot be run one at a time, as gradient checkpointing must",
                 "use --checkpointing off",
@@ -66,6 +67,12 @@ class Backprop:
         self.optimizer = _optimizer(config)
         self.states = {name: self._initial_state(name) for name in trainable.names}
         mx.eval(self.states)
+
+    def _runs_a_layer_at_a_time(self) -> bool:
+        causal = self.scorer.causal
+        in_layers = {name for number in range(len(causal.layers)) for name in causal.layer_names(number)}
+        embedding_may_train = not self.scorer.layers and not in_layers.issuperset(self.trainable.names)
+        return causal.splits and (not embedding_may_train or causal.plain_calls)
 
     def step(self, step: int, batch: Batch) -> StepResult:
         config = self.config
@@ -78,27 +85,13 @@ class Backprop:
     def gradients(self, batch: Batch) -> tuple[float, Arrays]:
         """Mean loss of the batch, and its gradient by name, summed over the micro-batches one after the other."""
         prefix = self.scorer.prefix(batch)
+        add = add_checkpointed_gradients if self.checkpointing else add_gradients
+        given = {name: self.slots[name].get() for name in self.trainable.names}
+        total = GradientSum(float32=len(batch.parts) > 1)
         losses = np.empty(batch.size)
-        total: Arrays = {}
         for i, (part, places) in enumerate(zip(batch.parts, batch.places, strict=True)):
-            given = {name: self.slots[name].get() for name in self.trainable.names}
-            loss = partial(self._loss, part=part, prefix=prefix and prefix[i], batch_size=batch.size)
-            (_, of_part), gradient = mx.value_and_grad(loss)(given)
-            del given
-            if len(batch.parts) > 1:
-                # A sum that nothing else refers to is written over.
-                gradient = {n: total.pop(n, 0.0) + gradient.pop(n).astype(mx.float32) for n in self.trainable.names}
-            total = gradient
-            mx.eval(of_part, total)
-            losses[list(places)] = np.array(of_part)
-        return float(losses.mean()), total
-
-    def _loss(
-        self, given: Arrays, part: MicroBatch, prefix: mx.array | None, batch_size: int
-    ) -> tuple[mx.array, mx.array]:
-        """A micro-batch's share of the batch's mean loss, and the losses of its examples."""
-        losses = self.scorer.differentiable_losses(part, given, prefix, self.checkpointing)
-        return losses.sum() / batch_size, losses
+            losses[list(places)] = add(self.scorer, part, given, prefix and prefix[i], 1.0 / batch.size, total)
+        return float(losses.mean()), total.arrays
 
     def _move(self, gradients: Arrays, step: int, lr: float) -> None:
         self.optimizer.state["step"] = self.optimizer.step + 1

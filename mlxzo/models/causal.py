@@ -71,7 +71,7 @@ def decoder(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 @dataclass(frozen=True)
-class _Calls:
+class LayerCalls:
     """What a model passes to its decoder layers for one micro-batch: `embedded` [R, T, D] to the first, then each
     layer's further arguments."""
 
@@ -94,6 +94,7 @@ class CausalLM:
             need the head; otherwise full logits are computed.
         hidden_size: width D of the hidden states.
         splits: the stack of layers can be run one layer at a time, over several micro-batches, and cut anywhere.
+        plain_calls: layers are passed no floating array but the hidden states, so nothing else that depends on weights.
     """
 
     def __init__(self, model: nn.Module, compute_dtype: mx.Dtype | None = None):
@@ -114,7 +115,7 @@ class CausalLM:
         self._adapters = _slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
         # While it is tried, an embedding is read by rows already: as a whole it may be the largest matrix of all.
-        self.exposes_hidden, self.splits = True, False
+        self.exposes_hidden, self.splits, self.plain_calls = True, False, False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
 
@@ -148,50 +149,36 @@ class CausalLM:
             return [self._whole(t, view) for t in tokens]
         calls = [self._layer_calls(t, view) for t in tokens]
         hidden = self._through(calls, prefix, view, layers, len(self.layers))
-        return [self._finished(t, states, view) for t, states in zip(tokens, hidden, strict=True)]
+        return [self.finished(t, states, view) for t, states in zip(tokens, hidden, strict=True)]
 
-    def differentiable_hidden(
-        self,
-        tokens: mx.array,
-        given: Mapping[str, mx.array],
-        prefix: mx.array | None = None,
-        layers: int = 0,
-        checkpointing: bool = False,
-    ) -> mx.array:
-        """The same for one micro-batch, as a function of some parameters that a gradient can be taken of.
+    def looked_up(self, tokens: mx.array, given: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The rows of the embedding that `tokens` look up, [N, columns] under its name, if it is one of `given`.
 
-        Args:
-            tokens: int32 [R, T].
-            given: these parameters by name; all others are those stored.
-            prefix, layers: as for `hidden`, of a prefix that does not depend on `given`.
-            checkpointing: keep only the input of each layer, and compute the rest again in the backward pass
-                (Chen et al. 2016, arXiv 1604.06174). Needs `splits`.
-
-        Returns:
-            [R, T, D], not evaluated.
+        A gradient of these rows is small, and can be added to that of the embedding in place.
         """
-        view = Given(given, self.compute_dtype)
-        if not self.splits:
-            with self._installed(view, self.slots):
-                return self.body(tokens)
-        calls = self._layer_calls(tokens, view)
-        hidden = calls.embedded if prefix is None else prefix
-        for number in range(layers, len(self.layers)):
-            # What a checkpoint is to pass gradients to must be among its arguments.
-            layer = partial(self._layer, number)
-            own = {name: given[name] for name in self._layer_names[number] if name in given}
-            run = mx.checkpoint(layer) if checkpointing else layer
-            hidden = run(own, hidden, calls.args[number], calls.kwargs[number])
-        return self._finished(tokens, hidden, view)
+        name = f"{self.embedding_name}.weight"
+        if name not in given or not self._embeds_by_rows():
+            return {}
+        return {name: given[name][tokens.reshape(-1)]}
 
-    def _layer(
-        self, number: int, given: Mapping[str, mx.array], hidden: mx.array, args: tuple, kwargs: dict[str, Any]
-    ) -> mx.array:
+    def layer_calls(
+        self, tokens: mx.array, given: Mapping[str, mx.array], looked_up: Mapping[str, mx.array] | None = None
+    ) -> LayerCalls:
+        """How the model would call its layers on `tokens` [R, T]: the embedded tokens, masks and whatever else it
+        passes, as functions of `given` and `looked_up`."""
+        return self._layer_calls(tokens, Given(given, self.compute_dtype, looked_up))
+
+    def layer(self, number: int, given: Mapping[str, mx.array], hidden: mx.array, calls: LayerCalls) -> mx.array:
+        """Output [R, T, D] of one decoder layer, as a function of `given` and its input; not evaluated."""
         with self._installed(Given(given, self.compute_dtype), self._layer_names[number]):
-            return self.layers[number](hidden, *args, **kwargs)
+            return self.layers[number](hidden, *calls.args[number], **calls.kwargs[number])
 
-    def _finished(self, tokens: mx.array, states: mx.array, view: View) -> mx.array:
-        """Hidden states [R, T, D] after the final norm, from those after the last layer."""
+    def layer_names(self, number: int) -> list[str]:
+        """Names of a decoder layer's parameters."""
+        return self._layer_names[number]
+
+    def finished(self, tokens: mx.array, states: mx.array, view: View) -> mx.array:
+        """Hidden states [R, T, D] after the final norm, from those after the last layer; not evaluated."""
         skipped = [PassThrough(layer) for layer in self.layers[:-1]]
         replaced = [*skipped, Inject(self.layers[-1], states)]
         with self._installed(view, self._other_names), self._layers_replaced(replaced):
@@ -209,7 +196,7 @@ class CausalLM:
         return hidden
 
     def _through(
-        self, calls: list[_Calls], hidden: Sequence[mx.array] | None, view: View, first: int, last: int
+        self, calls: list[LayerCalls], hidden: Sequence[mx.array] | None, view: View, first: int, last: int
     ) -> list[mx.array]:
         """Hidden states before layer `last`, from those before layer `first` (None: the embedded tokens)."""
         hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
@@ -238,12 +225,12 @@ class CausalLM:
         mx.eval(result)
         return result
 
-    def _layer_calls(self, tokens: mx.array, view: View) -> _Calls:
+    def _layer_calls(self, tokens: mx.array, view: View) -> LayerCalls:
         """How the model would call its layers on `tokens`: the embedded tokens, masks and whatever else it passes."""
         recorders = [Recorder(layer) for layer in self.layers]
         with self._installed(view, self._other_names), self._layers_replaced(recorders):
             self.body(tokens)
-        return _Calls(recorders[0].seen, [r.args for r in recorders], [r.kwargs for r in recorders])
+        return LayerCalls(recorders[0].seen, [r.args for r in recorders], [r.kwargs for r in recorders])
 
     def _names_by_layer(self, prefix: str) -> tuple[list[list[str]], list[str]]:
         """Parameter names of each decoder layer, and those of everything else."""
@@ -377,6 +364,9 @@ class CausalLM:
             return False, False
         self.splits = True
         try:
+            calls = self._layer_calls(tokens, view)
+            passed = [leaf for _, leaf in tree_flatten([calls.args, calls.kwargs]) if isinstance(leaf, mx.array)]
+            self.plain_calls = not any(mx.issubdtype(array.dtype, mx.floating) for array in passed)
             cut = len(self.layers) // 2
             prefix = self.prefix([tokens], view, cut)
             for split in (self.hidden([tokens], view), self.hidden([tokens], view, prefix, cut)):

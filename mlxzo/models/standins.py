@@ -18,11 +18,20 @@ class Given(View):
     """Some weights given as arrays that a gradient is taken of, the others as stored; all cast to `dtype`.
 
     Nothing may be evaluated while a graph is made under it: MLX would keep every intermediate result for the gradient.
+
+    Args:
+        given: whole weights by name.
+        looked_up: of weights of which only some rows are looked up, these rows, whatever rows are asked for.
     """
 
-    def __init__(self, given: Mapping[str, mx.array], dtype: mx.Dtype | None = None):
+    def __init__(
+        self,
+        given: Mapping[str, mx.array],
+        dtype: mx.Dtype | None = None,
+        looked_up: Mapping[str, mx.array] | None = None,
+    ):
         super().__init__(dtype)
-        self.given = given
+        self.given, self.looked_up = given, looked_up or {}
 
     def changes(self, name: str, weight: mx.array) -> bool:
         return name in self.given or super().changes(name, weight)
@@ -31,6 +40,8 @@ class Given(View):
         return super().dense(name, self.given.get(name, weight))
 
     def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
+        if name in self.looked_up:
+            return self._cast(self.looked_up[name], weight.dtype)
         return super().rows(name, self.given.get(name, weight), rows)
 
 

@@ -1,0 +1,126 @@
+"""Gradients of a micro-batch's losses by reverse-mode differentiation, with and without checkpointing.
+
+Without, a micro-batch is one graph, and MLX keeps of it what the backward pass needs. With checkpointing the input of
+every layer is kept and nothing else (Chen et al. 2016, arXiv 1604.06174, one segment a layer): the backward pass takes
+the layers from the last to the first, computes each again, and evaluates its gradients before it goes on.
+`mx.checkpoint` around each layer does not bound memory so: MLX may put off the gradients of weights, and keeps what
+they need of all layers until then.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..batching import MicroBatch
+from ..scoring import Scorer
+
+Arrays = dict[str, mx.array]
+
+
+class GradientSum:
+    """Gradients by name, summed and evaluated as they come.
+
+    Args:
+        float32: sum in float32; otherwise in the dtype they come in, which is enough for a single micro-batch.
+    """
+
+    def __init__(self, float32: bool):
+        self.arrays: Arrays = {}
+        self._float32 = float32
+
+    def add(self, gradients: Arrays, *others: mx.array) -> None:
+        """Adds gradients of whole parameters, which it takes out of the mapping; evaluates `others` with them."""
+        names = list(gradients)
+        for name in names:
+            gradient = self._cast(gradients.pop(name))
+            # A sum that nothing else refers to is written over.
+            self.arrays[name] = self.arrays.pop(name) + gradient if name in self.arrays else gradient
+            del gradient
+        mx.eval([self.arrays[name] for name in names], *others)
+
+    def add_rows(self, name: str, shape: tuple[int, ...], rows: mx.array, gradient: mx.array) -> None:
+        """Adds a gradient [N, columns] of the rows numbered `rows` [N], which may repeat, of a parameter."""
+        gradient = self._cast(gradient)
+        total = self.arrays.pop(name) if name in self.arrays else mx.zeros(shape, gradient.dtype)
+        self.arrays[name] = total.at[rows].add(gradient)
+        del total
+        mx.eval(self.arrays[name])
+
+    def _cast(self, gradient: mx.array) -> mx.array:
+        return gradient.astype(mx.float32) if self._float32 else gradient
+
+
+def add_gradients(
+    scorer: Scorer, part: MicroBatch, given: Arrays, prefix: mx.array | None, share: float, total: GradientSum
+) -> mx.array:
+    """Adds the gradients of a micro-batch to `total`; returns the losses of its examples, float32 [B].
+
+    Args:
+        given: the parameters that train.
+        prefix: what the scorer's `prefix` gives for this micro-batch.
+        share: of each example in the loss that is differentiated: 1 / examples of the batch.
+    """
+    causal, tokens = scorer.causal, mx.array(part.tokens)
+
+    def loss(own: Arrays, looked_up: Arrays) -> tuple[mx.array, mx.array]:
+        if not causal.splits:
+            losses = scorer.losses_from_logits(part, own)
+        else:
+            calls = causal.layer_calls(tokens, own, looked_up)
+            states = calls.embedded if prefix is None else prefix
+            for number in range(scorer.layers, len(causal.layers)):
+                states = causal.layer(number, own, states, calls)
+            losses = scorer.losses_after_layers(part, own, states)
+        return losses.sum() * share, losses
+
+    looked_up = causal.looked_up(tokens, given) if prefix is None and causal.splits else {}
+    (_, losses), (gradients, of_rows) = mx.value_and_grad(loss, argnums=(0, 1))(given, looked_up)
+    total.add(gradients, losses, *of_rows.values())
+    _add_looked_up(total, given, tokens, of_rows)
+    return losses
+
+
+def add_checkpointed_gradients(
+    scorer: Scorer, part: MicroBatch, given: Arrays, prefix: mx.array | None, share: float, total: GradientSum
+) -> mx.array:
+    """The same, a layer at a time. The model must be one that can be split (`CausalLM.splits`)."""
+    causal, tokens = scorer.causal, mx.array(part.tokens)
+    by_layer = [{n: given[n] for n in causal.layer_names(i) if n in given} for i in range(len(causal.layers))]
+    others = {name: value for name, value in given.items() if not any(name in own for own in by_layer)}
+    calls = causal.layer_calls(tokens, {})
+    inputs = [calls.embedded if prefix is None else prefix]
+    for number in range(scorer.layers, len(causal.layers)):
+        inputs.append(causal.layer(number, {}, inputs[-1], calls))
+        # One layer is under way while the next one's graph is made.
+        mx.async_eval(inputs[-1])
+        mx.eval(inputs[-2])
+
+    def loss(own: Arrays, states: mx.array) -> tuple[mx.array, mx.array]:
+        losses = scorer.losses_after_layers(part, own, states)
+        return losses.sum() * share, losses
+
+    (_, losses), (gradients, slope) = mx.value_and_grad(loss, argnums=(0, 1))(others, inputs.pop())
+    total.add(gradients, losses, slope)
+    for number in reversed(range(scorer.layers, len(causal.layers))):
+
+        def through(own: Arrays, states: mx.array, number: int = number, slope: mx.array = slope) -> mx.array:
+            return (causal.layer(number, own, states, calls) * slope).sum()
+
+        gradients, slope = mx.grad(through, argnums=(0, 1))(by_layer[number], inputs.pop())
+        total.add(gradients, slope)
+    if prefix is None and others:
+        looked_up = causal.looked_up(tokens, others)
+        own = {name: value for name, value in others.items() if name not in looked_up}
+
+        def embed(own: Arrays, looked_up: Arrays) -> mx.array:
+            return (causal.layer_calls(tokens, own, looked_up).embedded * slope).sum()
+
+        gradients, of_rows = mx.grad(embed, argnums=(0, 1))(own, looked_up)
+        total.add(gradients, *of_rows.values())
+        _add_looked_up(total, given, tokens, of_rows)
+    return losses
+
+
+def _add_looked_up(total: GradientSum, given: Arrays, tokens: mx.array, of_rows: Arrays) -> None:
+    for name, gradient in of_rows.items():
+        total.add_rows(name, given[name].shape, tokens.reshape(-1), gradient)
