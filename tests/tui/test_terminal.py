@@ -20,7 +20,10 @@ class Terminal:
         self._tmux("new-session", "-d", "-x", str(columns), "-y", str(lines), "-c", str(folder), command)
 
     def _tmux(self, *words):
-        return subprocess.run(["tmux", "-L", self._socket, *words], check=True, capture_output=True, text=True).stdout
+        # The size is the window's, not that of the terminal that the tests run in.
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        command = ["tmux", "-L", self._socket, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
     def keys(self, *names):
         for name in names:
@@ -44,6 +47,15 @@ class Terminal:
             time.sleep(0.5)
         raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{self.text()}")
 
+    def go_to(self, text, key):
+        """Presses a key until a text is on the screen."""
+        for _ in range(20):
+            if text in self.text():
+                return
+            self.keys(key)
+            time.sleep(1)
+        raise AssertionError(f"{key} does not lead to {text!r}:\n{self.text()}")
+
     def close(self):
         subprocess.run(["tmux", "-L", self._socket, "kill-server"], check=False, capture_output=True)
 
@@ -54,15 +66,15 @@ def test_from_start_to_a_finished_run_and_the_tuned_model_by_keys_alone(tmp_path
         terminal.wait_for("There are no runs", 60)
         terminal.keys("F3")
         terminal.wait_for("ready to start", 60)
-        # From the list of models: tasks, data, method, scope, steps.
-        terminal.keys("Tab", "Tab", "Tab", "Tab", "Tab")
+        # The line at the bottom says which field has the focus.
+        terminal.go_to("steps: optimisation steps", "Tab")
         terminal.type("6")
-        terminal.keys("Down", "Down", "Down")
+        terminal.go_to("eval_every: ", "Down")
         terminal.type("3")
         terminal.wait_for("ready to start", 60)
         terminal.keys("F9")
-        terminal.wait_for("loading", 120)
-        shown = terminal.wait_for("finished", 1200)
+        terminal.wait_for("▶ ", 120)
+        shown = terminal.wait_for("✓ finished", 1200)
         assert "step 6 of 6" in shown
         for columns, lines in ((80, 24), (200, 60), (120, 40)):
             terminal.resize(columns, lines)
