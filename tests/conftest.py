@@ -9,6 +9,9 @@ import pytest
 # Before huggingface_hub is imported, which reads it once. HF_HUB_OFFLINE=0 lets the slow tests use the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: threads that wait for a busy core would make all of them crawl.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from mlxzo.blas import load_fast_blas
 
