@@ -40,6 +40,9 @@ GRID = {
     for update in ("sgd", "adaptive")
 }
 RACE = {
+    # Behind the frozen layers a direction costs next to nothing, so a step can afford many.
+    "final norm, 16 directions": {"scope": "match:model.norm.weight", "lr": 0.2, "eps": 0.005, "queries": 16},
+    "norms of the last layer, 8 directions": {"scope": "norms/last-1", "lr": 1.2, "queries": 8},
     "norms of the last 6 layers": {"scope": "norms/last-6"},
     "all weights of the last 4 layers, sgd": {"scope": "last-4", "update": "sgd", "schedule": "constant"},
     "all weights of the last 4 layers, adaptive": {"scope": "last-4", "update": "adaptive"},
