@@ -38,6 +38,17 @@ def test_an_empty_folder_says_how_to_begin(root):
     drive(MlxzoApp(root=str(root)), scenario, (80, 24))
 
 
+def test_the_first_run_of_a_folder_appears_and_takes_the_keys(make_run, root):
+    async def scenario(pilot):
+        await wait_for(pilot, "There are no runs in")
+        make_run(name="first")
+        await wait_for(pilot, "✓ finished")
+        await pilot.press("space")
+        await wait_for(pilot, "1 marked")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
 def test_filter_open_and_come_back_by_keys_alone(make_run, root):
     make_run(name="one", model="smollm2-135m")
     make_run(name="two", model="qwen3-0.6b")

@@ -39,8 +39,8 @@ class HelpDialog(ModalScreen[None]):
             yield Button("Close", compact=True, variant="primary")
 
     def on_mount(self) -> None:
-        self.query_one(Button).focus()
-        self.query_one(VerticalScroll).scroll_home(animate=False)
+        # Not the button, which is at the end: the text begins at its top.
+        self.query_one(VerticalScroll).focus()
 
     def on_button_pressed(self) -> None:
         self.dismiss()

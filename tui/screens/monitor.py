@@ -37,6 +37,8 @@ from .page import Page
 
 _REDRAW_SECONDS = 0.2
 _LOG_LINES = 300
+# In the order of their digits.
+PANELS = ("loss", "accuracy", "memory", "speed", "facts", "samples", "log")
 _NO_RUN = (
     "No run is open.\n\n"
     "F2  lists the runs in this folder: choose one and press Enter to watch it,\n"
@@ -80,10 +82,8 @@ class Monitor(Page):
         Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
-        *(Binding(str(n), f"panel({n})", f"Panel {n}", show=False) for n in range(1, 8)),
+        *(Binding(str(n), f"panel({n})", f"Show or hide {name}", show=False) for n, name in enumerate(PANELS, 1)),
     ]
-    # Number, id, and the size it takes to be shown unasked.
-    PANELS = ("loss", "accuracy", "memory", "speed", "facts", "samples", "log")
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Monitor(Page):
 
     def action_panel(self, number: int) -> None:
         """Shows or hides a panel."""
-        name = self.PANELS[number - 1]
+        name = PANELS[number - 1]
         self._chosen[name] = not self.query_one(f"#{name}").display
         self._arrange()
 
@@ -176,7 +176,7 @@ class Monitor(Page):
     def _arrange(self) -> None:
         """Shows the panels that were asked for, and where nobody asked, those that the size has room for."""
         shown = []
-        for name in self.PANELS:
+        for name in PANELS:
             panel = self.query_one(f"#{name}")
             panel.display = self._chosen.get(name, name in self._unasked())
             panel.styles.column_span = 1
@@ -197,9 +197,7 @@ class Monitor(Page):
         width, height = self.app.size
         if height < 34:
             return ("loss", "accuracy", "memory", "facts")
-        return (
-            self.PANELS if width >= 160 or height >= 50 else ("loss", "accuracy", "memory", "facts", "samples", "log")
-        )
+        return PANELS if width >= 160 or height >= 50 else ("loss", "accuracy", "memory", "facts", "samples", "log")
 
     def _tick(self) -> None:
         feed = self.app.current

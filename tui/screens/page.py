@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Page(Screen[None]):
     """A place of the app. Subclasses set `mode` and `help`, and write `body`."""
 
+    # Each page says what gets the focus: the first field of a page is seldom what its keys are for.
+    AUTO_FOCUS = ""
     mode: ClassVar[str]
     help: ClassVar[str]
     app: MlxzoApp
