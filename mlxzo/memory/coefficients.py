@@ -40,22 +40,24 @@ COEFFICIENTS = {
     ),
     "moved_copies": Coefficient(2, "an update holds a chunk of the weights and the chunk that replaces it"),
     "rounded_copies": Coefficient(
-        16, "stochastic rounding holds some 16 arrays of a chunk's size; its chunks are smaller by a factor of 8"
+        14, "stochastic rounding holds some 14 arrays more of a chunk's size; its chunks are smaller by a factor of 8"
     ),
     "head_copies": Coefficient(
         1.8, "reading the head holds a chunk of its rows, and part of the next one, which MLX begins before it is freed"
     ),
-    "kept_scores": Coefficient(1.1, "scores [R, H, T, T] that it reads: the softmax, and a mask"),
-    "live_layers": Coefficient(
-        3.8, "a layer's worth of activations alive while a checkpointed layer is computed again and passed backwards"
+    "kept_scores": Coefficient(1.1, "scores [R, H, T, T] that a backward pass reads: the softmax, and a mask"),
+    "ahead_layers": Coefficient(
+        5,
+        "layers that a backward pass without checkpointing is ahead of what it frees: gradients of weights are put off",
     ),
-    "live_scores": Coefficient(2, "scores alive there: the softmax and its gradient"),
-    "live_remade": Coefficient(
-        3,
-        "layers' weights alive there, where they are cast or dequantised: nothing keeps MLX from making them early",
+    "live_layers": Coefficient(2.15, "a checkpointed layer has alive what it makes forwards, and as much backwards"),
+    "live_scores": Coefficient(3.1, "scores alive there: before and after the softmax, and their gradient"),
+    "live_weights_remade": Coefficient(
+        1.9, "a layer's weights where they are cast or dequantised for it: for the product, and for its gradient"
     ),
-    "live_layers_remade": Coefficient(1.6, "a layer's worth of activations alive beside these"),
-    "kept_remade": Coefficient(1.5, "layers' weights so made that are alive without checkpointing"),
+    "live_layers_remade": Coefficient(1.2, "a layer's activations there, while MLX waits for those weights"),
+    "live_scores_remade": Coefficient(1.5, "scores alive there"),
+    "kept_remade": Coefficient(1.5, "a layer's weights so made that are alive without checkpointing"),
     "logit_copies": Coefficient(3, "logits over the vocabulary, their exponentials and their gradient"),
     "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, as they were and as they are"),
 }
@@ -81,6 +83,13 @@ def layer_width(shape: ModelShape) -> int:
     return 6 * shape.hidden + 4 * (shape.queries + shape.keys) + mlp_width(shape)
 
 
-def kept_width(shape: ModelShape) -> int:
+def kept_width(shape: ModelShape) -> float:
     """Numbers a token that a backward pass reads of a layer, scores not counted."""
-    return 3 * shape.hidden + 4 * shape.queries + 3 * shape.keys + mlp_width(shape)
+    mlp = (5.5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
+    return (shape.layer_norms + 1) * shape.hidden + 4 * shape.queries + 3 * shape.keys + mlp
+
+
+def backward_width(shape: ModelShape) -> int:
+    """As `layer_width` where the layer is differentiated: every norm counts, and the parts of Gemma's activation."""
+    mlp = (5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
+    return (shape.layer_norms + 4) * shape.hidden + 4 * (shape.queries + shape.keys) + mlp

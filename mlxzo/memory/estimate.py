@@ -32,6 +32,7 @@ from .coefficients import (
     CHUNK_BYTES,
     HALF_PRECISION_CHUNK_BYTES,
     attention_width,
+    backward_width,
     coefficient,
     kept_width,
     layer_width,
@@ -347,48 +348,56 @@ class Predictor:
         Gradients come as the activations that they are made of go, from the last layer to the first: the most is alive
         either where the backward pass begins or where it ends.
         """
-        shape, tokens = self.shape, self.c * micro.own
+        shape, tokens, trained_bytes = self.shape, self.c * micro.own, self.trained.bytes
         layers = shape.layers - self.trained.frozen_layers
         # A GPU, too, makes the scores whole where a gradient is taken.
         scores = self.c * micro.rows * shape.heads * micro.length**2
-        live = self._live(tokens * layer_width(shape), scores)
+        live = self._live(tokens * backward_width(shape), scores)
         head = 4 * shape.vocabulary * shape.hidden
-        if settings.checkpointing:
-            begins = [Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers"), *live]
-        else:
-            begins = [
-                Component("activations", layers * tokens * kept_width(shape), f"all of {layers} layers"),
-                Component("attention", int(coefficient("kept_scores") * layers * scores), f"scores of {layers} layers"),
-                Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "weights made anew"),
-            ]
-        if self._trains_head:
-            begins.append(Component("gradients", head, "of the head"))
-        if not micro.shared:
-            logits = int(coefficient("logit_copies") * 4 * micro.scored * shape.vocabulary)
-            begins.append(Component("logits", head + logits, f"of {micro.scored} positions, and the head's rows"))
-        # A tied embedding gets a gradient as the head and one as the embedding, which are there before they are summed.
-        gradients = self.trained.bytes + (head if shape.tied and self._trains_head else 0)
-        ends = [Component("gradients", gradients, f"of {self.trained.numbers:,} numbers"), *live]
-        throughout = []
+        throughout, begins = [], []
         if micro.parts > 1:
             throughout.append(Component("gradients", 4 * self.trained.numbers, "their sum over micro-batches"))
         if self.trained.frozen_layers:
             prefix = self.c * shape.hidden * micro.tokens
             throughout.append(Component("activations", prefix, "what the frozen layers give"))
+        if self._trains_head:
+            begins.append(Component("gradients", head, "of the head"))
+        if not micro.shared:
+            logits = int(coefficient("logit_copies") * 4 * micro.scored * shape.vocabulary)
+            begins.append(Component("logits", head + logits, f"of {micro.scored} positions, and the head's rows"))
+        gradients = Component("gradients", trained_bytes, f"of {self.trained.numbers:,} numbers")
+        of_layer = (trained_bytes - (head if self._trains_head else 0)) // max(1, layers)
+        if settings.checkpointing:
+            inputs = Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers")
+            begins += [inputs, *live]
+            if micro.parts > 1:
+                # Each layer's gradients are added to the sum before the next are made.
+                gradients = Component("gradients", of_layer, "of one layer")
+            ends = [gradients, *live]
+        else:
+            kept, kept_scores = tokens * kept_width(shape), coefficient("kept_scores") * scores
+            ahead = min(layers, coefficient("ahead_layers"))
+            begins += [
+                Component("activations", int(layers * kept), f"all of {layers} layers"),
+                Component("attention", int(layers * kept_scores), f"scores of {layers} layers"),
+                Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "weights made anew"),
+                Component("gradients", int(ahead * of_layer), "of the first layers passed backwards"),
+            ]
+            ends = [
+                gradients,
+                Component("activations", int(ahead * kept), "of the last layers passed backwards"),
+                Component("attention", int(ahead * kept_scores), "their scores"),
+            ]
         return throughout + max(begins, ends, key=lambda parts: sum(part.bytes for part in parts))
 
     def _live(self, layer: int, scores: int) -> list[Component]:
-        """The layer at work in a backward pass, from the bytes that it makes and those of its scores."""
-        active = Component("activations", int(coefficient("live_layers") * layer), "one layer at work")
-        waiting = [active, Component("attention", int(coefficient("live_scores") * scores), "scores of one layer")]
-        if not self._remade:
-            return waiting
-        making = [
-            Component("transient", int(coefficient("live_remade") * self._remade_bytes), "weights made anew"),
-            Component("activations", int(coefficient("live_layers_remade") * layer), "one layer at work"),
-            Component("attention", scores, "scores of one layer"),
+        """The layer at work in a backward pass, from the bytes that it makes forwards and those of its scores."""
+        suffix = "_remade" if self._remade else ""
+        return [
+            Component("transient", int(coefficient("live_weights_remade") * self._remade_bytes), "weights made anew"),
+            Component("activations", int(coefficient(f"live_layers{suffix}") * layer), "one layer, forwards and back"),
+            Component("attention", int(coefficient(f"live_scores{suffix}") * scores), "scores of one layer"),
         ]
-        return max(waiting, making, key=lambda parts: sum(part.bytes for part in parts))
 
     @functools.cached_property
     def _remade_bytes(self) -> int:
@@ -411,14 +420,16 @@ class Predictor:
     @functools.cached_property
     def _chunk_bytes(self) -> int:
         """What the update of the largest chunk of a trained tensor has alive."""
-        copies = coefficient("adam_copies" if self.config.method == "bp" else "moved_copies")
+        backward = self.config.method == "bp"
+        # A tensor and Adam's two means of it are rewritten together, in chunks that are smaller for it.
+        slots = 3 if backward and self.config.optimizer != "sgd" else 1
+        copies = coefficient("adam_copies" if backward else "moved_copies")
 
         def alive(tensor: Tensor, size: int) -> int:
-            if size == 4:
-                # A tensor that is moved whole needs no copy of what it replaces.
-                whole = 4 * tensor.size <= CHUNK_BYTES
-                return int(copies * (0.5 if whole else 1.0) * min(4 * tensor.size, CHUNK_BYTES))
-            return int(coefficient("rounded_copies") * min(4 * tensor.size, HALF_PRECISION_CHUNK_BYTES))
+            chunk = (CHUNK_BYTES if size == 4 else HALF_PRECISION_CHUNK_BYTES) // slots
+            # A tensor that is moved whole needs no copy of what it replaces.
+            plain = copies * min(4 * tensor.size, chunk) * (0.5 if 4 * tensor.size <= chunk else 1.0)
+            return int(plain + (0 if size == 4 else coefficient("rounded_copies") * min(4 * tensor.size, chunk)))
 
         return max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
 

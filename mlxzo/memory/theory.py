@@ -17,11 +17,14 @@ Derivation
                   + c n A D        one layer's activations at its widest; on a GPU without scores
         BP, full    (w + s) P      weights, and the optimiser's state: 8 bytes a weight for Adam, none for SGD
                   + the larger of
-                    c n K L D + c n q T L D / h      activations that the backward pass reads, scores included
-                    (n L D c with checkpointing, and V n D c + c n v T D / h for the one layer that is at work), and
-                    g P + c n (V D + v T D / h)      all gradients, g bytes each, and the last layer at work
+                    c n L (K D + q T D / h)          activations that the backward pass reads, scores included, and
+                                                     the gradients of j layers, g k D^2 each
+                    g P + j c n (K D + q T D / h)    all gradients, g bytes each, and the activations of j layers
+                    or with checkpointing of
+                    c n L D + c n (V D + v T D / h)  the layers' inputs, and the one layer at work
+                    g P + c n (V D + v T D / h)
 
-    A, K, V, q and v are the widths and copies of `mlxzo.memory.coefficients`. Each is a cubic in x with no negative
+    A, K, V, q, v and j are the widths and copies of `mlxzo.memory.coefficients`. Each is a cubic in x with no negative
     coefficient, so it meets the cap M at one positive x, which Cardano's formula gives. The ratio of the largest models
     is the ratio of the cubes.
 
@@ -39,7 +42,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .coefficients import attention_width, coefficient, kept_width, layer_width, mlp_width
+from .coefficients import attention_width, backward_width, coefficient, kept_width, mlp_width
 from .shape import DTYPE_BYTES, ModelShape
 
 _STATE_BYTES = {"sgd": 0, "adam": 8, "adamw": 8}
@@ -129,19 +132,22 @@ def mezo(setting: Setting, family: Family = Family()) -> Cubic:
 def backpropagation(setting: Setting, family: Family = Family()) -> tuple[Cubic, Cubic]:
     """Memory where a backward pass begins and where it ends: the larger of the two counts."""
     w, trains = DTYPE_BYTES[setting.dtype], 0 if setting.adapters else 1
-    kept = w + trains * _STATE_BYTES[setting.optimizer]
+    resting = w + trains * _STATE_BYTES[setting.optimizer]
+    gradients = trains * w
     tokens = w * setting.tokens
     scores = setting.context / family.head_dim
-    layer = coefficient("live_layers") * family.per_width(layer_width) + coefficient("live_scores") * scores
-    live = tokens * layer * family.width
-    # L D = D^2 / a, and D = width * x.
-    layers = tokens * family.width**2 / family.aspect
+    # D = width x, hence L D = width^2 x^2 / a, and a layer's parameters k D^2 = k width^2 x^2.
+    width, square = family.width, family.width**2
     if setting.checkpointing:
-        begins = Cubic(kept, layers, live)
-    else:
-        all_of_them = family.per_width(kept_width) + coefficient("kept_scores") * scores
-        begins = Cubic(kept, layers * all_of_them, 0.0)
-    return begins, Cubic(kept + trains * w, 0.0, live)
+        live = coefficient("live_layers") * family.per_width(backward_width) + coefficient("live_scores") * scores
+        at_work = tokens * live * width
+        begins = Cubic(resting, tokens * square / family.aspect, at_work)
+        return begins, Cubic(resting + gradients, 0.0, at_work)
+    kept = tokens * (family.per_width(kept_width) + coefficient("kept_scores") * scores)
+    ahead = coefficient("ahead_layers")
+    of_layers = ahead * gradients * family.parameters_a_width * square
+    begins = Cubic(resting, kept * square / family.aspect + of_layers, 0.0)
+    return begins, Cubic(resting + gradients, 0.0, ahead * kept * width)
 
 
 def largest_ratio(cap: float, setting: Setting, family: Family = Family()) -> float:
