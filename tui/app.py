@@ -15,6 +15,7 @@ from textual.screen import Screen
 from mlxzo.commands.train import check_names
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
+from mlxzo.resuming import resume_config
 from mlxzo.runs import RunDirectory
 
 from .command_line import command_line
@@ -117,6 +118,17 @@ class MlxzoApp(App[None]):
         self.current = feed
         self.switch_mode("monitor")
         return feed
+
+    def resume_run(self, run: RunDirectory) -> None:
+        """Goes on with a run that was interrupted, and watches it; a dialog says why where that cannot be."""
+        feed = self.feed(run)
+        try:
+            run.settle(resume_config(run, {}))
+            feed.start(resume=True)
+        except MlxzoError as problem:
+            self.report(problem)
+        else:
+            self.open_run(run)
 
     def start_race(self, values: Mapping[str, Any]) -> None:
         """Starts the run that options describe by each method, one after the other, and shows them together."""

@@ -46,8 +46,8 @@ class Tail:
 class Supervision:
     """A worker started by this process, looked after in a thread until it ends."""
 
-    def __init__(self, run: RunDirectory, *, _command: Sequence[str] | None = None):
-        self._supervisor = Supervisor(run, _command=_command)
+    def __init__(self, run: RunDirectory, *, resume: bool = False, _command: Sequence[str] | None = None):
+        self._supervisor = Supervisor(run, resume=resume, _command=_command)
         self._thread = threading.Thread(target=self._look_after, name=f"supervisor of {run.id}", daemon=True)
         self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
 
@@ -132,13 +132,13 @@ class RunFeed:
                 self.history.add(event, moment)
             return self._state() != before
 
-    def start(self, *, _command: Sequence[str] | None = None) -> None:
-        """Starts the run's worker.
+    def start(self, *, resume: bool = False, _command: Sequence[str] | None = None) -> None:
+        """Starts the run's worker, to go on where the run stopped if `resume` says so.
 
         Raises:
             ConfigError: it has one already.
         """
-        supervision = Supervision(self.run, _command=_command)
+        supervision = Supervision(self.run, resume=resume, _command=_command)
         supervision.start()
         self.supervision, self._alive, self._looked = supervision, True, time.monotonic()
 

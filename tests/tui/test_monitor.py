@@ -160,6 +160,25 @@ def test_a_killed_worker_is_told_in_plain_words_within_two_seconds(make_run, roo
     drive(MlxzoApp(root=str(root)), scenario)
 
 
+def test_a_killed_run_goes_on_at_the_press_of_a_key(make_run, root, worker, monkeypatch):
+    resumed = []
+
+    async def scenario(pilot):
+        app = pilot.app
+        app.current = feed = worker(make_run(events=0), "emit('phase', phase='train'); step(1); time.sleep(60)")
+        app._feeds[feed.run.path] = feed
+        await pilot.press("f4")
+        await wait_for(pilot, "step 1 of 9")
+        os.kill(feed.supervision.pid, signal.SIGKILL)
+        await wait_for(pilot, "Resume", 5.0)
+        monkeypatch.setattr(RunFeed, "start", lambda self, resume=False: resumed.append((self.run, resume)))
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: bool(resumed))
+        assert resumed == [(feed.run, True)]
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
 def test_a_run_that_somebody_else_started_and_that_died_is_told_so(make_run, root):
     async def scenario(pilot):
         shown = await wait_for(pilot, "✗ died")

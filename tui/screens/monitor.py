@@ -28,6 +28,7 @@ from mlxzo.formatting import (
     memory_text,
     printable,
 )
+from mlxzo.runs import RunDirectory
 
 from ..feed import Replay, RunFeed
 from ..history import PHASES, History
@@ -215,9 +216,15 @@ class Monitor(Page):
             self._told = history.outcome
             if history.outcome.title != "Interrupted" and isinstance(feed, RunFeed) and feed.supervision is not None:
                 self.app.push_screen(
-                    error_dialog(history.outcome, again="Set up again"),
-                    lambda choice: self.app.set_up_again(feed.run) if choice == "again" else None,
+                    error_dialog(history.outcome, resume="Resume", again="Set up again"),
+                    lambda choice: self._after_failure(choice, feed.run),
                 )
+
+    def _after_failure(self, choice: str | None, run: RunDirectory) -> None:
+        if choice == "resume":
+            self.app.resume_run(run)
+        elif choice == "again":
+            self.app.set_up_again(run)
 
     def _draw(self, feed: RunFeed | Replay) -> None:
         history = feed.history

@@ -73,6 +73,7 @@ class Runs(Page):
         Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),
+        Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
         Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
         Binding("delete,d", "delete", "Delete", key_display="d"),
@@ -257,6 +258,10 @@ class Runs(Page):
             self.app.copy_command(entry.run.config)
         except MlxzoError as problem:
             self.app.report(problem)
+
+    def action_resume(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.resume_run(entry.run)
 
     def action_again(self) -> None:
         if (entry := self.selected()) is not None:
