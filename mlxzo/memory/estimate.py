@@ -239,8 +239,10 @@ class Predictor:
         phases: dict[str, list[Component]] = {}
         if self._evaluated:
             phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
+        if self.trained.frozen_layers:
+            phases["frozen layers"] = self._forward(train, perturbed=False)
         if self.config.method == "mezo":
-            phases["forward pass"] = self._forward(train, perturbed=True)
+            phases["forward pass"] = self._forward(self._stacked(train), perturbed=True)
         else:
             phases["backward pass"] = self._backward(train, settings)
         phases["update"] = self._update(train)
@@ -281,6 +283,15 @@ class Predictor:
             scored=max(sum(batch[i].scored for i in part) for part in parts),
             shared=all(size.shared for size in batch),
         )
+
+    def _stacked(self, micro: _Micro) -> _Micro:
+        """The same with as many copies of the batch as go through one forward pass."""
+        config = self.config
+        if config.sides != "stacked":
+            return micro
+        queries = config.queries or 1
+        copies = 2 * queries if config.estimator == "spsa" else queries + 1
+        return replace(micro, tokens=copies * micro.tokens, rows=copies * micro.rows)
 
     def _resident(self, settings: Settings) -> list[Component]:
         """What is there throughout the run."""
