@@ -30,6 +30,7 @@ from ..batching import SCORED_AT_ONCE, Shapes, Size, cut
 from ..config import RunConfig
 from .coefficients import (
     CHUNK_BYTES,
+    FUSED_HEAD_DIMS,
     HALF_PRECISION_CHUNK_BYTES,
     attention_width,
     backward_width,
@@ -238,8 +239,10 @@ class Predictor:
         phases: dict[str, list[Component]] = {}
         if self._evaluated:
             phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
+        if self.trained.frozen_layers:
+            phases["frozen layers"] = self._forward(train, perturbed=False)
         if self.config.method == "mezo":
-            phases["forward pass"] = self._forward(train, perturbed=True)
+            phases["forward pass"] = self._forward(self._stacked(train), perturbed=True)
         else:
             phases["backward pass"] = self._backward(train, settings)
         phases["update"] = self._update(train)
@@ -280,6 +283,15 @@ class Predictor:
             scored=max(sum(batch[i].scored for i in part) for part in parts),
             shared=all(size.shared for size in batch),
         )
+
+    def _stacked(self, micro: _Micro) -> _Micro:
+        """The same with as many copies of the batch as go through one forward pass."""
+        config = self.config
+        if config.sides != "stacked":
+            return micro
+        queries = config.queries or 1
+        copies = 2 * queries if config.estimator == "spsa" else queries + 1
+        return replace(micro, tokens=copies * micro.tokens, rows=copies * micro.rows)
 
     def _resident(self, settings: Settings) -> list[Component]:
         """What is there throughout the run."""
@@ -339,8 +351,9 @@ class Predictor:
         return max(tokens * (4 * shape.hidden + mlp_width(shape)), tokens * attention_width(shape) + scores)
 
     def _scores(self, rows: int, length: int) -> int:
-        """Scores of one layer's attention: whole on the CPU, where it is made of its parts; never whole on a GPU."""
-        return self.c * rows * self.shape.heads * length**2 if self.on_cpu else 0
+        """Scores of one layer's attention in a forward pass: whole unless MLX has a fused kernel."""
+        fused = not self.on_cpu and self.shape.head_dim in FUSED_HEAD_DIMS
+        return 0 if fused else self.c * rows * self.shape.heads * length**2
 
     def _backward(self, micro: _Micro, settings: Settings) -> list[Component]:
         """Forward and backward pass of one micro-batch.
@@ -350,7 +363,7 @@ class Predictor:
         """
         shape, tokens, trained_bytes = self.shape, self.c * micro.own, self.trained.bytes
         layers = shape.layers - self.trained.frozen_layers
-        # A GPU, too, makes the scores whole where a gradient is taken.
+        # Where a gradient is taken, MLX makes the scores whole on a GPU as well.
         scores = self.c * micro.rows * shape.heads * micro.length**2
         live = self._live(tokens * backward_width(shape), scores)
         head = 4 * shape.vocabulary * shape.hidden

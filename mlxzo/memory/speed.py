@@ -26,7 +26,7 @@ from ..config import RunConfig
 from ..errors import InternalError
 from ..files import write_atomic
 from ..home import mlxzo_home
-from .coefficients import layer_width, mlp_width
+from .coefficients import FUSED_HEAD_DIMS, layer_width
 from .estimate import Data
 from .shape import DTYPE_BYTES, ModelShape
 from .trained import trained
@@ -111,8 +111,9 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
         frozen = 0.0 if config.prefix_cache in ("ram", "disk", "auto") else (1.0 - share) * forward
         noise = moves.numbers * _NOISE_BYTES / rates.bytes_per_second
         return passes * (share * forward + noise) + frozen + queries * noise
-    weights = share * sum(t.size for t, _ in moves.tensors if t.rows > 1) / max(1.0, share * shape.parameters)
-    backward = share * forward * (1.0 + min(1.0, weights))
+    matrices = sum(tensor.size for tensor, _ in moves.tensors if tensor.rows > 1)
+    passed = max(1.0, share * shape.layers * shape.layer_parameters)
+    backward = share * forward * (1.0 + min(1.0, matrices / passed))
     again = share * forward if config.checkpointing == "on" else 0.0
     state = moves.numbers * 32 / rates.bytes_per_second
     return forward + backward + again + state
@@ -122,12 +123,11 @@ def _forward_seconds(shape: ModelShape, config: RunConfig, tokens: float, length
     size = 4 if rates.on_cpu else DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
     products = 2.0 * tokens * shape.layers * (shape.layer_parameters + 2.0 * length * shape.queries)
     moved = _TOUCHES * size * tokens * shape.layers * layer_width(shape)
-    scores = tokens * length * shape.heads * shape.layers
-    if rates.on_cpu:
+    exponentials = tokens * shape.layers * shape.intermediate
+    if rates.on_cpu or shape.head_dim not in FUSED_HEAD_DIMS:
+        scores = tokens * length * shape.heads * shape.layers
         moved += _TOUCHES * size * scores
-        exponentials = tokens * shape.layers * shape.intermediate + scores
-    else:
-        exponentials = tokens * shape.layers * mlp_width(shape) / 3
+        exponentials += scores
     moved += shape.weight_bytes(config.dtype)
     return products / rates.flops + moved / rates.bytes_per_second + exponentials / rates.exponentials_per_second
 

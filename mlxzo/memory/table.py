@@ -180,7 +180,8 @@ def recommend(rows: Sequence[Row], cap_bytes: int) -> str:
         max((row for row in fitting if row.way.method == method and row.way.scope == "full"), key=_size, default=None)
         for method in ("mezo", "bp")
     ]
-    sentence = f"{name}: backpropagation fits, and converges far faster than MeZO at nearly the same memory"
+    sentence = f"{name}: backpropagation fits, and converges far faster than MeZO"
+    sentence += " at nearly the same memory" if best.way.checkpointing == "on" else ""
     if whole[0] is not None and (whole[1] is None or whole[0].parameters > whole[1].parameters):
         sentence += f"; to tune all weights, MeZO fits {whole[0].model}"
         sentence += f", and backpropagation no more than {whole[1].model}" if whole[1] else ""
