@@ -3,7 +3,6 @@
     python -m bench.convergence --task sst2 --data ../shared/data/sst2 --recipes race --seconds 300 --out race.jsonl
     python -m bench.convergence --figure race.svg --out race.jsonl
 
-`--figure` needs matplotlib: pip install ".[bench]".
 
 Runs that the output file already holds are not run again, so an interrupted benchmark goes on where it stopped, and
 further recipes or seeds are added to the same file. Seconds are those of training steps, frozen layers included, which

@@ -120,9 +120,9 @@ class Shapes:
         """Most sequences of a padded length in one micro-batch."""
         return max(1, min(self.tokens // length, self.rows or self.tokens))
 
-    def largest(self, examples: Iterable[EncodedExample]) -> int:
+    def largest(self, examples: Iterable[Size]) -> int:
         """Tokens of the largest micro-batch that these examples could make, padding included."""
-        sizes = {(self.padded(example), len(example.rows)) for example in examples}
+        sizes = {(self.padded(example), example.row_count) for example in examples}
         return max((length * max(rows, self.most_rows(length)) for length, rows in sizes), default=0)
 
 
@@ -337,14 +337,14 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 def by_length(
-    examples: Sequence[EncodedExample], batch_size: int, cut: Callable[[Sequence[EncodedExample]], Batch]
+    examples: Sequence[EncodedExample], batch_size: int, make: Callable[[Sequence[EncodedExample]], Batch]
 ) -> Iterator[tuple[list[int], Batch]]:
     """All examples once, in batches of similar length, each with its example numbers.
 
     Args:
-        cut: cuts the examples of a batch into micro-batches when its turn has come.
+        make: cuts the examples of a batch into micro-batches, when its turn has come.
     """
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        yield indices, cut([examples[i] for i in indices])
+        yield indices, make([examples[i] for i in indices])

@@ -19,6 +19,7 @@ COMMANDS = {
     "quickstart": ("quickstart", "see it work: a small model, an embedded task, a few minutes"),
     "train": ("train", "fine-tune a model on a task"),
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
+    "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
     "runs": ("runs", "list runs, show one, pause or stop one"),

@@ -46,7 +46,7 @@ def evaluate(
     metric: str,
     *,
     batch_size: int,
-    cut: Callable[[Sequence[EncodedExample]], Batch],
+    make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_scores: Callable[[int, np.ndarray], None] = lambda example, scores: None,
 ) -> Evaluation:
@@ -55,14 +55,14 @@ def evaluate(
     Args:
         metric: `accuracy` (argmax of the candidates' mean token log-likelihood), or `loss`.
         batch_size: examples scored between two calls of `on_progress`.
-        cut: cuts them into forward passes.
+        make: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
         on_scores: told the scores [C] of each example's candidates, with its place among `examples`.
     """
     started = time.perf_counter()
     correct, losses, done = 0, np.zeros(len(examples)), 0
     view = scorer.causal.view()
-    for indices, batch in by_length(examples, batch_size, cut):
+    for indices, batch in by_length(examples, batch_size, make):
         for part, places, scores in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
             correct += int((scores.argmax(axis=1) == part.target).sum())
             whole = [indices[i] for i in places]

@@ -91,7 +91,7 @@ class Memory(Event):
         footprint_bytes: what the system charges the worker for; `peak_footprint_bytes` is the most of it so far.
         active_bytes, cache_bytes, peak_bytes: MLX's arrays, the freed buffers that it keeps, and the most of its arrays
             so far.
-        cap_bytes: the run's memory cap, if it has one.
+        cap_bytes: the memory cap, from when the run is held to it; None: it has none, or was not yet fitted to it.
         available_bytes, swap_used_bytes: what the machine's programs could have now, and what of them lies in swap.
         pressure: macOS's memory pressure: 1 normal, 2 warning, 4 critical; None elsewhere.
     """

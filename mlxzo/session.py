@@ -18,7 +18,7 @@ from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
 from .files import need_free_space
 from .formatting import format_bytes
-from .memory.meter import mlx_memory, system_memory
+from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
@@ -67,14 +67,15 @@ class Session:
     def shrink(self) -> str:
         """Makes the run take less memory from here on, and says what was done.
 
-        MLX's freed buffers go back to the system, and micro-batches become half as large: losses stay the same to
-        the rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept
-        in memory: losses stay the same to the bit.
+        Freed memory goes back to the system, and micro-batches become half as large: losses stay the same to the
+        rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept in
+        memory: losses stay the same to the bit.
 
         Returns:
             What was done, in words; empty if there is nothing more to do.
         """
         mx.clear_cache()
+        return_freed_memory()
         examples = [example for split in self.splits.values() for example in split]
         now = self.shapes.largest(examples)
         smaller = replace(self.shapes, tokens=now // 2)
@@ -100,7 +101,7 @@ class Session:
             self.splits[split],
             self.metric,
             batch_size=SCORED_AT_ONCE,
-            cut=self.batch,
+            make=self.batch,
             on_progress=lambda done, total: emit(
                 events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
             ),

@@ -64,7 +64,8 @@ class Supervisor:
         Raises:
             ConfigError: the run has a worker already, or its configuration cannot be read.
         """
-        cap_bytes = self.run.config.memory_cap_bytes
+        # Read apart: the worker settles what is left open, and `run.config` is read once.
+        cap_bytes = RunDirectory(self.run.path).config.memory_cap_bytes
         lock = self._lock()
         read, write = os.pipe()
         try:
@@ -90,7 +91,8 @@ class Supervisor:
         os.set_blocking(read, False)
         self._pipe = read
         if cap_bytes is not None:
-            self._guard = Guard(self._process.pid, cap_bytes, lambda: self._signal(signal.SIGKILL))
+            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
+            self._guard = Guard(self._process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
 
     @property
     def pid(self) -> int | None:
@@ -156,6 +158,11 @@ class Supervisor:
                 os.killpg(self._process.pid, number)
             else:
                 self._process.send_signal(number)
+
+    def _holds_cap(self) -> bool:
+        """Whether the worker says that it is held to its cap; from the file, since nobody may be polling."""
+        memory = self.run.last_event(events.Memory)
+        return isinstance(memory, events.Memory) and memory.cap_bytes is not None
 
     def _lock(self) -> int:
         """A descriptor that holds the run's lock."""

@@ -13,17 +13,27 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import __version__, events
+from .batching import EncodedExample
 from .blas import load_fast_blas
 from .config import RunConfig
 from .errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
-from .files import disk_full, is_disk_full
+from .files import disk_full, format_bytes, is_disk_full
+from .memory import plan
+from .memory.estimate import Data
+from .memory.shape import of_folder
 from .memory.watch import Watch
+from .models.sources import ResolvedModel
 from .runs import RunDirectory
 from .steering import Steering
+
+# Set in the environment, it leaves out the prediction of a run's memory, so that a test can see the cap being held.
+SKIP_PLAN = "MLXZO_SKIP_PLAN"
 
 _OFFER_SECONDS = 0.01
 _LAST_WORD_SECONDS = 0.5
@@ -73,7 +83,7 @@ def main(arguments: list[str]) -> int:
     """Trains the run in the directory named; returns its exit code."""
     run = RunDirectory(Path(arguments[0]))
     write = EventWriter(run.events_path)
-    watch = Watch(run.config.memory_cap_bytes, write.offer, lambda: end_at_once(run, write, watch))
+    watch = Watch(write.offer, lambda: end_at_once(run, write, watch))
     steering = Steering(run, write, watch)
 
     def emit(event: events.Event) -> None:
@@ -91,7 +101,7 @@ def main(arguments: list[str]) -> int:
         import mlx.core  # noqa: F401
 
         with watch:
-            result = train(run, emit, steering)
+            result = train(run, emit, steering, watch)
         result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
@@ -121,19 +131,19 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
     os._exit(EXIT_DOES_NOT_FIT)
 
 
-def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str, Any]:
+def train(run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it."""
     # These import MLX.
-    from .memory.limits import set_limits
     from .methods import make_method
     from .probing import choose_rate, choose_scope
     from .session import open_prefix_cache, open_session
     from .trainer import Trainer
 
     if run.config.awaits_probe and run.config.probe == "scope":
+        # What scope is to be fitted to the cap is not known yet.
+        hold_to_cap(run.config, watch)
         settle(run, *choose_scope(run.config, emit))
-    set_limits(run.config.memory_cap_bytes)
-    session = open_session(run.config, emit, interrupt=steering.check_memory)
+    session = open_session(run.config, emit, fit=partial(fit_to_cap, run, emit, watch), interrupt=steering.check_memory)
     run.write_json("environment.json", environment(session))
     open_prefix_cache(session, run.path, emit)
     if run.config.awaits_probe:
@@ -141,6 +151,40 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering) -> dict[str,
         session.config = run.config
     method = make_method(session.scorer, session.trainable, session.config)
     return Trainer(session, method, run.path, emit, steering).fit()
+
+
+def fit_to_cap(
+    run: RunDirectory,
+    emit: events.Emit,
+    watch: Watch,
+    config: RunConfig,
+    resolved: ResolvedModel,
+    splits: Mapping[str, Sequence[EncodedExample]],
+) -> RunConfig:
+    """The run's configuration with what is `auto` settled so that it fits its memory cap; it is kept with the run.
+
+    Raises:
+        DoesNotFit: no way of running it fits.
+    """
+    if config.memory_cap_bytes is None or os.environ.get(SKIP_PLAN):
+        hold_to_cap(config, watch)
+        return config
+    sizes = Data(tuple(splits["train"]), (*splits["validation"], *splits["test"]))
+    found = plan.settle(config, of_folder(resolved.path), sizes)
+    hold_to_cap(config, watch, found.cache_limit_bytes)
+    run.settle(found.config)
+    predicted, cap = (format_bytes(size) for size in (found.estimate.footprint_bytes, found.cap_bytes))
+    emit(events.Note(f"predicted to take {predicted} of the memory cap of {cap}: {', '.join(found.notes)}"))
+    return found.config
+
+
+def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None = None) -> None:
+    """Has the run's memory cap held from here on, if it has one; MLX's own limits are set in any case."""
+    from .memory.limits import set_limits
+
+    set_limits(config.memory_cap_bytes, cache_limit_bytes)
+    if config.memory_cap_bytes is not None:
+        watch.hold(config.memory_cap_bytes)
 
 
 def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:

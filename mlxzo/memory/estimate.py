@@ -8,95 +8,37 @@ Two figures come out, both in bytes:
     footprint   what the operating system charges the process for (phys_footprint on macOS, RSS on Linux), at most:
                 the runtime, the tokenizer, the peak, and the cache of freed buffers at its limit
 
-Nearly everything is arithmetic over the model's figures. What is not is in `COEFFICIENTS`, each with its reason.
-
-With B examples cut into micro-batches of R rows of T tokens (n = R T), N tokens in the batch, hidden width D, MLP width
-F, query and key widths Q and K, H heads, and c bytes a number that is computed with:
+With a batch of N tokens cut into micro-batches of R rows of T tokens (n = R T), hidden width D, and c bytes a number
+that is computed with:
 
     whole batch     3 N D c: what the embedding gave, what the last layer gave, what this layer gives. All micro-batches
                     of a batch pass one layer before any passes the next, so that its weights are made once.
-    one layer       of one micro-batch: the larger of the MLP's c n (4 D + m F), m = 3 (gate, up, product; 4 where the
-                    activation is not fused), and of the attention's c n (2 D + 3 Q + 3 K) + c R H T^2 of scores.
+    one layer       of one micro-batch, forwards: the larger of MLP and attention (see `coefficients`).
     backpropagation without checkpointing keeps all that its backward pass reads of every layer; with it the layers'
-                    inputs, c n D each, and everything of one layer (Chen et al. 2016, arXiv 1604.06174).
-    for comparison  Korthikanti et al. (arXiv 2205.05198) count n D (34 + 5 H T / D) bytes a layer in half precision,
-                    for a GPT with dropout.
+                    inputs, n D c each, and everything of one layer (Chen et al. 2016, arXiv 1604.06174).
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 
 from ..batching import SCORED_AT_ONCE, Shapes, Size, cut
 from ..config import RunConfig
-from .shape import DTYPE_BYTES, ModelShape, Tensor, shape_of
-
-__all__ = [
-    "COEFFICIENTS",
-    "Component",
-    "Data",
-    "Estimate",
-    "ExampleSize",
-    "ModelShape",
-    "Trained",
-    "estimate",
-    "runs_on_cpu",
-    "shape_of",
-    "trained",
-]
-
-# As in mlxzo.inplace, which imports MLX; a test holds them equal.
-CHUNK_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class Coefficient:
-    """A number that does not follow from the architecture, and where it comes from."""
-
-    value: float
-    why: str
-
-
-COEFFICIENTS = {
-    "runtime_bytes": Coefficient(
-        100e6, "measured: Python, MLX, mlx-lm, NumPy, the tokenizers library and the BLAS's buffers, after loading"
-    ),
-    "tokenizer_bytes_a_word": Coefficient(
-        500, "measured: what a tokenizer of 49,152 and one of 262,144 words keep, after freed memory is returned"
-    ),
-    "default_cache_bytes": Coefficient(
-        32 * 2**20, "measured: MLX's own limit for its cache of freed buffers on the CPU, where a run sets none"
-    ),
-    "margin": Coefficient(0.05, "a run fits if its predicted footprint and this share of it stay under the cap"),
-    "made_copies": Coefficient(
-        3, "a matrix w + eps z is made of the words of z, of eps z and of the sum, all of its size as float32"
-    ),
-    "moved_copies": Coefficient(2, "an update holds a chunk of the weights and the chunk that replaces it"),
-    "rounded_copies": Coefficient(
-        16, "stochastic rounding holds some 16 arrays of a chunk's size; its chunks are smaller by a factor of 8"
-    ),
-    "head_copies": Coefficient(
-        1.8, "reading the head holds a chunk of its rows, and part of the next one, which MLX begins before it is freed"
-    ),
-    "kept_norms": Coefficient(
-        8,
-        "widths D a token that a layer makes where its weights are stored as they are computed with, and MLX runs"
-        " ahead: two or four norms, both outputs, both sums, and those of the next layer",
-    ),
-    "kept_heads": Coefficient(4, "widths Q and K a token made there: projected, rotated, attended, put back in order"),
-    "score_copies": Coefficient(
-        1, "scores [R, H, T, T] alive on the CPU, where attention is made of its parts; a GPU never makes them whole"
-    ),
-}
-
-
-def coefficient(name: str) -> float:
-    return COEFFICIENTS[name].value
+from .coefficients import (
+    CHUNK_BYTES,
+    HALF_PRECISION_CHUNK_BYTES,
+    attention_width,
+    coefficient,
+    kept_width,
+    layer_width,
+    mlp_width,
+)
+from .shape import DTYPE_BYTES, ModelShape, Tensor
+from .trained import Trained, trained
 
 
 @dataclass(frozen=True)
@@ -108,9 +50,45 @@ class Component:
     why: str
 
 
+# Components that MLX's counter of the peak does not see.
+_OUTSIDE = ("runtime", "tokenizer", "buffer cache")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is predicted to take.
+
+    Attributes:
+        components: parts of the footprint, which is their sum.
+        phase: the phase of the run that takes most, whose parts these are.
+        phases: MLX's peak in each phase, in bytes.
+        cache_limit_bytes: limit of MLX's cache of freed buffers.
+        micro_batch_rows: sequences in the micro-batch that takes most in training.
+    """
+
+    components: tuple[Component, ...]
+    phase: str
+    phases: dict[str, int] = field(default_factory=dict)
+    cache_limit_bytes: int = 0
+    micro_batch_rows: int = 0
+
+    @property
+    def footprint_bytes(self) -> int:
+        return sum(component.bytes for component in self.components)
+
+    @property
+    def peak_bytes(self) -> int:
+        """MLX's peak."""
+        return sum(c.bytes for c in self.components if c.name not in _OUTSIDE)
+
+    def bytes_of(self, *names: str) -> int:
+        """Bytes of the components so named."""
+        return sum(part.bytes for part in self.components if part.name in names)
+
+
 @dataclass(frozen=True)
 class ExampleSize:
-    """An example as the memory sees it (a `batching.Size`): see `Size` for the fields."""
+    """An example as the memory sees it: see `batching.Size` for the fields."""
 
     length: int
     row_count: int = 1
@@ -119,7 +97,7 @@ class ExampleSize:
     shared: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """The sizes of the examples that a run trains on, and of those that it evaluates on."""
 
@@ -132,130 +110,53 @@ class Data:
         one = ExampleSize(tokens, candidates=2 if scored == 1 else 1, scored=scored, shared=scored == 1)
         return Data((one,) * count, (one,) * evaluated)
 
-    @property
-    def longest(self) -> int:
-        return max((size.length for size in (*self.train, *self.evaluated)), default=0)
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Tokens of all rows, padding not counted."""
+        return sum(size.length * size.row_count for size in (*self.train, *self.evaluated))
+
+    @functools.cached_property
+    def mean_length(self) -> float:
+        """Tokens of a training example's row, on average."""
+        return sum(size.length for size in self.train) / len(self.train)
+
+    @functools.cached_property
+    def mean_rows(self) -> float:
+        """Rows of a training example, on average."""
+        return sum(size.row_count for size in self.train) / len(self.train)
+
+    @functools.cache  # noqa: B019 (few of them, and they live as long as the process)
+    def largest(self, split: str, count: int, multiple: int) -> tuple[Size, ...]:
+        """The `count` examples of a split with most tokens: no batch of a run takes more than these."""
+        shapes = Shapes(multiple)
+        return tuple(sorted(getattr(self, split), key=lambda size: shapes.padded(size) * size.row_count)[-count:])
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run is predicted to take.
+class Settings:
+    """What a run can be fitted to a cap by.
 
     Attributes:
-        components: parts of the footprint, which is their sum.
-        phase: the phase of the run that takes most, whose parts these are.
-        phases: MLX's peak in each phase, in bytes.
-        cache_limit_bytes: limit of MLX's cache of freed buffers.
-        micro_batch_tokens: padded tokens of the largest micro-batch that trains.
+        micro_batch: most sequences in one forward pass; None: as many as suit the device.
+        checkpointing: of backpropagation.
+        keeps_prefix: the frozen layers' output is kept in memory.
+        cache_limit_bytes: of MLX's cache of freed buffers.
     """
 
-    components: tuple[Component, ...]
-    phase: str
-    phases: dict[str, int] = field(default_factory=dict)
-    cache_limit_bytes: int = 0
-    micro_batch_tokens: int = 0
+    micro_batch: int | None
+    checkpointing: bool
+    keeps_prefix: bool
+    cache_limit_bytes: int
 
-    @property
-    def footprint_bytes(self) -> int:
-        return sum(component.bytes for component in self.components)
-
-    @property
-    def peak_bytes(self) -> int:
-        """MLX's peak."""
-        return sum(c.bytes for c in self.components if c.name not in _OUTSIDE)
-
-
-# Components that MLX's counter of the peak does not see.
-_OUTSIDE = ("runtime", "tokenizer", "buffer cache")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What trains in a scope.
-
-    Attributes:
-        tensors: what trains, as (rows, columns) and bytes a number.
-        added_bytes: of parameters that the scope adds, or keeps in float32 beside the stored ones.
-        frozen_layers: the first layers that no trained parameter can change.
-        embedding, head: whether these train.
-    """
-
-    tensors: tuple[tuple[Tensor, int], ...]
-    added_bytes: int
-    frozen_layers: int
-
-    @property
-    def numbers(self) -> int:
-        return sum(tensor.size for tensor, _ in self.tensors)
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.size * size for tensor, size in self.tensors)
-
-    def has(self, name: str) -> bool:
-        return any(tensor.name == name for tensor, _ in self.tensors)
-
-
-def trained(shape: ModelShape, config: RunConfig) -> Trained:
-    """What the scope of `config` trains of a model: as `models.scope.prepare` decides, from figures alone."""
-    scope = config.parsed_scope
-    first = max(0, shape.layers - (scope.last_layers or shape.layers))
-    whole = scope.last_layers is None
-    rest = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
-    chosen: dict[str, tuple[Tensor, int]] = {}
-    added = 0
-    inside = [t for t in shape.tensors if (whole if t.layer is None else t.layer >= first)]
-    for kind in scope.kinds:
-        if kind in ("full", "match"):
-            fits = [t for t in inside if kind == "full" or any(fnmatchcase(t.name, glob) for glob in scope.globs)]
-            new = [(t, rest) for t in fits if t.quantization is None]
-        elif kind == "scales":
-            new = [
-                (Tensor(f"{t.path}.{leaf}", t.rows, t.columns // t.quantization.group_size, t.layer), rest)
-                for t in inside
-                if t.quantization is not None
-                for leaf in ("scales", "biases")
-            ]
-        elif kind == "norms":
-            norms = [t for t in shape.tensors if "norm" in t.name and (t.layer is None or t.layer >= first)]
-            new = [(t, 4) for t in norms]
-            added += sum((4 - rest) * t.size for t in norms)
-        else:
-            new = [(t, 4) for t in _ADAPTERS[kind](shape, config, first)]
-            added += sum(4 * t.size for t, _ in new)
-        for tensor, size in new:
-            chosen.setdefault(tensor.name, (tensor, size))
-    tensors = tuple(chosen.values())
-    after = ("model.norm.", "lm_head.")
-    numbers = [t.layer if t.layer is not None else shape.layers if t.name.startswith(after) else 0 for t, _ in tensors]
-    return Trained(tensors, added, min([*numbers, shape.layers]))
-
-
-def _lora(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    linears = [t for t in shape.tensors if t.layer is not None and t.layer >= first and t.rows > 1]
-    targets = config.lora_targets
-    if targets == "auto":
-        names = ("qkv_proj",) if shape.fused else ("q_proj", "v_proj")
-    else:
-        names = tuple(name.strip() for name in targets.split(","))
-    for linear in linears:
-        if targets == "all" or linear.path.endswith(tuple(f".{name}" for name in names)):
-            yield Tensor(f"{linear.path}.lora_a", linear.columns, config.lora_rank, linear.layer)
-            yield Tensor(f"{linear.path}.lora_b", config.lora_rank, linear.rows, linear.layer)
-
-
-def _biases(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    for layer in range(first, shape.layers):
-        yield Tensor(f"model.layers.{layer}.mlp.down_proj.bias", 1, shape.hidden, layer)
-
-
-def _gains(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    for layer in range(first, shape.layers):
-        yield Tensor(f"model.layers.{layer}.self_attn.v_proj.gain", 1, shape.keys, layer)
-        yield Tensor(f"model.layers.{layer}.mlp.gate_proj.gain", 1, shape.intermediate, layer)
-
-
-_ADAPTERS = {"lora": _lora, "biases": _biases, "gains": _gains}
+    @staticmethod
+    def of(config: RunConfig) -> Settings:
+        """Those of a configuration; `auto` counts as what takes less time without a cap to keep to."""
+        return Settings(
+            config.micro_batch,
+            config.checkpointing == "on",
+            config.prefix_cache == "ram",
+            int(coefficient("default_cache_bytes")),
+        )
 
 
 @functools.cache
@@ -279,17 +180,20 @@ def estimate(
 
     Args:
         config: resolved or not; `checkpointing: auto` counts as off, `prefix_cache: auto` and `disk` as off.
-        data: sizes of its examples. The batch that counts is that of the longest examples.
+        data: sizes of its examples. The batch that counts is that of the largest examples.
         on_cpu: where it runs; None is this machine.
-        cache_limit_bytes: limit of MLX's cache of freed buffers; None for the run's default.
+        cache_limit_bytes: limit of MLX's cache of freed buffers; None for MLX's own on the CPU.
     """
-    return _Run(shape, config, data, runs_on_cpu() if on_cpu is None else on_cpu, cache_limit_bytes).estimate()
+    settings = Settings.of(config)
+    if cache_limit_bytes is not None:
+        settings = replace(settings, cache_limit_bytes=cache_limit_bytes)
+    return Predictor(shape, config, data, on_cpu).estimate(settings)
 
 
 @dataclass(frozen=True)
 class _Micro:
-    """The micro-batches of one batch, as the memory sees them: tokens of all, and rows, length and scored positions of
-    the one that takes most."""
+    """The micro-batches of one batch: tokens of all and how many they are; and rows, length and scored positions of the
+    one that takes most."""
 
     tokens: int
     parts: int
@@ -304,107 +208,118 @@ class _Micro:
         return self.rows * self.length
 
 
-class _Run:
-    """The arithmetic of one run."""
+class Predictor:
+    """The arithmetic of one run, for any settings that it may be fitted with.
 
-    def __init__(self, shape: ModelShape, config: RunConfig, data: Data, on_cpu: bool, cache_limit: int | None):
-        self.shape, self.config, self.data, self.on_cpu = shape, config, data, on_cpu
-        self.cache_limit = int(coefficient("default_cache_bytes")) if cache_limit is None else cache_limit
-        self.trained = trained(shape, config)
+    Args:
+        shape, config, data, on_cpu: as for `estimate`; what `Settings` holds is not read from the configuration.
+    """
+
+    def __init__(self, shape: ModelShape, config: RunConfig, data: Data, on_cpu: bool | None = None):
+        self.shape, self.config, self.data = shape, config, data
+        self.on_cpu = runs_on_cpu() if on_cpu is None else on_cpu
+        self.trained: Trained = trained(shape, config)
         self.stored = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
         # On the CPU everything is computed in float32, where half precision would bypass the BLAS.
-        self.c = 4 if on_cpu else self.stored
-        self.shapes = Shapes.suited(on_cpu, config.micro_batch)
+        self.c = 4 if self.on_cpu else self.stored
+        self._last_linears = [t for t in shape.tensors if t.layer == shape.layers - 1 and t.rows > 1]
+        self._trained_names = {tensor.name for tensor, _ in self.trained.tensors}
+        # Weights that are not stored in what is computed with are made so while their layer computes.
+        self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
+        multiple = Shapes.suited(self.on_cpu).multiple
+        self._batch = data.largest("train", config.batch_size, multiple)
+        self._evaluated = data.largest("evaluated", SCORED_AT_ONCE, multiple)
 
-    def estimate(self) -> Estimate:
-        train = self._micro(_largest(self.data.train, self.config.batch_size, self.shapes))
-        evaluated = self._micro(_largest(self.data.evaluated, SCORED_AT_ONCE, self.shapes))
-        resident = self._resident()
-        phases = {"evaluation": self._forward(evaluated, perturbed=False)}
+    def estimate(self, settings: Settings) -> Estimate:
+        """The memory of the run with these settings."""
+        train = self._micro(self._batch, settings)
+        resident = self._resident(settings)
+        phases: dict[str, list[Component]] = {}
+        if self._evaluated:
+            phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
         if self.config.method == "mezo":
             phases["forward pass"] = self._forward(train, perturbed=True)
-            phases["update"] = self._update()
-        components = {name: [*resident, *parts] for name, parts in phases.items()}
-        peaks = {name: sum(part.bytes for part in parts) for name, parts in components.items()}
+        else:
+            phases["backward pass"] = self._backward(train, settings)
+        phases["update"] = self._update(train)
+        always = sum(part.bytes for part in resident)
+        peaks = {name: always + sum(part.bytes for part in parts) for name, parts in phases.items()}
         phase = max(peaks, key=peaks.__getitem__)
         words = self.shape.vocabulary
-        outside = (
+        components = [
             Component("runtime", int(coefficient("runtime_bytes")), "Python, MLX and the libraries"),
             Component("tokenizer", int(coefficient("tokenizer_bytes_a_word") * words), f"{words:,} words"),
-        )
-        cache = Component("buffer cache", self.cache_limit, "freed buffers that MLX keeps for reuse, at most")
-        merged = _merged(components[phase])
-        return Estimate((*outside, *merged, cache), phase, peaks, self.cache_limit, train.own)
+            *resident,
+            *phases[phase],
+            Component("buffer cache", settings.cache_limit_bytes, "freed buffers that MLX keeps for reuse, at most"),
+        ]
+        return Estimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
 
-    def _micro(self, batch: Sequence[Size]) -> _Micro:
-        parts = cut(batch, self.shapes)
+    @functools.cached_property
+    def most_rows(self) -> int:
+        """Sequences in the largest micro-batch where nothing limits it but the device."""
+        return self._micro(self._batch, Settings.of(self.config)).rows
 
-        def rows(part: tuple[int, ...]) -> int:
-            return sum(batch[i].row_count for i in part)
+    @functools.cached_property
+    def prefix_bytes(self) -> int:
+        """Bytes of the frozen layers' output for every example; 0 where no layer is frozen."""
+        return self.c * self.shape.hidden * self.data.tokens if self.trained.frozen_layers else 0
 
-        def length(part: tuple[int, ...]) -> int:
-            return self.shapes.padded(batch[part[0]])
-
-        largest = max(parts, key=lambda part: self._layer(rows(part), length(part)))
+    def _micro(self, batch: Sequence[Size], settings: Settings) -> _Micro:
+        shapes = Shapes.suited(self.on_cpu, settings.micro_batch)
+        parts = cut(batch, shapes)
+        sizes = [(sum(batch[i].row_count for i in part), shapes.padded(batch[part[0]])) for part in parts]
+        rows, length = max(sizes, key=lambda size: self._layer(*size))
         return _Micro(
-            tokens=sum(rows(part) * length(part) for part in parts),
+            tokens=sum(rows * length for rows, length in sizes),
             parts=len(parts),
-            rows=rows(largest),
-            length=length(largest),
+            rows=rows,
+            length=length,
             scored=max(sum(batch[i].scored for i in part) for part in parts),
             shared=all(size.shared for size in batch),
         )
 
-    def _resident(self) -> list[Component]:
+    def _resident(self, settings: Settings) -> list[Component]:
         """What is there throughout the run."""
-        shape, config = self.shape, self.config
-        rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype)
-        parts = [Component("weights", shape.weight_bytes(config.dtype), f"{shape.parameters:,} parameters, {rest}")]
+        config, parts = self.config, [self._weights]
         if self.trained.added_bytes:
             why = f"{self.trained.numbers:,} trained numbers in float32"
             parts.append(Component("adapters", self.trained.added_bytes, why))
-        if config.prefix_cache == "ram" and self.trained.frozen_layers:
-            parts.append(
-                Component("prefix cache", self.prefix_cache_bytes(), "output of the frozen layers, once an example")
-            )
+        if config.method == "bp" and config.optimizer != "sgd":
+            why = "two float32 numbers for each that trains"
+            parts.append(Component("optimiser state", 8 * self.trained.numbers, why))
+        if settings.keeps_prefix:
+            why = "output of the frozen layers, once an example"
+            parts.append(Component("prefix cache", self.prefix_bytes, why))
         return parts
-
-    def prefix_cache_bytes(self) -> int:
-        """Bytes of the frozen layers' output for every example."""
-        tokens = sum(size.length * size.row_count for size in (*self.data.train, *self.data.evaluated))
-        return self.c * self.shape.hidden * tokens
 
     def _forward(self, micro: _Micro, perturbed: bool) -> list[Component]:
         """One forward pass over a batch, with weights at w + eps z or as they are stored."""
         shape = self.shape
-        linears = [t for t in shape.tensors if t.layer == shape.layers - 1 and t.rows > 1]
-        remade = self.on_cpu and (shape.quantised or self.stored != self.c)
-        changed = {t.name for t, _ in self.trained.tensors} if perturbed else set()
-        made = [t for t in linears if remade or t.name in changed]
+        made = [t for t in self._last_linears if self._remade or (perturbed and t.name in self._trained_names)]
         weights = 0
         if made:
             weights = int(coefficient("made_copies") * max(min(4 * t.size, CHUNK_BYTES) for t in made))
             if micro.parts > 1 and not shape.quantised:
                 # Micro-batches share the layer's weights, which stay until the last has passed.
                 weights += sum(self.c * t.size for t in made if 4 * t.size <= CHUNK_BYTES)
-        batch = 3 * self.c * shape.hidden * (micro.tokens - micro.own)
         layer = self._layer(micro.rows, micro.length, ahead=not made)
         scores = self._scores(micro.rows, micro.length)
-        in_layer = weights + layer
+        others = 3 * self.c * shape.hidden * (micro.tokens - micro.own)
         head = 0
         if not micro.shared:
-            copies = coefficient("made_copies") if changed else coefficient("head_copies")
+            copies = coefficient("made_copies" if perturbed and self._trains_head else "head_copies")
             head = int(copies * min(4 * shape.vocabulary * shape.hidden, CHUNK_BYTES))
             head += 4 * micro.scored * min(shape.vocabulary, CHUNK_BYTES // (4 * shape.hidden))
-        if head > in_layer:
-            whole = 2 * self.c * shape.hidden * micro.tokens
+        if head > weights + layer:
             return [
-                Component("activations", whole, "hidden states of the batch"),
+                Component("activations", 2 * self.c * shape.hidden * micro.tokens, "hidden states of the batch"),
                 Component("logits", head, "a chunk of the head's rows and its logits"),
             ]
+        why = f"one layer of {micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
         return [
             Component("transient", weights, "weights of a layer as they are computed with, while it computes"),
-            Component("activations", batch + layer - scores, f"one layer of {micro.rows} x {micro.length} tokens"),
+            Component("activations", others + layer - scores, why),
             Component("attention", scores, f"scores of {shape.heads} heads"),
         ]
 
@@ -415,37 +330,94 @@ class _Run:
             ahead: nothing is made of its weights first, so that MLX allocates for operations far ahead of those that
                 are done, and frees little before the layer ends.
         """
-        shape, n = self.shape, rows * length
-        widths = self.c * n
-        mlp = (4 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
+        shape, tokens = self.shape, self.c * rows * length
         scores = self._scores(rows, length)
         if ahead:
-            heads = coefficient("kept_heads") * (shape.queries + shape.keys)
-            return int(widths * (coefficient("kept_norms") * shape.hidden + heads + mlp)) + scores
-        attention = widths * (2 * shape.hidden + 3 * shape.queries + 3 * shape.keys) + scores
-        return max(widths * (4 * shape.hidden + mlp), attention)
+            return tokens * (layer_width(shape) + 2 * shape.hidden) + scores
+        return max(tokens * (4 * shape.hidden + mlp_width(shape)), tokens * attention_width(shape) + scores)
 
     def _scores(self, rows: int, length: int) -> int:
-        if not self.on_cpu:
-            return 0
-        return int(coefficient("score_copies") * self.c * rows * self.shape.heads * length**2)
+        """Scores of one layer's attention: whole on the CPU, where it is made of its parts; never whole on a GPU."""
+        return self.c * rows * self.shape.heads * length**2 if self.on_cpu else 0
 
-    def _update(self) -> list[Component]:
-        """The pass that moves the weights, a chunk at a time."""
+    def _backward(self, micro: _Micro, settings: Settings) -> list[Component]:
+        """Forward and backward pass of one micro-batch.
+
+        Gradients come as the activations that they are made of go, from the last layer to the first: the most is alive
+        either where the backward pass begins or where it ends.
+        """
+        shape, tokens = self.shape, self.c * micro.own
+        layers = shape.layers - self.trained.frozen_layers
+        # A GPU, too, makes the scores whole where a gradient is taken.
+        scores = self.c * micro.rows * shape.heads * micro.length**2
+        live = [
+            Component(
+                "activations", int(coefficient("live_layers") * tokens * layer_width(shape)), "one layer at work"
+            ),
+            Component("attention", int(coefficient("live_scores") * scores), "scores of one layer"),
+        ]
+        head = 4 * shape.vocabulary * shape.hidden
+        if settings.checkpointing:
+            begins = [Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers"), *live]
+        else:
+            begins = [
+                Component("activations", layers * tokens * kept_width(shape), f"all of {layers} layers"),
+                Component("attention", int(coefficient("kept_scores") * layers * scores), f"scores of {layers} layers"),
+            ]
+        if self._trains_head:
+            begins.append(Component("gradients", head, "of the head"))
+        if not micro.shared:
+            logits = int(coefficient("logit_copies") * 4 * micro.scored * shape.vocabulary)
+            begins.append(Component("logits", head + logits, f"of {micro.scored} positions, and the head's rows"))
+        # A tied embedding gets a gradient as the head and one as the embedding, which are there before they are summed.
+        gradients = self.trained.bytes + (head if shape.tied and self._trains_head else 0)
+        ends = [Component("gradients", gradients, f"of {self.trained.numbers:,} numbers"), *live]
+        throughout = []
+        if micro.parts > 1:
+            throughout.append(Component("gradients", 4 * self.trained.numbers, "their sum over micro-batches"))
+        if self.trained.frozen_layers:
+            prefix = self.c * shape.hidden * micro.tokens
+            throughout.append(Component("activations", prefix, "what the frozen layers give"))
+        return throughout + max(begins, ends, key=lambda parts: sum(part.bytes for part in parts))
+
+    @property
+    def _trains_head(self) -> bool:
+        name = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
+        return name in self._trained_names
+
+    def _update(self, micro: _Micro) -> list[Component]:
+        """The pass that moves the weights, a chunk at a time; backpropagation has its gradients meanwhile."""
+        parts = [Component("transient", self._chunk_bytes, "a chunk of the weights being moved")]
+        if self.config.method == "bp":
+            size = 4 * self.trained.numbers if micro.parts > 1 else self.trained.bytes
+            parts.append(Component("gradients", size, f"of {self.trained.numbers:,} numbers"))
+        return parts
+
+    @functools.cached_property
+    def _chunk_bytes(self) -> int:
+        """What the update of the largest chunk of a trained tensor has alive."""
+        copies = coefficient("adam_copies" if self.config.method == "bp" else "moved_copies")
 
         def alive(tensor: Tensor, size: int) -> int:
             if size == 4:
-                return int(coefficient("moved_copies") * min(4 * tensor.size, CHUNK_BYTES))
-            return int(coefficient("rounded_copies") * min(4 * tensor.size, CHUNK_BYTES // 8))
+                return int(copies * min(4 * tensor.size, CHUNK_BYTES))
+            return int(coefficient("rounded_copies") * min(4 * tensor.size, HALF_PRECISION_CHUNK_BYTES))
 
-        largest = max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
-        return [Component("transient", largest, "a chunk of the weights being moved")]
+        return max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
+
+    @functools.cached_property
+    def _weights(self) -> Component:
+        shape, dtype = self.shape, self.config.dtype
+        rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(dtype)
+        return Component("weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {rest}")
 
 
-def _largest(sizes: Sequence[Size], count: int, shapes: Shapes) -> list[Size]:
-    """The `count` examples with most tokens: no batch of a run takes more than this one."""
-    return sorted(sizes, key=lambda size: shapes.padded(size) * size.row_count)[-count:]
-
-
-def _merged(components: Sequence[Component]) -> list[Component]:
-    return [component for component in components if component.bytes]
+def _merged(components: Sequence[Component]) -> tuple[Component, ...]:
+    """Components of one name made one, those of no bytes left out."""
+    merged: dict[str, Component] = {}
+    for part in components:
+        if part.bytes:
+            before = merged.get(part.name)
+            why = f"{before.why}; {part.why}" if before else part.why
+            merged[part.name] = Component(part.name, part.bytes + (before.bytes if before else 0), why)
+    return tuple(merged.values())

@@ -50,21 +50,40 @@ def _resident_bytes(pid: int) -> int:
         raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
 
 
-def highest_footprint_bytes(pid: int | None = None) -> int | None:
-    """The most that a process ever took, as the system itself remembers it (Linux); None where it does not.
+class FootprintReader:
+    """Reads one process's footprint many times a second, at a small cost.
+
+    Args:
+        pid: the process; None is this one.
 
     Raises:
-        ProcessLookupError: there is no such process, or it may not be looked at.
+        ProcessLookupError: there is no such process, or it may not be looked at; `read` raises it, too.
     """
-    if sys.platform != "linux":
-        return None
-    try:
-        status = Path(f"/proc/{'self' if pid is None else pid}/status").read_bytes()
-    except OSError as error:
-        raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
-    _, found, rest = status.partition(b"VmHWM:")
-    # A process that has ended and was not waited for has no memory, and no such line.
-    return int(rest.split(None, 1)[0]) * 1024 if found else None
+
+    def __init__(self, pid: int | None = None):
+        self._pid = pid
+        self._status = None
+        if sys.platform == "linux":
+            try:
+                self._status = Path(f"/proc/{'self' if pid is None else pid}/status").open("rb", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
+
+    def read(self) -> tuple[int, int | None]:
+        """The footprint now, as `footprint_bytes` has it, and where the system remembers it (Linux) the most ever."""
+        if self._status is None:
+            return footprint_bytes(self._pid), None
+        try:
+            status = os.pread(self._status.fileno(), 1 << 14, 0)
+            highest, now = (int(status.split(key, 1)[1].split(None, 1)[0]) * 1024 for key in (b"VmHWM:", b"VmRSS:"))
+        except (OSError, IndexError):
+            # A process that has ended and was not waited for yet has a status, without these lines.
+            raise ProcessLookupError(f"process {self._pid} is gone") from None
+        return now, highest
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.close()
 
 
 class _RusageInfoV0(ctypes.Structure):

@@ -1,20 +1,23 @@
-"""What fits under a memory cap: a run settled to it, and a table of models and methods. Imports no MLX."""
+"""A run fitted to a memory cap before it starts, or the plain word that it does not fit and what would.
+
+Imports no MLX and loads no model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..batching import Shapes
 from ..config import RunConfig
 from ..errors import DoesNotFit
 from ..files import format_bytes
 from ..models.registry import load_registry
-from .estimate import COEFFICIENTS, Data, Estimate, coefficient, estimate, runs_on_cpu
+from .coefficients import coefficient
+from .estimate import Component, Data, Estimate, Predictor, Settings
 from .shape import ModelShape, of_entry
 
-# With fewer tokens than this share of what suits the device, a micro-batch wastes its matrix products: gradient
+# With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
 # checkpointing, which costs a third more computation, is then the better way to save memory.
 _SMALL_MICRO_BATCH = 0.25
 
@@ -43,7 +46,7 @@ def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | N
 
     Args:
         config: resolved.
-        data: the sizes of its encoded examples: `Data(tuple(train), tuple(validation + test))`.
+        data: its encoded examples, which say their sizes: `Data(tuple(train), (*validation, *test))`.
 
     Raises:
         DoesNotFit: see `fit`.
@@ -53,27 +56,25 @@ def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | N
         return fit(config, shape, data, cap, on_cpu=on_cpu)
     if config.checkpointing == "auto":
         config = dataclasses.replace(config, checkpointing="off")
-    return Fit(config, estimate(shape, config, data, on_cpu=on_cpu), None, None)
+    return Fit(config, Predictor(shape, config, data, on_cpu).estimate(Settings.of(config)), None, None)
 
 
 def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool | None = None) -> Fit:
     """The run with the largest micro-batch whose predicted footprint, and a margin, stay under the cap.
 
-    What is `auto` gives way in this order: MLX's cache of freed buffers, the prefix cache in memory, the size of a
-    micro-batch down to a quarter of what suits the device, activations (gradient checkpointing), and then the
-    micro-batch down to one sequence. Only the cut into micro-batches can change a MeZO loss, and that by the rounding
-    of float32.
+    What is `auto` gives way in this order: MLX's cache of freed buffers, the size of a micro-batch down to a quarter
+    of what suits the device, the prefix cache in memory, activations (gradient checkpointing), and then the micro-batch
+    down to one sequence. Only the cut into micro-batches can change a MeZO loss, and that by the rounding of float32.
 
     Raises:
         DoesNotFit: no way of running it fits. The details are the components of the smallest, and what would fit.
     """
-    cpu = runs_on_cpu() if on_cpu is None else on_cpu
-    found = try_fit(config, shape, data, cap_bytes, on_cpu=cpu)
+    predictor = Predictor(shape, config, data, on_cpu)
+    found = try_fit(predictor, cap_bytes)
     if found is not None:
         return found
-    smallest = _smallest(config, shape, data, cpu)
-    need = needed_bytes(smallest)
-    runtime = _bytes_of(smallest, "runtime", "tokenizer")
+    least = smallest(predictor)
+    runtime = least.bytes_of("runtime", "tokenizer")
     if cap_bytes < runtime:
         message = (
             f"the cap of {format_bytes(cap_bytes)} is below what Python, MLX and the tokenizer alone take, "
@@ -81,36 +82,84 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
         )
     else:
         message = (
-            f"{shape.name} with {describe_method(config)} needs at least {format_bytes(need)}, "
-            f"and the cap is {format_bytes(cap_bytes)}"
+            f"{shape.name} with {describe_method(config)} needs a cap of {format_bytes(needed_bytes(least))} or more, "
+            f"and it is {format_bytes(cap_bytes)}"
         )
-    ways = alternatives(config, shape, data, cap_bytes, on_cpu=cpu)
-    return _refuse(message, ways, smallest, need)
+    margin = f"{coefficient('margin'):.0%}"
+    ways = alternatives(predictor, cap_bytes)
+    raise DoesNotFit(
+        message,
+        ("any of these would fit: " if len(ways) > 1 else "this would fit: ") + ", ".join(ways),
+        [*component_lines(least.components), f"with a margin of {margin} {format_bytes(needed_bytes(least))}"],
+    )
 
 
-def try_fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool) -> Fit | None:
+def try_fit(predictor: Predictor, cap_bytes: int) -> Fit | None:
     """As `fit`, or None where the run does not fit."""
-    most = _rows_in_a_micro_batch(config, data, on_cpu)
-    enough = max(1, int(_SMALL_MICRO_BATCH * most))
-    fallback: Fit | None = None
-    for checkpointing in _choices(config.checkpointing, config.method == "bp"):
-        for prefix_cache in _prefix_caches(config):
-            tried = dataclasses.replace(config, checkpointing=checkpointing, prefix_cache=prefix_cache)
-            found = _largest_micro_batch(tried, shape, data, cap_bytes, most, on_cpu)
-            if found is None:
-                continue
-            found = dataclasses.replace(found, notes=_notes(found, config))
-            rows = found.config.micro_batch or most
-            if rows >= enough:
-                return found
-            if fallback is None or rows > (fallback.config.micro_batch or most):
-                fallback = found
-    return fallback
+    enough = max(1, int(_SMALL_MICRO_BATCH * predictor.most_rows))
+    best: Fit | None = None
+    for settings in _ways(predictor):
+        found = _largest_micro_batch(predictor, settings, cap_bytes)
+        if found is not None and (best is None or found.estimate.micro_batch_rows > best.estimate.micro_batch_rows):
+            best = found
+        if best is not None and best.estimate.micro_batch_rows >= enough:
+            break
+    return best
+
+
+def smallest(predictor: Predictor) -> Estimate:
+    """The least that the run can be made to take."""
+    ways = (
+        predictor.estimate(dataclasses.replace(settings, micro_batch=micro_batch, cache_limit_bytes=0))
+        for settings in _ways(predictor)
+        for micro_batch in (1, settings.micro_batch)
+    )
+    return min(ways, key=lambda predicted: predicted.footprint_bytes)
 
 
 def needed_bytes(predicted: Estimate) -> int:
     """What a cap must be for a run predicted to take this much: the footprint and a margin for what is not foreseen."""
     return int(predicted.footprint_bytes * (1.0 + coefficient("margin")))
+
+
+def cache_limit(predicted: Estimate, on_cpu: bool) -> int:
+    """A limit for MLX's cache of freed buffers that costs little time, in bytes: on the CPU MLX's own, on a GPU what a
+    step frees again, but at most a tenth of the footprint."""
+    default = int(coefficient("default_cache_bytes"))
+    if on_cpu:
+        return default
+    freed = predicted.peak_bytes - predicted.bytes_of("weights", "adapters", "optimiser state", "prefix cache")
+    return max(default, min(freed, predicted.footprint_bytes // 10))
+
+
+def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
+    """What would fit under the cap instead of a run that does not, as options, and the cap it would fit under."""
+    config, shape, data, on_cpu = predictor.config, predictor.shape, predictor.data, predictor.on_cpu
+
+    def fits(model: ModelShape, **changes: str) -> bool:
+        tried = dataclasses.replace(config, **changes)
+        return try_fit(Predictor(model, tried, data, on_cpu), cap_bytes) is not None
+
+    ways = []
+    if config.checkpointing == "off" and config.method == "bp" and fits(shape, checkpointing="on"):
+        ways.append("--checkpointing on")
+    if "lora" not in config.scope and fits(shape, scope="lora"):
+        ways.append("--scope lora")
+    if config.method == "bp" and fits(shape, method="mezo"):
+        ways.append("--method mezo")
+    smaller = (
+        entry
+        for entry in sorted(load_registry().values(), key=lambda entry: -entry.parameters)
+        if entry.parameters <= shape.parameters
+        and entry.name != shape.name
+        # Quantised weights cannot train, and scales are theirs alone.
+        and not (entry.quantization and "full" in config.parsed_scope.kinds)
+        and not (entry.quantization is None and "scales" in config.parsed_scope.kinds)
+    )
+    ways += [f"--model {entry.name}" for entry in smaller if fits(of_entry(entry))][:1]
+    # Rounded up to 10 MB, so that what is typed fits.
+    need = -(-needed_bytes(smallest(predictor)) // 10**7)
+    return [*ways, f"--memory-cap {need / 100:.2f}GB"]
 
 
 def describe_method(config: RunConfig) -> str:
@@ -119,100 +168,54 @@ def describe_method(config: RunConfig) -> str:
     return f"{name} on {config.scope}" + (" with checkpointing" if config.checkpointing == "on" else "")
 
 
-def component_lines(predicted: Estimate, width: int = 24) -> list[str]:
-    """The components of a prediction, a line each, with a bar as long as its share."""
-    total = predicted.footprint_bytes
-    names = max(len(part.name) for part in predicted.components)
+def component_lines(components: Sequence[Component], width: int = 24) -> list[str]:
+    """The components of a footprint, a line each, with a bar as long as its share."""
+    total = sum(part.bytes for part in components)
+    names = max(len(part.name) for part in components)
     lines = []
-    for part in predicted.components:
-        bar = "█" * max(1 if part.bytes else 0, round(width * part.bytes / total))
+    for part in components:
+        bar = "█" * max(1, round(width * part.bytes / total))
         lines.append(f"{part.name:<{names}} {format_bytes(part.bytes):>9} {bar:<{width}} {part.why}")
-    lines.append(f"{'together':<{names}} {format_bytes(total):>9}")
-    return lines
+    return [*lines, f"{'together':<{names}} {format_bytes(total):>9}"]
 
 
-def alternatives(
-    config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool | None = None
-) -> list[str]:
-    """What would fit under the cap instead, and what cap the run would fit under, a clause each."""
-    cpu = runs_on_cpu() if on_cpu is None else on_cpu
-
-    def fits(**changes: str) -> bool:
-        tried = dataclasses.replace(config, **changes)
-        return try_fit(tried, shape, data, cap_bytes, on_cpu=cpu) is not None
-
-    ways = []
-    if config.scope != "lora" and fits(scope="lora"):
-        ways.append("--scope lora")
-    if config.checkpointing == "off" and config.method == "bp" and fits(checkpointing="on"):
-        ways.append("--checkpointing on")
-    if config.method == "bp" and fits(method="mezo"):
-        ways.append("--method mezo")
-    smaller = [
-        entry
-        for entry in load_registry().values()
-        if entry.parameters <= shape.parameters
-        and entry.name != shape.name
-        and (entry.quantization is None or config.scope.startswith(("lora", "scales", "norms")))
-        and (entry.quantization is not None or config.scope != "scales")
-    ]
-    for entry in sorted(smaller, key=lambda entry: -entry.parameters):
-        if try_fit(config, of_entry(entry), data, cap_bytes, on_cpu=cpu) is not None:
-            ways.append(f"--model {entry.name}")
-            break
-    need = needed_bytes(_smallest(config, shape, data, cpu))
-    ways.append(f"--memory-cap {-(-need // 10**7) / 100:.2f}GB")
-    return ways
+def _ways(predictor: Predictor) -> Iterator[Settings]:
+    """What `auto` leaves open, the fastest first."""
+    config = predictor.config
+    settings = Settings.of(config)
+    backward = config.method == "bp"
+    for checkpointing in (False, True) if backward and config.checkpointing == "auto" else (settings.checkpointing,):
+        for keeps in _prefix_choices(predictor):
+            yield dataclasses.replace(settings, checkpointing=checkpointing, keeps_prefix=keeps)
 
 
-def _refuse(message: str, ways: Sequence[str], smallest: Estimate, need: int) -> Fit:
-    margin = f"{COEFFICIENTS['margin'].value:.0%}"
-    raise DoesNotFit(
-        message,
-        "any of these would fit: " + ", ".join(ways),
-        [*component_lines(smallest), f"with the margin of {margin} {format_bytes(need)}"],
-    )
+def _prefix_choices(predictor: Predictor) -> Sequence[bool]:
+    config = predictor.config
+    if not predictor.prefix_bytes:
+        return (False,)
+    if config.prefix_cache != "auto":
+        return (config.prefix_cache == "ram",)
+    # A run that does not come back to its examples would not get back what the cache costs.
+    pays = config.steps * config.batch_size > len(predictor.data.train)
+    return (True, False) if pays else (False,)
 
 
-def _choices(checkpointing: str, backpropagates: bool) -> tuple[str, ...]:
-    if not backpropagates:
-        return (checkpointing,)
-    return ("off", "on") if checkpointing == "auto" else (checkpointing,)
-
-
-def _prefix_caches(config: RunConfig) -> tuple[str, ...]:
-    # A cache on disk is read through a map of the file, which the system counts as the process's memory as well.
-    return ("ram", "off") if config.prefix_cache == "auto" else (config.prefix_cache,)
-
-
-def _rows_in_a_micro_batch(config: RunConfig, data: Data, on_cpu: bool) -> int:
-    """Most sequences that a micro-batch of this run would hold without a cap."""
-    shapes = Shapes.suited(on_cpu, config.micro_batch)
-    shortest = min(shapes.padded(size) for size in data.train)
-    rows = max(size.row_count for size in data.train)
-    limit = max(1, min(shapes.tokens // shortest, shapes.rows or shapes.tokens))
-    return min(limit, config.batch_size * rows)
-
-
-def _largest_micro_batch(
-    config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, most: int, on_cpu: bool
-) -> Fit | None:
+def _largest_micro_batch(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit | None:
     """The run with the most sequences a micro-batch that fit, or None."""
 
     def attempt(rows: int | None) -> Fit | None:
-        tried = dataclasses.replace(config, micro_batch=rows)
-        bare = estimate(shape, tried, data, on_cpu=on_cpu, cache_limit_bytes=0)
+        tried = dataclasses.replace(settings, micro_batch=rows, cache_limit_bytes=0)
+        bare = predictor.estimate(tried)
         room = int(cap_bytes / (1.0 + coefficient("margin"))) - bare.footprint_bytes
         if room < 0:
             return None
-        limit = min(room, cache_limit(bare, on_cpu))
-        predicted = estimate(shape, tried, data, on_cpu=on_cpu, cache_limit_bytes=limit)
-        return Fit(tried, predicted, cap_bytes, limit)
+        limit = min(room, cache_limit(bare, predictor.on_cpu))
+        return _fit(predictor, dataclasses.replace(tried, cache_limit_bytes=limit), cap_bytes)
 
-    found = attempt(config.micro_batch)
-    if found is not None or most == 1:
+    found = attempt(settings.micro_batch)
+    if found is not None:
         return found
-    low, high = 0, most
+    low, high = 0, predictor.most_rows
     while high - low > 1:
         middle = (low + high) // 2
         tried = attempt(middle)
@@ -223,44 +226,27 @@ def _largest_micro_batch(
     return found
 
 
-def cache_limit(predicted: Estimate, on_cpu: bool) -> int:
-    """A limit for MLX's cache of freed buffers that costs no time: on a GPU what a step frees again, at most a tenth of
-    the footprint; on the CPU MLX's own."""
-    default = int(coefficient("default_cache_bytes"))
-    if on_cpu:
-        return default
-    resident = _bytes_of(predicted, "weights", "adapters", "optimiser state", "prefix cache")
-    freed = predicted.peak_bytes - resident
-    return max(default, min(freed, predicted.footprint_bytes // 10))
-
-
-def _smallest(config: RunConfig, shape: ModelShape, data: Data, on_cpu: bool) -> Estimate:
-    """The least that the run can be made to take."""
-    ways = (
-        estimate(
-            shape,
-            dataclasses.replace(config, micro_batch=1, checkpointing=checkpointing, prefix_cache=prefix_cache),
-            data,
-            on_cpu=on_cpu,
-            cache_limit_bytes=0,
-        )
-        for checkpointing in _choices(config.checkpointing, config.method == "bp")
-        for prefix_cache in _prefix_caches(config)
-    )
-    return min(ways, key=lambda predicted: predicted.footprint_bytes)
-
-
-def _bytes_of(predicted: Estimate, *names: str) -> int:
-    return sum(part.bytes for part in predicted.components if part.name in names)
-
-
-def _notes(found: Fit, asked: RunConfig) -> tuple[str, ...]:
-    settled, notes = found.config, []
-    if settled.micro_batch != asked.micro_batch:
-        notes.append(f"micro-batches of at most {settled.micro_batch} sequences")
-    if settled.checkpointing == "on" and asked.checkpointing == "auto" and settled.method == "bp":
+def _fit(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit:
+    config, limit, notes = predictor.config, settings.cache_limit_bytes, []
+    if settings.micro_batch != config.micro_batch:
+        notes.append(f"micro-batches of at most {settings.micro_batch} sequences")
+    if settings.checkpointing and config.checkpointing == "auto":
         notes.append("gradient checkpointing")
-    if settled.prefix_cache == "ram" and asked.prefix_cache == "auto" and settled.method == "mezo":
+    if settings.keeps_prefix and config.prefix_cache == "auto":
         notes.append("the output of frozen layers kept in memory")
-    notes.append(f"MLX's cache of freed buffers limited to {format_bytes(found.cache_limit_bytes or 0)}")
-    return tuple(notes)
+    notes.append(f"MLX's cache of freed buffers limited to {format_bytes(limit)}")
+    settled = dataclasses.replace(
+        config,
+        micro_batch=settings.micro_batch,
+        checkpointing="on" if settings.checkpointing else "off",
+        prefix_cache=_prefix_cache(predictor, settings),
+    )
+    return Fit(settled, predictor.estimate(settings), cap_bytes, limit, tuple(notes))
+
+
+def _prefix_cache(predictor: Predictor, settings: Settings) -> str:
+    asked = predictor.config.prefix_cache
+    if asked != "auto" or not predictor.prefix_bytes:
+        return asked
+    # Not on disk: it is read through a map of the file, which the system may count as the process's memory.
+    return "ram" if settings.keeps_prefix else "off"

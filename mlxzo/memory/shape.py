@@ -104,11 +104,11 @@ class ModelShape:
         """Every parameter, once."""
         return tuple(self._tensors())
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         """Parameters of one decoder layer."""
         return sum(tensor.size for tensor in self.tensors if tensor.layer == 0)

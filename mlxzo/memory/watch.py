@@ -9,15 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from .. import events
 from ..errors import DoesNotFit
 from ..files import format_bytes
 from .meter import (
-    footprint_bytes,
-    highest_footprint_bytes,
+    FootprintReader,
     memory_pressure,
     mlx_memory,
     swap_used_bytes,
@@ -26,7 +24,7 @@ from .meter import (
 
 SAMPLE_SECONDS = 0.05
 # Near the cap, readings are closer together.
-NEAR_SAMPLE_SECONDS = 0.01
+NEAR_SAMPLE_SECONDS = 0.02
 # From this share of the cap on, the run is asked to take less.
 NEAR_SHARE = 0.92
 # A run over its cap ends by itself within this time, unless it grows by more than this share of the cap meanwhile.
@@ -39,38 +37,38 @@ _KEPT_SECONDS = 5.0
 _NEW_PEAK = 1.01
 
 
-@dataclass
 class Gauge:
     """The footprint of a process, reading by reading, in bytes.
 
-    Attributes:
+    Args:
         pid: the process; None is this one.
+
+    Attributes:
         last_bytes: the last reading.
         peak_by_phase: the highest reading of each phase of the run.
         growth_bytes: the most that it grew from one reading to the next, and `longest_seconds` the longest time
             between two.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it may not be looked at; `read` raises it, too.
     """
 
-    pid: int | None = None
-    last_bytes: int = 0
-    peak_by_phase: dict[str, int] = field(default_factory=dict)
-    growth_bytes: int = 0
-    longest_seconds: float = 0.0
-    readings: int = 0
-    _highest: int | None = None
-    _time: float = 0.0
+    def __init__(self, pid: int | None = None):
+        self.peak_by_phase: dict[str, int] = {}
+        self.last_bytes = self.growth_bytes = self.readings = 0
+        self.longest_seconds = 0.0
+        self._reader = FootprintReader(pid)
+        self._highest: int | None = None
+        self._time = 0.0
 
     @property
     def peak_bytes(self) -> int:
         return max(self.peak_by_phase.values(), default=0)
 
     def read(self, phase: str = "") -> int:
-        """Takes a reading: what the process has now, or more where the system saw more since the last one.
-
-        Raises:
-            ProcessLookupError: the process is gone.
-        """
-        now, seen, highest = time.monotonic(), footprint_bytes(self.pid), highest_footprint_bytes(self.pid)
+        """Takes a reading: what the process has now, or more where the system saw more since the last one."""
+        now = time.monotonic()
+        seen, highest = self._reader.read()
         if highest is not None:
             if self._highest is not None and highest > self._highest:
                 seen = max(seen, highest)
@@ -81,6 +79,10 @@ class Gauge:
         self.readings, self.last_bytes, self._time = self.readings + 1, seen, now
         self.peak_by_phase[phase] = max(seen, self.peak_by_phase.get(phase, 0))
         return seen
+
+    def close(self) -> None:
+        """Reads no more; the figures stay."""
+        self._reader.close()
 
     def exceeded(self, cap_bytes: int, kept: str) -> DoesNotFit:
         """The error for a run that went over its cap.
@@ -136,18 +138,18 @@ class Watch:
     """Reads this process's footprint from a thread of its own for as long as it is entered (a context manager).
 
     Args:
-        cap_bytes: the run's cap; None measures and enforces nothing.
         tell: takes the samples that `Thinning` finds worth telling, and whether each is to be kept. It is called from
             two threads, and must not wait.
         end: ends the process at once. Called from the thread, where a run over its cap grows on or does not stop.
 
     Attributes:
+        cap_bytes: the cap that the run is held to; None: none yet.
         near: the footprint is near the cap, or was since this was last set to False.
         over: the cap was exceeded: the run must stop.
     """
 
-    def __init__(self, cap_bytes: int | None, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
-        self.cap_bytes = cap_bytes
+    def __init__(self, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
+        self.cap_bytes: int | None = None
         self.gauge = Gauge()
         self.near = self.over = False
         self._tell, self._end = tell, end
@@ -166,7 +168,13 @@ class Watch:
         self._done.set()
         self._thread.join()
         # The last word on the peak.
-        self._sample(last=True)
+        self._sample(told=True)
+        self.gauge.close()
+
+    def hold(self, cap_bytes: int) -> None:
+        """Holds the run to a cap from here on, and tells so."""
+        self.cap_bytes = cap_bytes
+        self._sample(told=True)
 
     def enter(self, phase: str) -> None:
         """Tells in which phase the run is from now on; the time between two readings may hide a short one."""
@@ -202,7 +210,7 @@ class Watch:
         late = time.monotonic() - since > _GRACE_SECONDS
         return late or self.gauge.last_bytes > seen + _GRACE_SHARE * self.cap_bytes
 
-    def _sample(self, last: bool = False) -> None:
+    def _sample(self, told: bool = False) -> None:
         with self._lock:
             seen = self.gauge.read(self._phase)
             if self._is_near():
@@ -211,8 +219,8 @@ class Watch:
                 self._over = time.monotonic(), seen
                 self.over = True
             shown, kept = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
-            if shown or last:
-                self._tell(self._event(seen), kept or last)
+            if shown or told:
+                self._tell(self._event(seen), kept or told)
 
     def _event(self, seen: int) -> events.Memory:
         mlx = mlx_memory()

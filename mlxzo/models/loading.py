@@ -61,9 +61,8 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
     path = _folder(resolved)
     check_folder(path)
     model, config = _load_weights(path)
-    # The tokenizer first: a large one takes several times its size while it is read, and the weights are not there yet.
-    if tokenizer is None:
-        tokenizer = _load_tokenizer(path, config)
+    # Before the weights are there, since a large one takes several times its size while it is read.
+    tokenizer = tokenizer or _load_tokenizer(path, config)
     return_freed_memory()
     if dtype != "auto":
         model.set_dtype(DTYPES[dtype])

@@ -18,10 +18,11 @@ import pytest
 from mlxzo import events
 from mlxzo.config import RunConfig
 from mlxzo.files import parse_bytes
-from mlxzo.memory.meter import footprint_bytes, highest_footprint_bytes
+from mlxzo.memory.meter import FootprintReader, footprint_bytes
 from mlxzo.memory.watch import SAMPLE_SECONDS, Thinning, Watch
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
+from mlxzo.worker import SKIP_PLAN
 from tests.tiny import tiny_folder
 
 MB = 1_000_000
@@ -92,12 +93,13 @@ def over_its_cap(cap, root, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "MLXZO_SKIP_PLAN": "1"},
+        env={**os.environ, SKIP_PLAN: "1"},
     ) as process:
         while process.poll() is None:
             with contextlib.suppress(OSError, ValueError):
-                pid = int(run.lock_path.read_text())
-                highest.append(highest_footprint_bytes(pid) or footprint_bytes(pid))
+                reader = FootprintReader(int(run.lock_path.read_text()))
+                highest += filter(None, reader.read())
+                reader.close()
             time.sleep(0.001)
         shown, problems = process.communicate()
     error = json.loads(shown)["error"]
@@ -121,8 +123,9 @@ def cli(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_path):
+def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_path, monkeypatch):
     """A cap a little above what the process takes: every reading is near it, and nothing is over it."""
+    monkeypatch.setenv(SKIP_PLAN, "1")
     small = {"steps": 4, "batch_size": 8, "train_examples": 16, "validation_examples": 8, "test_examples": 8}
     options = {"model": model, "scope": "norms/last-2", "out": str(tmp_path), "prefix_cache": "ram", **small}
     free, _ = finished(RunConfig(**options, name="free"))
@@ -132,6 +135,25 @@ def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_p
     assert any("micro-batches have at most" in note for note in notes), notes
     assert losses(run) == pytest.approx(losses(free), rel=1e-4)
     assert run.result()["memory"]["cap_bytes"] == int(need * 1.05)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(model, tmp_path):
+    done = cli(
+        "train", "--model", model, "--scope", "full", "--memory-cap", "20MB", "--out", tmp_path, "--name", "small"
+    )
+    assert done.returncode == 3 and "Does not fit" in done.stderr and "Traceback" not in done.stderr
+    assert "20.0 MB" in done.stderr and "weights" in done.stderr and "Fix: " in done.stderr
+    run = RunDirectory(tmp_path / "small")
+    assert run.status == "failed" and run.last_event(events.Loaded) is None
+
+
+def test_a_run_is_fitted_to_its_cap_and_keeps_how(model, tmp_path):
+    small = {"steps": 3, "batch_size": 8, "train_examples": 16, "validation_examples": 8, "test_examples": 8}
+    run, found = finished(RunConfig(model=model, scope="norms/last-2", out=str(tmp_path), memory_cap="1GB", **small))
+    assert run.config.prefix_cache in ("ram", "off") and run.config.memory_cap == "1GB"
+    (note,) = [e.text for e in found if isinstance(e, events.Note) and "predicted to take" in e.text]
+    predicted = parse_bytes(re.search(r"predicted to take ([\d.]+ \w+) of", note)[1])
+    assert run.result()["memory"]["footprint_peak_bytes"] == pytest.approx(predicted, rel=0.25)
 
 
 def test_the_same_seed_gives_the_same_losses_whatever_the_micro_batch(model, tmp_path):
@@ -157,11 +179,13 @@ def losses(run):
 
 @pytest.fixture
 def stuck(tmp_path):
-    """Starts a worker under a cap of 200 MB that is a few lines of Python."""
+    """Starts a worker that says that it is held to 200 MB, and is a few lines of Python."""
     started = []
 
     def begin(program):
         run = RunDirectory.create(RunConfig(out=str(tmp_path / "runs"), memory_cap="200MB"))
+        told = events.Memory("load", 1, 1, 0, 0, 0, 200 * MB, 0, 0, None)
+        run.events_path.write_text(events.to_json(told, time.time()) + "\n")
         supervisor = Supervisor(run, _command=[sys.executable, "-c", textwrap.dedent(program), str(run.path)])
         supervisor.start()
         started.append(supervisor)
@@ -225,8 +249,9 @@ def test_a_worker_whose_main_thread_is_stuck_ends_itself_and_says_why(tmp_path):
         import mlx.core
         run = RunDirectory(Path(sys.argv[1]))
         write = EventWriter(run.events_path)
-        watch = Watch(footprint_bytes() + 50_000_000, write.offer, lambda: end_at_once(run, write, watch))
+        watch = Watch(write.offer, lambda: end_at_once(run, write, watch))
         with watch:
+            watch.hold(footprint_bytes() + 50_000_000)
             held = b"x" * 60_000_000
             time.sleep(60)
     """
@@ -250,7 +275,7 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
     import mlx.core as mx
 
     told = []
-    with Watch(None, lambda event, kept: told.append((event, kept)), lambda: None) as watch:
+    with Watch(lambda event, kept: told.append((event, kept)), lambda: None) as watch:
         watch.enter("train")
         product = mx.ones((1500, 1500))
         mx.eval(product)
@@ -271,7 +296,7 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
     assert list(peaks) == ["load", "train", "evaluate"] and summary["footprint_peak_bytes"] == max(peaks.values())
     if sys.platform == "linux":
         # Linux remembers what was there between two readings.
-        assert summary["footprint_peak_bytes"] == highest_footprint_bytes() > peaks["train"] + 80 * MB
+        assert summary["footprint_peak_bytes"] == FootprintReader().read()[1] > peaks["train"] + 80 * MB
     assert told[-1][0].peak_footprint_bytes == summary["footprint_peak_bytes"] and told[-1][1]
     assert {event.phase for event, kept in told if kept} == {"load", "train", "evaluate"}
 
@@ -279,7 +304,8 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
 def test_a_cap_is_seen_to_be_near_and_then_exceeded_and_growing_on_ends_the_process():
     ended = threading.Event()
     cap = footprint_bytes() + 200 * MB
-    with Watch(cap, lambda event, kept: None, ended.set) as watch:
+    with Watch(lambda event, kept: None, ended.set) as watch:
+        watch.hold(cap)
         held = [b"x" * int(0.95 * cap - footprint_bytes())]
         time.sleep(3 * SAMPLE_SECONDS)
         assert watch.near and not watch.over and not ended.is_set()

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import time
 
 import mlx.core as mx
 import pytest
 
-from mlxzo.memory.meter import footprint_bytes, mlx_memory, system_memory
+from mlxzo.memory.meter import FootprintReader, footprint_bytes, mlx_memory, system_memory
 
 
 def test_the_footprint_grows_with_what_is_held():
@@ -22,6 +23,21 @@ def test_another_process_can_be_measured_and_one_that_is_gone_cannot():
         assert footprint_bytes(child.pid) > 0
     with pytest.raises(ProcessLookupError):
         footprint_bytes(child.pid)
+
+
+def test_a_reader_agrees_with_a_single_reading_and_remembers_more():
+    with subprocess.Popen(
+        [sys.executable, "-c", "x = b'x' * 50_000_000; del x; input()"], stdin=subprocess.PIPE
+    ) as child:
+        reader, limit = FootprintReader(child.pid), time.monotonic() + 10
+        if sys.platform == "linux":
+            while reader.read()[1] < 50_000_000 or reader.read()[0] > 40_000_000:
+                assert time.monotonic() < limit
+                time.sleep(0.01)
+        assert reader.read()[0] == pytest.approx(footprint_bytes(child.pid), rel=0.02)
+    with pytest.raises(ProcessLookupError):
+        reader.read()
+    reader.close()
 
 
 def test_mlx_counts_what_is_alive_and_the_peak():

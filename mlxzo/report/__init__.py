@@ -1,0 +1,1 @@
+"""What runs did, read from their events: curves, tables, figures, pages. Nothing here imports MLX."""
