@@ -8,6 +8,7 @@ from mlxzo import events
 from tui.app import MlxzoApp
 from tui.screens.try_it import TryIt
 from tui.widgets.chart import Chart
+from tui.widgets.keys import Keys
 
 from .driving import SIZES, drive, wait_for
 
@@ -80,6 +81,21 @@ def test_the_palette_offers_every_action_of_the_screen(make_run, root):
         await wait_for(pilot, "copies the command line")
         await pilot.press("enter")
         await wait_for(pilot, "mlxzo train --model")
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_every_key_at_the_bottom_can_be_clicked(make_run, root):
+    make_run(name="one")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        keys = pilot.app.screen.query_one(Keys)
+        line = (await wait_for(pilot, "Sort")).splitlines()[-1]
+        await pilot.click(keys, offset=(line.index("Sort"), 0))
+        await wait_for(pilot, "by tuned")
+        await pilot.click(keys, offset=(line.index("Help"), 0))
+        await wait_for(pilot, "─ Help ─")
 
     drive(MlxzoApp(root=str(root)), scenario)
 

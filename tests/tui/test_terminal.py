@@ -48,12 +48,16 @@ class Terminal:
         raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{self.text()}")
 
     def go_to(self, text, key):
-        """Presses a key until a text is on the screen."""
+        """Presses a key until a text is on the screen, each time when what the last one did can be seen."""
         for _ in range(20):
-            if text in self.text():
+            before = self.text()
+            if text in before:
                 return
             self.keys(key)
-            time.sleep(1)
+            limit = time.monotonic() + 20
+            while self.text() == before and time.monotonic() < limit:
+                time.sleep(0.2)
+            time.sleep(0.5)
         raise AssertionError(f"{key} does not lead to {text!r}:\n{self.text()}")
 
     def close(self):
@@ -69,8 +73,10 @@ def test_from_start_to_a_finished_run_and_the_tuned_model_by_keys_alone(tmp_path
         # The line at the bottom says which field has the focus.
         terminal.go_to("steps: optimisation steps", "Tab")
         terminal.type("6")
+        terminal.wait_for("steps               6", 30)
         terminal.go_to("eval_every: ", "Down")
         terminal.type("3")
+        terminal.wait_for("eval every          3", 30)
         terminal.wait_for("ready to start", 60)
         terminal.keys("F9")
         terminal.wait_for("▶ ", 120)

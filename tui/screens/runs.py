@@ -90,7 +90,7 @@ class Runs(Page):
     def body(self) -> Iterable[Widget]:
         yield Static(id="no-runs", markup=False)
         with Horizontal(id="runs-body"):
-            with Vertical(id="runs-list"):
+            with Vertical(id="runs-list", classes="frame"):
                 yield Input(placeholder="filter by name, model, task, method or status", id="filter", compact=True)
                 yield Grid(
                     _COLUMNS,

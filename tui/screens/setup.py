@@ -175,11 +175,17 @@ class Setup(Page):
         self._check_soon()
 
     def on_descendant_focus(self) -> None:
+        super().on_descendant_focus()
+        around = set() if self.focused is None else set(self.focused.ancestors)
+        # In small terminals the panel in use opens. The options always have what the others leave.
+        for name in ("#choices", "#models", "#tasks"):
+            panel = self.query_one(name)
+            panel.set_class(panel in around, "-open")
         widget, text = self.focused, ""
         while widget is not None and widget is not self and not text:
             text = getattr(widget, "help", "") or ""
             widget = widget.parent
-        self.query_one("#help-line", Static).update(text)
+        self.query_one("#help-line", Static).update(text, layout=False)
 
     # Model and task
 

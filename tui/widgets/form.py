@@ -101,6 +101,7 @@ class Field(Vertical):
         self.name_of_option = definition.name
         self._option: Option = definition.metadata["option"]
         self._default = definition.default
+        self._problem = ""
         self.help = field_help(definition)
 
     def compose(self) -> ComposeResult:
@@ -138,8 +139,10 @@ class Field(Vertical):
 
     def say(self, problem: str, usual: object = None) -> None:
         """Shows what is wrong ('' for nothing), and what an empty field stands for."""
-        self.query_one(".field-problem", Static).update(f"✗ {problem}" if problem else "")
-        self.set_class(bool(problem), "-wrong")
+        if problem != self._problem:
+            self._problem = problem
+            self.query_one(".field-problem", Static).update(f"✗ {problem}" if problem else "")
+            self.set_class(bool(problem), "-wrong")
         if isinstance(self.control, Input):
             self.control.placeholder = self._usual() if usual is None else _text(usual)
 
