@@ -8,7 +8,8 @@ import mlxzo.inplace
 from mlxzo.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
 from mlxzo.config import RunConfig
 from mlxzo.memory.coefficients import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
-from mlxzo.memory.estimate import Data, ExampleSize, estimate
+from mlxzo.memory.estimate import Data, ExampleSize, Predictor, estimate
+from mlxzo.memory.plan import fit, needed_bytes, smallest
 from mlxzo.memory.shape import of_config, of_entry
 from mlxzo.memory.trained import trained
 from mlxzo.methods import make_method
@@ -133,3 +134,24 @@ def test_a_step_peaks_where_it_is_predicted_to(method, scope):
     predicted = estimate(shape, config, Data.uniform(128, 4, 0), on_cpu=True)
     resident = predicted.bytes_of("weights", "adapters", "optimiser state")
     assert predicted.peak_bytes - resident == pytest.approx(measured, rel=0.33)
+
+
+def test_the_losses_of_a_mezo_run_do_not_depend_on_its_cap():
+    shape = of_config(tiny_config("llama", hidden=128), "tiny")
+    run = RunConfig(scope="full", batch_size=4, seed=3, steps=3, lr=1e-4).resolved()
+    examples = [encode(example, TOKENIZER, 64) for example in several_token_examples()[:4]]
+    data = Data(tuple(examples) * 3, ())
+    predictor = Predictor(shape, run, data, on_cpu=True)
+    caps = (8_000_000_000, needed_bytes(smallest(predictor)))
+    fits = [fit(run, shape, data, cap, on_cpu=True) for cap in caps]
+    batches = [make_batch(examples, Shapes.suited(True, found.config.micro_batch)) for found in fits]
+    assert len(batches[0].parts) < len(batches[1].parts)
+
+    def losses(batch, config):
+        model = tiny_model(hidden=128)
+        trainable = prepare(model, config)
+        method = make_method(Scorer(CausalLM(model, mx.float32)), trainable, config)
+        return [method.step(step, batch).loss for step in range(3)]
+
+    wide, narrow = (losses(batch, found.config) for batch, found in zip(batches, fits, strict=True))
+    assert narrow == pytest.approx(wide, rel=1e-5)
