@@ -11,9 +11,10 @@ from mlxzo.config import RunConfig
 from mlxzo.errors import DoesNotFit, ModelError
 from mlxzo.files import format_bytes
 from mlxzo.formatting import format_seconds
-from mlxzo.memory.estimate import Component, Data, ExampleSize, estimate, runs_on_cpu, shape_of
+from mlxzo.memory.estimate import Component, Data, ExampleSize, estimate
 from mlxzo.memory.meter import system_memory
 from mlxzo.memory.plan import settle, try_fit
+from mlxzo.memory.shape import shape_of
 from mlxzo.runs import RunDirectory
 from mlxzo.tasks.base import Example, TaskData
 
@@ -65,7 +66,7 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
         if advise or cap is None:
             fit = settle(config, shape, data)
         else:
-            fit = try_fit(config, shape, data, cap, on_cpu=runs_on_cpu())
+            fit = try_fit(config, shape, data, cap)
             if fit is None:
                 raise DoesNotFit(f"{model} does not fit")
     except DoesNotFit as problem:
