@@ -72,7 +72,7 @@ def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
         assert not any("smollm2" in line and "✗" in line for line in screen_text(pilot).splitlines())
         pilot.app.screen.query_one("#cap", Input).focus()
         await pilot.press(*"400MB")
-        shown = await wait_for(pilot, "needs at least")
+        shown = await wait_for(pilot, "needs a cap of")
         assert pilot.app.screen.query_one("#start", Button).disabled
         assert any("smollm2-135m " in line and "✗" in line for line in shown.splitlines())
         assert any("smollm2-135m-4bit " in line and "✓" in line for line in shown.splitlines())
