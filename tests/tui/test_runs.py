@@ -8,7 +8,7 @@ import pytest
 
 from mlxzo.cli import Parser
 from mlxzo.commands import train
-from mlxzo.commands.options import flag
+from mlxzo.commands.options import config_values, flag
 from mlxzo.config import RunConfig
 from tui.app import MlxzoApp
 from tui.command_line import command_line
@@ -119,8 +119,7 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
         train.add_arguments(parser)
         words = shlex.split(command_line(config))
         assert words[:2] == ["mlxzo", "train"] and (flag("steps") in words) == ("steps" in values)
-        given = {k: v for k, v in vars(parser.parse_args(words[2:])).items() if k not in ("config", "json")}
-        assert RunConfig.from_mapping(given).resolved() == config
+        assert RunConfig.from_mapping(config_values(parser.parse_args(words[2:]))).resolved() == config
 
 
 def test_a_thousand_runs_open_in_a_second_and_keys_stay_quick(make_run, root):
