@@ -11,7 +11,7 @@ from mlxzo.config import RunConfig
 from mlxzo.errors import DoesNotFit, ModelError
 from mlxzo.files import format_bytes
 from mlxzo.formatting import format_seconds
-from mlxzo.memory.estimate import Component, Data, ExampleSize, Predictor, estimate, runs_on_cpu
+from mlxzo.memory.estimate import Component, Data, ExampleSize, Predictor, estimate
 from mlxzo.memory.meter import system_memory
 from mlxzo.memory.plan import settle, try_fit
 from mlxzo.memory.shape import shape_of
@@ -66,7 +66,7 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
         if advise or cap is None:
             fit = settle(config, shape, data)
         else:
-            fit = try_fit(Predictor(shape, config, data, runs_on_cpu()), cap)
+            fit = try_fit(Predictor(shape, config, data), cap)
             if fit is None:
                 raise DoesNotFit(f"{model} does not fit")
     except DoesNotFit as problem:
@@ -98,8 +98,8 @@ def _sizes(examples: Iterable[Example], config: RunConfig) -> tuple[ExampleSize,
 def _size(example: Example, longest: int) -> ExampleSize:
     answers = [_tokens(candidate) for candidate in example.candidates]
     length = min(longest, _tokens(example.prompt) + max(answers))
-    # Labels of one token each are all read at one position.
-    if len(answers) > 1 and max(answers) <= 2:
+    # Labels of one word each are taken for one token each: all are read at one position.
+    if len(answers) > 1 and all(len(candidate.split()) == 1 for candidate in example.candidates):
         return ExampleSize(length, candidates=len(answers))
     return ExampleSize(length, len(answers), len(answers), sum(answers), shared=False)
 
