@@ -91,8 +91,8 @@ def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
 
 def _fits(pilot, model):
     """The mark in a model's line of the list, whose frame ends the line."""
-    line = next(line for line in screen_text(pilot).splitlines() if model in line)
-    return line.split("│")[1].strip()[-1]
+    line = next(line for line in screen_text(pilot).splitlines() if model in line and "│" in line)
+    return next(character for character in line.split("│")[1] if character in "✓✗")
 
 
 def test_by_mouse_alone_method_and_cap_are_set(root):
