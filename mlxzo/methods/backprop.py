@@ -9,7 +9,7 @@ What is alive at the peak, beside the weights at rest:
   needs; with it the input of each layer, and forward and backward pass of the one layer that is computed again. The
   inputs go while the gradients come, so for whole layers the peak is at the first of them or at the last, whichever is
   larger;
-- of the supervised positions' logits 16 MB of vocabulary at a time (where label words are read at one place, theirs
+- of the supervised positions' logits a few chunks of 4 MB at a time (where label words are read at one place, theirs
   only); they are gone before the first layer's backward pass. A head that trains has its gradient from two parts there,
   and a moment of two or three arrays of its own size.
 

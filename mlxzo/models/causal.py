@@ -287,8 +287,9 @@ class CausalLM:
             own = {name: value for name, value in view.given.items() if name.rpartition(".")[0] == self.head_name}
             return streamed_logsumexp(
                 lambda states, rows, vectors, chunk: self._logits(states, chunk, Given(vectors, view.dtype, rows)),
-                # A chunk's rows are as wide as the hidden states, and its logits as there are positions.
-                list(chunks(self.vocabulary, max(hidden.shape))),
+                # A chunk's rows are as wide as the hidden states, and its logits as there are positions. MLX makes room
+                # for up to ten arrays ahead of what it computes: smaller chunks than where each is evaluated.
+                list(chunks(self.vocabulary, 4 * max(hidden.shape))),
                 hidden,
                 {name: value for name, value in own.items() if value.ndim > 1},
                 {name: value for name, value in own.items() if value.ndim == 1},

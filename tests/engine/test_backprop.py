@@ -394,7 +394,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_nothing_else(scope):
             peaks.append(peak_of_gradients(method, batch) - gradients)
         growth[checkpointing] = (peaks[1] - peaks[0]) / (14 - 6) / layer_input
     # Where whole layers train, inputs go while gradients come.
-    assert growth["on"] < 1.1
+    assert growth["on"] < 1.5
     assert growth["off"] > 8.0
 
 
@@ -403,7 +403,7 @@ def test_activations_are_those_of_one_micro_batch(checkpointing):
     method = backprop(options={"layers": 6}, scope="lora", checkpointing=checkpointing)
     one, four = (long_batch(count, Shapes(rows=4)) for count in (4, 16))
     assert (len(one.parts), len(four.parts)) == (1, 4)
-    assert peak_of_gradients(method, four) < 1.1 * peak_of_gradients(method, one)
+    assert peak_of_gradients(method, four) < 1.5 * peak_of_gradients(method, one)
 
 
 def test_an_update_makes_no_second_copy_of_weights_or_state(monkeypatch):
