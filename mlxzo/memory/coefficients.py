@@ -38,6 +38,10 @@ COEFFICIENTS = {
     "default_cache_bytes": Coefficient(
         32 * 2**20, "measured: MLX's own limit for its cache of freed buffers on the CPU, where a run sets none"
     ),
+    "heap_share": Coefficient(
+        0.05,
+        "measured: of what a step allocates and frees on the CPU the C library keeps 1 to 14 %, in holes of its heap",
+    ),
     "margin": Coefficient(0.05, "a run fits if its predicted footprint and this share of it stay under the cap"),
     "made_copies": Coefficient(
         3, "a matrix w + eps z is made of the words of z, of eps z and of the sum, all of its size as float32"
@@ -51,7 +55,7 @@ COEFFICIENTS = {
     ),
     "kept_scores": Coefficient(1.1, "scores [R, H, T, T] that a backward pass reads: the softmax, and a mask"),
     "ahead_layers": Coefficient(
-        5,
+        7,
         "layers that a backward pass without checkpointing is ahead of what it frees: gradients of weights are put off",
     ),
     "live_layers": Coefficient(2.15, "a checkpointed layer has alive what it makes forwards, and as much backwards"),

@@ -53,7 +53,7 @@ class Component:
 
 
 # Components that MLX's counter of the peak does not see.
-_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving")
+_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving", "heap")
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,13 @@ class Predictor:
             *phases[phase],
             Component("buffer cache", settings.cache_limit_bytes, "freed buffers that MLX keeps for reuse, at most"),
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
+            Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
         ]
         return Estimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
+
+    def _heap_bytes(self, passing: int) -> int:
+        """What the C library keeps of `passing` bytes that are allocated and freed; a GPU's buffers are not its own."""
+        return int(coefficient("heap_share") * passing) if self.on_cpu else 0
 
     @functools.cached_property
     def most_rows(self) -> int:
