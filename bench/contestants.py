@@ -1,11 +1,12 @@
 """What takes turns in bench/engine.py and runs in MLX: forward passes, MeZO steps and their parts, a textbook MeZO step
-and a backpropagation step, all on one set of weights.
+and backpropagation, ours and that of mlx-lm's trainer, all on one set of weights.
 
 A turn is a function of the round's number; it does its work to the end and returns the loss it saw, if it saw one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 
 from mlxzo.batching import Batch, EncodedExample, MicroBatch, Row, Shapes, make_batch
 from mlxzo.config import RunConfig
+from mlxzo.methods.backprop import Backprop
 from mlxzo.methods.mezo import MeZO
 from mlxzo.models.causal import CausalLM, Slot, slot_of
 from mlxzo.models.loading import LoadedModel
@@ -211,12 +213,30 @@ def textbook_step(causal: CausalLM, part: MicroBatch, eps: float, seed: int) -> 
 
 
 class Backpropagation:
+    """mlxzo's own backpropagation on a scope: Adam steps, the whole batch as one micro-batch."""
+
+    def __init__(self, scoped: ScopedModel, checkpointing: bool):
+        self.scoped = scoped
+        settings = {"method": "bp", "optimizer": "adam", "checkpointing": "on" if checkpointing else "off"}
+        self.method = Backprop(scoped.scorer, scoped.trainable, dataclasses.replace(scoped.config, **settings))
+
+    def turn(self, examples: Sequence[EncodedExample]) -> Turn:
+        batch = make_batch(examples, Shapes(multiple=1, tokens=2**31))
+
+        def run(step: int) -> float:
+            with self.scoped.installed():
+                return self.method.step(step, batch).loss
+
+        return run
+
+
+class MlxLmTrainer:
     """Adam steps on the adapters of a LoRA scope, with the loss and the compiled step of mlx-lm's trainer."""
 
-    def __init__(self, scoped: ScopedModel):
+    def __init__(self, scoped: ScopedModel, checkpointing: bool):
         from mlx_lm.tuner.trainer import default_loss
 
-        self.scoped = scoped
+        self.scoped, self.checkpointing = scoped, checkpointing
         model = scoped.model
         self.optimizer = optimizers.Adam(learning_rate=LEARNING_RATE)
         with scoped.installed():
@@ -243,9 +263,23 @@ class Backpropagation:
         lengths = mx.array([[e.rows[0].first_position + 1, len(e.rows[0].tokens)] for e in examples])
 
         def run(step: int) -> float:
-            with self.scoped.installed():
+            with self.scoped.installed(), self._layers():
                 loss = self._step(tokens, lengths)
                 mx.eval(self.state, loss)
             return loss.item()
 
         return run
+
+    @contextmanager
+    def _layers(self) -> Iterator[None]:
+        """Puts mlx-lm's checkpointing around the layers for a turn: by itself it would stay for good."""
+        from mlx_lm.tuner.trainer import grad_checkpoint
+
+        layer = self.scoped.model.layers[0]
+        plain = type(layer).__call__
+        if self.checkpointing:
+            grad_checkpoint(layer)
+        try:
+            yield
+        finally:
+            type(layer).__call__ = plain

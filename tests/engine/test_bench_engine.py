@@ -60,7 +60,7 @@ def test_every_contestant_has_its_time_and_memory(figures):
         *(f"{part} full" for part in ("step", "noise", "update")),
         *(f"{part} {s}" for s in ("lora/last-2", "last-1") for part in ("step", "forward", "noise", "update")),
         "textbook",
-        "bp lora/last-2",
+        *(f"{bp} lora/last-2{how}" for bp in ("bp", "mlx-lm") for how in ("", ", checkpointing")),
     }
     for figure in (f for f in figures if f["figure"] == "contestant"):
         assert figure["length"] == LENGTH and figure["batch_size"] == BATCH_SIZE
@@ -70,7 +70,7 @@ def test_every_contestant_has_its_time_and_memory(figures):
 
 def test_a_step_leaves_no_memory_behind(figures):
     turns = [f for f in figures if f["figure"] == "contestant"]
-    assert {f["resting_change_bytes"] for f in turns if f["contestant"].startswith(("step", "textbook"))} == {0}
+    assert {f["resting_change_bytes"] for f in turns if f["contestant"].startswith(("step", "textbook", "bp"))} == {0}
 
 
 def test_the_promised_ratios_are_there(figures):
@@ -81,6 +81,11 @@ def test_the_promised_ratios_are_there(figures):
         ("time", "step last-1", "step full", 1),
         ("time", "textbook", "step full", 1),
         ("time", "bp lora/last-2", "step lora/last-2", 1),
+        *(
+            (quantity, f"bp lora/last-2{how}", f"mlx-lm lora/last-2{how}", 1)
+            for quantity in ("time", "peak")
+            for how in ("", ", checkpointing")
+        ),
     }
     for figure in (f for f in figures if f["figure"] == "shares"):
         total = sum(figure[part] for part in ("forward", "noise", "update", "rest"))
@@ -94,7 +99,8 @@ def test_what_a_model_cannot_do_is_said(figures):
 
 def test_the_tables_hold_every_cell(printed):
     tables = printed[1]
-    for heading in ("over forward peak", "noise in them", "faster than textbook in MLX"):
+    headings = ("over forward peak", "noise in them", "faster than textbook in MLX", "peak over mlx-lm's")
+    for heading in headings:
         assert heading in tables
     assert f"{BATCH_SIZE}x{LENGTH}, {ANSWER} answer tokens" in tables
 
@@ -117,9 +123,11 @@ def test_the_textbook_step_computes_the_same_loss(folder, answer_tokens):
     assert textbook == pytest.approx(plain, rel=1e-4)
 
 
-def test_backpropagation_trains_on_the_same_answer(figures):
+@pytest.mark.parametrize("checkpointing", ["", ", checkpointing"])
+def test_backpropagation_trains_on_the_same_answer(figures, checkpointing):
     seen = losses(figures, ANSWER)
-    assert seen["bp lora/last-2"] == pytest.approx(seen["forward"], rel=1e-5)
+    for trainer in ("bp", "mlx-lm"):
+        assert seen[f"{trainer} lora/last-2{checkpointing}"] == pytest.approx(seen["forward"], rel=1e-5)
 
 
 def test_a_scopes_adapters_are_out_of_the_model_between_turns(folder):

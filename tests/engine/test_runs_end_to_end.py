@@ -123,6 +123,21 @@ def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_
     assert {"base", "tuned"} <= json.loads(spoken.stdout).keys()
 
 
+@pytest.mark.parametrize("more", [("--scope", "lora", "--checkpointing", "on"), ("--optimizer", "adamw")])
+def test_backpropagation_trains_in_the_same_loop(more, finished, model, data, tmp_path):
+    done = train(model, data, tmp_path, "--steps", 20, "--name", "bp", "--method", "bp", "--lr", "3e-3", *more)
+    assert done.returncode == 0, done.stderr
+    result, run = json.loads(done.stdout), RunDirectory.open("bp", tmp_path)
+    assert result["method"] == "bp"
+    # Both methods start from the same model on the same data, and 20 exact steps do more than 60 of MeZO.
+    assert result["zero_shot"]["validation"]["loss"] == finished[0]["zero_shot"]["validation"]["loss"]
+    assert result["best"]["validation"]["loss"] < finished[0]["best"]["validation"]["loss"]
+    steps = [event for event, _ in run.events() if isinstance(event, events.Step)]
+    assert len(steps) == 20 and {step.directional_derivative for step in steps} == {None}
+    for command in (("generate", "--run", run.path, "What a great"), ("eval", "--run", run.path)):
+        assert mlxzo(*command, "--json").returncode == 0
+
+
 def test_completions_train_on_their_own_loss(model, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -1,0 +1,66 @@
+"""A log-sum-exp over the vocabulary that has a gradient, and never holds all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+Arrays = dict[str, mx.array]
+
+Logits = Callable[[mx.array, Arrays, Arrays, mx.array], mx.array]
+"""Logits [S, N] of the tokens numbered `chunk` [N], from hidden states [S, D], these rows of the head's matrices, and
+the head's vectors (its bias) as a whole."""
+
+
+def streamed_logsumexp(
+    logits: Logits, chunks: Sequence[mx.array], hidden: mx.array, matrices: Arrays, vectors: Arrays
+) -> mx.array:
+    """log sum exp of the logits of all `chunks`: float32 [S], not evaluated.
+
+    A chunk depends on the one before it, in the forward and in the backward pass, which computes its logits again: left
+    to itself, MLX would have many chunks alive at once.
+
+    Args:
+        hidden: [S, D].
+        matrices: those of the head that a gradient is taken of, with a row a token.
+        vectors: the same, with an entry a token.
+    """
+
+    def rows_of(matrices: Arrays, chunk: mx.array) -> Arrays:
+        return {name: matrix[chunk] for name, matrix in matrices.items()}
+
+    @mx.custom_function
+    def normaliser(hidden: mx.array, matrices: Arrays, vectors: Arrays) -> mx.array:
+        done = [hidden]
+        for chunk in chunks:
+            states, chunk = mx.depends([hidden, chunk], done[-1:])
+            done.append(mx.logsumexp(logits(states, rows_of(matrices, chunk), vectors, chunk), axis=-1))
+        return mx.logsumexp(mx.stack(done[1:]), axis=0)
+
+    @normaliser.vjp
+    def backward(primals: tuple, slope: mx.array, value: mx.array) -> tuple[mx.array, Arrays, Arrays]:
+        hidden, matrices, vectors = primals
+        of_hidden = mx.zeros_like(hidden)
+        of_rows = {name: [] for name in matrices}
+        of_vectors = {name: mx.zeros_like(vector) for name, vector in vectors.items()}
+        for chunk in chunks:
+            states, chunk = mx.depends([hidden, chunk], [of_hidden])
+            rows = rows_of(matrices, chunk)
+            # The slope of a log-sum-exp is the softmax.
+            weights = mx.exp(logits(states, rows, vectors, chunk) - value[:, None]) * slope[:, None]
+
+            def weighted(
+                states: mx.array, rows: Arrays, vectors: Arrays, chunk: mx.array = chunk, weights: mx.array = weights
+            ) -> mx.array:
+                return (logits(states, rows, vectors, chunk) * weights).sum()
+
+            gradient = mx.grad(weighted, argnums=(0, 1, 2))(states, rows, vectors)
+            of_hidden = of_hidden + gradient[0]
+            for name in matrices:
+                of_rows[name].append(gradient[1][name])
+            for name in vectors:
+                of_vectors[name] = of_vectors[name] + gradient[2][name]
+        return of_hidden, {name: mx.concatenate(pieces) for name, pieces in of_rows.items()}, of_vectors
+
+    return normaliser(hidden, matrices, vectors)
