@@ -66,7 +66,9 @@ COEFFICIENTS = {
     "live_layers_remade": Coefficient(1.2, "a layer's activations there, while MLX waits for those weights"),
     "live_scores_remade": Coefficient(1.5, "scores alive there"),
     "kept_remade": Coefficient(1.5, "a layer's weights so made that are alive without checkpointing"),
-    "logit_copies": Coefficient(3, "logits over the vocabulary, their exponentials and their gradient"),
+    "logit_chunks": Coefficient(
+        9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX makes room for ahead of what it computes"
+    ),
     "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, as they were and as they are"),
 }
 
