@@ -38,6 +38,10 @@ COEFFICIENTS = {
     "default_cache_bytes": Coefficient(
         32 * 2**20, "measured: MLX's own limit for its cache of freed buffers on the CPU, where a run sets none"
     ),
+    "heap_share": Coefficient(
+        0.05,
+        "measured: of what a step allocates and frees on the CPU the C library keeps 1 to 14 %, in holes of its heap",
+    ),
     "margin": Coefficient(0.05, "a run fits if its predicted footprint and this share of it stay under the cap"),
     "made_copies": Coefficient(
         3, "a matrix w + eps z is made of the words of z, of eps z and of the sum, all of its size as float32"
@@ -51,7 +55,7 @@ COEFFICIENTS = {
     ),
     "kept_scores": Coefficient(1.1, "scores [R, H, T, T] that a backward pass reads: the softmax, and a mask"),
     "ahead_layers": Coefficient(
-        5,
+        7,
         "layers that a backward pass without checkpointing is ahead of what it frees: gradients of weights are put off",
     ),
     "live_layers": Coefficient(2.15, "a checkpointed layer has alive what it makes forwards, and as much backwards"),
@@ -62,7 +66,9 @@ COEFFICIENTS = {
     "live_layers_remade": Coefficient(1.2, "a layer's activations there, while MLX waits for those weights"),
     "live_scores_remade": Coefficient(1.5, "scores alive there"),
     "kept_remade": Coefficient(1.5, "a layer's weights so made that are alive without checkpointing"),
-    "logit_copies": Coefficient(3, "logits over the vocabulary, their exponentials and their gradient"),
+    "logit_chunks": Coefficient(
+        9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX makes room for ahead of what it computes"
+    ),
     "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, as they were and as they are"),
 }
 

@@ -53,7 +53,7 @@ class Component:
 
 
 # Components that MLX's counter of the peak does not see.
-_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving")
+_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving", "heap")
 
 
 @dataclass(frozen=True)
@@ -257,8 +257,13 @@ class Predictor:
             *phases[phase],
             Component("buffer cache", settings.cache_limit_bytes, "freed buffers that MLX keeps for reuse, at most"),
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
+            Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
         ]
         return Estimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
+
+    def _heap_bytes(self, passing: int) -> int:
+        """What the C library keeps of `passing` bytes that are allocated and freed; a GPU's buffers are not its own."""
+        return int(coefficient("heap_share") * passing) if self.on_cpu else 0
 
     @functools.cached_property
     def most_rows(self) -> int:
@@ -323,7 +328,7 @@ class Predictor:
         head = 0
         if not micro.shared:
             copies = coefficient("made_copies" if perturbed and self._trains_head else "head_copies")
-            head = int(copies * min(4 * shape.vocabulary * shape.hidden, CHUNK_BYTES))
+            head = int(copies * min(self._head_bytes, CHUNK_BYTES))
             head += 4 * micro.scored * min(shape.vocabulary, CHUNK_BYTES // (4 * shape.hidden))
         if head > weights + layer:
             return [
@@ -366,23 +371,17 @@ class Predictor:
         # Where a gradient is taken, MLX makes the scores whole on a GPU as well.
         scores = self.c * micro.rows * shape.heads * micro.length**2
         live = self._live(tokens * backward_width(shape), scores)
-        head = 4 * shape.vocabulary * shape.hidden
-        throughout, begins = [], []
+        throughout = []
         if micro.parts > 1:
             throughout.append(Component("gradients", 4 * self.trained.numbers, "their sum over micro-batches"))
         if self.trained.frozen_layers:
             prefix = self.c * shape.hidden * micro.tokens
             throughout.append(Component("activations", prefix, "what the frozen layers give"))
-        if self._trains_head:
-            begins.append(Component("gradients", head, "of the head"))
-        if not micro.shared:
-            logits = int(coefficient("logit_copies") * 4 * micro.scored * shape.vocabulary)
-            begins.append(Component("logits", head + logits, f"of {micro.scored} positions, and the head's rows"))
         gradients = Component("gradients", trained_bytes, f"of {self.trained.numbers:,} numbers")
-        of_layer = (trained_bytes - (head if self._trains_head else 0)) // max(1, layers)
+        of_layer = (trained_bytes - (self._head_bytes if self._trains_head else 0)) // max(1, layers)
         if settings.checkpointing:
             inputs = Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers")
-            begins += [inputs, *live]
+            begins = [inputs, *_larger(live, self._at_head(micro))]
             if micro.parts > 1:
                 # Each layer's gradients are added to the sum before the next are made.
                 gradients = Component("gradients", of_layer, "of one layer")
@@ -390,7 +389,8 @@ class Predictor:
         else:
             kept, kept_scores = tokens * kept_width(shape), coefficient("kept_scores") * scores
             ahead = min(layers, coefficient("ahead_layers"))
-            begins += [
+            begins = [
+                *self._at_head(micro),
                 Component("activations", int(layers * kept), f"all of {layers} layers"),
                 Component("attention", int(layers * kept_scores), f"scores of {layers} layers"),
                 Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "weights made anew"),
@@ -401,7 +401,17 @@ class Predictor:
                 Component("activations", int(ahead * kept), "of the last layers passed backwards"),
                 Component("attention", int(ahead * kept_scores), "their scores"),
             ]
-        return throughout + max(begins, ends, key=lambda parts: sum(part.bytes for part in parts))
+        return throughout + _larger(begins, ends)
+
+    def _at_head(self, micro: _Micro) -> list[Component]:
+        """The head's part of a backward pass: logits of the supervised positions, and gradients of the head."""
+        parts = [Component("gradients", self._head_bytes, "of the head")] if self._trains_head else []
+        if not micro.shared:
+            logits = int(coefficient("logit_chunks") * min(self._head_bytes, CHUNK_BYTES // 4))
+            parts.append(Component("logits", logits, f"of {micro.scored} positions, by chunks of the vocabulary"))
+            if self._trains_head:
+                parts.append(Component("gradients", 2 * self._head_bytes, "of the head, before its parts are joined"))
+        return parts
 
     def _live(self, layer: int, scores: int) -> list[Component]:
         """The layer at work in a backward pass, from the bytes that it makes forwards and those of its scores."""
@@ -416,6 +426,11 @@ class Predictor:
     def _remade_bytes(self) -> int:
         """The weights of one layer in what is computed with, where they are not stored so."""
         return sum(self.c * tensor.size for tensor in self._last_linears) if self._remade else 0
+
+    @property
+    def _head_bytes(self) -> int:
+        """The head's matrix in float32."""
+        return 4 * self.shape.vocabulary * self.shape.hidden
 
     @property
     def _trains_head(self) -> bool:
@@ -456,6 +471,10 @@ class Predictor:
         shape, dtype = self.shape, self.config.dtype
         rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(dtype)
         return Component("weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {rest}")
+
+
+def _larger(*choices: list[Component]) -> list[Component]:
+    return max(choices, key=lambda parts: sum(part.bytes for part in parts))
 
 
 def _merged(components: Sequence[Component]) -> tuple[Component, ...]:
