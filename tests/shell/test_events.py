@@ -17,6 +17,7 @@ def test_every_kind_of_event_comes_back_as_it_was():
         events.Evaluated("test", "test", 3, "accuracy", 0.5, 0.7, 100, None, 1.0, True),
         events.Samples("validation", [{"prompt": "p", "answer": " a", "right": None, "share": 0.5}]),
         events.Memory("train", 9, 10, 5, 1, 6, None, 100, 0, 2),
+        events.Resumed(4),
         events.Paused(3),
         events.Continued(3, 1.5),
         events.Saved("checkpoints/best", 3, 100),
