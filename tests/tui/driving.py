@@ -30,8 +30,11 @@ def screen_text(pilot: Pilot) -> str:
     return "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
 
 
-async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = 10.0) -> str:
-    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is."""
+async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = 60.0) -> str:
+    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is.
+
+    The time is for a machine with much else to do, as where all tests run at once.
+    """
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         shown = screen_text(pilot)
