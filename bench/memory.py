@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def _run(cell: Cell) -> dict[str, int]:
     scorer = Scorer(causal, trainable.frozen_layers)
     ids, shapes = ordinary_tokens(loaded, causal.vocabulary), micro_batch_shapes(config)
     examples = synthetic_examples(Shape(cell.tokens, cell.evaluated, cell.answer_tokens), ids, seed=1)
-    evaluate(scorer, examples, "loss", batch_size=SCORED_AT_ONCE, shapes=shapes)
+    evaluate(scorer, examples, "loss", batch_size=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
     method = make_method(scorer, trainable, config)
     for step in range(STEPS):
         shape = Shape(cell.tokens, cell.batch_size, cell.answer_tokens)
