@@ -11,7 +11,7 @@ import mlx.core as mx
 from . import events
 from .card import card
 from .config import RunConfig
-from .errors import ConfigError, DataError, ModelError
+from .errors import ConfigError
 from .files import write_atomic
 from .models.causal import Slot, parameter_slots
 from .models.export import Folded, write_adapter, write_fused
@@ -20,9 +20,8 @@ from .models.scope import Trainable, prepare
 from .runs import BEST_STATE, JOURNAL, RunDirectory
 from .session import open_model
 from .states import load_state
-from .zo.journal import Header, Journal, JournalError, read
-from .zo.noise import NOISE_VERSION
-from .zo.replay import replay
+from .tuned import read_journal
+from .tuning import bring
 
 
 class Tuned:
@@ -95,90 +94,20 @@ def replay_job(
         MlxzoError: the journal is damaged or of another base, or what `export_job` raises.
     """
     journal = read_journal(path)
-    tuned = replayed(journal, path.name, model, on_event)
-    sha256 = fingerprint(tuned.parameters())
-    verified = journal.header.sha256 is not None
-    if verified and sha256 != journal.header.sha256:
-        raise ModelError(
-            f"the weights rebuilt from {path.name} are not those of the run, although base and journal are",
-            "please report this with the output of `mlxzo doctor`",
-        )
+    overrides = {} if model is None else {"model": model}
+    tuned = Tuned(RunConfig.from_mapping({**journal.header.config, **overrides}, source=path.name), on_event)
+    sha256 = bring(tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, on_event)
     text = card(tuned.config, form, len(journal), None, tuned.base_sha256)
     folded = tuned.write(form, out, journal.header.card or text, dequantise)
     return {
         "journal": str(path),
         "steps": len(journal),
         "sha256": sha256,
-        "verified": verified,
+        "verified": journal.header.sha256 is not None,
         "form": form,
         "out": str(out),
         **_told(folded),
     }
-
-
-def replayed(journal: Journal, name: str, model: str | None, emit: events.Emit) -> Tuned:
-    """The model that a journal leads to.
-
-    Raises:
-        ModelError: the base weights are others, or the scope finds other parameters in them.
-    """
-    header = journal.header
-    if header.noise != NOISE_VERSION:
-        raise ModelError(
-            f"{name} was made with noise version {header.noise}, and this mlxzo makes {NOISE_VERSION}",
-            "use the version of mlxzo that made it",
-        )
-    overrides = {} if model is None else {"model": model}
-    config = RunConfig.from_mapping({**header.config, **overrides}, source=name)
-    tuned = Tuned(config, emit)
-    if tuned.base_sha256 != header.base_sha256:
-        raise ModelError(
-            f"{name} belongs to base weights with SHA-256 {header.base_sha256[:16]}..., and those of {config.model} "
-            f"have {tuned.base_sha256[:16]}...",
-            "name the base model that it was trained on with --model",
-        )
-    check_parameters(tuned.parameters(), header, name)
-    replay(
-        tuned.slots,
-        journal,
-        on_progress=lambda done, total: emit(events.Progress("replaying", float(done), float(total), "steps")),
-    )
-    return tuned
-
-
-def check_parameters(parameters: dict[str, mx.array], header: Header, name: str) -> None:
-    """Raises ModelError unless a journal is of just these parameters."""
-    here = {n: (str(p.dtype).removeprefix("mlx.core."), tuple(p.shape)) for n, p in parameters.items()}
-    there = {p.name: (p.dtype, p.shape) for p in header.parameters}
-    problems = [
-        f"{n} is {here.get(n, 'missing')} here and {there.get(n, 'missing')} in the journal"
-        for n in sorted(here.keys() | there.keys())
-        if here.get(n) != there.get(n)
-    ]
-    if problems:
-        raise ModelError(
-            f"{name} is of other parameters than its scope finds in the model",
-            "use the version of mlxzo that made it",
-            problems,
-        )
-
-
-def read_journal(path: Path) -> Journal:
-    """Reads a journal.
-
-    Raises:
-        ConfigError: there is none. DataError: it is damaged, or no journal.
-    """
-    try:
-        return read(path)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"there is no journal at {path}", "only MeZO runs have one; use --to adapter or --to fused"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path") from None
-    except JournalError as error:
-        raise DataError(str(error), "copy it again from where it came from") from None
 
 
 def _told(folded: Folded | None) -> dict[str, Any]:

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from . import events
 from .config import RunConfig
 from .errors import DataError
-from .models.causal import parameter_slots
-from .models.scope import prepare
+from .models.loading import LoadedModel
+from .models.scope import Trainable
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
-from .runs import BEST_STATE
 from .session import open_model, open_session
-from .states import load_state
+from .tuned import Kind, Source
+from .tuning import tune
 
 
-def evaluate_job(config: RunConfig, *, run: Path | None, split: str, on_event: events.Emit) -> dict[str, Any]:
-    """Measures the base model, or the best state of `run`, on one split of the task.
+def evaluate_job(config: RunConfig, *, source: Source | None, split: str, on_event: events.Emit) -> dict[str, Any]:
+    """Measures the base model, or what `source` tuned it to, on one split of the task.
 
     Raises:
-        MlxzoError: model, data or the run's state cannot be had.
+        MlxzoError: model, data or what the model was tuned to cannot be had.
     """
-    session = open_session(config, on_event, trains=run is not None)
+
+    def bring(loaded: LoadedModel, config: RunConfig) -> Trainable:
+        return Trainable(()) if source is None else tune(loaded, config, source, on_event)
+
+    session = open_session(config, on_event, tune=bring)
     if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
-    if run is not None:
-        load_state(run / BEST_STATE, session.causal.slots, session.trainable.names)
     outcome = session.evaluate(split, on_event)
     return {
         "model": session.resolved.name,
-        "run": str(run) if run else None,
+        **tuned_by(source),
         "task": session.data.task.name,
         "split": split,
         "data_sha256": session.data.sha256,
         **asdict(outcome),
     }
+
+
+def tuned_by(source: Source | None) -> dict[str, str | None]:
+    """Run, adapter and journal, of which one may be named."""
+    return {kind: str(source.path) if source and source.kind == kind else None for kind in get_args(Kind)}
 
 
 def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: events.Emit) -> Report:
@@ -55,15 +61,17 @@ def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: even
     return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
 
 
-def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-    """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a run ('tuned', piece).
+def generate_job(
+    config: RunConfig, *, source: Source | None, prompt: str, max_new_tokens: int, on_event: events.Emit
+) -> Iterator[tuple[str, str]]:
+    """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece).
 
     Raises:
-        MlxzoError: the model or the run's state cannot be had.
+        MlxzoError: the model or what it was tuned to cannot be had.
     """
     from mlx_lm import stream_generate
 
-    _, loaded = open_model(config, lambda event: None)
+    _, loaded = open_model(config, on_event)
 
     def speak() -> Iterator[str]:
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
@@ -81,9 +89,8 @@ def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_to
 
     for piece in speak():
         yield "base", piece
-    if run is None:
+    if source is None:
         return
-    trainable = prepare(loaded.model, config)
-    load_state(run / BEST_STATE, parameter_slots(loaded.model), trainable.names)
+    tune(loaded, config, source, on_event)
     for piece in speak():
         yield "tuned", piece

@@ -169,14 +169,14 @@ def open_session(
     config: RunConfig,
     emit: events.Emit,
     *,
-    trains: bool = True,
+    tune: Callable[[LoadedModel, RunConfig], Trainable] = lambda loaded, config: prepare(loaded.model, config),
     fit: Callable[[RunConfig, ResolvedModel, Splits], RunConfig] = lambda config, resolved, splits: config,
     interrupt: Callable[[], None] = lambda: None,
 ) -> Session:
     """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
 
     Args:
-        trains: False for a base model that is only read: its scope does not matter, and nothing is trainable.
+        tune: does something else to the model that was loaded; returns what of it is trainable.
         fit: settles what the memory cap decides, before any weights are loaded.
         interrupt: called where a pass can be given up (see `CausalLM`).
 
@@ -198,7 +198,7 @@ def open_session(
     # Fingerprint and count are of the base weights: adapters come afterwards.
     sha256 = weights_fingerprint(loaded.model)
     parameters = count_parameters(loaded.model)
-    trainable = prepare(loaded.model, config) if trains else Trainable(())
+    trainable = tune(loaded, config)
     causal = CausalLM(loaded.model, compute_dtype(), interrupt)
     scorer = Scorer(causal, trainable.frozen_layers)
     session = Session(

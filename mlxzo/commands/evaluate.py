@@ -2,17 +2,22 @@
 
   mlxzo eval --model smollm2-135m --task reviews
   mlxzo eval --run runs/RUN --split validation
+  mlxzo eval --adapter DIR --task sst2
+  mlxzo eval --journal RUN-ID.mlxzo
 
-With --run, model, task and data are those of the run, and flags change them.
+A run and a journal know model and task, an adapter the model; flags change them.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import EXIT_DONE
-from .options import add_config_options, add_json, add_run, config_values, print_json
+from .options import add_config_options, add_json, add_source, config_values, print_json, source_of
+
+if TYPE_CHECKING:
+    from ..tuned import Source
 
 _OPTIONS = (
     "model",
@@ -28,7 +33,7 @@ _OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
+    add_source(parser)
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="the examples to use (default: test)"
     )
@@ -37,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .train import read_run_config
+    from .train import read_tuned_config
 
-    config, path = read_run_config(config_values(arguments), arguments.run)
+    source = source_of(arguments)
+    config = read_tuned_config(config_values(arguments), source)
     from ..blas import load_fast_blas
 
     load_fast_blas()
@@ -47,20 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
     from ..jobs import evaluate_job
 
     with RunView() as view:
-        result = evaluate_job(config, run=path, split=arguments.split, on_event=view.show)
+        result = evaluate_job(config, source=source, split=arguments.split, on_event=view.show)
     if arguments.json:
         print_json(result)
     else:
-        output().print(key_values(rows(result, config.model, path)))
+        output().print(key_values(rows(result, config.model, source)))
     return EXIT_DONE
 
 
-def rows(result: dict, model: str, run: Path | None) -> list[tuple[str, str]]:
+def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str]]:
     """The lines of the table of one evaluation."""
     from ..formatting import format_loss, format_metric, format_seconds
 
     metric = result["metric"]
-    lines = [("model", model if run is None else f"{model}, tuned in {run}"), ("task", result["task"])]
+    lines = [("model", model if source is None else f"{model}, tuned by {source.path}"), ("task", result["task"])]
     if result.get("majority") is not None:
         lines.append(("majority class", format_metric(metric, result["majority"])))
     lines.append(

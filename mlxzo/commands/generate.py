@@ -1,6 +1,7 @@
 """Try a tuned model beside its base.
 
 mlxzo generate --run runs/RUN "The soup was cold and nobody came. The customer is"
+mlxzo generate --adapter DIR "The soup was cold and nobody came. The customer is"
 mlxzo generate --model smollm2-135m "The capital of France is"
 """
 
@@ -10,7 +11,7 @@ import argparse
 import json
 
 from ..errors import EXIT_DONE, ConfigError
-from .options import add_config_options, add_json, add_run, config_values, print_json
+from .options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
 _OPTIONS = ("model", "dtype", "out")
 _LONGEST = 4096
@@ -18,7 +19,7 @@ _LONGEST = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from; `-` reads it from stdin")
-    add_run(parser)
+    add_source(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -45,16 +46,23 @@ def run(arguments: argparse.Namespace) -> int:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise ConfigError("the prompt is empty", "give the text to go on from")
-    from .train import read_run_config
+    from .train import read_tuned_config
 
-    config, path = read_run_config(config_values(arguments), arguments.run)
+    source = source_of(arguments)
+    config = read_tuned_config(config_values(arguments), source)
     from ..blas import load_fast_blas
 
     load_fast_blas()
     from ..formatting import printable
     from ..jobs import generate_job
 
-    pieces = generate_job(config, run=path, prompt=prompt, max_new_tokens=arguments.max_new_tokens)
+    pieces = generate_job(
+        config,
+        source=source,
+        prompt=prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        on_event=lambda event: None,
+    )
     if arguments.json and arguments.stream:
         for speaker, piece in pieces:
             print(json.dumps({"speaker": speaker, "text": piece}), flush=True)

@@ -6,9 +6,13 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..config import Option, options, value_type
+from ..config import Option, RunConfig, options, value_type
+
+if TYPE_CHECKING:
+    from ..tuned import Source
 
 _GROUP_TITLES = {
     "model": "model",
@@ -54,8 +58,29 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result to stdout as one JSON document")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Flags for what a model was tuned by; `source_of` reads them."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    source.add_argument("--adapter", metavar="DIR", help="an adapter folder, of `mlxzo export` or of mlx-lm")
+    source.add_argument("--journal", metavar="FILE", help="a journal, of `mlxzo export` or a run's journal.bin")
+
+
+def source_of(arguments: argparse.Namespace) -> Source | None:
+    """What the model was tuned by, as the flags name it.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from ..runs import RunDirectory
+    from ..tuned import Source
+
+    if arguments.run is not None:
+        return Source("run", RunDirectory.open(arguments.run, getattr(arguments, "out", RunConfig.out)).path)
+    for kind in ("adapter", "journal"):
+        if (path := getattr(arguments, kind)) is not None:
+            return Source(kind, Path(path).expanduser().absolute())
+    return None
 
 
 def print_json(value: Any) -> None:

@@ -13,13 +13,15 @@ where it stopped, and ends with the very weights that it would have had; --steps
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..errors import EXIT_DONE
 from ..names import check_names
 from .options import add_config_options, add_json, config_values
+
+if TYPE_CHECKING:
+    from ..tuned import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,16 +61,11 @@ def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
     return check_names(config)
 
 
-def read_run_config(flags: dict[str, Any], run: str | None) -> tuple[RunConfig, Path | None]:
-    """The configuration of a run with flags over it, and the run's directory; without a run, that of the flags alone.
+def read_tuned_config(flags: dict[str, Any], source: Source | None) -> RunConfig:
+    """The configuration that `source` names with flags over it; without a source, that of the flags alone.
 
     Raises:
-        ConfigError, ModelError: as `read_config`, and where there is no such run.
+        ConfigError, ModelError: as `read_config`, and where what `source` names cannot be read.
     """
-    if run is None:
-        return read_config(flags, None), None
-    from ..runs import RunDirectory
-
-    directory = RunDirectory.open(run, flags.get("out", RunConfig.out))
-    config = RunConfig.from_mapping({**directory.config.to_dict(), **flags}).resolved()
-    return check_names(config), directory.path
+    known = {} if source is None else source.options()
+    return check_names(RunConfig.from_mapping({**known, **flags}).resolved())

@@ -18,12 +18,11 @@ from mlx_lm.tuner.lora import LoRALinear
 from ..config import RunConfig
 from ..errors import ConfigError
 from ..files import disk_full, is_disk_full, need_free_space, publish_folder
+from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .adapters import BiasedLinear, GainedLinear, PromotedNorm
 from .causal import decoder, parameter_slots, slot_of
 from .loading import LoadedModel
 
-ADAPTER_WEIGHTS = "adapters.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 
 

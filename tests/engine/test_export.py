@@ -14,8 +14,8 @@ from mlxzo.errors import ConfigError, DoesNotFit, ModelError
 from mlxzo.exporting import export_job, replay_job
 from mlxzo.methods.mezo import MeZO
 from mlxzo.models import export as export_module
+from mlxzo.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.export import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxzo.models.loading import weights_fingerprint
 from mlxzo.models.scope import prepare
 from mlxzo.runs import BEST_STATE, JOURNAL, RunDirectory

@@ -1,0 +1,108 @@
+"""A tuned model is the same model wherever it is taken from: its run, an adapter, a journal, or fused weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from mlxzo.cli import main
+from mlxzo.config import RunConfig
+from mlxzo.runs import RunDirectory
+from tests.engine.test_resume import train
+from tests.engine.test_runs_end_to_end import data, model  # noqa: F401 (fixtures)
+from tests.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def run(model, data, tmp_path_factory):  # noqa: F811
+    config = RunConfig(
+        model=str(model),
+        task="custom",
+        data=str(data),
+        out=str(tmp_path_factory.mktemp("runs")),
+        scope="lora/last-2",
+        lr=0.03,
+        steps=6,
+        batch_size=8,
+        eval_every=3,
+    )
+    run = RunDirectory.create(config.resolved())
+    train(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """What `mlxzo export` makes of it, by form."""
+    folder = tmp_path_factory.mktemp("exported")
+    for form in ("adapter", "fused", "journal"):
+        assert main(["export", str(run.path), "--to", form, "--out", str(folder / form)]) == 0
+    return folder
+
+
+def said(capsys, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_its_adapter_its_journal_and_its_fused_model_measure_and_speak_alike(
+    run,
+    exported,
+    model,
+    data,
+    capsys,  # noqa: F811
+):
+    on_data = ("--task", "custom", "--data", data)
+    prompt = "the film was"
+    base = said(capsys, "eval", "--model", model, *on_data)
+    expected = said(capsys, "eval", "--run", run.path)
+    spoken = said(capsys, "generate", "--run", run.path, prompt)
+    assert expected["loss"] != base["loss"]
+    assert expected["run"] == str(run.path) and expected["adapter"] is None
+    for how, options in {
+        "adapter": ("--adapter", exported / "adapter"),
+        "journal": ("--journal", exported / "journal", "--model", model),
+        "fused": ("--model", exported / "fused"),
+    }.items():
+        found = said(capsys, "eval", *options, *on_data)
+        # Only a journal says which layers are frozen, so that their output is taken as it was in training.
+        assert found["loss"] == pytest.approx(expected["loss"], abs=0.0 if how == "journal" else 1e-5), how
+        assert found["value"] == expected["value"]
+        words = said(capsys, "generate", *options, prompt)
+        assert words["base" if how == "fused" else "tuned"] == spoken["tuned"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says", "code"),
+    [
+        (lambda folder: (folder / "adapters.safetensors").unlink(), "no adapters.safetensors", 4),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read", 4),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"fine_tune_type": "lora"}'), "does not suit", 4),
+        (lambda folder: (folder / "adapters.safetensors").write_bytes(b"abc"), "is damaged", 4),
+    ],
+)
+def test_a_damaged_adapter_is_named(damage, says, code, exported, model, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "adapter"
+    shutil.copytree(exported / "adapter", folder)
+    damage(folder)
+    assert main(["generate", "--adapter", str(folder), "--model", str(model), "hello"]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_model_is_refused_tensor_by_tensor(exported, tmp_path, capsys):
+    other = tiny_folder(tmp_path / "other", hidden=32)
+    assert main(["generate", "--adapter", str(exported / "adapter"), "--model", str(other), "hello"]) == 4
+    shown = capsys.readouterr().err
+    assert "does not suit this model" in shown and "q_proj.lora_a: adapter shape" in " ".join(shown.split())
+
+
+def test_what_is_not_there_is_said(tmp_path, capsys):
+    assert main(["eval", "--adapter", str(tmp_path / "none")]) == 4
+    assert main(["eval", "--journal", str(tmp_path / "none")]) == 2
+    (tmp_path / "text").write_text("no journal")
+    assert main(["eval", "--journal", str(tmp_path / "text")]) == 4
+    shown = " ".join(capsys.readouterr().err.split())
+    for words in ("is not an adapter folder", "there is no journal at", "text is not a journal of mlxzo"):
+        assert words in shown
