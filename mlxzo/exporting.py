@@ -14,7 +14,7 @@ from .config import RunConfig
 from .errors import ConfigError
 from .files import write_atomic
 from .models.causal import Slot, parameter_slots
-from .models.export import Folded, write_adapter, write_fused
+from .models.export import Folded, write_adapter, write_fused, writing
 from .models.loading import fingerprint, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .runs import BEST_STATE, JOURNAL, RunDirectory
@@ -70,7 +70,8 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     config = _impersonal(run.config).to_dict()
     header = replace(journal.header, config=config, card=text, sha256=fingerprint(tuned.parameters()))
     data = journal.encode(step, header)
-    write_atomic(out, data)
+    with writing(out):
+        write_atomic(out, data)
     return {**done, "bytes": len(data)}
 
 

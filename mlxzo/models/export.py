@@ -214,19 +214,33 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists already", "name another folder with --out")
-    purpose = f"the export {out.name}"
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        need_free_space(out.parent, size, purpose)
+        need_free_space(out.parent, size, _purpose(out))
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
             folder = Path(temporary) / out.name
             folder.mkdir()
             yield folder
             publish_folder(folder, out)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Tells in words why `out` cannot be written.
+
+    Raises:
+        DoesNotFit: the disk is full. ConfigError: it may not be written there.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         # MLX reports a write that failed as a RuntimeError, and does not say why.
         if is_disk_full(error) or (isinstance(error, RuntimeError) and disk_usage(out.parent).free < 1 << 20):
-            raise disk_full(purpose) from None
+            raise disk_full(_purpose(out)) from None
         if isinstance(error, OSError):
-            raise ConfigError(f"{out} cannot be written: {error.strerror}", "name another folder with --out") from None
+            raise ConfigError(f"{out} cannot be written: {error.strerror}", "name another place with --out") from None
         raise
+
+
+def _purpose(out: Path) -> str:
+    return f"the export {out.name}"

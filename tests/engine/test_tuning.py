@@ -47,13 +47,7 @@ def said(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_run_its_adapter_its_journal_and_its_fused_model_measure_and_speak_alike(
-    run,
-    exported,
-    model,
-    data,
-    capsys,  # noqa: F811
-):
+def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model, data, capsys):  # noqa: F811
     on_data = ("--task", "custom", "--data", data)
     prompt = "the film was"
     base = said(capsys, "eval", "--model", model, *on_data)

@@ -1,0 +1,250 @@
+"""Whatever ends a run, at whatever moment: it goes on, and ends with the bits that it would have had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxzo import events
+from mlxzo.config import RunConfig
+from mlxzo.methods.mezo import MeZO
+from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.supervisor import worker_environment
+from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
+from tests.engine.examples import BATCHES
+from tests.engine.test_runs_end_to_end import data, model  # noqa: F401 (fixtures)
+from tests.zo.test_replay import CASES, mezo, same_bits, trained
+
+KILLS = 20
+# The worker, and the worker with a snapshot after every step instead of one in ten minutes.
+WORKER = "import sys; from mlxzo.worker import main; sys.exit(main(sys.argv[1:]))"
+EAGER_WORKER = """if True:
+    import sys
+    from mlxzo.blas import load_fast_blas
+    load_fast_blas()
+    from mlxzo import checkpoints, worker
+    checkpoints._SECONDS, checkpoints._SHARE = 0.0, float("inf")
+    sys.exit(worker.main(sys.argv[1:]))
+"""
+
+
+@contextlib.contextmanager
+def worker(run: RunDirectory, program: str = WORKER) -> Iterator[subprocess.Popen]:
+    """A worker that begins a run or goes on with it; killed at the end where it has not ended."""
+    resume = ["--resume"] if run.events_path.exists() else []
+    command = [sys.executable, "-c", program, str(run.path), *resume]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=worker_environment()
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+
+
+def steps_done(run: RunDirectory) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return len(read(run.path / JOURNAL))
+    return 0
+
+
+def to_the_end(run: RunDirectory, program: str = WORKER) -> dict:
+    with worker(run, program) as process:
+        _, said = process.communicate()
+        assert process.returncode == 0, (run.last_event(events.Failed), said)
+    return run.result()
+
+
+def kill_at_random(run: RunDirectory, random_: random.Random, after: int) -> None:
+    """Kills a worker: while it loads, or at some moment after the journal holds step `after`."""
+    with worker(run, random_.choice((WORKER, EAGER_WORKER))) as process:
+        if random_.random() < 0.15:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(random_.uniform(0.0, 5.0))
+            return
+        before = steps_done(run)
+        while process.poll() is None and steps_done(run) < max(after, before + 1):
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(random_.uniform(0.0, 0.5))
+        assert process.poll() in (None, 0), process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["tiny full", "SmolLM2 lora", "SmolLM2 last-6"])
+def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(case, model, data, tmp_path):  # noqa: F811
+    name, scope = case.split()
+    config = RunConfig(
+        model=str(model) if name == "tiny" else "smollm2-135m",
+        task="custom",
+        data=str(data),
+        scope=scope,
+        steps=2 * KILLS + 4,
+        batch_size=4,
+        train_examples=24,
+        validation_examples=4,
+        test_examples=4,
+        eval_every=10,
+        out=str(tmp_path),
+        lr=1e-3,
+    )
+    expected = to_the_end(RunDirectory.create(replace(config, name="whole").resolved()))
+    run = RunDirectory.create(replace(config, name="killed").resolved())
+    random_ = random.Random(case)
+    for kill in range(KILLS):
+        kill_at_random(run, random_, after=2 * kill + 1)
+    assert run.result() is None and steps_done(run) >= KILLS
+    assert to_the_end(run)["final_sha256"] == expected["final_sha256"]
+
+
+def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path):  # noqa: F811
+    config = RunConfig(
+        model=str(model),
+        task="custom",
+        data=str(data),
+        scope="full",
+        momentum=0.5,
+        steps=12,
+        eval_every=4,
+        batch_size=4,
+    )
+    expected = to_the_end(RunDirectory.create(replace(config, out=str(tmp_path), name="whole").resolved()))
+    run = RunDirectory.create(replace(config, out=str(tmp_path), name="killed").resolved())
+    for until in (3, 7):
+        with worker(run, EAGER_WORKER) as process:
+            while process.poll() is None and steps_done(run) < until:
+                time.sleep(0.002)
+    assert (run.path / LAST_STATE).exists()
+    assert to_the_end(run)["final_sha256"] == expected["final_sha256"]
+
+
+@pytest.mark.parametrize("case", ["full float32", "momentum and weight decay", "two directions"])
+def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
+    batch = BATCHES["single"]()
+    whole = mezo(*CASES[case])
+    whole.journal = JournalWriter(tmp_path / "whole", whole.header("ab" * 32))
+    for step in range(5):
+        whole.step(step, batch)
+    whole.journal.close()
+    written = (tmp_path / "whole").read_bytes()
+    for torn in range(1, RECORD_BYTES + 1):
+        path = tmp_path / f"torn{torn}"
+        path.write_bytes(written[:-torn])
+        journal = read(path)
+        assert len(journal) == 4
+        again: MeZO = mezo(*CASES[case])
+        again.resume(journal, 0)
+        again.journal = JournalWriter(path, journal.header, after=journal)
+        again.step(4, batch)
+        again.journal.close()
+        assert same_bits(trained(again), trained(whole)) and path.read_bytes() == written
+
+
+def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tmp_path):  # noqa: F811
+    config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=5, batch_size=4)
+    run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
+    expected = to_the_end(run)["final_sha256"]
+    program = f"""if True:
+        from mlxzo.blas import load_fast_blas
+        load_fast_blas()
+        from pathlib import Path
+        from mlxzo import inplace
+        import os
+        inplace.CHUNK_BYTES = int(os.environ["CHUNK_BYTES"])
+        from mlxzo.exporting import replay_job
+        done = replay_job(Path({str(run.path / JOURNAL)!r}), model=None, form="adapter", out=Path(os.environ["OUT"]),
+                          dequantise=False, on_event=lambda event: None)
+        print(done["sha256"])
+    """
+    for number, more in enumerate(
+        (
+            {"MLX_DISABLE_COMPILE": "1", "CHUNK_BYTES": "16000000"},
+            {"OPENBLAS_NUM_THREADS": "2", "CHUNK_BYTES": "16000000"},
+            {"CHUNK_BYTES": "3000"},
+        )
+    ):
+        environment = {**worker_environment(), "OUT": str(tmp_path / str(number)), **more}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.stdout.split()[-1:] == [expected], (more, done.stderr)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, as root may mount one; elsewhere these tests do not run."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs a small file system, which only root can mount")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int = 0) -> Path:
+    """Fills a disk but for so many bytes; returns the file that does."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    if leave:
+        os.truncate(filler, filler.stat().st_size - leave)
+    return filler
+
+
+@pytest.mark.parametrize("scope, eager", [("full", False), ("full", True), ("norms/last-1", True)])
+def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager, model, data, tmp_path, small_disk):  # noqa: F811
+    """Journal and events without snapshots; snapshots too large for what is left; and small ones that still fit."""
+    config = RunConfig(model=str(model), task="custom", data=str(data), scope=scope, steps=4000, batch_size=4)
+    config = replace(
+        config, schedule="constant", eval_every=4000, train_examples=16, validation_examples=4, test_examples=4
+    )
+    run = RunDirectory.create(replace(config, out=str(small_disk), name="full").resolved())
+    with worker(run, EAGER_WORKER if eager else WORKER) as process:
+        while steps_done(run) < 3:
+            assert process.poll() is None
+            time.sleep(0.005)
+        filler = fill(small_disk)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 3 and b"Traceback" not in said
+    done = steps_done(run)
+    assert 3 <= done < 4000
+    filler.unlink()
+    # The same number of steps in one go, on a disk with room.
+    few = replace(run.config, steps=done + 3)
+    whole = RunDirectory.create(replace(few, out=str(tmp_path), name="whole"))
+    run.settle(few)
+    assert to_the_end(run)["final_sha256"] == to_the_end(whole)["final_sha256"]
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_an_export(model, data, tmp_path, small_disk):  # noqa: F811
+    config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=2, batch_size=4)
+    run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
+    to_the_end(run)
+    filler = fill(small_disk, leave=100_000)
+    for form in ("adapter", "fused", "journal"):
+        if form == "journal":
+            filler.unlink()
+            filler = fill(small_disk)
+        done = export(run, form, small_disk / form)
+        assert done.returncode == 3 and b"Traceback" not in done.stderr, done.stderr
+        assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    filler.unlink()
+    for form in ("adapter", "fused", "journal"):
+        assert export(run, form, small_disk / form).returncode == 0
+
+
+def export(run: RunDirectory, form: str, out: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mlxzo", "export", str(run.path), "--to", form, "--out", str(out)]
+    return subprocess.run(command, capture_output=True)
