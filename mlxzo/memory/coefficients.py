@@ -65,7 +65,7 @@ COEFFICIENTS = {
     ),
     "live_layers_remade": Coefficient(1.2, "a layer's activations there, while MLX waits for those weights"),
     "live_scores_remade": Coefficient(1.5, "scores alive there"),
-    "kept_remade": Coefficient(1.5, "a layer's weights so made that are alive without checkpointing"),
+    "kept_remade": Coefficient(2.2, "a layer's weights so made that are alive without checkpointing"),
     "logit_chunks": Coefficient(
         9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX makes room for ahead of what it computes"
     ),
