@@ -127,11 +127,20 @@ class Data:
         """Rows of a training example, on average."""
         return sum(size.row_count for size in self.train) / len(self.train)
 
+    def largest_batch(self, batch_size: int, multiple: int) -> tuple[Size, ...]:
+        """The examples of a step at its largest: the longest there are, all of them again where it takes more.
+
+        That a step between two epochs may meet a long one twice is left to the margin.
+        """
+        again, rest = divmod(batch_size, len(self.train)) if self.train else (0, 0)
+        return self.train * again + self.largest("train", rest, multiple)
+
     @functools.cache  # noqa: B019 (few of them, and they live as long as the process)
     def largest(self, split: str, count: int, multiple: int) -> tuple[Size, ...]:
-        """The `count` examples of a split with most tokens: no batch of a run takes more than these."""
+        """The `count` examples of a split with most tokens."""
         shapes = Shapes(multiple)
-        return tuple(sorted(getattr(self, split), key=lambda size: shapes.padded(size) * size.row_count)[-count:])
+        found = sorted(getattr(self, split), key=lambda size: shapes.padded(size) * size.row_count, reverse=True)
+        return tuple(found[:count])
 
 
 @dataclass(frozen=True)
@@ -229,7 +238,7 @@ class Predictor:
         # Weights that are not stored in what is computed with are made so while their layer computes.
         self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
         multiple = Shapes.suited(self.on_cpu).multiple
-        self._batch = data.largest("train", config.batch_size, multiple)
+        self._batch = data.largest_batch(config.batch_size, multiple)
         self._evaluated = data.largest("evaluated", SCORED_AT_ONCE, multiple)
 
     def estimate(self, settings: Settings) -> Estimate:

@@ -68,6 +68,12 @@ def test_sizes_are_cut_as_the_examples_are():
         assert cut(sizes, shapes) == make_batch(examples, shapes).places
 
 
+def test_a_batch_of_more_examples_than_there_are_has_all_of_them_again():
+    data = Data(tuple(ExampleSize(length) for length in (16, 48, 24, 40)), ())
+    lengths = {size: sorted(one.length for one in data.largest_batch(size, 8)) for size in (2, 4, 9)}
+    assert lengths == {2: [40, 48], 4: [16, 24, 40, 48], 9: [16, 16, 24, 24, 40, 40, 48, 48, 48]}
+
+
 def test_the_optimiser_and_the_gradients_of_full_backpropagation_follow_from_the_parameters():
     config = RunConfig(method="bp", scope="full", batch_size=1)
     parts = {c.name: c.bytes for c in estimate(SMALL, config, Data.uniform(64), on_cpu=False).components}
