@@ -17,7 +17,6 @@ from mlxzo.errors import ConfigError
 from mlxzo.resuming import resume_config
 from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.supervisor import Supervisor
-from tests.engine.test_runs_end_to_end import data, model  # noqa: F401 (fixtures)
 
 STEPS = 24
 METHODS = {
@@ -27,7 +26,7 @@ METHODS = {
 }
 
 
-def config(model: Path, data: Path, out: Path, method: str, **more) -> RunConfig:  # noqa: F811
+def config(model: Path, data: Path, out: Path, method: str, **more) -> RunConfig:
     return RunConfig(
         model=str(model),
         task="custom",
@@ -62,7 +61,7 @@ def told(result: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(model, data, tmp_path_factory):  # noqa: F811
+def uninterrupted(model, data, tmp_path_factory):
     """The result of each method, trained in one go."""
     found = {}
 
@@ -76,7 +75,7 @@ def uninterrupted(model, data, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):  # noqa: F811
+def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):
     run = RunDirectory.create(config(model, data, tmp_path, method))
     assert isinstance(train(run, until=3), events.Failed)
     if method != "bp":
@@ -90,7 +89,7 @@ def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, mode
     assert told(finished.result) == told(uninterrupted(method))
 
 
-def test_a_stopped_run_of_backpropagation_goes_on_from_its_snapshot(model, data, tmp_path, uninterrupted):  # noqa: F811
+def test_a_stopped_run_of_backpropagation_goes_on_from_its_snapshot(model, data, tmp_path, uninterrupted):
     run = RunDirectory.create(config(model, data, tmp_path, "bp"))
     supervisor = Supervisor(run)
     supervisor.start()
@@ -105,7 +104,7 @@ def test_a_stopped_run_of_backpropagation_goes_on_from_its_snapshot(model, data,
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_finished_run_may_get_more_steps(model, data, tmp_path):  # noqa: F811
+def test_a_finished_run_may_get_more_steps(model, data, tmp_path):
     run = RunDirectory.create(config(model, data, tmp_path, "mezo", schedule="constant"))
     train(run)
     longer = RunDirectory.create(dataclasses.replace(run.config, steps=STEPS + 6, name="longer"))
@@ -114,7 +113,7 @@ def test_a_finished_run_may_get_more_steps(model, data, tmp_path):  # noqa: F811
     assert train(run, resume=True).result["final_sha256"] == expected
 
 
-def test_other_data_and_other_options_are_refused(model, data, tmp_path):  # noqa: F811
+def test_other_data_and_other_options_are_refused(model, data, tmp_path):
     own = tmp_path / "data"
     shutil.copytree(data, own)
     run = RunDirectory.create(config(model, own, tmp_path, "mezo"))

@@ -11,12 +11,11 @@ from mlxzo.cli import main
 from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory
 from tests.engine.test_resume import train
-from tests.engine.test_runs_end_to_end import data, model  # noqa: F401 (fixtures)
 from tests.tiny import tiny_folder
 
 
 @pytest.fixture(scope="module")
-def run(model, data, tmp_path_factory):  # noqa: F811
+def run(model, data, tmp_path_factory):
     config = RunConfig(
         model=str(model),
         task="custom",
@@ -47,7 +46,7 @@ def said(capsys, *arguments) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model, data, capsys):  # noqa: F811
+def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model, data, capsys):
     on_data = ("--task", "custom", "--data", data)
     prompt = "the film was"
     base = said(capsys, "eval", "--model", model, *on_data)
@@ -77,7 +76,7 @@ def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model,
         (lambda folder: (folder / "adapters.safetensors").write_bytes(b"abc"), "is damaged", 4),
     ],
 )
-def test_a_damaged_adapter_is_named(damage, says, code, exported, model, tmp_path, capsys):  # noqa: F811
+def test_a_damaged_adapter_is_named(damage, says, code, exported, model, tmp_path, capsys):
     folder = tmp_path / "adapter"
     shutil.copytree(exported / "adapter", folder)
     damage(folder)
