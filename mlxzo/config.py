@@ -145,6 +145,13 @@ class RunConfig:
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
     )
     # MeZO.
+    objective: str = _option(
+        "loss",
+        "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and wants a "
+        "large --batch-size; or soft-accuracy (1 less the probability of the right answer)",
+        "mezo",
+        choices=("loss", "accuracy", "soft-accuracy"),
+    )
     eps: float | None = _option(
         None,
         "perturbation scale: the loss is read at w + eps*z and w - eps*z",
@@ -258,6 +265,8 @@ class RunConfig:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
             problems.append("sides: only the scope lora can be stacked; use separate")
+        if self.objective != "loss" and self.probe != "off":
+            problems.append(f"probe: it measures the loss, which is not what {self.objective} minimises; give --lr")
         if self.method == "bp":
             problems += self._problems_of_backpropagation()
         if problems:
@@ -267,6 +276,10 @@ class RunConfig:
         problems = []
         if self.probe != "off":
             problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
+        if self.objective != "loss":
+            problems.append(
+                f"objective: {self.objective} is for the method mezo: backpropagation follows the gradient of the loss"
+            )
         if self.sides == "stacked":
             problems.append("sides: only the method mezo has two sides; use separate")
         if self.optimizer == "sgd" and self.lr is None:

@@ -61,9 +61,15 @@ class Loaded(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """One optimisation step; `step` counts from 1, and `steps` is how many there will be, estimated where `max_seconds`
-    ends the run. `directional_derivative` is the rms of several directions', if so; `padded_tokens` counts the padding
-    too."""
+    """One optimisation step.
+
+    Attributes:
+        step: from 1; `steps` is how many there will be, estimated where `max_seconds` ends the run.
+        loss: of the batch, or what else the run minimises (see the option `objective`).
+        directional_derivative: of several directions, their rms.
+        padded_tokens: the padding counted too.
+        alike: directions on whose two sides the batch scored just the same, so that they moved nothing.
+    """
 
     name: ClassVar[str] = "step"
     step: int
@@ -81,6 +87,7 @@ class Step(Event):
     peak_bytes: int
     cache_bytes: int
     padded_tokens: int = 0
+    alike: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ summed in one fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -114,12 +114,22 @@ class Scorer:
             for h, part in zip(hidden, batch.parts, strict=True)
         ]
 
-    def losses(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> np.ndarray:
-        """Loss of each example: float64 [B]."""
+    def losses(
+        self,
+        batch: Batch,
+        view: View,
+        prefix: Sequence[mx.array] | None = None,
+        measure: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Loss of each example: float64 [B].
+
+        Args:
+            measure: makes something else of scores and targets (see `objectives`).
+        """
         losses = np.empty(batch.size)
         scores = self.scores(batch, view, prefix)
         for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
-            losses[list(places)] = example_losses(grid, part.target)
+            losses[list(places)] = (measure or example_losses)(grid, part.target)
         return losses
 
     def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
@@ -140,9 +150,13 @@ class Scorer:
         return _losses(_values_from_logits(logits, part), part)
 
     def stacked_losses(
-        self, batch: Batch, views: Sequence[View], prefix: Sequence[mx.array] | None = None
+        self,
+        batch: Batch,
+        views: Sequence[View],
+        prefix: Sequence[mx.array] | None = None,
+        measure: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> list[np.ndarray]:
-        """Losses under several views that differ in LoRA adapters alone, in one forward pass: float64 [B] a view.
+        """What `losses` gives under several views that differ in LoRA adapters alone, in one pass: float64 [B] a view.
 
         The weights that all views share then meet one matrix product of all views' tokens. Activations take as many
         times more memory as there are views.
@@ -161,7 +175,7 @@ class Scorer:
             for side, own in zip(losses, mx.split(states, count), strict=True):
                 # The head is no adapter: any view reads it as it is.
                 values = _values_from_hidden(causal, own, part, causal.view())
-                side[list(places)] = example_losses(_scores(values, part), part.target)
+                side[list(places)] = (measure or example_losses)(_scores(values, part), part.target)
         return losses
 
     def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:

@@ -14,6 +14,7 @@ import numpy as np
 from . import events
 from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, make_batch
 from .config import RunConfig
+from .errors import ConfigError
 from .evaluate import Evaluation, evaluate
 from .files import Progress as FileProgress
 from .files import need_free_space
@@ -186,6 +187,11 @@ def open_session(
     """
     # Data first: it is quick, and a bad line is better told before a long download.
     data = load_task(config, progress=lambda text: emit(events.Progress(text, 0.0, None, "")))
+    if config.objective != "loss" and data.task.metric != "accuracy":
+        raise ConfigError(
+            f"objective: {config.objective} needs answers to choose among, and the task {data.task.name} has none",
+            "use --objective loss",
+        )
     resolved = find_model(config, emit)
     tokenizer = load_tokenizer(resolved)
     return_freed_memory()

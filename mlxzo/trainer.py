@@ -23,6 +23,8 @@ from .states import load_state, save_state
 # The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
+# Above this share of directions that tell nothing, the user is told.
+_MANY_ALIKE = 0.3
 
 
 class Steering(Protocol):
@@ -100,6 +102,7 @@ class Trainer:
         for loss in past.losses:
             smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+        stuck = Stuck(config.queries or 1)
         for step in range(past.step, config.steps):
             self._obey(step)
             began = time.perf_counter()
@@ -139,8 +142,12 @@ class Trainer:
                     active_bytes=memory.active_bytes,
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
+                    alike=outcome.alike,
                 )
             )
+            past.alike += outcome.alike
+            if said := stuck.after(outcome.alike):
+                self.emit(events.Note(said))
             if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
@@ -242,12 +249,37 @@ class Trainer:
                 "last": sum(past.losses[-window:]) / window,
                 "steps_averaged": window,
             },
+            "objective": config.objective,
+            "alike_share": past.alike / (past.step * (config.queries or 1)),
             "final_sha256": sha256,
             "train_seconds": past.train_seconds,
             "validation_seconds": past.validation_seconds,
             "steps_per_second": past.step / past.train_seconds,
             "padding_share": 1.0 - past.tokens / past.padded_tokens,
         }
+
+
+class Stuck:
+    """Says once, over the first steps, that most of a run's directions tell nothing.
+
+    Args:
+        queries: directions a step.
+    """
+
+    def __init__(self, queries: int):
+        self._queries = queries
+        self._steps = self._alike = 0
+
+    def after(self, alike: int) -> str:
+        """What is to be told, mostly nothing, after a step with `alike` directions whose sides scored the same."""
+        self._steps, self._alike = self._steps + 1, self._alike + alike
+        share = self._alike / (self._queries * self._steps)
+        if self._steps != _SPEED_WINDOW or share <= _MANY_ALIKE:
+            return ""
+        return (
+            f"on {share:.0%} of the directions so far the batch scored just the same on both sides, which tells "
+            "nothing: a larger --batch-size or --eps sees more, and --objective soft-accuracy always does"
+        )
 
 
 def _smooth(mean: float, value: float) -> float:

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of a step: mean loss of the batch, the learning rate used, and MeZO's directional derivative."""
+    """Outcome of a step: mean loss of the batch, the learning rate used, and MeZO's directional derivative.
+
+    Attributes:
+        loss: of what is minimised, so the objective's value where that is not the loss.
+        alike: directions on whose two sides the batch scored just the same, which tell nothing.
+    """
 
     loss: float
     lr: float
     directional_derivative: float | None = None
+    alike: int = 0
 
 
 class Method(Protocol):

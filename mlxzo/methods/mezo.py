@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..batching import Batch
 from ..config import RunConfig
 from ..models.scope import Trainable
+from ..objectives import OBJECTIVES
 from ..schedule import learning_rate
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
@@ -41,6 +42,7 @@ class MeZO:
         self.scorer, self.causal = scorer, scorer.causal
         self.trainable, self.config = trainable, config
         self.estimator = ESTIMATORS[config.estimator]
+        self.measure = OBJECTIVES[config.objective]
         self.rule = UpdateRule(config.update == "adaptive", config.clip)
         self.momentum = Momentum(config.momentum)
         self.scales = {name: trainable.scales.get(name, 1.0) for name in trainable.names}
@@ -62,7 +64,7 @@ class MeZO:
                 self.journal.append(Step(tuple(derivatives), tuple(factors), loss, decay))
             terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
             self.move(terms, step, decay)
-        return StepResult(loss, lr, _summary(derivatives))
+        return StepResult(loss, lr, _summary(derivatives), alike=sum(d == 0.0 for d in derivatives))
 
     def state(self) -> dict[str, mx.array]:
         """Nothing: all of it follows from the journal."""
@@ -89,7 +91,7 @@ class MeZO:
             self.momentum.terms(past.own_terms(number, recorded))
 
     def losses(self, batch: Batch, points: Sequence[Point], prefix: Sequence[mx.array] | None = None) -> list[float]:
-        """Mean losses at w + eps z for each point (z, eps); the stored weights stay as they are, bit for bit.
+        """Means of the objective at w + eps z for each point (z, eps); the stored weights stay as they are, to the bit.
 
         Args:
             prefix: what the scorer's `prefix` gives for the batch, where it is at hand.
@@ -97,8 +99,8 @@ class MeZO:
         prefix = self.scorer.prefix(batch) if prefix is None else prefix
         views = [self.causal.view(direction, eps) for direction, eps in points]
         if self.config.sides == "stacked":
-            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix)]
-        return [float(self.scorer.losses(batch, view, prefix).mean()) for view in views]
+            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix, self.measure)]
+        return [float(self.scorer.losses(batch, view, prefix, self.measure).mean()) for view in views]
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""
