@@ -59,7 +59,7 @@ class RunDirectory:
         """
         root = Path(config.out).expanduser().absolute()
         names = iter((config.name,)) if config.name else _automatic_names(config)
-        with _explained(root):
+        with explained(root):
             root.mkdir(parents=True, exist_ok=True)
             for name in names:
                 try:
@@ -226,7 +226,7 @@ class RunDirectory:
             ConfigError: the folder is gone or cannot be written. DoesNotFit: the disk is full.
         """
         for attempt in range(10):
-            with _explained(self.path):
+            with explained(self.path):
                 descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,7 +249,7 @@ class RunDirectory:
             ConfigError, DoesNotFit: as `claim`.
         """
         if make:
-            with _explained(self.path):
+            with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
         lock = None if self.worker_is_alive() else self.claim()
         try:
@@ -264,7 +264,7 @@ class RunDirectory:
         Raises:
             ConfigError: the folder cannot be written. DoesNotFit: the disk is full.
         """
-        with _explained(self.path):
+        with explained(self.path):
             for name in _BEFORE_WORK:
                 (self.path / name).unlink(missing_ok=True)
             schema.write_version(self.path)
@@ -279,7 +279,7 @@ class RunDirectory:
         """
         if schema.version_of(self.path) == schema.VERSION:
             return
-        with self.held() as lock, _explained(self.path):
+        with self.held() as lock, explained(self.path):
             if lock is None:
                 raise ConfigError(f"an older mlxzo is running {self.id}", "wait for it to end")
             schema.migrate(self.path)
@@ -290,7 +290,7 @@ class RunDirectory:
         Raises:
             ConfigError: it is running, or cannot be removed.
         """
-        with self.held() as lock, _explained(self.path):
+        with self.held() as lock, explained(self.path):
             if lock is None:
                 raise ConfigError(f"the run {self.id} is running", f"stop it first: `mlxzo runs stop {self.id}`")
             shutil.rmtree(self.path)
@@ -314,7 +314,7 @@ class RunDirectory:
         Raises:
             DoesNotFit: the disk is full; ConfigError: the folder cannot be written.
         """
-        with _explained(self.path):
+        with explained(self.path):
             write_atomic(self.path / name, text)
 
     def settle(self, config: RunConfig) -> None:
@@ -377,7 +377,7 @@ def _automatic_names(config: RunConfig) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Turns the ways a folder refuses a file into errors that a user can act on."""
     try:
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -90,6 +91,9 @@ class Series:
         self._running: list[_Job] = []
         self._told: set[str] = set()
         self._done: set[str | None] = set()
+        self._pace = Pace(())
+        self._coming: list[float | None] = []
+        self._known_by: tuple[int, int] | None = None
         self._stops = 0
         self._began = 0.0
 
@@ -140,7 +144,7 @@ class Series:
         self._began = time.time()
         self._done = {config.name for config in self.configs if run_directory(config).status == "finished"}
         while self._running or (self._waiting and not self.stopping):
-            for ended in (*self._begin(), *self._relay()):
+            for ended in itertools.chain(self._begin(), self._relay()):
                 self.ended.append(ended)
                 yield ended
             self._tick()
@@ -160,12 +164,13 @@ class Series:
 
     def seconds_left(self) -> float | None:
         """Seconds until all is done; None where nothing is known yet of how long one takes."""
-        now = [
-            expected_seconds(job.config, self.ended) if job.eta_seconds is None else job.eta_seconds
-            for job in self._running
-        ]
-        coming = [expected_seconds(config, self.ended) for config in self._waiting if config.name not in self._done]
-        return None if None in now or None in coming else together(now, coming, self._jobs)
+        known_by = (len(self.ended), len(self._waiting))
+        if known_by != self._known_by:
+            # Asked for with every step, of a thousand runs maybe.
+            self._known_by, self._pace = known_by, Pace(self.ended)
+            self._coming = [self._pace.seconds(config) for config in self._waiting if config.name not in self._done]
+        now = [self._pace.seconds(job.config) if job.eta_seconds is None else job.eta_seconds for job in self._running]
+        return None if None in (*now, *self._coming) else together(now, self._coming, self._jobs)
 
     def _begin(self) -> Iterator[Ended]:
         """Starts runs for as long as there is room, and gives out those that turn out to have ended already."""
@@ -253,16 +258,25 @@ def run_directory(config: RunConfig) -> RunDirectory:
     return RunDirectory(Path(config.out).expanduser().absolute() / str(config.name))
 
 
-def expected_seconds(config: RunConfig, ended: Iterable[Ended]) -> float | None:
-    """How long a run takes: as its like with another seed, or its time and what others took beside theirs."""
-    timed = [item for item in ended if item.seconds is not None and item.failed is None]
-    alike = [item.seconds for item in timed if not _differ(item.config, config)]
-    if alike:
-        return statistics.fmean(alike)
-    if config.max_seconds is not None:
-        extra = [item.seconds - item.config.max_seconds for item in timed if item.config.max_seconds is not None]
-        return config.max_seconds + (max(0.0, statistics.fmean(extra)) if extra else 0.0)
-    return statistics.fmean(item.seconds for item in timed) if timed else None
+class Pace:
+    """How long a run is going to take, by those that have ended."""
+
+    def __init__(self, ended: Iterable[Ended]):
+        timed = [item for item in ended if item.seconds is not None and item.failed is None]
+        alike: dict[RunConfig, list[float]] = {}
+        for item in timed:
+            alike.setdefault(_kind(item.config), []).append(item.seconds)
+        self._alike = {kind: statistics.fmean(found) for kind, found in alike.items()}
+        self._mean = statistics.fmean(item.seconds for item in timed) if timed else None
+        beside = [item.seconds - item.config.max_seconds for item in timed if item.config.max_seconds is not None]
+        self._beside = max(0.0, statistics.fmean(beside)) if beside else 0.0
+
+    def seconds(self, config: RunConfig) -> float | None:
+        """As its like with another seed took, or its time limit and what others took beside theirs, or the mean of all;
+        None where nothing is known."""
+        if (alike := self._alike.get(_kind(config))) is not None:
+            return alike
+        return self._mean if config.max_seconds is None else config.max_seconds + self._beside
 
 
 def together(now: Sequence[float], coming: Iterable[float], jobs: int) -> float:
@@ -277,7 +291,6 @@ def together(now: Sequence[float], coming: Iterable[float], jobs: int) -> float:
     return max(places)
 
 
-def _differ(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two runs differ in more than seed, name and place."""
-    apart = {"seed", "name", "out"}
-    return any(value != getattr(other, key) for key, value in one.to_dict().items() if key not in apart)
+def _kind(config: RunConfig) -> RunConfig:
+    """What a run has in common with those that differ in seed, name and place only."""
+    return dataclasses.replace(config, seed=0, name=None, out=RunConfig.out)

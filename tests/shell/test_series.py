@@ -11,7 +11,7 @@ from mlxzo import events, series
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
 from mlxzo.runs import JOURNAL, RunDirectory
-from mlxzo.series import Ended, Series, changes, expected_seconds, together
+from mlxzo.series import Ended, Pace, Series, changes, together
 from mlxzo.supervisor import Supervisor
 from tests.workers import PRELUDE
 
@@ -257,21 +257,21 @@ def test_a_run_is_expected_to_take_as_long_as_its_like(tmp_path):
         for name, scope, seed in (("a", "lora", 0), ("b", "lora", 1), ("c", "full", 0))
     )
     run = RunDirectory(tmp_path / "a")
-    assert expected_seconds(lora, []) is None
+    assert Pace([]).seconds(lora) is None
     ended = [Ended(run, lora, FINISHED, 100.0)]
     # A run of another kind counts as the mean of what is known, until one like it has been timed.
-    assert expected_seconds(again, ended) == expected_seconds(full, ended) == 100.0
+    assert Pace(ended).seconds(again) == Pace(ended).seconds(full) == 100.0
     ended.append(Ended(run, full, FINISHED, 10.0))
-    assert (expected_seconds(again, ended), expected_seconds(full, ended)) == (100.0, 10.0)
+    assert (Pace(ended).seconds(again), Pace(ended).seconds(full)) == (100.0, 10.0)
     # What failed, or was done before, tells nothing.
-    assert expected_seconds(again, [Ended(run, lora, FAILED, 5.0), Ended(run, lora, FINISHED, None)]) is None
+    assert Pace([Ended(run, lora, FAILED, 5.0), Ended(run, lora, FINISHED, None)]).seconds(again) is None
 
 
 def test_with_a_time_limit_the_time_is_known_from_the_start(tmp_path):
     one, other = (config(tmp_path, scope, max_seconds=60.0, scope=scope) for scope in ("full", "lora"))
-    assert expected_seconds(one, []) == 60
+    assert Pace([]).seconds(one) == 60
     # What a run takes beside its time, such as loading and the test, is then added to the others.
-    assert expected_seconds(other, [Ended(RunDirectory(tmp_path / "full"), one, FINISHED, 75.0)]) == 75
+    assert Pace([Ended(RunDirectory(tmp_path / "full"), one, FINISHED, 75.0)]).seconds(other) == 75
 
 
 @pytest.mark.parametrize(
