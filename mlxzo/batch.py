@@ -263,6 +263,7 @@ class _Reading:
         values = {**self.defaults, **draft.chosen}
         if seed is not None and values.get("seed") is not None:
             self._problem((*draft.path, "seed"), "seed: the file gives every run its seeds")
+            return None
         try:
             own = parse_value(_OPTIONS["seed"], values.get("seed", RunConfig.seed)) if seed is None else seed
             part = f"-{slug(draft.label, 'run')}" if draft.label else ""

@@ -19,7 +19,7 @@
 
 Runs are ordinary runs in the folder, called by the batch's name, what the grid varies (or their own name) and their
 seed. The same command again skips what has finished, goes on with what has not, and tries once more what failed. What
-`mlxzo train --resume` lets change (steps, memory_cap) may have been changed in the file for runs that are not done. A run
+`mlxzo train --resume` lets change (steps, memory_cap) may have been changed in the file for runs that are not done. One
 that fails does not keep the others from running. A run that another command is running is left until the others are
 done, so that two batches can share one file.
 
