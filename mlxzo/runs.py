@@ -97,6 +97,24 @@ class RunDirectory:
             "`mlxzo runs ls` lists the runs; --out names the folder they are in",
         )
 
+    @staticmethod
+    def inside(path_or_id: str | Path, root: str | Path = "runs") -> RunDirectory:
+        """The run of this id or path, if it lies in `root` itself: what may be removed. It may be damaged.
+
+        Raises:
+            ConfigError: there is no such run in that folder, or it is a link to somewhere else.
+        """
+        root = Path(root).expanduser()
+        given = Path(path_or_id).expanduser()
+        path = root / given if len(given.parts) == 1 else given
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link, and no run directory", "remove the link itself, if it is yours")
+        if not _is_run(path):
+            raise ConfigError(f"{root} has no run {path_or_id}", "`mlxzo runs ls` lists the runs")
+        if path.parent.resolve() != root.resolve() or path.name in ("", ".."):
+            raise ConfigError(f"{path} does not lie in {root}", "name the folder that it lies in with --out")
+        return RunDirectory(path.absolute())
+
     @property
     def id(self) -> str:
         return self.path.name

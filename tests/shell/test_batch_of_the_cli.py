@@ -150,16 +150,3 @@ def test_ctrl_c_leaves_every_run_so_that_the_same_command_goes_on(model, tmp_pat
     assert done.returncode == 0, done.stderr
     assert f"the run goes on after step {reached}" in done.stderr
     assert [(each["status"], each["steps"]) for each in summary(tmp_path / "long")] == [("finished", reached + 2)] * 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["none.yaml"], "none.yaml cannot be read"),
-        (["none.yaml", "--jobs", "0"], "--jobs must be 1 to 64"),
-        (["none.yaml", "--memory-cap", "8 giraffes"], "--memory-cap: expected a size such as 8GB"),
-    ],
-)
-def test_mistakes_are_named(arguments, words):
-    done = batch(*arguments)
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
