@@ -85,7 +85,7 @@ class RunDirectory:
         root = Path(root).expanduser()
         under_root = root / text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) else None
         for path in (under_root, Path(text).expanduser()):
-            if path is not None and _is_run(path):
+            if path is not None and is_run(path):
                 run = RunDirectory(path.absolute())
                 run.migrate()
                 return run
@@ -109,7 +109,7 @@ class RunDirectory:
         path = root / given if len(given.parts) == 1 else given
         if path.is_symlink():
             raise ConfigError(f"{path} is a link, and no run directory", "remove the link itself, if it is yours")
-        if not _is_run(path):
+        if not is_run(path):
             raise ConfigError(f"{root} has no run {path_or_id}", "`mlxzo runs ls` lists the runs")
         if path.parent.resolve() != root.resolve() or path.name in ("", ".."):
             raise ConfigError(f"{path} does not lie in {root}", "name the folder that it lies in with --out")
@@ -190,7 +190,7 @@ class RunDirectory:
         """Whether there is something by this name that no run has left."""
         if not self.path.is_dir():
             return os.path.lexists(self.path)
-        return not _is_run(self.path) and any(path.name != self.lock_path.name for path in self.path.iterdir())
+        return not is_run(self.path) and any(path.name != self.lock_path.name for path in self.path.iterdir())
 
     @property
     def has_work(self) -> bool:
@@ -355,7 +355,7 @@ def list_runs(root: str | Path = "runs") -> list[RunDirectory]:
     """
     root = Path(root).expanduser()
     try:
-        found = [RunDirectory(path.absolute()) for path in root.iterdir() if _is_run(path)]
+        found = [RunDirectory(path.absolute()) for path in root.iterdir() if is_run(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -375,7 +375,8 @@ def _tail(path: Path, length: int | None) -> list[str]:
         return file.read().decode("utf-8", errors="replace").splitlines()
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a path is a run directory, damaged or not."""
     try:
         return path.is_dir() and any((path / name).exists() for name in ("config.yaml", "events.jsonl"))
     except OSError:
@@ -396,7 +397,7 @@ def _automatic_names(config: RunConfig) -> Iterator[str]:
 
 @contextlib.contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turns the ways a folder refuses a file into errors that a user can act on."""
+    """Turns the ways a folder of runs refuses a file into errors that a user can act on."""
     try:
         yield
     except OSError as error:

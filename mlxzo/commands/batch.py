@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..batch import Batch
+    from ..runs import is_run
 
     problems = []
     if not 1 <= arguments.jobs <= _MOST_JOBS:
@@ -82,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise ConfigError("; ".join(problems), "`mlxzo batch --help` shows what it takes")
     batch = Batch.read(arguments.file, getattr(arguments, "out", None))
+    if is_run(batch.folder):
+        raise ConfigError(f"{batch.folder}, where the summary goes, is a run", "give the batch another name")
     if arguments.dry_run:
         return _dry_run(batch, as_json=arguments.json)
     return _run(batch, arguments.jobs, limit, as_json=arguments.json)

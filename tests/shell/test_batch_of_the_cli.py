@@ -1,18 +1,15 @@
 """Whole batches from the command line: real workers on a tiny model; some fail, some are stopped and gone on with."""
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mlxzo import events
 from mlxzo.runs import RunDirectory, list_runs
 from tests.tiny import tiny_folder
+from tests.workers import interrupt
 
 SMALL = "steps: 4, eval_every: 2, batch_size: 4, train_examples: 16, validation_examples: 8, test_examples: 8"
 
@@ -125,22 +122,9 @@ def test_ctrl_c_leaves_every_run_so_that_the_same_command_goes_on(model, tmp_pat
     text = f"out: {tmp_path}\nseeds: [0, 1]\ndefaults: {{model: {model}, scope: lora, STEPS}}\n"
     path.write_text(text.replace("STEPS", SMALL.replace("steps: 4", "steps: 100000")))
     command = [sys.executable, "-m", "mlxzo", "batch", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = RunDirectory(tmp_path / "long-s0")
-    try:
-        limit = time.monotonic() + 90
-        while first.last_event(events.Step) is None and time.monotonic() < limit:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        shown, told = process.communicate(timeout=90)
-    finally:
-        for run in list_runs(tmp_path):
-            with contextlib.suppress(OSError, ValueError):
-                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130 and "Traceback" not in told, told
+    code, shown, told = interrupt(command, tmp_path, lambda: first.last_event(events.Step))
+    assert code == 130 and "Traceback" not in told, told
     assert [each["status"] for each in summary(tmp_path / "long")] == ["interrupted", "not run"]
     assert "1 interrupted, 1 not run" in shown
     reached = first.last_event(events.Step).step

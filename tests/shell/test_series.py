@@ -10,6 +10,7 @@ import pytest
 from mlxzo import events, series
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
+from mlxzo.memory.forecast import Room
 from mlxzo.runs import JOURNAL, RunDirectory
 from mlxzo.series import Ended, Pace, Series, changes, together
 from mlxzo.supervisor import Supervisor
@@ -139,7 +140,7 @@ def test_a_failure_keeps_no_other_run_from_going_on(tmp_path, worker):
     ]
 
 
-def test_several_run_at_a_time_where_they_are_admitted_beside_each_other(tmp_path, worker):
+def test_several_run_at_a_time_and_never_more_than_there_is_room_for(tmp_path, worker):
     # `small` and `other` wait for each other to begin, which they could not do one after the other.
     worker(
         """
@@ -147,18 +148,20 @@ def test_several_run_at_a_time_where_they_are_admitted_beside_each_other(tmp_pat
         finish()
         """
     )
-    names = ["small", "large", "other"]
-    beside = []
-
-    def admits(config, running):
-        beside.append((config.name, [item.name for item in running]))
-        return "large" not in (config.name, *(item.name for item in running))
-
-    runs = Series([config(tmp_path, name) for name in names], quiet, jobs=2, admits=admits)
-    assert {item.run.id for item in runs.run()} == set(names)
-    lines = log(tmp_path)
-    assert set(lines[:2]) == {"begin small", "begin other"} and lines[-2:] == ["begin large", "end large"]
-    assert beside[0] == ("large", ["small"])
+    needs = {"small": 300, "large": 800, "other": 700, "huge": 2000, "unknown": None, "tiny": 1}
+    configs = [config(tmp_path, name) for name in needs]
+    runs = Series(configs, quiet, jobs=3, admits=Room(1000, needs).admits)
+    assert {item.run.id for item in runs.run() if not item.failed} == needs.keys()
+    running, beside = [], {}
+    for line in log(tmp_path):
+        what, name = line.split()
+        running.append(name) if what == "begin" else running.remove(name)
+        for each in running:
+            beside[each] = beside.get(each, set()) | set(running)
+        assert len(running) <= 1 or sum(needs[each] for each in running) <= 1000
+    assert "other" in beside["small"]
+    # What needs more than there is, or nobody knows how much, runs alone.
+    assert beside["huge"] == {"huge"} and beside["unknown"] == {"unknown"}
 
 
 def test_two_processes_share_the_runs_and_do_none_twice(tmp_path, worker):
