@@ -107,30 +107,21 @@ class Series:
         Raises:
             ConfigError: lists every option in which they are not.
         """
-        problems = []
-        for config in self.configs:
-            run = run_directory(config)
-            try:
-                problems += [f"{run.id}: {text}" for text in self._problems(run, config)]
-            except MlxzoError as error:
-                problems += [f"{run.id}: {text}" for text in error.details or [error.message]]
-        if problems:
-            raise ConfigError(
-                "there are runs of these names with other options",
-                "choose another name, or remove those runs with `mlxzo runs rm`",
-                problems,
-            )
+        _refuse([problem for config in self.configs for problem in self._problems(run_directory(config), config)])
 
     def _problems(self, run: RunDirectory, config: RunConfig) -> list[str]:
         if run.is_foreign:
-            return [f"{run.path} is no run"]
+            return [f"{run.id}: {run.path} is no run"]
         if not run.has_work:
             return []
         allowed = self._changeable
-        if run.status == "finished":
+        if run.last_status == "finished":
             allowed = allowed.difference(_DECIDE_RESULTS)
-        found = changes(run.config, config)
-        return [f"{name}: {have}, not {want}" for name, (have, want) in found.items() if name not in allowed]
+        try:
+            found = changes(run.config, config)
+        except MlxzoError as error:
+            return [f"{run.id}: {text}" for text in error.details or [error.message]]
+        return [f"{run.id}: {name}: {have}, not {want}" for name, (have, want) in found.items() if name not in allowed]
 
     def run(self) -> Iterator[Ended]:
         """Runs them, and yields each as it has ended. An unfinished run of an earlier time goes on where it stopped.
@@ -139,7 +130,8 @@ class Series:
         running is left until the others are done; if it fails there, it is not tried once more.
 
         Raises:
-            MlxzoError: a run directory cannot be made, as when the disk is full. What is going on then goes on alone.
+            MlxzoError: a run directory cannot be made, as when the disk is full; or somebody else has begun a run of
+                that name with other options meanwhile. What is going on then goes on alone.
         """
         self._began = time.time()
         self._done = {config.name for config in self.configs if run_directory(config).status == "finished"}
@@ -185,6 +177,7 @@ class Series:
                     self._tell(run)
                     continue
                 self._waiting.remove(config)
+                _refuse(self._problems(run, config))
                 before = self._over(run)
                 if before is None:
                     self._start(run, config, lock)
@@ -235,6 +228,15 @@ class Series:
             if not job.supervisor.running:
                 self._running.remove(job)
                 yield Ended(job.run, job.config, job.supervisor.outcome, time.monotonic() - job.began)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError(
+            "there are runs of these names with other options",
+            "choose another name, or remove those runs with `mlxzo runs rm`",
+            problems,
+        )
 
 
 def changes(run: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -1,8 +1,11 @@
 """What a batch is read from, the names of its runs, and every problem of its file at once."""
 
+import json
+
 import pytest
 
 from mlxzo.batch import MOST_RUNS, Batch
+from mlxzo.cli import main
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
 from mlxzo.memory.forecast import Room, forecast
@@ -232,3 +235,21 @@ def test_what_is_to_be_done_about_each_run(read, tmp_path):
     assert [(each.state, each.is_done) for each in found] == [("done", True), ("to resume", False), ("to run", False)]
     assert found[0].seconds == 0 and found[2].predicted_bytes > 4e8
     assert {each.too_large for each in found} == {None}
+
+
+def test_a_run_that_is_larger_than_the_machine_is_reported_and_not_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mlxzo.prospects.system_memory", lambda: (10**8, 10**8))
+    path = tmp_path / "b.yaml"
+    path.write_text(f"seeds: 0\nout: {tmp_path / 'runs'}\n")
+    assert main(["batch", str(path)]) == 3
+    (told,) = (json.loads(line) for line in (tmp_path / "runs" / "b" / "summary.jsonl").read_text().splitlines())
+    assert (told["status"], told["exit_code"]) == ("does not fit", 3) and told["needed_bytes"] > 10**8
+    assert "the machine has 100.0 MB" in told["problem"] and "1 does not fit" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "b-s0").exists()
+
+
+def test_a_summary_does_not_go_into_a_run(tmp_path, capsys):
+    RunDirectory.create(RunConfig(out=str(tmp_path), name="b"))
+    (tmp_path / "b.yaml").write_text(f"seeds: 0\nout: {tmp_path}\n")
+    assert main(["batch", str(tmp_path / "b.yaml")]) == 2
+    assert "give the batch another name" in capsys.readouterr().err

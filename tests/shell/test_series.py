@@ -209,6 +209,16 @@ def test_a_run_that_somebody_else_is_running_is_waited_for(tmp_path):
     assert said == ["r is being run already; waiting for it to end"]
 
 
+def test_a_run_that_somebody_else_began_with_other_options_meanwhile_is_not_taken_for_ours(tmp_path, worker):
+    worker("finish()")
+    mine = Series([config(tmp_path, "r")], quiet)
+    mine.check()
+    existing(tmp_path, FINISHED, batch_size=3)
+    with pytest.raises(ConfigError) as caught:
+        list(mine.run())
+    assert caught.value.details == ["r: batch_size: 3, not 16"]
+
+
 def test_a_series_that_is_stopped_while_it_waits_begins_nothing(tmp_path):
     run = existing(tmp_path)
     runs = Series([config(tmp_path, "r")], quiet, lambda: runs.stop())
