@@ -17,7 +17,6 @@ what is done. Nothing here imports MLX.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -31,6 +30,7 @@ import yaml
 from .config import RunConfig, options
 from .errors import ConfigError, MlxzoError
 from .names import check_model, check_task
+from .run_sets import digest, read_name, read_seeds, slug
 
 # What contestants have in common, or there would be nothing to compare.
 COMMON = (
@@ -41,8 +41,6 @@ COMMON = (
 _OWN = ("model", "max_seconds", "seed", "name")
 _OPTIONS = {field.name: field for field in options()}
 _METHODS = _OPTIONS["method"].metadata["option"].choices
-_LONGEST_NAME = 40
-_LONGEST_SLUG = 45
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Comparison:
         ]
 
     def _config(self, contestant: Contestant, number: int, seed: int) -> RunConfig:
-        run = f"{self.name}-{_slug(contestant.name, number)}-s{seed}"
+        run = f"{self.name}-{_slug(contestant, number)}-s{seed}"
         return RunConfig.from_mapping({**self.shared, **contestant.options, "seed": seed, "name": run}).resolved()
 
     def to_yaml(self) -> str:
@@ -149,14 +147,11 @@ class _Reading:
         return Comparison(self.name, self.shared, self.seeds, self.contestants)
 
     def _seeds(self, raw: Any) -> tuple[int, ...]:
-        words = [0] if raw is None else raw if isinstance(raw, list) else str(raw).split(",")
         try:
-            seeds = tuple(int(str(word).strip()) for word in words)
-        except ValueError:
-            seeds = ()
-        if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
-            self.problems.append(f"seeds: expected different whole numbers such as 0,1,2, not {raw!r}")
-        return seeds
+            return read_seeds([0] if raw is None else raw)
+        except ValueError as error:
+            self.problems.append(f"seeds: {error}")
+            return ()
 
     def _limit(self, raw: Any) -> None:
         try:
@@ -197,10 +192,10 @@ class _Reading:
         slugs: set[str] = set()
         for number, each in enumerate(found, 1):
             # Runs are named by it, on file systems that may not tell upper from lower case.
-            slug = _slug(each.name, number).lower()
-            if slug in slugs:
+            part = _slug(each, number).lower()
+            if part in slugs:
                 self.problems.append(f"contestants: more than one is called {each.name!r}; give each a name of its own")
-            slugs.add(slug)
+            slugs.add(part)
         return tuple(found)
 
     def _contestant(self, item: Any, number: int) -> Contestant | None:
@@ -246,13 +241,12 @@ class _Reading:
             # By what is shared alone, so that seeds and contestants can be added to a comparison.
             words = json.dumps({key: str(value) for key, value in sorted(self.shared.items())})
             task = Path(str(self.shared.get("task", RunConfig.task))).stem
-            return f"compare-{_slug(task, 0)[:20]}-{_digest(words)}"
-        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}", str(raw)):
-            self.problems.append(
-                f"name: {raw!r} must be 1-{_LONGEST_NAME} letters, digits, dots, dashes or underscores, and start with "
-                "a letter or digit"
-            )
-        return str(raw)
+            return f"compare-{slug(task, 'task')[:20]}-{digest(words)}"
+        try:
+            return read_name(raw)
+        except ValueError as error:
+            self.problems.append(f"name: {error}")
+            return ""
 
 
 def parse_contestant(text: str) -> dict[str, Any]:
@@ -309,13 +303,5 @@ def _described(chosen: Mapping[str, Any]) -> str:
     return " ".join(str(word) for word in words)
 
 
-def _slug(name: str, number: int) -> str:
-    """A contestant's name as part of a file name; a name cut short ends in a digest of the whole."""
-    slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")
-    if not slug:
-        return f"contestant-{number}"
-    return slug if len(slug) <= _LONGEST_SLUG else f"{slug[: _LONGEST_SLUG - 7]}-{_digest(name)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+def _slug(contestant: Contestant, number: int) -> str:
+    return slug(contestant.name, f"contestant-{number}")

@@ -246,21 +246,7 @@ class RunConfig:
     name: str | None = _option(None, "name of the run", "run", auto="made of model, task, method and seed")
 
     def __post_init__(self) -> None:
-        problems = [p for f in dataclasses.fields(self) if (p := _problem(f, getattr(self, f.name)))]
-        try:
-            Scope.parse(self.scope)
-        except ConfigError as error:
-            problems.append(f"{error.message}: {error.fix}")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            problems.append(
-                f"name: {self.name!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a "
-                "letter or digit"
-            )
-        if isinstance(self.memory_cap, str):
-            try:
-                parse_bytes(self.memory_cap)
-            except ValueError as error:
-                problems.append(f"memory_cap: {error}")
+        problems = [text for f in options() for text in _problems(f, getattr(self, f.name))]
         if self.estimator == "fzoo" and self.queries == 1:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
@@ -351,8 +337,7 @@ class RunConfig:
         parsed: dict[str, Any] = {}
         for key, raw in _words_for_the_probe(values, problems).items():
             if key not in known:
-                near = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0.5)
-                problems.append(f"{key}: no such option" + (f"; did you mean {near[0]}?" if near else ""))
+                problems.append(_no_such_option(key))
                 continue
             try:
                 parsed[key] = parse_value(known[key], raw)
@@ -414,6 +399,24 @@ def options() -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(RunConfig)
 
 
+def option_problems(name: Any, raw: Any) -> list[str]:
+    """What is wrong with an option and a value of it, text or Python's, whatever the other options are."""
+    f = next((f for f in options() if f.name == name), None)
+    if f is None:
+        return [_no_such_option(name)]
+    if name in ("lr", "scope") and str(raw).lower() == "auto":
+        return []
+    try:
+        return _problems(f, parse_value(f, raw))
+    except ValueError as error:
+        return [f"{name}: {error}"]
+
+
+def _no_such_option(name: Any) -> str:
+    near = difflib.get_close_matches(str(name).replace("-", "_"), [f.name for f in options()], n=1, cutoff=0.5)
+    return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def value_type(f: dataclasses.Field) -> type:
     """str, int or float: the type of an option that is set."""
     return {"str": str, "int": int, "float": float}[f.type.split(" ")[0]]
@@ -458,6 +461,27 @@ def _describe(kind: type, option: Option) -> str:
         return name + unit
     bound = f"above {low:g}" if option.exclusive_minimum else f"of at least {low:g}"
     return f"{name}{unit} {bound}" + (f" and at most {option.maximum:g}" if option.maximum is not None else "")
+
+
+def _problems(f: dataclasses.Field, value: Any) -> list[str]:
+    """What is wrong with an option's value, in sentences: its type and range, then the grammar of a text."""
+    if problem := _problem(f, value):
+        return [problem]
+    try:
+        if f.name == "scope":
+            Scope.parse(value)
+        elif f.name == "memory_cap" and value is not None:
+            parse_bytes(value)
+    except ConfigError as error:
+        return [f"{error.message}: {error.fix}"]
+    except ValueError as error:
+        return [f"{f.name}: {error}"]
+    if f.name == "name" and value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        return [
+            f"name: {value!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a letter or "
+            "digit"
+        ]
+    return []
 
 
 def _problem(f: dataclasses.Field, value: Any) -> str | None:

@@ -147,6 +147,34 @@ class RunView:
         return texts
 
 
+class RunsView(RunView):
+    """Renders events of several runs side by side: each has one live line, and begins those that stay with its id."""
+
+    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
+        super().__init__(console, clock=clock)
+        self._steps: dict[str, str] = {}
+        self._run = ""
+
+    def show(self, event: events.Event, run: str = "") -> None:
+        """Renders one event of the run with this id; without one it is of no single run."""
+        self._run = run
+        match event:
+            case events.Step():
+                head = f"{run}: step {event.step}/{event.steps}  loss {format_loss(event.smoothed_loss)}"
+                self._steps[run] = f"{head}  ETA {format_seconds(event.eta_seconds)}"
+                self._transient(lambda: self._with_bar(0, None, list(self._steps.values())))
+            case events.Finished() | events.Failed():
+                self._steps.pop(run, None)
+            case events.Phase() | events.Progress() | events.Memory():
+                # A line each would be too much of several runs.
+                pass
+            case _:
+                super().show(event)
+
+    def _say(self, text: str, style: str = "") -> None:
+        super()._say(text if self._run in text else f"{self._run}: {text}", style)
+
+
 class ResultTable:
     """Gathers the evaluations of a run and shows, on one split, what training was worth."""
 

@@ -8,7 +8,6 @@ them, so a worker outlives a supervisor that dies. Nothing here imports MLX.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import select
@@ -59,15 +58,34 @@ class Supervisor:
         self._guard: Guard | None = None
         self._outcome: events.Finished | events.Failed | None = None
 
-    def start(self) -> None:
+    def start(self, lock: int | None = None) -> None:
         """Starts the worker in a session of its own, so that a Ctrl-C in the terminal does not reach it.
+
+        Args:
+            lock: a descriptor that holds the run's lock (see `RunDirectory.claim`), the caller's to close; None takes
+                the lock here.
 
         Raises:
             ConfigError: the run has a worker already, or its configuration cannot be read.
         """
         # Read apart: the worker settles what is left open, and `run.config` is read once.
         cap_bytes = RunDirectory(self.run.path).config.memory_cap_bytes
-        lock = self._lock()
+        held = self.run.claim() if lock is None else lock
+        if held is None:
+            raise ConfigError(
+                f"the run {self.run.id} is running already", f"watch it with `mlxzo runs show {self.run.id}`"
+            )
+        try:
+            self._launch(held)
+        finally:
+            if lock is None:
+                os.close(held)
+        if cap_bytes is not None:
+            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
+            self._guard = Guard(self._process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
+
+    def _launch(self, lock: int) -> None:
+        """Starts the process. Its copy of the lock's descriptor keeps the lock until it ends."""
         read, write = os.pipe()
         try:
             forget(self.run)
@@ -87,13 +105,8 @@ class Supervisor:
             raise
         finally:
             os.close(write)
-            # The worker's copy of the descriptor keeps the lock until the worker ends.
-            os.close(lock)
         os.set_blocking(read, False)
         self._pipe = read
-        if cap_bytes is not None:
-            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
-            self._guard = Guard(self._process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
 
     @property
     def pid(self) -> int | None:
@@ -164,20 +177,6 @@ class Supervisor:
         """Whether the worker says that it is held to its cap; from the file, since nobody may be polling."""
         memory = self.run.last_event(events.Memory)
         return isinstance(memory, events.Memory) and memory.cap_bytes is not None
-
-    def _lock(self) -> int:
-        """A descriptor that holds the run's lock."""
-        descriptor = os.open(self.run.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        for attempt in range(10):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # Somebody who looks whether the run is alive holds the lock for an instant.
-                time.sleep(0.01 * attempt)
-            else:
-                return descriptor
-        os.close(descriptor)
-        raise ConfigError(f"the run {self.run.id} is running already", f"watch it with `mlxzo runs show {self.run.id}`")
 
     def _read(self) -> list[events.Event]:
         """The whole lines that are in the pipe now."""

@@ -41,6 +41,7 @@ from .options import add_config_options, add_json, config_values, print_json
 if TYPE_CHECKING:
     from ..comparison import Comparison
     from ..report.compare import Report
+    from ..runs import RunDirectory
 
 # Options of a run that a comparison has words of its own for.
 _NOT_SHARED = ("model", "max_seconds", "seed", "name")
@@ -117,12 +118,12 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
 
     with RunView() as view:
 
-        def emit(event: Event) -> None:
+        def emit(_: RunDirectory, event: Event) -> None:
             if isinstance(event, Step):
-                view.overall = series.position(event.eta_seconds)
+                view.overall = series.position()
             view.show(event)
 
-        series = Series([each.config for each in planned], emit, lambda: tell())
+        series = Series((each.config for each in planned), emit, lambda: tell())
         series.check()
         with signals_to(series, view) as tell:
             found = report()

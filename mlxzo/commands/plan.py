@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 # Of the machine's memory, where no cap is given: the rest is for the system and other programs.
 _SHARE = 0.75
-# English text has about four characters a token; a plan had better be made for somewhat more tokens.
-_CHARACTERS_A_TOKEN = 3.5
 _OPTIONS = ("task", "data", "train_examples", "max_tokens", "batch_size", "steps", "dtype", "optimizer", "lora_rank")
 
 
@@ -120,36 +118,17 @@ def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
     if arguments.tokens is not None and ("task" in given or "data" in given):
         raise ConfigError("--tokens is the length of made-up examples, and a task has its own", "give one of the two")
     if "task" in given or "data" in given:
-        return _of_task(base)
+        from ..memory.forecast import CHARACTERS_A_TOKEN, sizes_of
+        from ..tasks.registry import load_task
+
+        loaded = load_task(base)
+        data = sizes_of(loaded, base.max_tokens)
+        longest = max(size.length for size in data.train)
+        return data, f"{loaded.task.name}: up to {longest} tokens, at {CHARACTERS_A_TOKEN:g} characters each"
     tokens = base.max_tokens if arguments.tokens is None else arguments.tokens
     if not 1 <= tokens <= 2**20:
         raise ConfigError(f"--tokens: expected a whole number from 1 to {2**20}, not {tokens}", "try --tokens 512")
     return Data.uniform(tokens), f"examples of {tokens} tokens"
-
-
-def _of_task(base: RunConfig) -> tuple[Data, str]:
-    from ..memory.estimate import Data, ExampleSize
-    from ..tasks.base import Example
-    from ..tasks.registry import load_task
-
-    def tokens(text: str) -> int:
-        return max(1, round(len(text) / _CHARACTERS_A_TOKEN))
-
-    def size(example: Example) -> ExampleSize:
-        answers = [tokens(candidate) for candidate in example.candidates]
-        # Label words are most often one token each, read at one place.
-        shared = len(answers) > 1 and max(map(len, example.candidates)) <= 2 * _CHARACTERS_A_TOKEN + 1
-        length = min(base.max_tokens, tokens(example.prompt) + (0 if shared else max(answers)))
-        rows = 1 if shared else len(answers)
-        return ExampleSize(length, rows, len(answers), 1 if shared else sum(answers), shared)
-
-    loaded = load_task(base)
-    sizes = {
-        split: tuple(size(example) for example in getattr(loaded, split)) for split in ("train", "validation", "test")
-    }
-    data = Data(sizes["train"], (*sizes["validation"], *sizes["test"]))
-    longest = max(size.length for size in data.train)
-    return data, f"{loaded.task.name}: up to {longest} tokens, at {_CHARACTERS_A_TOKEN:g} characters each"
 
 
 def _shapes(names: Sequence[str]) -> list[ModelShape]:

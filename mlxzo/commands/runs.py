@@ -1,7 +1,10 @@
-"""List runs, show one, and steer one that is running, whoever started it.
+"""List runs, show, compare and remove them, and steer one that is running, whoever started it.
 
 mlxzo runs ls
+mlxzo runs ls --status failed --model gemma --sort accuracy
 mlxzo runs show RUN
+mlxzo runs diff RUN RUN
+mlxzo runs rm RUN
 mlxzo runs pause RUN
 mlxzo runs continue RUN
 """
@@ -10,51 +13,214 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from .. import events
 from ..config import RunConfig
 from ..control import COMMANDS, send
-from ..errors import EXIT_DONE, MlxzoError
-from ..runs import RunDirectory, list_runs
+from ..errors import EXIT_DONE, ConfigError, MlxzoError
+from ..files import format_bytes, parse_bytes
+from ..formatting import format_metric, format_seconds, printable
+from ..runs import RunDirectory, Status, list_runs
 from .options import add_config_options, add_json, print_json
+
+# Options that `ls` looks for a text in.
+_FILTERS = ("model", "task", "method")
+_LOWER_IS_BETTER = ("loss", "perplexity")
+_WIDEST_PLOT = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="list the runs, oldest first")
-    show = actions.add_parser("show", help="show one run")
+    show = actions.add_parser("show", help="show one run, with little plots")
+    diff = actions.add_parser("diff", help="in which options and results two runs differ")
+    rm = actions.add_parser("rm", help="remove runs, with all that they hold")
     steering = {command: actions.add_parser(command, help=help) for command, help in COMMANDS.items()}
+    ls.add_argument("text", metavar="TEXT", nargs="*", help="only runs with this in id, status, model, task or method")
+    ls.add_argument("--status", action="append", choices=get_args(Status), help="only runs that stand so; repeatable")
+    for name in _FILTERS:
+        ls.add_argument(f"--{name}", metavar="TEXT", help=f"only runs whose {name} has this text in it")
+    ls.add_argument(
+        "--sort",
+        choices=tuple(_SORT_KEYS),
+        default="started",
+        help="what to sort by (default: started); by accuracy, the best comes first",
+    )
+    ls.add_argument("--reverse", action="store_true", help="the other way round")
+    rm.add_argument("runs", metavar="RUN", nargs="+", help="ids of runs in the folder --out")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
     for action in (show, *steering.values()):
         action.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
-    for action in (ls, show):
+    for name in ("one", "other"):
+        diff.add_argument(name, metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    for action in (ls, show, diff, rm):
         add_json(action)
-    for action in (ls, show, *steering.values()):
+    for action in (ls, show, diff, rm, *steering.values()):
         add_config_options(action, ("out",))
 
 
 def run(arguments: argparse.Namespace) -> int:
     root = getattr(arguments, "out", RunConfig.out)
-    if arguments.action in COMMANDS:
-        found = RunDirectory.open(arguments.run, root)
-        send(found, arguments.action)
-        print(f"{found.id} is asked to {arguments.action}")
-        return EXIT_DONE
-    if arguments.action == "show":
-        _show(RunDirectory.open(arguments.run, root), arguments.json)
-        return EXIT_DONE
-    summaries = [summary(found) for found in list_runs(root)]
+    match arguments.action:
+        case "ls":
+            _list(arguments, root)
+        case "show":
+            _show(RunDirectory.open(arguments.run, root), arguments.json)
+        case "diff":
+            _diff([RunDirectory.open(text, root) for text in (arguments.one, arguments.other)], arguments.json)
+        case "rm":
+            _remove(arguments.runs, root, asks=not arguments.yes, as_json=arguments.json)
+        case command:
+            found = RunDirectory.open(arguments.run, root)
+            send(found, command)
+            print(f"{found.id} is asked to {command}")
+    return EXIT_DONE
+
+
+def _list(arguments: argparse.Namespace, root: str) -> None:
+    everything = [summary(found) for found in list_runs(root)]
+    found = [each for each in everything if _matches(each, arguments)]
+    found.sort(key=_SORT_KEYS[arguments.sort])
+    if arguments.reverse:
+        found.reverse()
     if arguments.json:
-        print_json(summaries)
-    elif not summaries:
+        print_json(found)
+    elif not everything:
         print(f"No runs in {root}. `mlxzo quickstart` makes the first.")
+    elif not found:
+        print(f"None of the {len(everything)} runs in {root} is so.")
     else:
         from ..console import listing, output
 
         columns = ["run", "started", "status", "steps", "zero-shot", "tuned"]
-        output().print(listing(columns, [_row(item) for item in summaries], right=("steps", "zero-shot", "tuned")))
-    return EXIT_DONE
+        output().print(listing(columns, [_row(item) for item in found], right=("steps", "zero-shot", "tuned")))
+
+
+def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
+    """Whether a run is among those asked for; capitals do not count."""
+
+    def has(name: str, text: str) -> bool:
+        return text.lower() in str(found.get(name, "")).lower()
+
+    return (
+        (not wanted.status or found["status"] in wanted.status)
+        and all(has(name, text) for name in _FILTERS if (text := getattr(wanted, name)) is not None)
+        and all(any(has(name, text) for name in ("id", "status", "scope", *_FILTERS)) for text in wanted.text)
+    )
+
+
+def _by_accuracy(found: dict[str, Any]) -> tuple[bool, float]:
+    """The best first, whichever way is better; runs without a measurement last."""
+    _, after = evaluations(found["result"])
+    value = after.get("value") if after else None
+    if not isinstance(value, int | float):
+        return True, 0.0
+    return False, value if after.get("metric") in _LOWER_IS_BETTER else -value
+
+
+_SORT_KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "started": lambda found: found["started"],
+    "accuracy": _by_accuracy,
+    "status": lambda found: found["status"],
+    "name": lambda found: found["id"],
+}
+
+
+def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> None:
+    """Removes runs, all of them or, where one cannot be, none.
+
+    Raises:
+        ConfigError: lists every run that cannot be removed; or nobody can be asked.
+    """
+    found: dict[str, RunDirectory] = {}
+    problems: list[str] = []
+    for text in texts:
+        try:
+            each = RunDirectory.inside(text, root)
+        except ConfigError as error:
+            problems.append(error.message)
+            continue
+        found[each.id] = each
+        if each.worker_is_alive():
+            problems.append(f"the run {each.id} is running: stop it first with `mlxzo runs stop {each.id}`")
+    if problems:
+        raise ConfigError("nothing was removed", "name runs that `mlxzo runs ls` lists and that do not run", problems)
+    if asks and not _confirmed(list(found.values())):
+        print("Nothing was removed.", file=sys.stderr)
+        return
+    for each in found.values():
+        each.remove()
+    if as_json:
+        print_json({"removed": list(found)})
+    else:
+        print(printable(f"Removed {', '.join(found)}"))
+
+
+def _confirmed(found: Sequence[RunDirectory]) -> bool:
+    """Asks on the terminal.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigError("nothing was removed, since there is no terminal to ask on", "give --yes")
+    for each in found:
+        print(printable(f"  {each.id} ({each.status})"), file=sys.stderr)
+    print("Remove them with all that they hold? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _diff(pair: Sequence[RunDirectory], as_json: bool) -> None:
+    """Prints the options in which two runs differ, and then their results."""
+    from ..report.compared import ComparedRun
+
+    both = [ComparedRun(each.id, each.config, each) for each in pair]
+    configs = [each.config.to_dict() for each in both]
+    figures = [each.to_dict() for each in both]
+    # A result names some options, too.
+    apart = {*configs[0], "contestant", "run", "memory_cap_bytes"}
+    chosen = {name: [each[name] for each in configs] for name in configs[0] if name not in ("name", "out")}
+    reached = {name: [each[name] for each in figures] for name in figures[0] if name not in apart}
+    changed, results = (
+        {name: values for name, values in found.items() if values[0] != values[1]} for found in (chosen, reached)
+    )
+    if as_json:
+        print_json({"runs": [each.id for each in pair], "options": changed, "results": results})
+        return
+    from ..console import listing, output
+
+    console = output()
+    ids = [each.id for each in pair]
+    metrics = [str(each["metric"]) for each in figures]
+    for title, rows in (
+        ("option", [[name, *map(_option_text, values)] for name, values in changed.items()]),
+        ("result", [[name, *map(_figure_text, (name, name), values, metrics)] for name, values in results.items()]),
+    ):
+        if rows:
+            console.print(listing([title, *ids], rows))
+        else:
+            console.print(f"No {title} differs.")
+
+
+def _option_text(value: Any) -> str:
+    return "auto" if value is None else str(value)
+
+
+def _figure_text(name: str, value: Any, metric: str) -> str:
+    """A figure of `ComparedRun.to_dict` in words, with its unit."""
+    if value is None:
+        return "-"
+    if name in ("majority", "test", "best_validation", "zero_shot_validation", "zero_shot_test"):
+        return format_metric(metric, value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name == "steps_per_second":
+        return f"{value:.2f}"
+    return format_seconds(value) if "seconds" in name else str(value)
 
 
 def summary(run: RunDirectory) -> dict[str, Any]:
@@ -105,8 +271,6 @@ def _inside(value: Any, *keys: str) -> dict | None:
 
 
 def _metric(evaluation: dict | None) -> str:
-    from ..formatting import format_metric
-
     if not evaluation or not isinstance(evaluation.get("value"), int | float):
         return "-"
     return format_metric(str(evaluation.get("metric")), evaluation["value"])
@@ -145,8 +309,22 @@ def _show(run: RunDirectory, as_json: bool) -> None:
         print()
     for line in lines:
         print(line)
+    if console.encoding.startswith("utf"):
+        for line in _plots(run, past, console.width):
+            print(line)
     if past and isinstance(past[-1], events.Failed):
         print("\n" + describe(past[-1]))
+
+
+def _plots(run: RunDirectory, past: Sequence[events.Event], width: int) -> list[str]:
+    from ..report.curves import Curves
+    from ..report.plots import plots
+
+    curves = Curves()
+    for event in past:
+        curves.add(event)
+    cap = (_config(run) or {}).get("memory_cap")
+    return plots(curves, min(width, _WIDEST_PLOT), None if cap is None else parse_bytes(cap))
 
 
 def _config(run: RunDirectory) -> dict[str, Any] | None:

@@ -12,6 +12,9 @@ from ..inplace import Slot, rewrite
 from .perturb import Direction
 from .rounding import rounded
 
+# Pieces of a tensor with fewer numbers than these wait in any number without taking memory to speak of.
+_LARGE = 1 << 16
+
 Terms = list[tuple[Direction, float]]
 """An update as it is applied: w -= sum of factor * z over the directions named."""
 
@@ -58,11 +61,16 @@ def _moved(
 ) -> list[mx.array]:
     """Some `rows` of a tensor of shape `shape` after updates; `weight` holds those rows: [N, columns]."""
     numbers = mx.arange(rows.start, rows.stop)
+    # Else MLX would make the noise of all directions before it adds the first.
+    one_by_one = weight.size >= _LARGE and sum(len(update.terms) for update in updates) > 1
     for update in updates:
         moved = weight.astype(mx.float32)
         if update.decay and len(shape) > 1:
             moved = moved * (1.0 - update.decay)
         for direction, factor in update.terms:
             moved = moved + direction.scaled(name, shape, -factor, numbers)
+            if one_by_one:
+                mx.eval(moved)
         weight = rounded(moved, weight.dtype, name, shape, numbers, seed, update.step)
+        del moved
     return [weight]

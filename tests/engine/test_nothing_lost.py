@@ -100,7 +100,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
         data=str(data),
         scope=scope,
         steps=steps,
-        batch_size=4,
+        batch_size=2,
         train_examples=24,
         validation_examples=4,
         test_examples=4,

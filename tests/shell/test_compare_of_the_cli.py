@@ -1,19 +1,16 @@
 """Whole comparisons from the command line: real workers on tiny models; broken, stopped, and gone on with."""
 
-import contextlib
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mlxzo import events
 from mlxzo.runs import RunDirectory, list_runs
 from tests.tiny import tiny_folder
+from tests.workers import interrupt
 
 SMALL = ["--steps", "4", "--eval-every", "2", "--batch-size", "4", "--schedule", "constant"]
 SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8", "--name", "contest"]
@@ -130,22 +127,9 @@ def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
     options = ["--minutes", "0.01", "--name", "c", "--validation-examples", "8", "--test-examples", "8"]
     command = [sys.executable, "-m", "mlxzo", "compare", *options, "--out", str(tmp_path), *two]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     second = RunDirectory(tmp_path / "c-slow-s0")
-    try:
-        limit = time.monotonic() + 90
-        while second.last_event(events.Phase) is None and time.monotonic() < limit:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        shown, told = process.communicate(timeout=60)
-    finally:
-        for run in list_runs(tmp_path):
-            with contextlib.suppress(OSError, ValueError):
-                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130 and "Traceback" not in told, told
+    code, shown, told = interrupt(command, tmp_path, lambda: second.last_event(events.Phase))
+    assert code == 130 and "Traceback" not in told, told
     assert "stopping after this step" in told
     assert {run.id: run.status for run in list_runs(tmp_path)} == {"c-quick-s0": "finished", "c-slow-s0": "interrupted"}
     assert "2  slow (interrupted)" in shown and "1 of 2 runs are not done" in shown

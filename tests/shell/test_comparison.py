@@ -1,15 +1,10 @@
 """What a comparison is read from, the runs it stands for, and every problem of it at once."""
 
-import fcntl
-
 import pytest
 
-from mlxzo import events
 from mlxzo.comparison import Comparison, parse_contestant
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
-from mlxzo.runs import RunDirectory
-from mlxzo.series import Ended, Series, differences
 
 TWO = ["smollm2-135m bp lora lr=1e-3", "gemma-3-270m mezo norms/last-6"]
 
@@ -151,69 +146,3 @@ def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_pa
     typo, good = (each.problem for each in comparison.contestants)
     assert "no model called 'smolm2-135m'; did you mean smollm2-135m" in typo and good == ""
     assert len(comparison.runs()) == 2
-
-
-def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_settled(tmp_path):
-    wanted = RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4).resolved()
-    run = RunDirectory.create(wanted)
-    run.settle(RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved())
-    assert differences(run.config, wanted) == []
-    Series([wanted], print).check()
-    other = RunConfig(out=str(tmp_path), name="r", batch_size=8, lr=0.1).resolved()
-    with pytest.raises(ConfigError) as caught:
-        Series([other], print).check()
-    assert caught.value.details == ["r: batch_size: 4, not 8", "r: lr: 0.7, not 0.1", "r: probe: lr, not off"]
-
-
-def test_time_left_goes_by_what_runs_took(tmp_path):
-    def config(name, seed, **more):
-        return RunConfig(out=str(tmp_path), name=name, seed=seed, **more).resolved()
-
-    lora = [config(f"lora-{seed}", seed, scope="lora") for seed in range(3)]
-    full = config("full", 0, scope="full")
-    series = Series([lora[0], full, *lora[1:]], print)
-    assert series.seconds_left() is None and series.position() == "run 1 of 4"
-    done = RunDirectory(tmp_path / "lora-0")
-    series.ended.append(Ended(done, lora[0], None, 100.0))
-    # The full run counts as the mean of what is known until one like it has been timed.
-    assert series.seconds_left() == 300
-    assert series.seconds_left(40) == 240
-    series.ended.append(Ended(done, full, None, 10.0))
-    assert series.seconds_left() == 200 and series.position(60) == "run 3 of 4, all done in about 2 min 40 s"
-
-
-def test_with_a_time_limit_the_time_left_is_known_from_the_start(tmp_path):
-    configs = [
-        RunConfig(out=str(tmp_path), name=name, max_seconds=60.0, scope=name).resolved() for name in ("full", "lora")
-    ]
-    series = Series(configs, print)
-    assert series.seconds_left() == 120
-    # What a run takes beside its time, such as loading and the test, is then added to the others.
-    series.ended.append(Ended(RunDirectory(tmp_path / "full"), configs[0], None, 75.0))
-    assert series.seconds_left() == 75
-
-
-def test_a_run_that_somebody_else_is_running_is_waited_for(tmp_path):
-    config = RunConfig(out=str(tmp_path), name="r").resolved()
-    run = RunDirectory.create(config)
-    said = []
-    with run.lock_path.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-
-        def end() -> None:
-            run.events_path.write_text(events.to_json(events.Finished({"steps": 1}), 0.0) + "\n")
-            held.close()
-
-        (ended,) = Series([config], said.append, end).run()
-    assert ended.seconds is None and ended.failed is None and ended.run.id == "r"
-    assert [event.text for event in said] == ["r is being run already; waiting for it to end"]
-
-
-def test_a_series_that_is_stopped_while_it_waits_begins_nothing(tmp_path):
-    config = RunConfig(out=str(tmp_path), name="r").resolved()
-    run = RunDirectory.create(config)
-    series = Series([config], lambda event: None, lambda: series.stop())
-    with run.lock_path.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert list(series.run()) == [] and series.stopping
-    assert run.path.exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import events
+from mlxzo import __version__, events, schema
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError, DoesNotFit
 from mlxzo.runs import RunDirectory, list_runs
@@ -142,7 +142,7 @@ def test_writing_replaces_a_file_in_one_step_and_leaves_nothing_beside_it(tmp_pa
     run.write_json("result.json", {"a": "é"})
     run.write_json("result.json", {"a": 2})
     assert run.result() == {"a": 2}
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "result.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "result.json", "schema.json"]
 
 
 def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.exit_code == 3 and "--out" in caught.value.fix
     assert json.loads((run.path / "result.json").read_text()) == {"old": True}
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "result.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "result.json", "schema.json"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
@@ -181,3 +181,87 @@ def test_a_read_only_folder_is_a_clear_error():
         Path(folder).chmod(0o555)
         done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
     assert "cannot be written" in done.stdout, done
+
+
+def test_a_run_without_a_version_is_of_the_first_and_a_new_one_names_its_own(tmp_path):
+    run = make(tmp_path, name="r")
+    assert json.loads((run.path / "schema.json").read_text()) == {"version": schema.VERSION, "mlxzo": __version__}
+    (run.path / "schema.json").unlink()
+    assert schema.version_of(run.path) == 1
+    assert RunDirectory.open("r", tmp_path / "runs").config.name == "r"
+
+
+def test_a_run_of_a_newer_version_is_refused_by_name_with_what_to_upgrade_to(tmp_path):
+    run = make(tmp_path, name="r")
+    (run.path / "schema.json").write_text('{"version": 999, "mlxzo": "9.1"}')
+    with pytest.raises(ConfigError, match="run r has files of version 999") as caught:
+        RunDirectory.open("r", tmp_path / "runs")
+    assert caught.value.fix == "upgrade mlxzo to 9.1 or later"
+    # It is listed all the same.
+    (listed,) = list_runs(tmp_path / "runs")
+    with pytest.raises(ConfigError, match="version 999"):
+        _ = listed.config
+
+
+@pytest.fixture
+def version_3(monkeypatch):
+    """A program of version 3: in 2 an option got another name, in 3 another value."""
+
+    def renamed(run):
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("rounds:", "steps:"))
+
+    def doubled(run):
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("steps: 5", "steps: 10"))
+
+    monkeypatch.setattr(schema, "VERSION", 3)
+    monkeypatch.setattr(schema, "MIGRATIONS", {1: renamed, 2: doubled})
+
+
+def old_run(tmp_path, version, text):
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(text)
+    if version > 1:
+        (folder / "schema.json").write_text(json.dumps({"version": version, "mlxzo": "0.1"}))
+    return folder
+
+
+@pytest.mark.parametrize(("version", "text"), [(1, "rounds: 5\n"), (2, "steps: 5\n"), (3, "steps: 10\n")])
+def test_older_runs_are_brought_up_to_date_step_by_step_and_once(tmp_path, version_3, version, text):
+    folder = old_run(tmp_path, version, text)
+    for _ in range(2):
+        assert RunDirectory.open("old", tmp_path / "runs").config.steps == 10
+    assert schema.version_of(folder) == 3 and list_runs(tmp_path / "runs")[0].config.steps == 10
+
+
+def test_a_run_that_an_older_program_is_running_is_not_changed_under_it(tmp_path, version_3):
+    folder = old_run(tmp_path, 1, "rounds: 5\n")
+    with (folder / "worker.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="an older mlxzo is running old"):
+            RunDirectory.open("old", tmp_path / "runs")
+    assert (folder / "config.yaml").read_text() == "rounds: 5\n"
+    assert RunDirectory.open("old", tmp_path / "runs").config.steps == 10
+
+
+def test_a_lock_is_one_processes_and_is_not_taken_on_a_run_that_was_removed(tmp_path):
+    run = make(tmp_path, name="r")
+    with run.held() as lock:
+        assert lock is not None and run.claim() is None and run.status == "running"
+        with pytest.raises(ConfigError, match="is running"):
+            run.remove()
+    run.remove()
+    assert not run.path.exists()
+    with pytest.raises(ConfigError):
+        run.claim()
+
+
+def test_removing_a_run_leaves_what_its_links_lead_to(tmp_path):
+    run = make(tmp_path, name="r")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    (run.path / "link").symlink_to(tmp_path / "mine")
+    run.remove()
+    assert not run.path.exists() and (tmp_path / "mine" / "thesis.tex").exists()

@@ -1,0 +1,167 @@
+"""`mlxzo runs` as a user meets it, on runs that a worker has left: lists, plots, differences, removal."""
+
+import fcntl
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mlxzo import events
+from mlxzo.cli import main
+from mlxzo.report.curves import Curves
+from mlxzo.report.plots import plots
+from mlxzo.runs import RunDirectory, list_runs
+from tests.report.recorded import evaluated, failed, finished, memory, record, step, story
+
+
+def result(value, metric="accuracy"):
+    return {
+        "steps": 4,
+        "zero_shot": {"test": {"metric": metric, "value": 0.5}},
+        "test": {"metric": metric, "value": value},
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Four runs: two finished, one failed, one that died."""
+    folder = tmp_path / "runs"
+    for name, value in (("best", 0.75), ("worse", 0.5)):
+        run = record(folder, name, 0, finished(story([0.5, value], test=value)), scope="lora", model="gemma-3-270m").run
+        run.write_json("result.json", result(value))
+    record(folder, "broken", 1, failed(story([0.5, 0.6]), "Diverged", "not finite", 5), method="bp", scope="full")
+    record(folder, "dead", 2, story([0.5, 0.5]))
+    return folder
+
+
+def runs(capsys, root, *arguments):
+    code = main(["runs", *arguments, "--out", str(root)])
+    return code, capsys.readouterr()
+
+
+def ids(capsys, root, *arguments):
+    return [each["id"] for each in json.loads(runs(capsys, root, "ls", "--json", *arguments)[1].out)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], {"best-s0", "worse-s0", "broken-s1", "dead-s2"}),
+        (["--status", "failed"], {"broken-s1"}),
+        (["--status", "failed", "--status", "died"], {"broken-s1", "dead-s2"}),
+        (["--model", "GEMMA"], {"best-s0", "worse-s0"}),
+        (["--method", "bp"], {"broken-s1"}),
+        (["--task", "reviews", "--model", "smollm2"], {"broken-s1", "dead-s2"}),
+        (["lora", "best"], {"best-s0"}),
+        (["lora", "--status", "died"], set()),
+    ],
+)
+def test_the_list_holds_what_was_asked_for(capsys, root, arguments, found):
+    assert set(ids(capsys, root, *arguments)) == found
+
+
+def test_the_list_is_sorted_as_asked(capsys, root):
+    assert ids(capsys, root, "--sort", "name") == ["best-s0", "broken-s1", "dead-s2", "worse-s0"]
+    assert ids(capsys, root, "--sort", "name", "--reverse")[0] == "worse-s0"
+    assert ids(capsys, root, "--sort", "accuracy")[:2] == ["best-s0", "worse-s0"]
+    assert ids(capsys, root, "--sort", "status")[0] == "dead-s2"
+    # Of a loss, the lowest is the best.
+    for name, loss in (("best-s0", 2.5), ("worse-s0", 1.5)):
+        RunDirectory(root / name).write_json("result.json", result(loss, "loss"))
+    assert ids(capsys, root, "--sort", "accuracy")[:2] == ["worse-s0", "best-s0"]
+
+
+def test_a_list_without_a_match_says_so(capsys, root):
+    assert "None of the 4 runs" in runs(capsys, root, "ls", "nothing-like-it")[1].out
+
+
+def test_a_run_is_shown_with_its_curves(capsys, root):
+    shown = runs(capsys, root, "show", "best-s0")[1].out
+    for words in ("training loss", "validation accuracy\n75.0 % ┤", "step 2"):
+        assert words in shown, shown
+
+
+def test_a_plot_goes_up_where_its_values_do_and_leaves_out_what_is_not_known():
+    curves = Curves()
+    for number, value in enumerate((0.2, 0.4, None, 0.8)):
+        curves.add(replace(step(number + 1, 4, 1000), smoothed_loss=value))
+    title, *rows, axis = plots(curves, 60)[1:]
+    assert title == "training loss, smoothed" and rows[0].startswith("0.8000 ┤") and rows[-1].startswith("0.2000 ┤")
+    assert re.fullmatch(r" +step 1 +step 4", axis)
+    # Where the first dot of each row is: the higher the row, the further right.
+    first = [re.search("[\u2801-\u28ff]", row).start() for row in rows]
+    assert first == sorted(first, reverse=True) and len(set(first)) == len(rows)
+    assert all(len(row) <= 60 for row in (*rows, axis))
+
+
+def test_flat_and_missing_curves_and_time_that_went_back_are_plotted_without_a_fuss():
+    curves = Curves()
+    assert plots(curves, 80) == []
+    for number in range(1, 9):
+        curves.add(step(number, 8, 1000))
+        curves.add(memory(5_000_000, 1000))
+    curves.add(events.Resumed(2))
+    curves.add(memory(9_000_000, 1000))
+    curves.add(evaluated("validation", "validation", 2, np.nan))
+    lines = plots(curves, 10, 10**9)
+    assert sum("0.6000 ┤⠤⠤" in line for line in lines) == 1 and "memory, cap 1.0 GB" in lines
+
+
+def test_two_runs_differ_in_options_and_then_in_results(capsys, root):
+    code, printed = runs(capsys, root, "diff", "best-s0", "broken-s1", "--json")
+    found = json.loads(printed.out)
+    assert code == 0 and found["runs"] == ["best-s0", "broken-s1"]
+    assert found["options"]["scope"] == ["lora", "full"] and found["options"]["seed"] == [0, 1]
+    assert not {"name", "out", "batch_size"} & found["options"].keys()
+    assert found["results"]["status"] == ["finished", "failed"] and found["results"]["test"] == [0.75, None]
+    text = runs(capsys, root, "diff", "best-s0", "worse-s0")[1].out
+    assert "No option differs." in text and re.search(r"test +75.0 % +50.0 %", text)
+
+
+def test_runs_are_removed_where_it_was_said_that_they_may(capsys, root):
+    code, printed = runs(capsys, root, "rm", "dead-s2", str(root / "worse-s0"), "--yes")
+    assert code == 0 and "Removed dead-s2, worse-s0" in printed.out
+    assert {run.id for run in list_runs(root)} == {"best-s0", "broken-s1"}
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 3), ("n\n", 4), ("", 4)])
+def test_removing_asks_first(capsys, root, monkeypatch, answer, left):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: answer, raising=False)
+    assert runs(capsys, root, "rm", "dead-s2")[0] == 0
+    assert len(list_runs(root)) == left
+
+
+def test_without_a_terminal_nothing_is_removed_unasked(capsys, root):
+    code, printed = runs(capsys, root, "rm", "dead-s2")
+    assert code == 2 and "--yes" in printed.err and len(list_runs(root)) == 4
+
+
+def test_nothing_but_a_run_inside_the_folder_is_removed_and_all_that_is_wrong_is_told(capsys, root, tmp_path):
+    outside = record(tmp_path / "elsewhere", "mine", 0, story([0.5, 0.5])).run.path
+    (root / "link").symlink_to(outside)
+    (root / "notes").mkdir()
+    (root / "notes" / "thesis.tex").write_text("x")
+    with (root / "best-s0" / "worker.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        arguments = ["link", "notes", "..", ".", str(outside), "../elsewhere/mine-s0", "best-s0", "dead-s2", "none"]
+        code, printed = runs(capsys, root, "rm", *arguments, "--yes")
+    assert code == 2 and "nothing was removed" in printed.err
+    for words in ("link is a link", "no run notes", "no run ..", "mine-s0 does not lie in", "run best-s0 is running"):
+        assert words in printed.err, printed.err
+    assert len(printed.err.splitlines()) == len(arguments) - 1 + 2
+    assert outside.exists() and (root / "notes" / "thesis.tex").exists()
+    assert {"best-s0", "dead-s2"} <= {run.id for run in list_runs(root)}
+
+
+def test_a_damaged_run_and_one_of_a_newer_version_can_be_removed_and_are_told_by_the_list(capsys, root):
+    (root / "dead-s2" / "config.yaml").write_text("steps: [")
+    (root / "worse-s0" / "schema.json").write_text('{"version": 99, "mlxzo": "9.0"}')
+    listed = runs(capsys, root, "ls")[1].out
+    assert "files of version 99" in listed and "not valid YAML" in listed
+    code, printed = runs(capsys, root, "show", "worse-s0")
+    assert code == 2 and "upgrade mlxzo to 9.0 or later" in printed.err
+    assert runs(capsys, root, "rm", "dead-s2", "worse-s0", "--yes")[0] == 0
+    assert {run.id for run in list_runs(root)} == {"best-s0", "broken-s1"}

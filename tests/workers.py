@@ -1,0 +1,54 @@
+"""Workers without models, for tests to go on with, and commands that are interrupted in the middle of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlxzo.runs import list_runs
+
+# The same line to events.jsonl and to the pipe. `run` is the run directory.
+PRELUDE = """
+import json, os, signal, subprocess, sys, time
+run = sys.argv[1]
+def emit(event, **fields):
+    line = json.dumps({"event": event, "time": time.time(), **fields})
+    with open(run + "/events.jsonl", "a") as log: log.write(line + "\\n")
+    try: print(line, flush=True)
+    except BrokenPipeError: pass
+def step(number, steps=9):
+    emit("step", step=number, steps=steps, loss=0.5, smoothed_loss=0.5, lr=0.1, directional_derivative=0.1,
+         seconds=0.1, tokens=8, steps_per_second=10.0, tokens_per_second=80.0, eta_seconds=1.0,
+         active_bytes=1000000, peak_bytes=2000000, cache_bytes=0)
+def finish(): emit("finished", result={"ok": True})
+def fail(title="Data", code=4):
+    emit("failed", title=title, message="by design", fix="", details=[], exit_code=code)
+    sys.exit(code)
+"""
+
+
+def interrupt(command: Sequence[str], root: Path, ready: Callable[[], object]) -> tuple[int, str, str]:
+    """Presses Ctrl-C on a command once `ready` says something; returns its exit code, its output and its errors.
+
+    Workers of runs in `root` end with the test, whatever comes of it.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 90
+        while not ready() and time.monotonic() < limit:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        shown, told = process.communicate(timeout=90)
+        return process.returncode, shown, told
+    finally:
+        for run in list_runs(root):
+            with contextlib.suppress(OSError, ValueError):
+                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        process.kill()
+        process.communicate()
