@@ -85,6 +85,13 @@ class ModelError(MlxzoError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class RewardError(MlxzoError):
+    """The user's reward program or function failed."""
+
+    title = "Reward"
+    exit_code = EXIT_UNAVAILABLE
+
+
 class Diverged(MlxzoError):
     """The loss is no longer a finite number."""
 
