@@ -62,6 +62,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     step = load_state(run.path / BEST_STATE, tuned.slots, tuned.trainable.names)
     text = card(_impersonal(run.config), form, step, run.result(), tuned.base_sha256)
     done: dict[str, Any] = {"run": str(run.path), "form": form, "out": str(out), "step": step}
+    on_event(events.Phase("save", str(out)))
     if form != "journal":
         folded = tuned.write(form, out, text, dequantise)
         return {**done, **_told(folded)}

@@ -10,7 +10,7 @@ from typing import Any
 from . import events
 from .config import RunConfig
 from .errors import DataError
-from .models.causal import parameter_slots
+from .models.causal import Slot, parameter_slots
 from .models.scope import prepare
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
 from .runs import BEST_STATE
@@ -55,35 +55,54 @@ def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: even
     return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
 
 
-def generate_job(config: RunConfig, *, run: Path | None, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-    """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a run ('tuned', piece).
+class Voices:
+    """A base model and, of a run, the model that it became: loaded once, prompted as often as wanted.
 
-    Raises:
-        MlxzoError: the model or the run's state cannot be had.
+    What the run trained is held twice, as it was and as it became; everything else once. The base speaks as the run
+    measured it before training, with its adapters, which then change nothing, in place.
     """
-    from mlx_lm import stream_generate
 
-    _, loaded = open_model(config, lambda event: None)
+    def __init__(self, config: RunConfig, run: Path | None):
+        """Loads them; without a run there is the base alone.
 
-    def speak() -> Iterator[str]:
+        Raises:
+            MlxzoError: the model or the run's state cannot be had.
+        """
+        _, self._loaded = open_model(config, lambda event: None)
+        self._slots: dict[str, Slot] = {}
+        self._states: dict[str, dict[str, Any]] = {"base": {}}
+        if run is not None:
+            names = prepare(self._loaded.model, config).names
+            slots = parameter_slots(self._loaded.model)
+            self._slots = {name: slots[name] for name in names}
+            self._states["base"] = self._parameters()
+            load_state(run / BEST_STATE, slots, names)
+            self._states["tuned"] = self._parameters()
+
+    def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
+        """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a run ('tuned', piece)."""
+        for speaker, state in self._states.items():
+            for name, value in state.items():
+                self._slots[name].set(value)
+            for piece in self._speak(prompt, max_new_tokens):
+                yield speaker, piece
+
+    def _parameters(self) -> dict[str, Any]:
+        return {name: slot.get() for name, slot in self._slots.items()}
+
+    def _speak(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
+        from mlx_lm import stream_generate
+
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
-        tokens = list(loaded.tokenizer.encode(prompt))
-        shown = loaded.tokenizer.decode(tokens)
-        for response in stream_generate(loaded.model, loaded.tokenizer, list(tokens), max_tokens=max_new_tokens):
+        tokens = list(tokenizer.encode(prompt))
+        shown = tokenizer.decode(tokens)
+        for response in stream_generate(model, tokenizer, list(tokens), max_tokens=max_new_tokens):
             if response.finish_reason == "stop":
                 return
             tokens.append(response.token)
-            text = loaded.tokenizer.decode(tokens)
+            text = tokenizer.decode(tokens)
             # A character whose bytes are not all there yet decodes to the replacement character.
             if not text.endswith("\ufffd"):
                 yield text[len(shown) :]
                 shown = text
-
-    for piece in speak():
-        yield "base", piece
-    if run is None:
-        return
-    trainable = prepare(loaded.model, config)
-    load_state(run / BEST_STATE, parameter_slots(loaded.model), trainable.names)
-    for piece in speak():
-        yield "tuned", piece

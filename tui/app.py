@@ -16,11 +16,12 @@ from mlxzo.commands.train import check_names
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
 from mlxzo.resuming import resume_config
-from mlxzo.runs import RunDirectory
+from mlxzo.runs import BEST_STATE, RunDirectory
 
 from .command_line import command_line
 from .feed import Replay, RunFeed
 from .screens.dialogs import Choice, error_dialog
+from .screens.export import ExportDialog
 from .screens.help import HelpDialog
 from .screens.monitor import Monitor
 from .screens.race import Race
@@ -170,6 +171,13 @@ class MlxzoApp(App[None]):
         """Prompts what a run made."""
         self.tried = run
         self.switch_mode("try_it")
+
+    def open_export(self, run: RunDirectory) -> None:
+        """Asks in which form a run's best state is to be written, and writes it."""
+        if (run.path / BEST_STATE).exists():
+            self.push_screen(ExportDialog(run))
+        else:
+            self.notify("This run has saved no state yet, so there is nothing to export.", severity="warning")
 
     def forget(self, run: RunDirectory) -> None:
         """Lets go of a run that was deleted."""

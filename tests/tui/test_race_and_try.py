@@ -1,10 +1,15 @@
 """Runs on shared axes, one after the other; and a tuned model beside its base."""
 
 import json
+import os
 
 import pytest
+from textual.widgets import TextArea
 
 from mlxzo import events
+from mlxzo.runs import BEST_STATE
+from tests.engine.test_export import tuned_run
+from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
 from tui.screens.try_it import TryIt
 from tui.widgets.chart import Chart
@@ -70,6 +75,50 @@ def test_a_model_that_cannot_be_had_is_a_dialog_with_the_fix(make_run, root, tmp
         assert "Traceback" not in shown
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_path):
+    run, _ = tuned_run(root, "lora", tiny_folder(tmp_path / "model"))
+
+    async def scenario(pilot):
+        pilot.app.open_try(run)
+        await wait_for(pilot, "Generate F9")
+        screen = pilot.app.screen
+        screen.query_one(TextArea).text = "What a great"
+        screen.query_one("#tokens").value = "4"
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: _said(pilot) >= {"base", "tuned"}, 120)
+        await wait_for(pilot, lambda: not screen._owed)
+        first = screen._child
+        # A prompt in the middle of an answer takes its place, and nothing is loaded again.
+        screen.query_one("#tokens").value = "4000"
+        await pilot.press("f9")
+        await wait_for(pilot, "base model speaks")
+        screen.query_one(TextArea).text, screen.query_one("#tokens").value = "The film", "4"
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: not screen._owed and "The film" in _panel(pilot, "tuned"))
+        assert screen._child is first and first.running and "What" not in _panel(pilot, "base")
+        # Another state of the run is another model.
+        os.utime(run.path / BEST_STATE, (1, 1))
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: screen._child is not first and not screen._owed, 120)
+        assert not first.running
+        second = screen._child
+        await pilot.press("f1", "escape")
+        assert second.running
+        await pilot.press("f2")
+        await wait_for(pilot, lambda: not second.running)
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def _panel(pilot, name):
+    """The text in a panel of answers."""
+    return str(pilot.app.screen.query_one(f"#{name} Static").content)
+
+
+def _said(pilot):
+    return {name for name in ("base", "tuned") if len(_panel(pilot, name)) > len("What a great")}
 
 
 def test_the_palette_offers_every_action_of_the_screen(make_run, root):

@@ -82,6 +82,7 @@ class Monitor(Page):
         Binding("p,space", "pause", "Pause / go on", key_display="p"),
         Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
+        Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
         *(Binding(str(n), f"panel({n})", f"Show or hide {name}", show=False) for n, name in enumerate(PANELS, 1)),
     ]
@@ -277,6 +278,10 @@ class Monitor(Page):
         feed = self.app.current
         if isinstance(feed, RunFeed):
             self._send(feed, "evaluate", "Evaluating after the step in hand")
+
+    def action_export(self) -> None:
+        if isinstance(feed := self.app.current, RunFeed):
+            self.app.open_export(feed.run)
 
     def action_stop(self) -> None:
         feed = self.app.current

@@ -74,6 +74,7 @@ class Runs(Page):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),
         Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
+        Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
         Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
         Binding("delete,d", "delete", "Delete", key_display="d"),
@@ -262,6 +263,10 @@ class Runs(Page):
     def action_resume(self) -> None:
         if (entry := self.selected()) is not None:
             self.app.resume_run(entry.run)
+
+    def action_export(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.open_export(entry.run)
 
     def action_again(self) -> None:
         if (entry := self.selected()) is not None:
