@@ -32,6 +32,7 @@ from mlxzo.runs import RunDirectory
 
 from ..feed import Replay, RunFeed
 from ..history import PHASES, History
+from ..keeping import kept_rows
 from ..widgets.chart import Chart, Moment, Rule, Series, percent, plain, size
 from .dialogs import error_dialog
 from .page import Page
@@ -233,7 +234,7 @@ class Monitor(Page):
         status.border_title = printable(feed.title)
         status.update(status_text(feed, self.app.size.width - 4), layout=False)
         if self._is_due(feed):
-            self._draw_panels(history)
+            self._draw_panels(feed)
 
     def _is_due(self, feed: RunFeed | Replay) -> bool:
         """Whether enough has happened to draw the panels again: anything but a step, steps as wide as a dot, or what
@@ -250,13 +251,14 @@ class Monitor(Page):
             self._drawn = None
         return due
 
-    def _draw_panels(self, history: History) -> None:
+    def _draw_panels(self, feed: RunFeed | Replay) -> None:
+        history = feed.history
         draws = {"loss": draw_loss, "accuracy": draw_accuracy, "memory": draw_memory, "speed": draw_speed}
         for name, draw in draws.items():
             chart = self.query_one(f"#{name}", Chart)
             if chart.display:
                 draw(chart, history)
-        self.query_one("#facts", Panel).show(facts(history))
+        self.query_one("#facts", Panel).show(facts(feed.run, history))
         if self._sampled is not history.samples:
             self._sampled = history.samples
             self.query_one("#samples", Panel).show(samples_text(history))
@@ -426,8 +428,8 @@ def draw_speed(chart: Chart, history: History) -> None:
     chart.show([Series("steps/s", steps, history["steps_per_second"], "four")], note=note)
 
 
-def facts(history: History) -> Table:
-    """Names and values of what is known of the run."""
+def facts(run: RunDirectory | None, history: History) -> Table:
+    """Names and values of what is known of the run; `run` is None for a recording."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -444,8 +446,7 @@ def facts(history: History) -> Table:
         rows.append(("best", f"{format_metric(best.metric, best.value)} at step {best.step}"))
     if test is not None:
         rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
-    if history.saved is not None:
-        rows.append(("saved", f"the state of step {history.saved.step}, {format_bytes(history.saved.bytes)}"))
+    rows += kept_rows(run, history)
     if history.memory is not None:
         rows.append(("memory", memory_text(history.memory)))
         rows.append(("machine", machine_text(history.memory)))
