@@ -12,14 +12,15 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from mlxzo.commands.train import check_names
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
 from mlxzo.resuming import resume_config
 from mlxzo.runs import BEST_STATE, RunDirectory
+from mlxzo.series import run_directory
 
 from .command_line import command_line
 from .feed import Replay, RunFeed
+from .racing import Racing, race
 from .screens.dialogs import Choice, error_dialog
 from .screens.export import ExportDialog
 from .screens.help import HelpDialog
@@ -31,8 +32,7 @@ from .screens.try_it import TryIt
 from .themes import THEMES, curve_colours
 from .widgets.navigation import PLACES
 
-_QUEUE_SECONDS = 0.5
-_METHODS = ("mezo", "bp")
+_RACE_SECONDS = 0.5
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
 
 
@@ -59,8 +59,8 @@ class MlxzoApp(App[None]):
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
-        self.waiting: list[RunConfig] = []
-        """What is still to be started of a race, one run after the other."""
+        self.racing: Racing | None = None
+        """The race that was started last from Setup."""
         self.tried: RunDirectory | None = None
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
@@ -74,7 +74,7 @@ class MlxzoApp(App[None]):
         return curve_colours(dark=self.current_theme.dark)
 
     def on_mount(self) -> None:
-        self.set_interval(_QUEUE_SECONDS, self._start_next)
+        self.set_interval(_RACE_SECONDS, self._look_after_race)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
     # Runs that are open
@@ -132,29 +132,27 @@ class MlxzoApp(App[None]):
             self.open_run(run)
 
     def start_race(self, values: Mapping[str, Any]) -> None:
-        """Starts the run that options describe by each method, one after the other, and shows them together."""
+        """Trains the run that options describe by each method, one after the other, and shows them together."""
+        if self._races:
+            self.notify("A race is going on: F5 shows it, and s stops it there.", severity="warning")
+            return
         try:
-            self.waiting = [check_names(RunConfig.from_mapping({**values, "method": m}).resolved()) for m in _METHODS]
+            racing = Racing(race(values))
+            racing.start()
         except MlxzoError as problem:
             self.report(problem)
             return
-        self.race = []
-        self._start_next()
+        self.racing = racing
+        self.race = [self.feed(run_directory(each.config)) for each in racing.planned]
+        for feed, each in zip(self.race, racing.planned, strict=True):
+            feed.label = each.contestant
         self.switch_mode("race")
 
-    def _start_next(self) -> None:
-        """Starts what waits as soon as nothing of the race trains any more."""
-        if not self.waiting or any(feed.supervision and feed.supervision.running for feed in self.race):
-            return
-        config = self.waiting.pop(0)
-        try:
-            feed = self.feed(RunDirectory.create(config))
-            feed.start()
-        except MlxzoError as problem:
-            self.waiting = []
+    def _look_after_race(self) -> None:
+        """Tells why a race ended that could not go on."""
+        if self.racing is not None and self.racing.problem is not None:
+            problem, self.racing.problem = self.racing.problem, None
             self.report(problem)
-        else:
-            self.race.append(feed)
 
     def copy_command(self, config: RunConfig) -> None:
         """Puts the command line of a run on the clipboard."""
@@ -218,17 +216,19 @@ class MlxzoApp(App[None]):
             self.notify(path, title="Screenshot saved")
 
     async def action_quit(self) -> None:
-        running = self.started_here()
-        if not running:
+        names = [feed.title for feed in self.started_here()]
+        if self._races:
+            names.append(f"a race, {self.racing.position()}; of what waits, nothing starts without this window")
+        if not names:
             self.exit()
             return
         if isinstance(self.screen, Choice):
             return
-        names = "\n".join(f"  {feed.title}" for feed in running)
+        listed = "\n".join(f"  {name}" for name in names)
         self.push_screen(
             Choice(
                 "Close mlxzo",
-                f"Still training:\n{names}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
+                f"Still training:\n{listed}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
                 {"leave": "Leave it running", "stop": "Stop it and save", "stay": "Stay here"},
             ),
             self._close,
@@ -236,13 +236,19 @@ class MlxzoApp(App[None]):
 
     def _close(self, choice: str | None) -> None:
         if choice == "stop":
-            running = self.started_here()
-            for feed in running:
-                feed.supervision.stop()
+            going_on = [feed.supervision for feed in self.started_here()]
+            if self._races:
+                going_on.append(self.racing)
+            for each in going_on:
+                each.stop()
             self.notify("Stopping after the step in hand")
-            self.set_interval(0.1, lambda: None if any(f.supervision.running for f in running) else self.exit())
+            self.set_interval(0.1, lambda: None if any(each.running for each in going_on) else self.exit())
         elif choice == "leave":
             self.exit()
+
+    @property
+    def _races(self) -> bool:
+        return self.racing is not None and self.racing.running
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """Every place and every action of the screen, and what Textual offers."""

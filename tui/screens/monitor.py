@@ -229,7 +229,6 @@ class Monitor(Page):
             self.app.set_up_again(run)
 
     def _draw(self, feed: RunFeed | Replay) -> None:
-        history = feed.history
         status = self.query_one("#status", Static)
         status.border_title = printable(feed.title)
         status.update(status_text(feed, self.app.size.width - 4), layout=False)
