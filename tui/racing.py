@@ -48,7 +48,14 @@ def race(values: Mapping[str, Any]) -> Comparison:
             "minutes": None if config.max_seconds is None else config.max_seconds / 60,
             "seeds": [config.seed],
             **shared,
-            "contestants": [{"method": method, **_for_method(method, own, config.method)} for method in METHODS],
+            "contestants": [
+                {
+                    "name": f"{Path(config.model).name} {method} {values.get('scope', config.scope)}",
+                    "method": method,
+                    **_for_method(method, own, config.method),
+                }
+                for method in METHODS
+            ],
         }
     )
 

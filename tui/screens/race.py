@@ -93,7 +93,7 @@ class Race(Page):
                     (
                         Column("mark", "", 1),
                         Column("name", "run", 0),
-                        Column("state", "status", 14),
+                        Column("state", "status", 16),
                         Column("steps", "steps", 9, right=True, from_width=84),
                         Column("time", "time", 12, right=True),
                         Column("zero", "zero-shot", 9, right=True, from_width=84),
