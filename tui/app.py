@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.theme import Theme
 
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
@@ -20,6 +21,7 @@ from mlxzo.series import run_directory
 
 from .command_line import command_line
 from .feed import Replay, RunFeed
+from .preferences import Preferences
 from .racing import Racing, race
 from .screens.dialogs import Choice, error_dialog
 from .screens.export import ExportDialog
@@ -53,9 +55,20 @@ class MlxzoApp(App[None]):
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
-    def __init__(self, *, root: str = RunConfig.out, run: RunDirectory | None = None, demo: bool = False):
-        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one."""
+    def __init__(
+        self,
+        *,
+        root: str = RunConfig.out,
+        run: RunDirectory | None = None,
+        demo: bool = False,
+        preferences: Preferences | None = None,
+    ):
+        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one.
+
+        `preferences` are those of the user where none are given.
+        """
         super().__init__()
+        self.preferences = preferences or Preferences()
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
@@ -68,12 +81,17 @@ class MlxzoApp(App[None]):
             self._feeds[run.path] = self.current
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = "mlxzo"
+        kept = self.preferences.theme
+        self.theme = kept if kept in self.available_themes else "mlxzo"
+
+    def _keep_theme(self, theme: Theme) -> None:
+        self.preferences.theme = theme.name
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return curve_colours(dark=self.current_theme.dark)
 
     def on_mount(self) -> None:
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
         self.set_interval(_RACE_SECONDS, self._look_after_race)
         self.switch_mode("monitor" if self.current is not None else "runs")
 

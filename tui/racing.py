@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxzo import events
 from mlxzo.comparison import COMMON, Comparison, PlannedRun
 from mlxzo.config import RunConfig, options
 from mlxzo.errors import InternalError, MlxzoError
@@ -82,8 +81,8 @@ class Racing:
     def __init__(self, comparison: Comparison):
         self.planned: list[PlannedRun] = comparison.runs()
         self.problem: MlxzoError | None = None
-        self._eta: float | None = None
-        self._series = Series([each.config for each in self.planned], self._take)
+        # What the runs tell is read from their directories, as of all runs.
+        self._series = Series([each.config for each in self.planned], lambda *told: None)
         self._thread = threading.Thread(target=self._run, name=comparison.name, daemon=True)
 
     def start(self) -> None:
@@ -109,17 +108,13 @@ class Racing:
 
     def position(self) -> str:
         """How far it is, in words."""
-        return self._series.position(self._eta)
+        return self._series.position()
 
     def _run(self) -> None:
         try:
             for _ in self._series.run():
-                self._eta = None
+                pass
         except MlxzoError as problem:
             self.problem = problem
         except Exception as error:
             self.problem = InternalError(f"{type(error).__name__}: {error}", "please report it")
-
-    def _take(self, event: events.Event) -> None:
-        if isinstance(event, events.Step):
-            self._eta = event.eta_seconds

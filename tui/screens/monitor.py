@@ -90,7 +90,7 @@ class Monitor(Page):
 
     def __init__(self) -> None:
         super().__init__()
-        self._chosen: dict[str, bool] = {}
+        self._chosen = self.app.preferences.panels
         self._drawn: tuple | None = None
         self._told: object = None
         self._sampled: object = None
@@ -167,7 +167,8 @@ class Monitor(Page):
     def action_panel(self, number: int) -> None:
         """Shows or hides a panel."""
         name = PANELS[number - 1]
-        self._chosen[name] = not self.query_one(f"#{name}").display
+        self._chosen = {**self._chosen, name: not self.query_one(f"#{name}").display}
+        self.app.preferences.panels = self._chosen
         self._arrange()
 
     def action_maximize(self) -> None:
