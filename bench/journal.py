@@ -42,7 +42,7 @@ from mlxzo.scoring import Scorer
 from mlxzo.session import compute_dtype, micro_batch_shapes
 from mlxzo.states import save_state
 from mlxzo.supervisor import worker_environment
-from mlxzo.tuning import bring
+from mlxzo.tuning import replay_checked
 from mlxzo.zo.journal import JournalWriter, Step, read
 from mlxzo.zo.prefix_cache import PrefixCache
 
@@ -107,7 +107,9 @@ def replay_alone(path: Path) -> dict[str, Any]:
     mx.reset_peak_memory()
     before, reader = footprint_bytes(), FootprintReader()
     seconds = timed(
-        lambda: bring(tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, lambda event: None)
+        lambda: replay_checked(
+            tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, lambda event: None
+        )
     )
     now, highest = reader.read()
     return {

@@ -235,12 +235,20 @@ def _finite(value: Any) -> Any:
 def from_json(line: str) -> tuple[Event, float] | None:
     """The event on a line and its time, or None for an unknown event or a torn line."""
     try:
-        record = json.loads(line)
-        kind = _KINDS[record.pop("event")]
-        time = float(record.pop("time"))
+        return from_record(json.loads(line))
+    except ValueError:
+        return None
+
+
+def from_record(record: Any) -> tuple[Event, float] | None:
+    """The event of a line that was read as JSON, and its time, or None for what is no known event."""
+    try:
+        fields = dict(record)
+        kind = _KINDS[fields.pop("event")]
+        time = float(fields.pop("time"))
         known = {f.name for f in dataclasses.fields(kind)}
-        return kind(**{key: value for key, value in record.items() if key in known}), time
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return kind(**{key: value for key, value in fields.items() if key in known}), time
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -21,7 +21,7 @@ from .runs import BEST_STATE, JOURNAL, RunDirectory
 from .session import open_model
 from .states import load_state
 from .tuned import read_journal
-from .tuning import bring
+from .tuning import replay_checked
 
 
 class Tuned:
@@ -61,6 +61,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     step = load_state(run.path / BEST_STATE, tuned.slots, tuned.trainable.names)
     text = card(_impersonal(run.config), form, step, run.result(), tuned.base_sha256)
     done: dict[str, Any] = {"run": str(run.path), "form": form, "out": str(out), "step": step}
+    on_event(events.Phase("save", str(out)))
     if form != "journal":
         folded = tuned.write(form, out, text, dequantise)
         return {**done, **_told(folded)}
@@ -97,7 +98,7 @@ def replay_job(
     journal = read_journal(path)
     overrides = {} if model is None else {"model": model}
     tuned = Tuned(RunConfig.from_mapping({**journal.header.config, **overrides}, source=path.name), on_event)
-    sha256 = bring(tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, on_event)
+    sha256 = replay_checked(tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, on_event)
     text = card(tuned.config, form, len(journal), None, tuned.base_sha256)
     folded = tuned.write(form, out, journal.header.card or text, dequantise)
     return {

@@ -9,12 +9,13 @@ from typing import Any, get_args
 from . import events
 from .config import RunConfig
 from .errors import DataError
+from .models.causal import Slot
 from .models.loading import LoadedModel
 from .models.scope import Trainable
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
 from .session import open_model, open_session
 from .tuned import Kind, Source
-from .tuning import tune
+from .tuning import Tuning
 
 
 def evaluate_job(config: RunConfig, *, source: Source | None, split: str, on_event: events.Emit) -> dict[str, Any]:
@@ -25,7 +26,11 @@ def evaluate_job(config: RunConfig, *, source: Source | None, split: str, on_eve
     """
 
     def bring(loaded: LoadedModel, config: RunConfig) -> Trainable:
-        return Trainable(()) if source is None else tune(loaded, config, source, on_event)
+        if source is None:
+            return Trainable(())
+        tuning = Tuning(loaded, config, source)
+        tuning.apply(on_event)
+        return tuning.trainable
 
     session = open_session(config, on_event, tune=bring)
     if not session.splits[split]:
@@ -61,36 +66,57 @@ def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: even
     return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
 
 
-def generate_job(
-    config: RunConfig, *, source: Source | None, prompt: str, max_new_tokens: int, on_event: events.Emit
-) -> Iterator[tuple[str, str]]:
-    """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece).
+class Voices:
+    """A base model and what it was tuned to: loaded once, prompted as often as wanted.
 
-    Raises:
-        MlxzoError: the model or what it was tuned to cannot be had.
+    What was trained is held twice, as it was and as it became; everything else once. The base speaks with its adapters,
+    which then change nothing, in place.
     """
-    from mlx_lm import stream_generate
 
-    _, loaded = open_model(config, on_event)
+    def __init__(self, config: RunConfig, source: Source | None):
+        """Loads them; without a source there is the base alone.
 
-    def speak() -> Iterator[str]:
+        Raises:
+            MlxzoError: the model or what it was tuned to cannot be had.
+        """
+        _, self._loaded = open_model(config, _silent)
+        self._slots: dict[str, Slot] = {}
+        self._states: dict[str, dict[str, Any]] = {"base": {}}
+        if source is not None:
+            tuning = Tuning(self._loaded, config, source)
+            self._slots = tuning.slots
+            self._states["base"] = self._parameters()
+            tuning.apply(_silent)
+            self._states["tuned"] = self._parameters()
+
+    def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
+        """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece)."""
+        for speaker, state in self._states.items():
+            for name, value in state.items():
+                self._slots[name].set(value)
+            for piece in self._speak(prompt, max_new_tokens):
+                yield speaker, piece
+
+    def _parameters(self) -> dict[str, Any]:
+        return {name: slot.get() for name, slot in self._slots.items()}
+
+    def _speak(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
+        from mlx_lm import stream_generate
+
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
-        tokens = list(loaded.tokenizer.encode(prompt))
-        shown = loaded.tokenizer.decode(tokens)
-        for response in stream_generate(loaded.model, loaded.tokenizer, list(tokens), max_tokens=max_new_tokens):
+        tokens = list(tokenizer.encode(prompt))
+        shown = tokenizer.decode(tokens)
+        for response in stream_generate(model, tokenizer, list(tokens), max_tokens=max_new_tokens):
             if response.finish_reason == "stop":
                 return
             tokens.append(response.token)
-            text = loaded.tokenizer.decode(tokens)
+            text = tokenizer.decode(tokens)
             # A character whose bytes are not all there yet decodes to the replacement character.
             if not text.endswith("\ufffd"):
                 yield text[len(shown) :]
                 shown = text
 
-    for piece in speak():
-        yield "base", piece
-    if source is None:
-        return
-    tune(loaded, config, source, on_event)
-    for piece in speak():
-        yield "tuned", piece
+
+def _silent(event: events.Event) -> None:
+    """Takes the events that nobody watches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ import mlx.core as mx
 from . import events
 from .config import RunConfig
 from .errors import ModelError
-from .models.adapter_folder import ADAPTER_WEIGHTS, adapter_config
+from .models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from .models.causal import Slot, parameter_slots
 from .models.loading import LoadedModel, fingerprint, weights_fingerprint
 from .models.safetensors_file import safetensors_problem
@@ -23,52 +23,87 @@ from .zo.noise import NOISE_VERSION
 from .zo.replay import replay
 
 
-def tune(loaded: LoadedModel, config: RunConfig, source: Source, emit: events.Emit) -> Trainable:
-    """Brings a base model that was just loaded to what `source` holds; returns what of it was trained.
+class Tuning:
+    """What a base model that was just loaded is to be tuned to. To make one changes nothing that the model computes.
 
-    An adapter does not say what of the model that was; nothing is returned as trained then.
-
-    Raises:
-        MlxzoError: what `source` names is missing, damaged, or of another model or scope.
+    Attributes:
+        trainable: what was trained of it; of an adapter, which does not say that of the model, nothing.
+        slots: where the parameters are that `apply` sets.
     """
-    if source.kind == "adapter":
-        load_adapter(loaded, source.path)
-        return Trainable(())
-    base_sha256 = weights_fingerprint(loaded.model)
-    trainable = prepare(loaded.model, config)
-    slots = parameter_slots(loaded.model)
-    if source.kind == "run":
-        load_state(source.path / BEST_STATE, slots, trainable.names)
-    else:
-        trained = {name: slots[name] for name in trainable.names}
-        bring(trained, read_journal(source.path), source.path.name, config.model, base_sha256, emit)
-    return trainable
+
+    def __init__(self, loaded: LoadedModel, config: RunConfig, source: Source):
+        """Makes room in the model.
+
+        Raises:
+            MlxzoError: what `source` names is missing, damaged, or of another model or scope.
+        """
+        self._model, self._source = config.model, source
+        if source.kind == "adapter":
+            self.trainable = Trainable(())
+            self._tensors = add_adapter(loaded, source.path)
+            names: Iterable[str] = self._tensors
+        else:
+            if source.kind == "journal":
+                self._base_sha256 = weights_fingerprint(loaded.model)
+            self.trainable = prepare(loaded.model, config)
+            names = self.trainable.names
+        slots = parameter_slots(loaded.model)
+        self.slots: dict[str, Slot] = {name: slots[name] for name in names}
+
+    def apply(self, emit: events.Emit) -> None:
+        """Brings the model to it.
+
+        Raises:
+            MlxzoError: as for making one.
+        """
+        path = self._source.path
+        if self._source.kind == "adapter":
+            for name, tensor in self._tensors.items():
+                self.slots[name].set(tensor)
+        elif self._source.kind == "run":
+            load_state(path / BEST_STATE, self.slots, self.trainable.names)
+        else:
+            replay_checked(self.slots, read_journal(path), path.name, self._model, self._base_sha256, emit)
 
 
-def load_adapter(loaded: LoadedModel, folder: Path) -> None:
-    """Puts an mlx-lm adapter (LoRA, DoRA, or whole tensors) into a model.
+def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
+    """Makes room in a model for an mlx-lm adapter (LoRA, DoRA, or whole tensors); returns its tensors by name.
 
     Raises:
         ModelError: it is none, damaged, or of another model.
     """
-    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    adapter_config(folder)
-    if problem := safetensors_problem(folder / ADAPTER_WEIGHTS):
-        raise ModelError(f"{folder / ADAPTER_WEIGHTS} is damaged: {problem}", "export the adapter again")
+    path, described = folder / ADAPTER_WEIGHTS, adapter_config(folder)
+    if problem := safetensors_problem(path):
+        raise ModelError(f"{path} is damaged: {problem}", "export the adapter again")
+    kind = described.get("fine_tune_type", "lora")
     try:
-        load_adapters(loaded.model, str(folder))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        # mlx-lm lists every tensor that has no place, or names the field of its configuration that it misses.
-        lines = [line.strip() for line in str(error).splitlines()]
+        if kind != "full":
+            layers, parameters = described["num_layers"], described["lora_parameters"]
+            linear_to_lora_layers(loaded.model, layers, parameters, use_dora=kind == "dora")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the adapter {folder} does not suit this model: {lines[0]}",
-            "name the base model that it was trained on with --model",
-            lines[1:],
+            f"{folder / ADAPTER_CONFIG} makes no sense for this model: {type(error).__name__}: {error}",
+            "export the adapter again, or name the base model that it was trained on with --model",
         ) from None
+    tensors, slots = mx.load(str(path)), parameter_slots(loaded.model)
+    shapes = {name: tuple(slots[name].get().shape) if name in slots else None for name in tensors}
+    problems = [
+        f"{name} is {tuple(tensor.shape)} in the adapter and {shapes[name] or 'missing'} in the model"
+        for name, tensor in sorted(tensors.items())
+        if tuple(tensor.shape) != shapes[name]
+    ]
+    if problems:
+        raise ModelError(
+            f"the adapter {folder} is not of this model",
+            "name the base model that it was trained on with --model",
+            problems,
+        )
+    return tensors
 
 
-def bring(
+def replay_checked(
     slots: Mapping[str, Slot], journal: Journal, name: str, model: str, base_sha256: str, emit: events.Emit
 ) -> str:
     """Replays a journal on the parameters of its scope, and checks the outcome where the journal says what it is.

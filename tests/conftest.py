@@ -34,7 +34,7 @@ def temporary_home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _shared_home(request, monkeypatch):
     """Slow tests share the user's cache folder, so that a model is downloaded once, and use every core."""
-    if "slow" not in request.keywords:
+    if not {"slow", "long"} & set(request.keywords):
         return
     for name, value in _AS_STARTED.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)

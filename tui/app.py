@@ -11,16 +11,20 @@ from typing import Any, ClassVar
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.theme import Theme
 
-from mlxzo.commands.train import check_names
 from mlxzo.config import RunConfig
 from mlxzo.errors import MlxzoError
 from mlxzo.resuming import resume_config
-from mlxzo.runs import RunDirectory
+from mlxzo.runs import BEST_STATE, RunDirectory
+from mlxzo.series import run_directory
 
 from .command_line import command_line
 from .feed import Replay, RunFeed
+from .preferences import Preferences
+from .racing import Racing, race
 from .screens.dialogs import Choice, error_dialog
+from .screens.export import ExportDialog
 from .screens.help import HelpDialog
 from .screens.monitor import Monitor
 from .screens.race import Race
@@ -30,8 +34,7 @@ from .screens.try_it import TryIt
 from .themes import THEMES, curve_colours
 from .widgets.navigation import PLACES
 
-_QUEUE_SECONDS = 0.5
-_METHODS = ("mezo", "bp")
+_RACE_SECONDS = 0.5
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
 
 
@@ -52,14 +55,25 @@ class MlxzoApp(App[None]):
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
-    def __init__(self, *, root: str = RunConfig.out, run: RunDirectory | None = None, demo: bool = False):
-        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one."""
+    def __init__(
+        self,
+        *,
+        root: str = RunConfig.out,
+        run: RunDirectory | None = None,
+        demo: bool = False,
+        preferences: Preferences | None = None,
+    ):
+        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one.
+
+        `preferences` are those of the user where none are given.
+        """
         super().__init__()
+        self.preferences = preferences or Preferences()
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
-        self.waiting: list[RunConfig] = []
-        """What is still to be started of a race, one run after the other."""
+        self.racing: Racing | None = None
+        """The race that was started last from Setup."""
         self.tried: RunDirectory | None = None
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
@@ -67,13 +81,18 @@ class MlxzoApp(App[None]):
             self._feeds[run.path] = self.current
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = "mlxzo"
+        kept = self.preferences.theme
+        self.theme = kept if kept in self.available_themes else "mlxzo"
+
+    def _keep_theme(self, theme: Theme) -> None:
+        self.preferences.theme = theme.name
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return curve_colours(dark=self.current_theme.dark)
 
     def on_mount(self) -> None:
-        self.set_interval(_QUEUE_SECONDS, self._start_next)
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
+        self.set_interval(_RACE_SECONDS, self._look_after_race)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
     # Runs that are open
@@ -131,29 +150,27 @@ class MlxzoApp(App[None]):
             self.open_run(run)
 
     def start_race(self, values: Mapping[str, Any]) -> None:
-        """Starts the run that options describe by each method, one after the other, and shows them together."""
+        """Trains the run that options describe by each method, one after the other, and shows them together."""
+        if self._races:
+            self.notify("A race is going on: F5 shows it, and s stops it there.", severity="warning")
+            return
         try:
-            self.waiting = [check_names(RunConfig.from_mapping({**values, "method": m}).resolved()) for m in _METHODS]
+            racing = Racing(race(values))
+            racing.start()
         except MlxzoError as problem:
             self.report(problem)
             return
-        self.race = []
-        self._start_next()
+        self.racing = racing
+        self.race = [self.feed(run_directory(each.config)) for each in racing.planned]
+        for feed, each in zip(self.race, racing.planned, strict=True):
+            feed.label = each.contestant
         self.switch_mode("race")
 
-    def _start_next(self) -> None:
-        """Starts what waits as soon as nothing of the race trains any more."""
-        if not self.waiting or any(feed.supervision and feed.supervision.running for feed in self.race):
-            return
-        config = self.waiting.pop(0)
-        try:
-            feed = self.feed(RunDirectory.create(config))
-            feed.start()
-        except MlxzoError as problem:
-            self.waiting = []
+    def _look_after_race(self) -> None:
+        """Tells why a race ended that could not go on."""
+        if self.racing is not None and self.racing.problem is not None:
+            problem, self.racing.problem = self.racing.problem, None
             self.report(problem)
-        else:
-            self.race.append(feed)
 
     def copy_command(self, config: RunConfig) -> None:
         """Puts the command line of a run on the clipboard."""
@@ -170,6 +187,13 @@ class MlxzoApp(App[None]):
         """Prompts what a run made."""
         self.tried = run
         self.switch_mode("try_it")
+
+    def open_export(self, run: RunDirectory) -> None:
+        """Asks in which form a run's best state is to be written, and writes it."""
+        if (run.path / BEST_STATE).exists():
+            self.push_screen(ExportDialog(run))
+        else:
+            self.notify("This run has saved no state yet, so there is nothing to export.", severity="warning")
 
     def forget(self, run: RunDirectory) -> None:
         """Lets go of a run that was deleted."""
@@ -210,17 +234,19 @@ class MlxzoApp(App[None]):
             self.notify(path, title="Screenshot saved")
 
     async def action_quit(self) -> None:
-        running = self.started_here()
-        if not running:
+        names = [feed.title for feed in self.started_here()]
+        if self._races:
+            names.append(f"a race, {self.racing.position()}; of what waits, nothing starts without this window")
+        if not names:
             self.exit()
             return
         if isinstance(self.screen, Choice):
             return
-        names = "\n".join(f"  {feed.title}" for feed in running)
+        listed = "\n".join(f"  {name}" for name in names)
         self.push_screen(
             Choice(
                 "Close mlxzo",
-                f"Still training:\n{names}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
+                f"Still training:\n{listed}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
                 {"leave": "Leave it running", "stop": "Stop it and save", "stay": "Stay here"},
             ),
             self._close,
@@ -228,13 +254,19 @@ class MlxzoApp(App[None]):
 
     def _close(self, choice: str | None) -> None:
         if choice == "stop":
-            running = self.started_here()
-            for feed in running:
-                feed.supervision.stop()
+            going_on = [feed.supervision for feed in self.started_here()]
+            if self._races:
+                going_on.append(self.racing)
+            for each in going_on:
+                each.stop()
             self.notify("Stopping after the step in hand")
-            self.set_interval(0.1, lambda: None if any(f.supervision.running for f in running) else self.exit())
+            self.set_interval(0.1, lambda: None if any(each.running for each in going_on) else self.exit())
         elif choice == "leave":
             self.exit()
+
+    @property
+    def _races(self) -> bool:
+        return self.racing is not None and self.racing.running
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """Every place and every action of the screen, and what Textual offers."""

@@ -92,6 +92,8 @@ class RunFeed:
     def __init__(self, run: RunDirectory):
         self.run = run
         self.history = History()
+        self.label = ""
+        """What the run is called in a race that it was started for."""
         self.supervision: Supervision | None = None
         self._tail = Tail(run.events_path)
         self._lock = threading.Lock()

@@ -64,7 +64,8 @@ class History:
 
     loaded: events.Loaded | None = None
     step: events.Step | None = None
-    saved: events.Saved | None = None
+    saved: dict[str, tuple[events.Saved, float]] = field(default_factory=dict)
+    """By the file's place in the run directory: the last state saved there, and when (seconds since the epoch)."""
     memory: events.Memory | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
@@ -148,7 +149,7 @@ class History:
                     self._remember(event.active_bytes)
                 self._say(time, "▸", loaded_line(event))
             case events.Saved():
-                self.saved = event
+                self.saved[event.path] = event, time
             case events.Memory():
                 self.memory = event
                 self._remember(event.footprint_bytes)

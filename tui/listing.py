@@ -48,13 +48,20 @@ class Entry:
 
 
 def newest_first(root: str | Path) -> list[RunDirectory]:
-    """The runs under a folder, by one look at each folder's configuration; none where the folder is missing."""
-    found = []
+    """The runs under a folder; none where the folder is missing."""
+    return look(root)[0]
+
+
+def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
+    """The runs under a folder, newest first, and the folders among them that are none, by one look at each."""
+    found, others = [], []
     with contextlib.suppress(OSError):
         for folder in Path(root).expanduser().absolute().iterdir():
-            with contextlib.suppress(OSError):
+            try:
                 found.append(((folder / "config.yaml").stat().st_mtime, folder))
-    return [RunDirectory(path) for _, path in sorted(found, reverse=True)]
+            except OSError:
+                others.append(folder)
+    return [RunDirectory(path) for _, path in sorted(found, reverse=True)], others
 
 
 def read_entry(run: RunDirectory) -> Entry:

@@ -11,10 +11,13 @@ makes the model as large as an unquantised one.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
 from ..errors import EXIT_DONE
+from ..events import Emit, Event, Finished, to_json
+from ..files import format_bytes
 from .options import add_json, print_json
 
 
@@ -24,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PATH", help="folder or file to make (default: <run id>-<form>, here)")
     add_dequantize(parser)
     add_json(parser)
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with --json, for programs: what is being done, as the events of a run, an object a line; the last is "
+        "`finished` and has the result",
+    )
 
 
 def add_dequantize(parser: argparse.ArgumentParser) -> None:
@@ -36,18 +45,33 @@ def run(arguments: argparse.Namespace) -> int:
     from ..runs import RunDirectory
 
     found = RunDirectory.open(arguments.run)
-    suffix = ".mlxzo" if arguments.to == "journal" else f"-{arguments.to}"
-    out = Path(arguments.out or f"{found.id}{suffix}").expanduser().absolute()
+    out = Path(arguments.out or default_out(found.id, arguments.to)).expanduser().absolute()
     from ..blas import load_fast_blas
 
     load_fast_blas()
-    from ..console import RunView
     from ..exporting import export_job
 
+    def job(on_event: Emit) -> dict[str, Any]:
+        return export_job(found, form=arguments.to, out=out, dequantise=arguments.dequantize, on_event=on_event)
+
+    if arguments.json and arguments.stream:
+        _tell(Finished(job(_tell)))
+        return EXIT_DONE
+    from ..console import RunView
+
     with RunView() as view:
-        done = export_job(found, form=arguments.to, out=out, dequantise=arguments.dequantize, on_event=view.show)
+        done = job(view.show)
     show(done, arguments.json)
     return EXIT_DONE
+
+
+def default_out(run_id: str, form: str) -> str:
+    """The name of what is made, where none is given."""
+    return f"{run_id}.mlxzo" if form == "journal" else f"{run_id}-{form}"
+
+
+def _tell(event: Event) -> None:
+    print(to_json(event, time.time()), flush=True)
 
 
 def show(done: dict[str, Any], as_json: bool) -> None:
@@ -56,8 +80,12 @@ def show(done: dict[str, Any], as_json: bool) -> None:
         print_json(done)
         return
     from ..console import key_values, output
-    from ..files import format_bytes
 
+    output().print(key_values(result_rows(done)))
+
+
+def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what was written, and how to use it."""
     rows = [("written", done["out"])]
     if "bytes" in done:
         rows.append(("size", format_bytes(done["bytes"])))
@@ -76,4 +104,4 @@ def show(done: dict[str, Any], as_json: bool) -> None:
         "journal": "mlxzo replay {0} --out FOLDER",
     }
     rows.append(("use", uses[done["form"]].format(done["out"])))
-    output().print(key_values(rows))
+    return rows

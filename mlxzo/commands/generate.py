@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import EXIT_DONE, ConfigError
 from .options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
+if TYPE_CHECKING:
+    from ..jobs import Voices
+
 _OPTIONS = ("model", "dtype", "out")
-_LONGEST = 4096
+# Tokens of an answer.
+LONGEST = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,24 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=40,
         metavar="N",
-        help=f"longest answer (tokens; 1 to {_LONGEST}; default: 40)",
+        help=f"longest answer (tokens; 1 to {LONGEST}; default: 40)",
     )
     add_json(parser)
     parser.add_argument(
-        "--stream",
+        "--serve",
         action="store_true",
-        help="with --json: a JSON object a line as the models speak, one for each piece",
+        help="load the models once and answer prompts from stdin, for programs: a JSON object a line with `prompt` and "
+        "`max_new_tokens`; each piece of an answer is one as well, and so is its end. A further line ends the answer "
+        "in hand. PROMPT is then `-`",
     )
     add_config_options(parser, _OPTIONS)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not 1 <= arguments.max_new_tokens <= _LONGEST:
-        raise ConfigError(f"--max-new-tokens must be 1 to {_LONGEST}, not {arguments.max_new_tokens}")
+    _check_length(arguments.max_new_tokens, "--max-new-tokens")
     prompt = arguments.prompt
-    if prompt == "-":
-        import sys
-
+    if arguments.serve and prompt != "-":
+        raise ConfigError("--serve reads its prompts from stdin", "give `-` in place of a prompt")
+    if prompt == "-" and not arguments.serve:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise ConfigError("the prompt is empty", "give the text to go on from")
@@ -53,30 +62,95 @@ def run(arguments: argparse.Namespace) -> int:
     from ..blas import load_fast_blas
 
     load_fast_blas()
-    from ..formatting import printable
-    from ..jobs import generate_job
+    from ..jobs import Voices
 
-    pieces = generate_job(
-        config,
-        source=source,
-        prompt=prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        on_event=lambda event: None,
-    )
-    if arguments.json and arguments.stream:
-        for speaker, piece in pieces:
-            print(json.dumps({"speaker": speaker, "text": piece}), flush=True)
-        return EXIT_DONE
+    voices = Voices(config, source)
+    if arguments.serve:
+        serve(voices, sys.stdin)
+    else:
+        _say(voices, prompt, arguments.max_new_tokens, as_json=arguments.json)
+    return EXIT_DONE
+
+
+def _say(voices: Voices, prompt: str, max_new_tokens: int, *, as_json: bool) -> None:
+    """Prints one answer of each model, as they speak unless it is to be JSON."""
+    from ..formatting import printable
+
     # Whichever model speaks first is shown as it speaks; the other is shown after it.
     texts: dict[str, str] = {}
-    for speaker, piece in pieces:
-        if not arguments.json and speaker not in texts:
+    for speaker, piece in voices.answer(prompt, max_new_tokens):
+        if not as_json and speaker not in texts:
             print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(prompt), sep="", end="", flush=True)
         texts[speaker] = texts.get(speaker, "") + piece
-        if not arguments.json:
+        if not as_json:
             print(printable(piece), end="", flush=True)
-    if arguments.json:
+    if as_json:
         print_json({"prompt": prompt, **texts})
     else:
         print()
-    return EXIT_DONE
+
+
+def serve(voices: Voices, requests: TextIO) -> None:
+    """Answers the prompts of a stream, a JSON object a line, until it ends.
+
+    A request is {"prompt": text, "max_new_tokens": count}. Its answer is pieces {"speaker": "base" or "tuned", "text":
+    piece} and then {"done": true}. A line that comes meanwhile ends the answer; `{}` asks for nothing else.
+
+    Raises:
+        ConfigError: a line that is no request.
+    """
+    inbox = _Inbox(requests)
+    while (line := inbox.take()) is not None:
+        request = _request(line)
+        if not request:
+            continue
+        for speaker, piece in voices.answer(request["prompt"], request["max_new_tokens"]):
+            if inbox.waits:
+                break
+            print(json.dumps({"speaker": speaker, "text": piece}), flush=True)
+        print(json.dumps({"done": True}), flush=True)
+
+
+class _Inbox:
+    """The lines of a stream, read in a thread of their own, so that one can be seen to have come."""
+
+    def __init__(self, stream: TextIO):
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._came = self._taken = 0
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def _read(self, stream: TextIO) -> None:
+        for line in stream:
+            self._came += 1
+            self._lines.put(line)
+        self._lines.put(None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a line waits; the end of the stream is none."""
+        return self._came > self._taken
+
+    def take(self) -> str | None:
+        """The next line, as soon as there is one; None at the end."""
+        line = self._lines.get()
+        self._taken += 1
+        return line
+
+
+def _request(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if found == {} or (isinstance(found["prompt"], str) and isinstance(found["max_new_tokens"], int)):
+            if found:
+                _check_length(found["max_new_tokens"], "max_new_tokens")
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ConfigError(
+        f"{line.strip()[:80]!r} is no request", 'send lines such as {"prompt": "...", "max_new_tokens": 40}'
+    )
+
+
+def _check_length(count: int, name: str) -> None:
+    if not 1 <= count <= LONGEST:
+        raise ConfigError(f"{name} must be 1 to {LONGEST}, not {count}")

@@ -192,6 +192,19 @@ def read(path: Path) -> Journal:
     return Journal(header, start, len(data) - start - kept.nbytes, kept)
 
 
+def steps_in(path: Path) -> int:
+    """The whole steps in a journal, by its header and its length alone: whether they are sound, only `read` tells.
+
+    Raises:
+        JournalError: it is no journal, of another version, or has a damaged header. OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(_MAGIC) + 4)
+        size = int.from_bytes(head[len(_MAGIC) :], "little")
+        header, start = _read_header(head + file.read(min(size, _LARGEST_HEADER) + 4), path.name)
+        return (file.seek(0, os.SEEK_END) - start) // (RECORD_BYTES * header.records_a_step)
+
+
 class JournalWriter:
     """Appends the steps of a run to its journal.
 

@@ -80,10 +80,13 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
         assert process.poll() in (None, 0), process.stderr.read()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, scope, steps, within",
-    [("tiny", "full", 300, 0.05), ("smollm2-135m", "lora", 44, 0.5), ("smollm2-135m", "last-6", 44, 0.5)],
+    [
+        pytest.param("tiny", "full", 300, 0.05, marks=pytest.mark.slow),
+        pytest.param("smollm2-135m", "lora", 44, 0.5, marks=pytest.mark.long),
+        pytest.param("smollm2-135m", "last-6", 44, 0.5, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
     name,

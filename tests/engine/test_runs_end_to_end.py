@@ -106,6 +106,21 @@ def test_a_run_out_of_time_is_the_beginning_of_one_with_more_time(finished, mode
     assert [step.loss for step in shorter] == [step.loss for step in made[: len(shorter)]]
 
 
+def test_a_program_s_prompts_are_answered_as_a_person_s(finished, model):
+    _, run = finished
+    words = ("What a great", "--max-new-tokens", 6, "--json")
+    asked = json.loads(mlxzo("generate", "--run", run.path, *words).stdout)
+    assert asked["base"] == json.loads(mlxzo("generate", "--model", model, *words).stdout)["base"] != asked["tuned"]
+    request = json.dumps({"prompt": "What a great", "max_new_tokens": 6})
+    served = mlxzo("generate", "--run", run.path, "--serve", "-", input=request + "\n")
+    *pieces, last = map(json.loads, served.stdout.splitlines())
+    assert last == {"done": True} and served.returncode == 0
+    for speaker in ("base", "tuned"):
+        assert "".join(piece["text"] for piece in pieces if piece["speaker"] == speaker) == asked[speaker]
+    wrong = mlxzo("generate", "--model", model, "--serve", "-", input='{"prompt": 3}\n')
+    assert wrong.returncode == 2 and "is no request" in wrong.stderr
+
+
 @pytest.mark.parametrize("scope", ["norms/last-1", "lora", "biases+gains+match:*.o_proj.weight/last-1"])
 def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 3, "--name", "small", "--scope", scope)

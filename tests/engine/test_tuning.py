@@ -72,7 +72,7 @@ def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model,
     [
         (lambda folder: (folder / "adapters.safetensors").unlink(), "no adapters.safetensors", 4),
         (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read", 4),
-        (lambda folder: (folder / "adapter_config.json").write_text('{"fine_tune_type": "lora"}'), "does not suit", 4),
+        (lambda folder: (folder / "adapter_config.json").write_text('{"fine_tune_type": "lora"}'), "makes no sense", 4),
         (lambda folder: (folder / "adapters.safetensors").write_bytes(b"abc"), "is damaged", 4),
     ],
 )
@@ -88,7 +88,9 @@ def test_an_adapter_of_another_model_is_refused_tensor_by_tensor(exported, tmp_p
     other = tiny_folder(tmp_path / "other", hidden=32)
     assert main(["generate", "--adapter", str(exported / "adapter"), "--model", str(other), "hello"]) == 4
     shown = capsys.readouterr().err
-    assert "does not suit this model" in shown and "q_proj.lora_a: adapter shape" in " ".join(shown.split())
+    assert "is not of this model" in shown and "q_proj.lora_a is (64, 8) in the adapter and (32, 8)" in " ".join(
+        shown.split()
+    )
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxzo import series
 from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory
+from mlxzo.supervisor import Supervisor
 from tui.app import DEMO
 from tui.feed import RunFeed
 
@@ -41,7 +43,7 @@ def make_run(root):
 
 # What a worker does with its events and commands, without the models.
 _WORKER = """
-import json, sys, time
+import json, signal, sys, time
 from mlxzo.control import Inbox
 from pathlib import Path
 run = Path(sys.argv[1])
@@ -64,6 +66,10 @@ def obey():
         if command == "stop":
             emit("failed", title="Interrupted", message="stopped", fix="", details=[], exit_code=130)
             sys.exit(130)
+def interrupted(number, frame):
+    emit("failed", title="Interrupted", message="stopped", fix="", details=[], exit_code=130)
+    sys.exit(130)
+signal.signal(signal.SIGINT, interrupted)
 """
 
 
@@ -85,3 +91,18 @@ def worker(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(feed.supervision.pid, signal.SIGKILL)
         feed.supervision.join(5.0)
+
+
+@pytest.fixture
+def fake_workers(tmp_path, monkeypatch):
+    """Has the runs of a series done by workers that are made of a few lines."""
+    script = tmp_path / "series_worker.py"
+
+    def supervisor(run: RunDirectory, *, resume: bool = False) -> Supervisor:
+        return Supervisor(run, resume=resume, _command=[sys.executable, str(script), str(run.path)])
+
+    def use(program: str) -> None:
+        script.write_text(_WORKER + program)
+        monkeypatch.setattr(series, "Supervisor", supervisor)
+
+    return use

@@ -40,5 +40,6 @@ async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float 
         shown = screen_text(pilot)
         if text() if callable(text) else text in shown:
             return shown
-        await pilot.pause(0.05)
+        # Not pilot.pause, which asks every widget whether it is done: here only what is seen counts.
+        await asyncio.sleep(0.02)
     raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")

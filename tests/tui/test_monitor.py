@@ -4,11 +4,13 @@ import fcntl
 import os
 import signal
 import time
+from datetime import datetime
 
 import pytest
 
 from mlxzo import control, events
-from mlxzo.runs import RunDirectory
+from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.zo.journal import Header, JournalWriter, Step
 from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
 from tui.widgets.chart import Chart
@@ -60,6 +62,34 @@ def test_a_run_of_somebody_else_is_watched_as_it_grows(make_run, root):
         # What tells that a worker is at it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_what_a_run_would_go_on_from_is_told(make_run, root):
+    run = make_run(events=100)
+    header = Header({"queries": 1, "weight_decay": 0.0}, "ab", (), noise=1)
+    writer = JournalWriter(run.path / JOURNAL, header)
+
+    def append(*more):
+        with run.events_path.open("a", encoding="utf-8") as file:
+            file.writelines(events.to_json(event, 1.7e9) + "\n" for event in more)
+
+    async def scenario(pilot):
+        await wait_for(pilot, "0 steps in")
+        for _ in range(30):
+            writer.append(Step((1.0,), (0.5,), 2.0))
+        append(_step(30, 0.5))
+        for words in ("30 steps in", "from step 30", "none yet"):
+            await wait_for(pilot, words)
+        append(events.Saved(str(LAST_STATE), 20, 4200), _step(31, 0.5))
+        writer.append(Step((1.0,), (0.5,), 2.0))
+        await wait_for(pilot, f"of step 20, {datetime.fromtimestamp(1.7e9):%H:%M:%S}, 4.2 kB")
+        await wait_for(pilot, "from step 31")
+        # A run of backpropagation has the snapshot alone.
+        (run.path / JOURNAL).unlink()
+        append(_step(32, 0.5))
+        await wait_for(pilot, "from step 20")
+
+    drive(MlxzoApp(root=str(root), run=run), scenario, (200, 60))
 
 
 def test_digits_show_and_hide_panels(make_run, root):

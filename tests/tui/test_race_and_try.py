@@ -1,11 +1,18 @@
 """Runs on shared axes, one after the other; and a tuned model beside its base."""
 
 import json
+import os
 
 import pytest
+from textual.widgets import TextArea
 
 from mlxzo import events
+from mlxzo.config import RunConfig
+from mlxzo.runs import BEST_STATE
+from tests.engine.test_export import tuned_run
+from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
+from tui.racing import race
 from tui.screens.try_it import TryIt
 from tui.widgets.chart import Chart
 from tui.widgets.keys import Keys
@@ -30,6 +37,72 @@ def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root, size):
         await wait_for(pilot, lambda: len(pilot.app.race) == 1)
 
     drive(MlxzoApp(root=str(root)), scenario, size)
+
+
+def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
+    values = {"lr": "0.02", "batch_size": "4", "estimator": "fzoo", "optimizer": "adamw", "memory_cap": "2GB"}
+    values |= {"steps": "50", "seed": "3", "out": str(tmp_path), "method": "mezo", "prefix_cache": "off"}
+    mezo, bp = (each.config for each in race(values).runs())
+    assert (mezo.method, mezo.lr, mezo.estimator, mezo.optimizer) == ("mezo", 0.02, "fzoo", "adam")
+    assert (bp.method, bp.lr, bp.estimator, bp.optimizer) == (
+        "bp",
+        RunConfig(method="bp").resolved().lr,
+        "spsa",
+        "adamw",
+    )
+    for config in (mezo, bp):
+        shared = (config.batch_size, config.memory_cap, config.steps, config.seed, config.prefix_cache)
+        assert shared == (4, "2GB", 50, 3, "off")
+    # A rate given for backpropagation is none for MeZO.
+    mezo, bp = (each.config for each in race({**values, "method": "bp", "max_seconds": "90"}).runs())
+    assert (bp.lr, mezo.lr) == (0.02, RunConfig(estimator="fzoo").resolved().lr)
+    assert mezo.max_seconds == bp.max_seconds == 90
+
+
+def test_a_race_from_setup_trains_both_methods_in_turn_and_shows_them(root, fake_workers):
+    """The second of them fails, and the first is none the worse for it."""
+    fake_workers(
+        "import yaml\n"
+        "config = yaml.safe_load((run / 'config.yaml').read_text())\n"
+        "emit('phase', phase='train')\n"
+        "for i in range(1, 6): step(i)\n"
+        "if config['method'] == 'mezo': finish()\n"
+        "else: emit('failed', title='Does not fit', message='it takes too much', fix='less', details=[], exit_code=3)\n"
+    )
+
+    async def scenario(pilot):
+        await pilot.press("f3")
+        await wait_for(pilot, "ready to start")
+        await pilot.press("f8")
+        await wait_for(pilot, "✓ finished")
+        await wait_for(pilot, "▲ ✗ it takes too much")
+        await wait_for(pilot, lambda: not pilot.app.racing.running)
+        shown = await wait_for(pilot, "smollm2-135m bp")
+        assert "smollm2-135m mezo" in shown and "5/9" in shown
+        assert [feed.run.config.method for feed in pilot.app.race] == ["mezo", "bp"]
+        # Nothing is left to ask about.
+        assert not pilot.app.started_here()
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_a_race_can_be_stopped_and_closing_asks_about_it(root, fake_workers):
+    fake_workers("emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05); obey()\n")
+
+    async def scenario(pilot):
+        await pilot.press("f3")
+        await wait_for(pilot, "ready to start")
+        await pilot.click("#race")
+        await wait_for(pilot, "1/9")
+        await pilot.press("ctrl+q")
+        await wait_for(pilot, "a race, run 1 of 2")
+        await pilot.press("escape", "s")
+        await wait_for(pilot, lambda: not pilot.app.racing.running)
+        await wait_for(pilot, "■ interrupted")
+        shown = await wait_for(pilot, "not started")
+        assert "Traceback" not in shown
+
+    drive(MlxzoApp(root=str(root)), scenario)
 
 
 def test_nothing_to_race_or_to_try_says_how_to_choose(root):
@@ -70,6 +143,50 @@ def test_a_model_that_cannot_be_had_is_a_dialog_with_the_fix(make_run, root, tmp
         assert "Traceback" not in shown
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_path):
+    run, _ = tuned_run(root, "lora", tiny_folder(tmp_path / "model"))
+
+    async def scenario(pilot):
+        pilot.app.open_try(run)
+        await wait_for(pilot, "Generate F9")
+        screen = pilot.app.screen
+        screen.query_one(TextArea).text = "What a great"
+        screen.query_one("#tokens").value = "4"
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: _said(pilot) >= {"base", "tuned"}, 120)
+        await wait_for(pilot, lambda: not screen._owed)
+        first = screen._child
+        # A prompt in the middle of an answer takes its place, and nothing is loaded again.
+        screen.query_one("#tokens").value = "4000"
+        await pilot.press("f9")
+        await wait_for(pilot, "base model speaks")
+        screen.query_one(TextArea).text, screen.query_one("#tokens").value = "The film", "4"
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: not screen._owed and "The film" in _panel(pilot, "tuned"))
+        assert screen._child is first and first.running and "What" not in _panel(pilot, "base")
+        # Another state of the run is another model.
+        os.utime(run.path / BEST_STATE, (1, 1))
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: screen._child is not first and not screen._owed, 120)
+        assert not first.running
+        second = screen._child
+        await pilot.press("f1", "escape")
+        assert second.running
+        await pilot.press("f2")
+        await wait_for(pilot, lambda: not second.running)
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def _panel(pilot, name):
+    """The text in a panel of answers."""
+    return str(pilot.app.screen.query_one(f"#{name} Static").content)
+
+
+def _said(pilot):
+    return {name for name in ("base", "tuned") if len(_panel(pilot, name)) > len("What a great")}
 
 
 def test_the_palette_offers_every_action_of_the_screen(make_run, root):

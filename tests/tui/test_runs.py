@@ -1,5 +1,7 @@
 """The list of runs: what it says of each, filters, sorts, marks, opens, deletes; and many of them."""
 
+import fcntl
+import json
 import os
 import shlex
 import time
@@ -120,6 +122,36 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
         words = shlex.split(command_line(config))
         assert words[:2] == ["mlxzo", "train"] and (flag("steps") in words) == ("steps" in values)
         assert RunConfig.from_mapping(config_values(parser.parse_args(words[2:]))).resolved() == config
+
+
+def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
+    make_run(name="sweep-a")
+    make_run(name="sweep-b", events=100)
+    make_run(name="alone")
+    summary = root / "sweep" / "summary.jsonl"
+    summary.parent.mkdir()
+    records = [{"id": "sweep-a", "status": "finished", "seconds": 600}, {"id": "sweep-c", "status": "not run"}]
+    records.append({"id": "sweep-e", "status": "does not fit", "seconds": None})
+    # What is no record, or torn, is passed over.
+    summary.write_text("".join(json.dumps(r) + "\n" for r in records) + '[3]\n{"status": 1}\n{"id": "sweep-d')
+
+    async def scenario(pilot):
+        await wait_for(pilot, "✓ 1 of 4 done · ✗ 2 failed · ○ 1 waiting")
+        grid = pilot.app.screen.query_one(Grid)
+        assert len(grid.items) == 3
+        await pilot.press("b")
+        await wait_for(pilot, "2 of 3 ·")
+        assert {path.name for path in grid.items} == {"sweep-a", "sweep-b"}
+        # A worker takes up the run that had died, at step 31 of 300: with the one that waits, 1.9 runs of 600 s each.
+        with (root / "sweep-b" / "worker.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.utime(root / "sweep-b" / "events.jsonl")
+            await wait_for(pilot, "▶ 1 running · ○ 1 waiting")
+            await wait_for(pilot, "about 18 min 58 s left")
+        await pilot.press("b")
+        await wait_for(pilot, lambda: len(grid.items) == 3)
+
+    drive(MlxzoApp(root=str(root)), scenario)
 
 
 def test_a_thousand_runs_open_in_a_second_and_keys_stay_quick(make_run, root):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mlxzo.zo import journal as journal_module
-from mlxzo.zo.journal import RECORD_BYTES, Header, JournalError, JournalWriter, Parameter, Step, read
+from mlxzo.zo.journal import RECORD_BYTES, Header, JournalError, JournalWriter, Parameter, Step, read, steps_in
 
 PARAMETERS = (Parameter("model.norm.weight", "float32", (8,), 0.05), Parameter("w", "bfloat16", (4, 8), 1.0))
 
@@ -78,6 +78,19 @@ def test_a_tail_torn_at_any_byte_costs_the_last_step_alone(tmp_path):
         # A crash may also leave the length and not the bytes.
         torn.write_bytes(data[:length] + bytes(len(data) - length))
         assert list(read(torn)) == steps(2)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.125])
+def test_whole_steps_are_counted_without_reading_them(tmp_path, decay):
+    path = tmp_path / "j"
+    data = written(path, steps(3, decay), header(weight_decay=decay))
+    assert steps_in(path) == 3
+    for torn in (1, RECORD_BYTES + 5):
+        path.write_bytes(data[:-torn])
+        assert steps_in(path) == len(read(path)) == 2
+    path.write_bytes(data[:20])
+    with pytest.raises(JournalError, match="header"):
+        steps_in(path)
 
 
 def test_a_writer_goes_on_behind_the_last_whole_step(tmp_path):

@@ -32,6 +32,7 @@ from mlxzo.runs import RunDirectory
 
 from ..feed import Replay, RunFeed
 from ..history import PHASES, History
+from ..keeping import kept_rows
 from ..widgets.chart import Chart, Moment, Rule, Series, percent, plain, size
 from .dialogs import error_dialog
 from .page import Page
@@ -82,13 +83,14 @@ class Monitor(Page):
         Binding("p,space", "pause", "Pause / go on", key_display="p"),
         Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
+        Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
         *(Binding(str(n), f"panel({n})", f"Show or hide {name}", show=False) for n, name in enumerate(PANELS, 1)),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._chosen: dict[str, bool] = {}
+        self._chosen = self.app.preferences.panels
         self._drawn: tuple | None = None
         self._told: object = None
         self._sampled: object = None
@@ -165,7 +167,8 @@ class Monitor(Page):
     def action_panel(self, number: int) -> None:
         """Shows or hides a panel."""
         name = PANELS[number - 1]
-        self._chosen[name] = not self.query_one(f"#{name}").display
+        self._chosen = {**self._chosen, name: not self.query_one(f"#{name}").display}
+        self.app.preferences.panels = self._chosen
         self._arrange()
 
     def action_maximize(self) -> None:
@@ -227,12 +230,11 @@ class Monitor(Page):
             self.app.set_up_again(run)
 
     def _draw(self, feed: RunFeed | Replay) -> None:
-        history = feed.history
         status = self.query_one("#status", Static)
         status.border_title = printable(feed.title)
         status.update(status_text(feed, self.app.size.width - 4), layout=False)
         if self._is_due(feed):
-            self._draw_panels(history)
+            self._draw_panels(feed)
 
     def _is_due(self, feed: RunFeed | Replay) -> bool:
         """Whether enough has happened to draw the panels again: anything but a step, steps as wide as a dot, or what
@@ -249,13 +251,14 @@ class Monitor(Page):
             self._drawn = None
         return due
 
-    def _draw_panels(self, history: History) -> None:
+    def _draw_panels(self, feed: RunFeed | Replay) -> None:
+        history = feed.history
         draws = {"loss": draw_loss, "accuracy": draw_accuracy, "memory": draw_memory, "speed": draw_speed}
         for name, draw in draws.items():
             chart = self.query_one(f"#{name}", Chart)
             if chart.display:
                 draw(chart, history)
-        self.query_one("#facts", Panel).show(facts(history))
+        self.query_one("#facts", Panel).show(facts(feed.run, history))
         if self._sampled is not history.samples:
             self._sampled = history.samples
             self.query_one("#samples", Panel).show(samples_text(history))
@@ -277,6 +280,10 @@ class Monitor(Page):
         feed = self.app.current
         if isinstance(feed, RunFeed):
             self._send(feed, "evaluate", "Evaluating after the step in hand")
+
+    def action_export(self) -> None:
+        if isinstance(feed := self.app.current, RunFeed):
+            self.app.open_export(feed.run)
 
     def action_stop(self) -> None:
         feed = self.app.current
@@ -421,8 +428,8 @@ def draw_speed(chart: Chart, history: History) -> None:
     chart.show([Series("steps/s", steps, history["steps_per_second"], "four")], note=note)
 
 
-def facts(history: History) -> Table:
-    """Names and values of what is known of the run."""
+def facts(run: RunDirectory | None, history: History) -> Table:
+    """Names and values of what is known of the run; `run` is None for a recording."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -439,8 +446,7 @@ def facts(history: History) -> Table:
         rows.append(("best", f"{format_metric(best.metric, best.value)} at step {best.step}"))
     if test is not None:
         rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
-    if history.saved is not None:
-        rows.append(("saved", f"the state of step {history.saved.step}, {format_bytes(history.saved.bytes)}"))
+    rows += kept_rows(run, history)
     if history.memory is not None:
         rows.append(("memory", memory_text(history.memory)))
         rows.append(("machine", machine_text(history.memory)))

@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 from rich.text import Text
 from textual.binding import Binding, BindingType
-from textual.containers import Container
+from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxzo import events
 from mlxzo.errors import MlxzoError
 from mlxzo.files import format_bytes
 from mlxzo.formatting import format_metric, format_seconds, printable
@@ -30,7 +31,8 @@ _NOTHING = (
     "F2  mark two or more runs with the space bar and press c: they are laid over each other here,\n"
     "    live or finished.\n"
     "F3  F8 in Setup starts the same run by MeZO and by backpropagation, one after the other,\n"
-    "    under the same memory cap."
+    "    under the same memory cap, each with its own learning rate. The same race asked for again\n"
+    "    goes on where it stopped."
 )
 
 
@@ -44,7 +46,8 @@ class Race(Page):
         "share the machine."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "drop", "Take out"),
+        Binding("x", "drop", "Take out", tooltip="the run itself stays"),
+        Binding("s", "stop", "Stop race", tooltip="ends the run in hand after its step, and starts no other"),
         Binding("f", "maximize", "Full panel"),
     ]
 
@@ -54,42 +57,43 @@ class Race(Page):
 
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
-        with Container(id="race"):
+        with Vertical(id="race"):
             yield Static(id="legend")
-            yield Chart(
-                id="race-accuracy",
-                title="Validation",
-                empty="Lines appear with the first evaluations.",
-                y_labels=percent,
-                y_value=lambda value: f"{100 * value:.1f} %",
-                x_name="time",
-                help="The metric on the validation split against the time since each run's start.",
-            )
-            yield Chart(
-                id="race-loss",
-                title="Training loss, smoothed",
-                empty="Lines appear with the first steps.",
-                y_labels=plain,
-                x_name="time",
-                help="Smoothed training loss against the time since each run's start.",
-            )
-            yield Chart(
-                id="race-memory",
-                title="Memory",
-                empty="Lines appear when a model is loaded.",
-                y_labels=size,
-                y_value=lambda value: format_bytes(int(value)),
-                x_name="time",
-                from_zero=True,
-                help="Memory of each training process against the cap.",
-            )
+            with Container(id="race-charts"):
+                yield Chart(
+                    id="race-accuracy",
+                    title="Validation",
+                    empty="Lines appear with the first evaluations.",
+                    y_labels=percent,
+                    y_value=lambda value: f"{100 * value:.1f} %",
+                    x_name="time",
+                    help="The metric on the validation split against the time since each run's start.",
+                )
+                yield Chart(
+                    id="race-loss",
+                    title="Training loss, smoothed",
+                    empty="Lines appear with the first steps.",
+                    y_labels=plain,
+                    x_name="time",
+                    help="Smoothed training loss against the time since each run's start.",
+                )
+                yield Chart(
+                    id="race-memory",
+                    title="Memory",
+                    empty="Lines appear when a model is loaded.",
+                    y_labels=size,
+                    y_value=lambda value: format_bytes(int(value)),
+                    x_name="time",
+                    from_zero=True,
+                    help="Memory of each training process against the cap.",
+                )
             with Container(id="contestants", classes="frame") as frame:
                 frame.border_title = "Contestants"
                 yield Grid(
                     (
                         Column("mark", "", 1),
                         Column("name", "run", 0),
-                        Column("state", "status", 13),
+                        Column("state", "status", 16),
                         Column("steps", "steps", 9, right=True, from_width=84),
                         Column("time", "time", 12, right=True),
                         Column("zero", "zero-shot", 9, right=True, from_width=84),
@@ -113,14 +117,14 @@ class Race(Page):
 
     def _tick(self) -> None:
         feeds = self.app.race
-        something = bool(feeds) or bool(self.app.waiting)
+        something = bool(feeds)
         self.query_one("#nothing").display = not something
         self.query_one("#race").display = something
         if self.app.screen is not self or not something:
             return
         for feed in feeds:
             feed.poll()
-        state = tuple((feed, feed.history.version, feed.running) for feed in feeds)
+        state = (self._position(), *((feed, feed.history.version, feed.running) for feed in feeds))
         if state != self._drawn:
             self._drawn = state
             self._draw(feeds)
@@ -156,10 +160,18 @@ class Race(Page):
         chart = self.query_one("#race-accuracy", Chart)
         for number, feed in enumerate(feeds):
             text.append(f"{_mark(number)} {printable(name_of(feed))}   ", chart.style_of(_style(number)))
-        if self.app.waiting:
-            methods = ", ".join(config.method for config in self.app.waiting)
-            text.append(f"waiting: {methods}", "dim")
+        text.append(self._position(), "dim")
+        for number, feed in enumerate(feeds):
+            if isinstance(failed := feed.history.outcome, events.Failed):
+                text.append(f"\n{_mark(number)} ✗ {printable(failed.message)}")
         return text
+
+    def _position(self) -> str:
+        """How far the race is that goes on here, in words; '' where none does."""
+        racing = self.app.racing
+        if racing is None or not racing.running:
+            return ""
+        return "stopping after the step in hand" if racing.stopping else racing.position()
 
     def _cell(self, feed: RunFeed, key: str) -> str:
         history = feed.history
@@ -191,6 +203,15 @@ class Race(Page):
             self.app.race = [other for other in self.app.race if other is not feed]
             self._drawn = None
 
+    def action_stop(self) -> None:
+        """Ends the race that was started here; F8 in Setup goes on with it."""
+        if not self._position():
+            self.notify("No race is going on here; a run is stopped in the monitor.", severity="warning")
+            return
+        again = self.app.racing.stopping
+        self.app.racing.stop()
+        self.notify("Ending by force" if again else "Stopping after the step in hand; press s again to end it by force")
+
     def action_maximize(self) -> None:
         if self.maximized is not None:
             self.minimize()
@@ -199,7 +220,9 @@ class Race(Page):
 
 
 def name_of(feed: RunFeed) -> str:
-    """What a run is called beside others: its own name, or method, scope and seed."""
+    """What a run is called beside others: its name as a contestant or of its own, or method, scope and seed."""
+    if feed.label:
+        return feed.label
     try:
         config = feed.run.config
     except MlxzoError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.table import Table
+from rich.text import Text
 from textual import work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -22,7 +23,8 @@ from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
 
-from ..listing import MARKS, Entry, changed, in_batches, newest_first
+from ..batches import Batch, progress, read_batches
+from ..listing import MARKS, Entry, changed, in_batches, look
 from ..widgets.grid import Column, Grid
 from .dialogs import Choice
 from .page import Page
@@ -73,7 +75,9 @@ class Runs(Page):
         Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("o", "sort", "Sort"),
+        Binding("b", "batch", "Batch", tooltip="lists the runs of one batch after the other, and how far it is"),
         Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
+        Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
         Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
         Binding("delete,d", "delete", "Delete", key_display="d"),
@@ -84,6 +88,9 @@ class Runs(Page):
         super().__init__()
         self._entries: dict[Path, Entry] = {}
         self._marked: list[Path] = []
+        self._batches: list[Batch] = []
+        self._batch = ""
+        """Name of the batch whose runs alone are listed; '' for all runs."""
         self._sort = "started"
         self._reading = False
 
@@ -92,6 +99,7 @@ class Runs(Page):
         with Horizontal(id="runs-body"):
             with Vertical(id="runs-list", classes="frame"):
                 yield Input(placeholder="filter by name, model, task, method or status", id="filter", compact=True)
+                yield Static(id="batch-line", markup=False)
                 yield Grid(
                     _COLUMNS,
                     self._cell,
@@ -102,6 +110,7 @@ class Runs(Page):
             yield Static(id="run-details", markup=False)
 
     def on_mount(self) -> None:
+        self.query_one("#batch-line").display = False
         self.query_one("#runs-list").border_title = "Runs"
         self.query_one("#run-details").border_title = "Details"
         self.query_one(Grid).focus()
@@ -122,14 +131,15 @@ class Runs(Page):
         self._reading = True
         worker = get_current_worker()
         try:
-            runs = newest_first(self.app.root)
+            runs, others = look(self.app.root)
+            batches = read_batches(others)
             known = self._entries
             due = [run for run in runs if _is_due(known.get(run.path), run)]
             for entries in in_batches(due, 40, 200):
                 if worker.is_cancelled:
                     return
                 self.app.call_from_thread(self._take, entries)
-            self.app.call_from_thread(self._keep, {run.path for run in runs})
+            self.app.call_from_thread(self._keep, {run.path for run in runs}, batches)
         finally:
             self._reading = False
 
@@ -139,9 +149,12 @@ class Runs(Page):
             self._entries |= {entry.run.path: entry for entry in entries}
             self._fill()
 
-    def _keep(self, paths: set[Path]) -> None:
+    def _keep(self, paths: set[Path], batches: list[Batch]) -> None:
         if not self.is_running:
             return
+        if batches != self._batches:
+            self._batches = batches
+            self._fill()
         if gone := set(self._entries) - paths:
             self._entries = {path: entry for path, entry in self._entries.items() if path not in gone}
             self._marked = [path for path in self._marked if path not in gone]
@@ -158,7 +171,10 @@ class Runs(Page):
     def _fill(self) -> None:
         """Writes the table: what the filter lets through, sorted; the cursor stays on its run."""
         words = self.query_one("#filter", Input).value.lower().split()
+        batch = self._show_batch()
         found = [e for e in self._entries.values() if all(word in e.words for word in words)]
+        if self._batch:
+            found = [e for e in found if batch is not None and batch.holds(e.run.id)]
         found.sort(key=lambda entry: -entry.started)
         found.sort(key=_SORTS[self._sort])
         self.query_one(Grid).show([entry.run.path for entry in found])
@@ -168,6 +184,20 @@ class Runs(Page):
         counts = f"{len(found)} of {total}" if len(found) < total else f"{total}"
         marked = f" · {len(self._marked)} marked" if self._marked else ""
         frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
+
+    def _show_batch(self) -> Batch | None:
+        """Writes how far the chosen batch is, or without one the batch that changed last; returns it."""
+        chosen = [batch for batch in self._batches if batch.name == self._batch or not self._batch]
+        line = self.query_one("#batch-line", Static)
+        line.display = bool(self._batches)
+        if not chosen:
+            self._batch = ""
+            return None
+        found = progress(chosen[0], self._entries.values())
+        hint = "only its runs; b shows the next" if self._batch else "b shows only its runs"
+        head = (f"batch {printable(chosen[0].name)}", "bold")
+        line.update(Text.assemble(head, f"  {found.left}", (f"  {hint}\n", "dim"), found.text))
+        return chosen[0]
 
     def _cell(self, path: Path, key: str) -> str:
         entry = self._entries.get(path)
@@ -224,6 +254,15 @@ class Runs(Page):
         self._sort = names[(names.index(self._sort) + 1) % len(names)]
         self._fill()
 
+    def action_batch(self) -> None:
+        """Lists the runs of the next batch alone, and after the last one all runs again."""
+        names = ["", *(batch.name for batch in self._batches)]
+        if len(names) == 1:
+            self.notify("There is no batch in this folder; `mlxzo batch FILE` makes one.", severity="warning")
+            return
+        self._batch = names[(names.index(self._batch) + 1) % len(names)] if self._batch in names else ""
+        self._fill()
+
     def action_open(self) -> None:
         if (entry := self.selected()) is not None:
             self.app.open_run(entry.run)
@@ -262,6 +301,10 @@ class Runs(Page):
     def action_resume(self) -> None:
         if (entry := self.selected()) is not None:
             self.app.resume_run(entry.run)
+
+    def action_export(self) -> None:
+        if (entry := self.selected()) is not None:
+            self.app.open_export(entry.run)
 
     def action_again(self) -> None:
         if (entry := self.selected()) is not None:

@@ -1,13 +1,14 @@
-"""Prompt a tuned model beside its base. The models run in a child process; this one only shows what they say."""
+"""Prompt a tuned model beside its base. The models are held by a child process; this one only shows what they say.
+
+The child answers prompts (`mlxzo generate --serve`) until the screen is left, or another run or state is to be tried.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
-import sys
 from collections.abc import AsyncIterator, Iterable
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -15,16 +16,18 @@ from textual.containers import Horizontal
 from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
+from mlxzo.commands.generate import LONGEST
 from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 from mlxzo.runs import BEST_STATE, RunDirectory
-from mlxzo.supervisor import worker_environment
 from mlxzo.tasks.registry import get_task
 
+from ..child import Child
 from .dialogs import error_dialog
 from .monitor import Panel
 from .page import Page
 
+_TOKENS = "40"
 _NOTHING = (
     "No run chosen.\n\n"
     "F2  choose a finished run and press t: it goes on from your prompt beside the model that it was made of.\n"
@@ -48,7 +51,11 @@ class TryIt(Page):
     def __init__(self) -> None:
         super().__init__()
         self._shown: RunDirectory | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
+        self._loaded: tuple[Path, int] | None = None
+        """Which run's state the child has loaded: its folder, and when the state was written."""
+        self._owed = 0
+        """Answers of which the child has not said the end."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
@@ -58,7 +65,7 @@ class TryIt(Page):
         with Horizontal(id="try-row"):
             yield Button("Generate F9", id="generate", variant="primary", compact=True)
             yield Static("tokens", classes="field-name")
-            yield Input("40", id="tokens", compact=True, type="integer", max_length=4)
+            yield Input(_TOKENS, id="tokens", compact=True, type="integer", max_length=4)
             yield Static(id="try-state", markup=False)
         with Horizontal(id="answers"):
             yield Panel(id="base", title="Base", help="The model before training.")
@@ -80,8 +87,19 @@ class TryIt(Page):
             self.query_one(TextArea).text = get_task(run.config.task).example_prompt()
         self.query_one(TextArea).focus()
 
+    def on_screen_suspend(self) -> None:
+        # A dialog over the screen is no reason to load the model again.
+        if self not in self.app.screen_stack:
+            self._let_go()
+
     def on_unmount(self) -> None:
-        self.action_stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Ends the process that holds the models."""
+        if self._child is not None:
+            self._child.end()
+        self._child = self._loaded = None
 
     def on_button_pressed(self) -> None:
         self.action_generate()
@@ -89,89 +107,72 @@ class TryIt(Page):
     def on_input_submitted(self) -> None:
         self.action_generate()
 
-    def action_stop(self) -> None:
-        """Ends the generation that goes on."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+    async def action_stop(self) -> None:
+        """Ends the answer that goes on; the models stay loaded."""
+        if self._child is not None:
+            await self._child.ask({})
 
     def action_generate(self) -> None:
+        """Has both models go on from the prompt."""
         run = self.app.tried
         if run is None:
             return
         if not (run.path / BEST_STATE).exists():
             self.notify("This run has saved no state yet, so there is nothing to try.", severity="warning")
             return
-        if not self.query_one(TextArea).text.strip():
+        prompt, tokens = self.query_one(TextArea).text, self.query_one("#tokens", Input).value or _TOKENS
+        if not prompt.strip():
             self.notify("Write a prompt first: the text that the models go on from.", severity="warning")
-            return
-        self._generate(run, self.query_one(TextArea).text, self.query_one("#tokens", Input).value or "40")
+        elif not 1 <= int(tokens) <= LONGEST:
+            self.notify(f"An answer has 1 to {LONGEST} tokens.", severity="warning")
+        else:
+            self._generate(run, prompt, int(tokens))
 
     @work(exclusive=True, group="generate")
-    async def _generate(self, run: RunDirectory, prompt: str, tokens: str) -> None:
-        self.action_stop()
+    async def _generate(self, run: RunDirectory, prompt: str, tokens: int) -> None:
         texts = {"base": "", "tuned": ""}
         for name in texts:
             self.query_one(f"#{name}", Panel).show("")
         state = self.query_one("#try-state", Static)
-        state.update("loading the model …")
         try:
-            async for speaker, piece in self._pieces(run, prompt, tokens):
-                state.update(f"{speaker} model speaks …")
-                texts[speaker] += piece
-                self.query_one(f"#{speaker}", Panel).show(
-                    printable(prompt.splitlines()[-1] + texts[speaker]), to_end=True
-                )
+            async for said in self._answer(run, prompt, tokens, state):
+                state.update(f"{said['speaker']} model speaks …")
+                texts[said["speaker"]] += said["text"]
+                panel = self.query_one(f"#{said['speaker']}", Panel)
+                panel.show(printable(prompt.splitlines()[-1] + texts[said["speaker"]]), to_end=True)
             state.update("")
         except MlxzoError as problem:
             state.update("")
+            self._let_go()
             self.app.push_screen(error_dialog(problem))
 
-    async def _pieces(self, run: RunDirectory, prompt: str, tokens: str) -> AsyncIterator[tuple[str, str]]:
-        """What the two models say, piece by piece, from `mlxzo generate` in a child process.
+    async def _answer(
+        self, run: RunDirectory, prompt: str, tokens: int, state: Static
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What the two models say to a prompt, piece by piece; they are loaded first where they are not.
 
         Raises:
-            MlxzoError: the models could not be had.
+            MlxzoError: the models could not be had, or their process has ended.
         """
-        command = (sys.executable, "-P", "-m", "mlxzo", "generate", "--run", str(run.path), "--json", "--stream")
-        self._process = process = await asyncio.create_subprocess_exec(
-            *command,
-            "--max-new-tokens",
-            tokens,
-            "-",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=worker_environment(),
-        )
-        try:
-            process.stdin.write(prompt.encode())
-            process.stdin.close()
-            rest = b""
-            async for line in process.stdout:
-                try:
-                    said = json.loads(line)
-                    yield said["speaker"], said["text"]
-                except (ValueError, KeyError, TypeError):
-                    rest += line
-            errors = await process.stderr.read()
-            code = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        if code > 0:
-            raise _failure(rest, errors)
-
-
-def _failure(output: bytes, errors: bytes) -> MlxzoError:
-    """The error that `mlxzo generate` reported."""
-    try:
-        told = json.loads(output)["error"]
-        error = MlxzoError(told["message"], told["fix"], told["details"])
-        error.title = told["title"]
-    except (ValueError, KeyError, TypeError):
-        lines = errors.decode("utf-8", errors="replace").strip().splitlines()
-        return MlxzoError("the model could not be tried", "try `mlxzo generate` in a shell", lines[-5:])
-    return error
+        wanted = (run.path, (run.path / BEST_STATE).stat().st_mtime_ns)
+        if self._loaded != wanted or not self._child.running:
+            self._let_go()
+            state.update("loading the model …")
+            self._child = await Child.start("generate", "--run", str(run.path), "--serve", "-")
+            self._loaded, self._owed = wanted, 0
+        child = self._child
+        # Of an answer that this one interrupts, the end is still to come.
+        self._owed += 1
+        await child.ask({"prompt": prompt, "max_new_tokens": tokens})
+        while (said := await child.answer()) is not None:
+            if said.get("done"):
+                self._owed -= 1
+                if not self._owed:
+                    return
+            elif self._owed == 1:
+                yield said
+        if child is self._child:
+            raise MlxzoError("the process that held the models has ended", "generate again: it loads them anew")
 
 
 class Prompt(TextArea):

@@ -11,7 +11,7 @@ from rich.style import Style
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.message import Message
 from textual.reactive import reactive
 from textual.strip import Strip
@@ -19,6 +19,9 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from mlxzo.config import Option
+
+# Cells for the names of options, to the left of all values.
+_NAME_WIDTH = 20
 
 
 class Pick(Widget, can_focus=True):
@@ -88,7 +91,13 @@ class Pick(Widget, can_focus=True):
 
 
 class Field(Vertical):
-    """One option: its name, its value in the way that suits it, and what is wrong with it, if anything."""
+    """One option: its name, its value in the way that suits it, and what is wrong with it, if anything.
+
+    Name and unit are drawn by the field itself: of widgets there are as few as can be, since every one of them is
+    styled and laid out with each change of the screen.
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"field--name", "field--unit"}
 
     @dataclasses.dataclass
     class Changed(Message):
@@ -105,17 +114,21 @@ class Field(Vertical):
         self.help = field_help(definition)
 
     def compose(self) -> ComposeResult:
-        with Horizontal():
-            yield Static(self.name_of_option.replace("_", " "), classes="field-name", markup=False)
-            if self._option.choices and self._default is not None:
-                yield Pick(self._option.choices, self._default, id=f"value-{self.name_of_option}", help=self.help)
-            else:
-                yield Input(
-                    placeholder=self._usual(), id=f"value-{self.name_of_option}", compact=True, select_on_focus=False
-                )
-            if self._option.unit:
-                yield Static(self._option.unit, classes="field-unit", markup=False)
-        yield Static(classes="field-problem", markup=False)
+        name = f"value-{self.name_of_option}"
+        if self._option.choices and self._default is not None:
+            control = Pick(self._option.choices, self._default, id=name, help=self.help)
+        else:
+            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False)
+        control.styles.margin = (0, len(self._option.unit) + 1 if self._option.unit else 0, 0, _NAME_WIDTH)
+        yield control
+
+    def render_line(self, y: int) -> Strip:
+        width = self.content_size.width
+        if y:
+            return Strip.blank(width, self.rich_style)
+        name, unit = self.name_of_option.replace("_", " "), self._option.unit
+        name_style, unit_style = (self.get_component_rich_style(f"field--{part}") for part in ("name", "unit"))
+        return Strip([Segment(name.ljust(width - len(unit)), name_style), Segment(unit, unit_style)], width)
 
     @property
     def control(self) -> Input | Pick:
@@ -141,10 +154,12 @@ class Field(Vertical):
         """Shows what is wrong ('' for nothing), and what an empty field stands for."""
         if problem != self._problem:
             self._problem = problem
-            self.query_one(".field-problem", Static).update(f"✗ {problem}" if problem else "")
-            self.set_class(bool(problem), "-wrong")
-        if isinstance(self.control, Input):
-            self.control.placeholder = self._usual() if usual is None else _text(usual)
+            self.query(".field-problem").remove()
+            if problem:
+                self.mount(Static(f"✗ {problem}", classes="field-problem", markup=False))
+        placeholder = self._usual() if usual is None else _text(usual)
+        if isinstance(self.control, Input) and self.control.placeholder != placeholder:
+            self.control.placeholder = placeholder
 
     def _usual(self) -> str:
         return self._option.auto if self._default is None else _text(self._default)

@@ -37,7 +37,9 @@ class Keys(Widget):
                 found.setdefault(binding.action, (node, binding, self.app.get_key_display(binding)))
         # Help and commands lead to all the others: they stay in view where the line is short.
         last = [item for item in found.values() if item[0] is self.app]
-        first = [item for item in found.values() if item[0] is not self.app]
+        # What is done to a run comes before how a chart is looked at, which the mouse does by itself.
+        first = [item for item in found.values() if item[0] is self.screen]
+        first += [item for item in found.values() if item[0] not in (self.screen, self.app)]
         room = self.content_size.width - sum(map(_width, last))
         fitting = []
         for item in first:

@@ -1,0 +1,103 @@
+"""Exporting a run from the app: forms that suit the run, a real export of a tiny model, and errors with their fix."""
+
+import pytest
+from textual.widgets import Input
+
+from mlxzo.runs import BEST_STATE, JOURNAL
+from tests.engine.test_export import tuned_run
+from tests.tiny import tiny_folder
+from tui.app import MlxzoApp
+
+from .driving import SIZES, drive, wait_for
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A run of a tiny model, as training leaves it."""
+    folder = tmp_path_factory.mktemp("exported")
+    run, _ = tuned_run(folder / "runs", "lora", tiny_folder(folder / "model"))
+    return run
+
+
+def test_a_journal_is_exported_by_keys_alone_and_its_path_shown(tuned, tmp_path):
+    target = tmp_path / "tuned.mlxzo"
+
+    async def scenario(pilot):
+        await wait_for(pilot, "model")
+        await pilot.press("x")
+        await wait_for(pilot, "● adapter")
+        assert pilot.app.screen.query_one("#export-to", Input).value == "run-adapter"
+        await pilot.press("left")
+        await wait_for(pilot, "● journal")
+        assert pilot.app.screen.query_one("#export-to", Input).value == "run.mlxzo"
+        pilot.app.screen.query_one("#export-to", Input).value = str(target)
+        await pilot.press("enter")
+        for words in ("✓ exported", "of step 3", "mlxzo replay", "Copy the path"):
+            await wait_for(pilot, words, 120)
+        assert target.stat().st_size < 10_000
+        # The file is there now: another dialog says so, and keeps what was chosen.
+        await pilot.press("escape", "x", "left")
+        pilot.app.screen.query_one("#export-to", Input).value = str(target)
+        await pilot.press("enter")
+        shown = await wait_for(pilot, "exists already", 120)
+        assert "● journal" in shown and "Traceback" not in shown
+        await wait_for(pilot, "name another file")
+
+    drive(MlxzoApp(root=str(tuned.path.parent)), scenario)
+
+
+def test_an_adapter_is_exported_from_the_monitor_by_mouse_alone(tuned, tmp_path):
+    target = tmp_path / "adapter"
+
+    async def scenario(pilot):
+        line = (await wait_for(pilot, "Export")).splitlines()[-1]
+        await pilot.click("Keys", offset=(line.index("Export"), 0))
+        await wait_for(pilot, "● adapter")
+        pilot.app.screen.query_one("#export-to", Input).value = str(target)
+        await pilot.click("#do")
+        await wait_for(pilot, "✓ exported", 120)
+        assert (target / "adapters.safetensors").is_file()
+        await pilot.click("#close")
+        await wait_for(pilot, "1 Loss")
+
+    drive(MlxzoApp(root=str(tuned.path.parent), run=tuned), scenario)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_only_forms_that_suit_the_run_are_offered_at_every_size(make_run, root, size):
+    run = make_run(name="backward", method="bp")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        await pilot.press("x")
+        await wait_for(pilot, "has saved no state yet")
+        (run.path / BEST_STATE).parent.mkdir()
+        (run.path / BEST_STATE).write_bytes(b"no state")
+        await pilot.press("x")
+        shown = await wait_for(pilot, "Export backward")
+        assert "fused" in shown and "journal" not in shown
+        assert all(len(line) == size[0] for line in shown.splitlines())
+        await pilot.press("right")
+        await wait_for(pilot, "dequantized")
+        await pilot.press("escape")
+        (run.path / JOURNAL).write_bytes(b"")
+        await pilot.press("x")
+        await wait_for(pilot, "journal")
+
+    drive(MlxzoApp(root=str(root)), scenario, size)
+
+
+def test_closing_the_dialog_ends_what_it_started(tuned, tmp_path, monkeypatch):
+    async def scenario(pilot):
+        await wait_for(pilot, "model")
+        await pilot.press("x", "enter")
+        dialog = pilot.app.screen
+        await wait_for(pilot, lambda: dialog._child is not None)
+        child = dialog._child
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not child.running)
+        await wait_for(pilot, "Runs in")
+
+    monkeypatch.chdir(tmp_path)
+    drive(MlxzoApp(root=str(tuned.path.parent)), scenario)
+    assert list(tmp_path.iterdir()) == []
