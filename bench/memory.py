@@ -160,7 +160,7 @@ def _run(cell: Cell) -> dict[str, int]:
 
     from bench.contestants import Shape, ordinary_tokens, synthetic_examples
     from mlxzo.batching import SCORED_AT_ONCE, make_batch
-    from mlxzo.evaluate import evaluate
+    from mlxzo.evaluate import score
     from mlxzo.methods import make_method
     from mlxzo.models.causal import CausalLM
     from mlxzo.models.scope import prepare
@@ -176,7 +176,7 @@ def _run(cell: Cell) -> dict[str, int]:
     scorer = Scorer(causal, trainable.frozen_layers)
     ids, shapes = ordinary_tokens(loaded, causal.vocabulary), micro_batch_shapes(config)
     examples = synthetic_examples(Shape(cell.tokens, cell.evaluated, cell.answer_tokens), ids, seed=1)
-    evaluate(scorer, examples, "loss", batch_size=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
+    score(scorer, examples, batch_size=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
     method = make_method(scorer, trainable, config)
     for step in range(STEPS):
         shape = Shape(cell.tokens, cell.batch_size, cell.answer_tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -186,33 +186,42 @@ class Batch:
 
 
 def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedExample:
-    """Tokenises an example; a sequence longer than `max_tokens` loses the beginning of its prompt.
+    """Tokenises an example; a sequence longer than `max_tokens` loses the beginning of its prompt, and a text without
+    a prompt its end.
 
     A candidate is tokenised together with its prompt, so it is split as the model would read it; where joining
-    changes the last tokens of the prompt, the scored part starts at the first token that differs.
+    changes the last tokens of the prompt, the scored part starts at the first token that differs. Of a text without a
+    prompt, a first token that nothing comes before is not scored.
 
     Raises:
-        DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`.
+        DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`; a conversation, and
+            the model has no chat template.
     """
     if example.target is None:
         raise DataError("an example has no label", "only labelled examples can be trained on or evaluated")
-    prompt = list(tokenizer.encode(example.prompt))
-    split = []
+    tokens = _tokens_of(example, tokenizer)
+    prompt = tokens("")
+    split, whole_text = [], not example.prompt and len(example.candidates) == 1
     for candidate in example.candidates:
-        joined = list(tokenizer.encode(example.prompt + candidate))
+        joined = tokens(candidate)
         start = _common_prefix(prompt, joined)
-        if start == len(joined):
+        if whole_text:
+            start = max(1, start)
+        if start >= len(joined):
             raise DataError(f"the candidate {candidate!r} adds no token to its prompt", "change the label word")
         if start == 0:
             raise DataError("a prompt is empty", "give every example some text before its answer")
         split.append((joined[:start], joined[start:]))
+    cut_texts = whole_text and any(len(context) + len(scored) > max_tokens + 1 for context, scored in split)
+    if cut_texts:
+        split = [(context, scored[: max_tokens + 1 - len(context)]) for context, scored in split]
     # The last scored token is never an input, so a row is the prompt and all but one token of the candidate.
     room = max_tokens - max(len(scored) for _, scored in split) + 1
     if room < 1:
         raise DataError(
             f"a candidate is longer than max_tokens ({max_tokens})", "raise --max-tokens or shorten the answers"
         )
-    truncated = any(len(context) > room for context, _ in split)
+    truncated = cut_texts or any(len(context) > room for context, _ in split)
     split = [(_keep_end(context, room, tokenizer), scored) for context, scored in split]
     one_place = all(len(scored) == 1 and context == split[0][0] for context, scored in split)
     shared = one_place and len(split) > 1
@@ -224,6 +233,35 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         shared=shared,
         truncated=truncated,
     )
+
+
+def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """The tokens of an example's prompt alone, as a model reads it that is to write the answer; a prompt longer than
+    `max_tokens` loses its beginning."""
+    return _keep_end(_tokens_of(example, tokenizer)(""), max_tokens, tokenizer)
+
+
+def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
+    """From a candidate, or nothing, to the tokens of prompt and candidate."""
+    if not example.messages:
+        return lambda candidate: list(tokenizer.encode(example.prompt + candidate))
+    if not getattr(tokenizer, "has_chat_template", False):
+        raise DataError(
+            "the rows are conversations, and this model has no chat template",
+            "use a model that was tuned to converse, or rows with prompt and completion",
+        )
+    messages = [{"role": message.role, "content": message.content} for message in example.messages]
+
+    def tokens(candidate: str) -> list[int]:
+        if not candidate:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        else:
+            turns = [*messages, {"role": "assistant", "content": candidate}]
+            text = tokenizer.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
+        # The template writes the special tokens itself.
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    return tokens
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

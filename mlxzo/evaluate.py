@@ -1,22 +1,32 @@
-"""Evaluation: every example's candidates scored by likelihood, the best one taken as the answer."""
+"""Evaluation: what a model answers, and how good that is.
+
+An answer is the likeliest of an example's candidates, or what the model writes (see `generation`). A metric is a
+function of answers and of the answers that count as right (see `tasks.metrics`); the loss is that of the candidates.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .batching import Batch, EncodedExample, by_length
 from .scoring import Scorer, example_losses
+from .tasks.base import Example
+from .tasks.metrics import METRICS
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcome of an evaluation: `value` of the task's metric, mean loss, and how long it took in seconds."""
+    """Outcome of an evaluation: `value` of the task's metric, mean loss, and how long it took in seconds.
+
+    Attributes:
+        majority: what the most frequent label would score; None where there are no labels.
+        more: further metrics of the same answers.
+    """
 
     metric: str
     value: float
@@ -24,62 +34,86 @@ class Evaluation:
     examples: int
     majority: float | None
     seconds: float
+    more: dict[str, float] = field(default_factory=dict)
 
     def better_than(self, other: Evaluation | None) -> bool:
         """By the metric; by the loss where the metric cannot tell the two apart.
 
-        Accuracies within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5
-        points, so the higher accuracy would often be luck, while the loss sees small changes of every example.
+        Values within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5 points, so
+        the higher accuracy would often be luck, while the loss sees small changes of every example. A mean of F1 values
+        has at most that error: no distribution on [0, 1] spreads wider than the share with the same mean.
         """
         if other is None:
             return True
-        if self.metric == "accuracy":
+        if self.metric in METRICS:
             error = math.sqrt(other.value * (1.0 - other.value) / other.examples)
             if abs(self.value - other.value) > error:
                 return self.value > other.value
         return self.loss < other.loss
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Scored:
+    """Scores of examples: for each the float64 [C] of its candidates (see `Scorer.scores`), and the losses [N]."""
+
+    scores: list[np.ndarray]
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean loss, summed in the order of the examples, so that it does not depend on how they were batched."""
+        return float(self.losses.mean())
+
+
+def score(
     scorer: Scorer,
     examples: Sequence[EncodedExample],
-    metric: str,
     *,
     batch_size: int,
     make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    on_scores: Callable[[int, np.ndarray], None] = lambda example, scores: None,
-) -> Evaluation:
-    """Scores `examples` under the weights as they stand.
+) -> Scored:
+    """Scores the candidates of `examples` under the weights as they stand.
 
     Args:
-        metric: `accuracy` (argmax of the candidates' mean token log-likelihood), or `loss`.
         batch_size: examples scored between two calls of `on_progress`.
         make: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
-        on_scores: told the scores [C] of each example's candidates, with its place among `examples`.
     """
-    started = time.perf_counter()
-    correct, losses, done = 0, np.zeros(len(examples)), 0
+    scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
     view = scorer.causal.view()
     for indices, batch in by_length(examples, batch_size, make):
-        for part, places, scores in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
-            correct += int((scores.argmax(axis=1) == part.target).sum())
+        for part, places, grid in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
             whole = [indices[i] for i in places]
-            losses[whole] = example_losses(scores, part.target)
-            for example, row in zip(whole, scores, strict=True):
-                on_scores(example, row)
+            losses[whole] = example_losses(grid, part.target)
+            for number, row in zip(whole, grid, strict=True):
+                # Beyond an example's own candidates the grid is padding.
+                scored[number] = row[: examples[number].candidates]
         done += len(indices)
         on_progress(done, len(examples))
-    # Summed in the order of the examples, so that the figure does not depend on how they were batched.
-    loss = float(losses.mean())
-    value = loss if metric == "loss" else correct / len(examples)
-    seconds = time.perf_counter() - started
-    return Evaluation(metric, value, loss, len(examples), majority_share(examples), seconds)
+    return Scored(scored, losses)
 
 
-def majority_share(examples: Sequence[EncodedExample]) -> float | None:
-    """Share of the most frequent answer: what a constant guess scores. None for completions."""
-    if all(len(example.targets) == 1 for example in examples):
+def choose(examples: Sequence[Example], scores: Sequence[np.ndarray]) -> list[str]:
+    """The likeliest candidate of each example, as text."""
+    return [example.candidates[int(row.argmax())] for example, row in zip(examples, scores, strict=True)]
+
+
+def mean_metric(metric: str, answers: Sequence[str], examples: Sequence[Example]) -> float:
+    """Mean of a metric (see `tasks.metrics.METRICS`) over the answers to some examples."""
+    measure = METRICS[metric]
+    return sum(measure(answer, example.gold) for answer, example in zip(answers, examples, strict=True)) / len(examples)
+
+
+def majority_share(examples: Sequence[Example]) -> float | None:
+    """Share of the most frequent answer: what a constant guess scores. None where examples do not share their
+    candidates, and for completions."""
+    if not share_candidates(examples):
         return None
     return Counter(example.target for example in examples).most_common(1)[0][1] / len(examples)
+
+
+def share_candidates(examples: Sequence[Example]) -> bool:
+    """Whether all examples choose among the same labels."""
+    candidates = {example.candidates for example in examples}
+    return len(candidates) == 1 and all(len(each) > 1 for each in candidates)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
@@ -144,7 +144,8 @@ class Continued(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """One evaluation. `kind` is `zero-shot`, `validation` or `test`; `majority` is the share of the largest class."""
+    """One evaluation. `kind` is `zero-shot`, `validation` or `test`; `majority` is the share of the largest class, and
+    `more` holds further metrics of the same answers."""
 
     name: ClassVar[str] = "evaluated"
     kind: str
@@ -157,6 +158,7 @@ class Evaluated(Event):
     majority: float | None
     seconds: float
     best: bool
+    more: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ class Samples(Event):
     """What the model answers to the first few examples of a split; comes just before the evaluation it belongs to.
 
     Attributes:
-        items: each {"prompt": its end, "answer": the likeliest candidate, "right": the right one, or null where it is
-            not known, "share": the answer's probability among the candidates}.
+        items: each {"prompt": its end, "answer": the likeliest candidate, or what the model wrote, "right": a right
+            one, or null where it is not known, "share": the answer's probability among the candidates, or null}.
     """
 
     name: ClassVar[str] = "samples"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from . import events
 from .errors import MlxzoError
 from .files import format_bytes
@@ -31,11 +33,16 @@ def evaluated_line(event: events.Evaluated) -> str:
     """One evaluation; the best so far is marked by a star and in words."""
     when = "zero-shot" if event.kind == "zero-shot" else f"step {event.step}"
     line = f"{when}: {event.split} {event.metric} {format_metric(event.metric, event.value)}"
-    line += f", loss {format_loss(event.loss)}"
+    line += more_metrics_text(event.more) + f", loss {format_loss(event.loss)}"
     if event.kind == "zero-shot" and event.majority is not None:
         line += f", majority class {format_metric(event.metric, event.majority)}"
     line += f" ({event.examples} examples, {format_seconds(event.seconds)})"
     return line + (" * best" if event.best and event.kind == "validation" else "")
+
+
+def more_metrics_text(values: Mapping[str, float]) -> str:
+    """Further metrics, each after a comma: `, exact_match 20.0 %`."""
+    return "".join(f", {name} {format_metric(name, value)}" for name, value in values.items())
 
 
 def memory_text(event: events.Memory) -> str:

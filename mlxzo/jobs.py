@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
 from . import events
+from .baselines import Baseline, measure
 from .config import RunConfig
 from .errors import DataError
 from .models.causal import Slot
@@ -14,15 +15,29 @@ from .models.loading import LoadedModel
 from .models.scope import Trainable
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
 from .session import open_model, open_session
+from .tasks.base import Task
 from .tuned import Kind, Source
 from .tuning import Tuning
 
 
-def evaluate_job(config: RunConfig, *, source: Source | None, split: str, on_event: events.Emit) -> dict[str, Any]:
+def evaluate_job(
+    config: RunConfig,
+    *,
+    source: Source | None,
+    split: str,
+    on_event: events.Emit,
+    ways: Callable[[Task], Sequence[Baseline]] = lambda task: (Baseline(),),
+) -> list[dict[str, Any]]:
     """Measures the base model, or what `source` tuned it to, on one split of the task.
 
+    Args:
+        ways: the ways in which the model is asked, by the task.
+
+    Returns:
+        For each way, what was measured and the outcome.
+
     Raises:
-        MlxzoError: model, data or what the model was tuned to cannot be had.
+        MlxzoError: model, data or what the model was tuned to cannot be had, or a way does not suit the task.
     """
 
     def bring(loaded: LoadedModel, config: RunConfig) -> Trainable:
@@ -35,15 +50,17 @@ def evaluate_job(config: RunConfig, *, source: Source | None, split: str, on_eve
     session = open_session(config, on_event, tune=bring)
     if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
-    outcome = session.evaluate(split, on_event)
-    return {
+    facts = {
         "model": session.resolved.name,
         **tuned_by(source),
         "task": session.data.task.name,
         "split": split,
         "data_sha256": session.data.sha256,
-        **asdict(outcome),
     }
+    return [
+        {**facts, "asked": way.name, **asdict(way), **asdict(measure(session, split, way, on_event))}
+        for way in ways(session.data.task)
+    ]
 
 
 def tuned_by(source: Source | None) -> dict[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,15 @@ import mlx.core as mx
 import numpy as np
 
 from . import events
-from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, make_batch
+from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, encode_prompt, make_batch
 from .config import RunConfig
+from .data_summary import duplicates_text, summarise
 from .errors import ConfigError
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, Scored, choose, majority_share, mean_metric, score
 from .files import Progress as FileProgress
 from .files import need_free_space
 from .formatting import format_bytes
+from .generation import MAX_NEW_TOKENS, write_answers
 from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
@@ -26,6 +29,7 @@ from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .scoring import Scorer
 from .tasks.base import Example, TaskData
+from .tasks.metrics import METRICS
 from .tasks.registry import load_task
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
@@ -33,6 +37,8 @@ from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 _CACHE_SHARE = 0.1
 # Examples of a split whose answers are told, and the longest end of their prompts.
 _SHOWN, _SHOWN_CHARACTERS = 6, 400
+# Answers are written in larger company than examples are scored: each token of theirs is a pass over all weights.
+_WRITTEN_SHARE = 4
 
 
 Splits = dict[str, list[EncodedExample]]
@@ -91,39 +97,84 @@ class Session:
 
     def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
         """Measures the weights as they stand on one split, telling `emit` how far it is."""
-        shown: dict[int, np.ndarray] = {}
+        return self.measure(split, getattr(self.data, split), self.splits[split], emit)
 
-        def keep_few(example: int, scores: np.ndarray) -> None:
-            if example < _SHOWN and len(scores) > 1:
-                shown[example] = scores
+    def measure(
+        self,
+        split: str,
+        examples: Sequence[Example],
+        encoded: Sequence[EncodedExample],
+        emit: events.Emit,
+        adjust: Callable[[Scored], Scored] = lambda scored: scored,
+    ) -> Evaluation:
+        """Measures the weights as they stand on examples, which `encoded` holds as tokens.
 
-        outcome = evaluate(
+        Args:
+            split: that they are of.
+            adjust: what becomes of their scores before the likeliest candidate is taken.
+        """
+        started, task = time.perf_counter(), self.data.task
+        scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
+        values: dict[str, float] = {}
+        if self.metric in METRICS:
+            answers = self.write(split, examples, emit) if task.writes else choose(examples, scored.scores)
+            emit(events.Samples(split, samples(examples, answers, None if task.writes else scored.scores)))
+            values = {name: mean_metric(name, answers, examples) for name in (self.metric, *task.more_metrics)}
+        value = values.pop(self.metric, scored.loss)
+        seconds = time.perf_counter() - started
+        return Evaluation(
+            self.metric, value, scored.loss, len(examples), majority_share(examples), seconds, more=values
+        )
+
+    def score(self, label: str, encoded: Sequence[EncodedExample], emit: events.Emit) -> Scored:
+        """Scores of the candidates of examples, under the weights as they stand."""
+        return score(
             self.scorer,
-            self.splits[split],
-            self.metric,
+            encoded,
             batch_size=SCORED_AT_ONCE,
             make=self.batch,
-            on_progress=lambda done, total: emit(
-                events.Progress(f"evaluating on {split}", float(done), float(total), "examples")
-            ),
-            on_scores=keep_few,
+            on_progress=_reporter(label, "examples", emit),
         )
-        if shown:
-            examples = getattr(self.data, split)
-            emit(events.Samples(split, [sample(examples[place], shown[place]) for place in sorted(shown)]))
-        return outcome
+
+    def write(self, split: str, examples: Sequence[Example], emit: events.Emit) -> list[str]:
+        """The answers that the model writes to examples, greedily, under the weights as they stand."""
+        room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
+        tokenizer = self.loaded.tokenizer
+        return write_answers(
+            self.causal,
+            tokenizer,
+            [encode_prompt(example, tokenizer, room) for example in examples],
+            tokens_at_once=_WRITTEN_SHARE * self.shapes.tokens,
+            on_progress=_reporter(f"writing answers on {split}", "answers", emit),
+        )
 
 
-def sample(example: Example, scores: np.ndarray) -> dict[str, Any]:
-    """What a model with these scores [C] (mean log-likelihood a token) answers, as `events.Samples` tells it."""
-    likelihoods = np.exp(scores - scores.max())
-    best = int(scores.argmax())
-    return {
-        "prompt": example.prompt[-_SHOWN_CHARACTERS:],
-        "answer": example.candidates[best],
-        "right": None if example.target is None else example.candidates[example.target],
-        "share": float(likelihoods[best] / likelihoods.sum()),
-    }
+def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:
+    return lambda done, total: emit(events.Progress(label, float(done), float(total), unit))
+
+
+def samples(
+    examples: Sequence[Example], answers: Sequence[str], scores: Sequence[np.ndarray] | None
+) -> list[dict[str, Any]]:
+    """What a model answers to the first few examples, as `events.Samples` tells it.
+
+    Args:
+        scores: float64 [C] of each example's candidates (mean log-likelihood a token), where the answers were chosen
+            among them.
+    """
+    return [
+        {
+            "prompt": example.prompt[-_SHOWN_CHARACTERS:],
+            "answer": answer,
+            "right": next(iter(example.gold), None),
+            "share": None if scores is None else _share_of_best(scores[number]),
+        }
+        for number, (example, answer) in enumerate(zip(examples[:_SHOWN], answers, strict=False))
+    ]
+
+
+def _share_of_best(scores: np.ndarray) -> float:
+    return float(1.0 / np.exp(scores - scores.max()).sum())
 
 
 def find_model(config: RunConfig, emit: events.Emit) -> ResolvedModel:
@@ -195,10 +246,7 @@ def open_session(
     resolved = find_model(config, emit)
     tokenizer = load_tokenizer(resolved)
     return_freed_memory()
-    splits = {
-        split: [encode(example, tokenizer, config.max_tokens) for example in getattr(data, split)]
-        for split in ("train", "validation", "test")
-    }
+    splits = encode_splits(config, data, tokenizer)
     config = fit(config, resolved, splits)
     loaded = load_model(resolved, dtype=config.dtype, tokenizer=tokenizer)
     # Fingerprint and count are of the base weights: adapters come afterwards.
@@ -228,6 +276,18 @@ def open_session(
     for text in _remarks(session):
         emit(events.Note(text))
     return session
+
+
+def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
+    """The rows of a run as tokens.
+
+    Raises:
+        DataError: one of them cannot be.
+    """
+    return {
+        split: [encode(example, tokenizer, config.max_tokens) for example in getattr(data, split)]
+        for split in ("train", "validation", "test")
+    }
 
 
 def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None:
@@ -276,15 +336,19 @@ def _prefix_cache_kind(session: Session, folder: Path, size: int) -> str:
 
 
 def _remarks(session: Session) -> list[str]:
-    remarks = []
+    remarks = [
+        summarise(split, getattr(session.data, split), encoded).text
+        for split, encoded in session.splits.items()
+        if encoded
+    ]
     truncated = sum(example.truncated for split in session.splits.values() for example in split)
     if truncated:
         remarks.append(
-            f"{truncated} prompts are longer than max_tokens ({session.config.max_tokens}) and lose their beginning"
+            f"{truncated} examples are longer than max_tokens ({session.config.max_tokens}): prompts lose their "
+            "beginning, texts without a prompt their end"
         )
     if session.data.duplicates_across_splits:
-        count = session.data.duplicates_across_splits
-        remarks.append(f"{count} validation or test examples have a prompt that is also a training prompt")
+        remarks.append(duplicates_text(session.data.duplicates_across_splits))
     if not session.causal.exposes_hidden:
         remarks.append("this model shows no hidden states: full logits are computed, which takes more memory")
     return remarks

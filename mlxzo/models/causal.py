@@ -238,7 +238,7 @@ class CausalLM:
             before = hidden
         return hidden
 
-    def _by_layer(self, module: nn.Module, tokens: mx.array, view: View) -> mx.array:
+    def _by_layer(self, module: nn.Module, tokens: mx.array, view: View, **more: Any) -> mx.array:
         """What the model or its body gives, evaluated a layer at a time: in one graph, MLX would cast or dequantise the
         weights of many layers before the first of them computes."""
         alone = [
@@ -246,7 +246,7 @@ class CausalLM:
             for layer, names in zip(self.layers, self._layer_names, strict=True)
         ]
         with self._installed(view, self._other_names), self._layers_replaced(alone):
-            result = module(tokens)
+            result = module(tokens, **more)
         mx.eval(result)
         return result
 
@@ -270,6 +270,28 @@ class CausalLM:
         """The model's own logits for every position: [R, T, V]."""
         with self._installed(view, self.slots):
             return self.model(tokens)
+
+    def read_on(self, tokens: mx.array, caches: Sequence[Any], view: View) -> mx.array:
+        """Logits [R, 1, V] after tokens int32 [R, T] that follow what lies in the caches, which take them in.
+
+        Args:
+            caches: keys and values, one of mlx-lm's caches a layer.
+        """
+        self.interrupt()
+        if not self.exposes_hidden:
+            with self._installed(view, self.slots):
+                return self.model(tokens, cache=caches)[:, -1:]
+        hidden = self._by_layer(self.body, tokens, view, cache=caches)[:, -1].astype(mx.float32)
+        name, weight = f"{self.head_name}.weight", self.head["weight"]
+        if "scales" not in self.head and not view.changes(name, weight):
+            logits = self._with_head_bias(hidden @ weight.astype(mx.float32).T, mx.arange(len(weight)), view)
+        else:
+            parts = []
+            for chunk in chunks(self.vocabulary, hidden.shape[-1]):
+                parts.append(self._logits(hidden, chunk, view))
+                mx.eval(parts[-1])
+            logits = mx.concatenate(parts, axis=-1)
+        return logits[:, None]
 
     def token_logits(self, hidden: mx.array, tokens: mx.array, view: View) -> mx.array:
         """Logits of chosen tokens: float32 [N] for hidden [N, D] and tokens int32 [N], without the other logits."""

@@ -11,17 +11,37 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from .metrics import WRITTEN
 from .template import Template
 
 
 @dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Example:
-    """One labelled prompt. A completion has exactly one candidate, and target 0."""
+    """One labelled prompt. A completion has exactly one candidate, and target 0; a text without a prompt is the
+    completion of an empty one."""
 
     prompt: str
     candidates: tuple[str, ...]
     target: int | None
-    """Index of the right candidate; None where the answer is not known."""
+    """Index of the candidate that is trained for; None where the answer is not known."""
+    answers: tuple[str, ...] = ()
+    """All answers that count as right, where that is not just the target: several candidates, or the gold answers of a
+    question that the model answers in its own words."""
+    messages: tuple[Message, ...] = ()
+    """A conversation that stands in place of the prompt, to be put into the words of the model's own chat template."""
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """The answers that count as right."""
+        return self.answers or (() if self.target is None else (self.candidates[self.target],))
 
 
 @dataclass(frozen=True)
@@ -29,13 +49,13 @@ class HubSource:
     """Parquet files of a dataset on the Hugging Face hub, at a pinned commit.
 
     `train` is divided into training and validation rows; `heldout`, the public validation split, is the test
-    split, because the public test splits carry no labels.
+    split, because most public test splits carry no labels. Without one (None), test rows are taken from `train` too.
     """
 
     repo: str
     revision: str
     train: str
-    heldout: str
+    heldout: str | None
 
 
 class Task:
@@ -44,7 +64,10 @@ class Task:
     name: str = ""
     description: str = ""
     metric: str = "accuracy"
-    """`accuracy` where candidates are scored against each other, `loss` for completions."""
+    """`accuracy` where candidates are scored against each other, `f1` or `exact_match` where the model writes its
+    answer, `loss` for completions that have no one right answer."""
+    more_metrics: tuple[str, ...] = ()
+    """Metrics of the same answers that are reported beside it."""
     labels: tuple[str, ...] = ()
     """The label words, in the order of the candidates; () for completions."""
     template: str = ""
@@ -56,6 +79,11 @@ class Task:
     """Folder under `mlxzo/tasks/data` with the task's own rows; None where the rows come from elsewhere."""
     sample_row: ClassVar[Mapping[str, Any] | None] = None
     """A made-up row that shows what a prompt looks like."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model answers in its own words, which ends with a line, rather than choose among candidates."""
+        return self.metric in WRITTEN
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         """ValueError, with a sentence about the row, where a field is missing or of the wrong kind."""
@@ -141,6 +169,17 @@ def require_text(row: Mapping[str, Any], name: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name!r} holds half of a surrogate pair, which is no character") from None
     return value
+
+
+def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The texts of a field that holds a list of them, each once, without white space around them; ValueError where it
+    is missing, no list, empty, or holds anything else."""
+    value = require(row, name)
+    if not isinstance(value, list):
+        raise ValueError(f"{name!r} must be a list, not {kind_of(value)}")
+    if not value:
+        raise ValueError(f"{name!r} is empty")
+    return tuple(dict.fromkeys(require_text({name: item}, name).strip() for item in value))
 
 
 def kind_of(value: Any) -> str:

@@ -1,6 +1,13 @@
-"""Own data without a task file: {"text", "label"} rows to classify, {"prompt", "completion"} rows to imitate.
+"""Own data without a task file: rows to classify, or rows in mlx-lm's formats to imitate.
 
-The first training row that fits one of the two forms decides for the whole folder.
+| a row | what is learned |
+|---|---|
+| {"text", "label"} | to choose among the labels of the training rows |
+| {"prompt", "completion"} | to write the completion; the prompt is not trained on |
+| {"messages": [{"role", "content"}, ...]} | to write the last message, which is the assistant's |
+| {"text"} | to write the text, all of it |
+
+The first training row that has one of these forms decides for the whole folder.
 """
 
 from __future__ import annotations
@@ -9,39 +16,41 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .base import Example, Task, append, field_names, labelled, require, require_text, shown
-from .labels import label_text, listed
-from .template import Template
+from .base import Example, Message, Task, append, field_names, kind_of, require, require_text, shown
+from .classification import Classification, Label
+from .labels import label_text
 
 TEMPLATE = "{text}\nAnswer:"
 _CLASSIFICATION = ("text", "label")
 _COMPLETION = ("prompt", "completion")
-_FORMS = "text and label, or prompt and completion"
-_TEMPLATE = Template(TEMPLATE)
+_CHAT = ("messages",)
+_TEXT = ("text",)
+_FORMS = "text and label, prompt and completion, messages, or text alone"
+_ROLES = ("system", "user", "assistant")
 
 
 class CustomTask(Task):
-    """Own data, before its rows are known: `for_rows` makes it one of the two tasks below."""
+    """Own data, before its rows are known: `for_rows` makes it one of the tasks below."""
 
     name = "custom"
-    description = 'your own rows, {"text", "label"} or {"prompt", "completion"}, from --data DIR'
+    description = 'your own rows, {"text", "label"} or in mlx-lm\'s formats, from --data DIR'
     template = TEMPLATE
-    fields = ("text", "label")
+    fields = _CLASSIFICATION
 
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> Task:
         rows = list(rows)
-        for row in rows:
-            if _fits(row, _CLASSIFICATION) != _fits(row, _COMPLETION):
-                return OwnCompletions() if _fits(row, _COMPLETION) else OwnLabels(_labels(rows))
-        # No row fits, so every line is reported by the task below with what it lacks.
-        return self
+        form = next((form for row in rows if (form := _form(row))), None)
+        if form == _CLASSIFICATION:
+            return OwnLabels(_labels(rows))
+        tasks = {_COMPLETION: OwnCompletions, _CHAT: OwnChats, _TEXT: OwnTexts}
+        # Where no row has a form, every line is reported by the task below with what it lacks.
+        return tasks[form]() if form else self
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        both = _fits(row, _CLASSIFICATION) and _fits(row, _COMPLETION)
-        raise ValueError(f"needs either {_FORMS}; found {'both' if both else field_names(row)}")
+        raise ValueError(f"needs {_FORMS}; found {field_names(row)}")
 
 
-class OwnLabels(Task):
+class OwnLabels(Classification):
     """Rows: {"text": text, "label": text, whole number, true or false}.
 
     The labels, and the words of the candidates, are those of the training rows, sorted.
@@ -50,18 +59,13 @@ class OwnLabels(Task):
     name = "custom"
     description = "your own rows to classify"
     template = TEMPLATE
-    fields = _CLASSIFICATION
 
     def __init__(self, labels: tuple[str, ...]):
-        self.labels = labels
+        self.classes = tuple(Label(label, label) for label in labels)
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        _refuse_form(row, _COMPLETION, _CLASSIFICATION)
-        text = require_text(row, "text").strip()
-        label = label_text(require(row, "label"))
-        if label not in self.labels:
-            raise ValueError(f"the label {shown(label)} is not one of the task's: {listed(self.labels)}")
-        return labelled(_TEMPLATE.render({"text": text}), self.labels, self.labels.index(label))
+        _refuse_other_form(row, _CLASSIFICATION)
+        return super().example_from_row(row)
 
 
 class OwnCompletions(Task):
@@ -74,9 +78,58 @@ class OwnCompletions(Task):
     fields = _COMPLETION
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        _refuse_form(row, _CLASSIFICATION, _COMPLETION)
+        _refuse_other_form(row, _COMPLETION)
         prompt, candidate = append(require_text(row, "prompt"), require_text(row, "completion"))
         return Example(prompt, (candidate,), 0)
+
+
+class OwnChats(Task):
+    """Rows: {"messages": [{"role": "system", "user" or "assistant", "content": text}, ...]}; the last message is the
+    assistant's, and alone is trained on. The model's own chat template puts the conversation into words."""
+
+    name = "custom"
+    description = "your own conversations"
+    metric = "loss"
+    template = "{messages}"
+    fields = _CHAT
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        _refuse_other_form(row, _CHAT)
+        held = require(row, "messages")
+        if not isinstance(held, list):
+            raise ValueError(f"'messages' must be a list, not {kind_of(held)}")
+        messages = [_message(number, item) for number, item in enumerate(held, start=1)]
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            raise ValueError("'messages' must end with a message of the assistant that answers another")
+        *before, answer = messages
+        prompt = "".join(f"{message.role}: {message.content}\n" for message in before) + "assistant:"
+        return Example(prompt, (answer.content,), 0, messages=tuple(before))
+
+
+class OwnTexts(Task):
+    """Rows: {"text": text}, all of which is trained on."""
+
+    name = "custom"
+    description = "your own texts"
+    metric = "loss"
+    template = "{text}"
+    fields = _TEXT
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        _refuse_other_form(row, _TEXT)
+        return Example("", (require_text(row, "text"),), 0)
+
+
+def _message(number: int, item: Any) -> Message:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"message {number} must be an object, not {kind_of(item)}")
+    try:
+        role, content = require_text(item, "role"), require_text(item, "content")
+    except ValueError as error:
+        raise ValueError(f"message {number}: {error}") from None
+    if role not in _ROLES:
+        raise ValueError(f"message {number}: the role {shown(role)} is not system, user or assistant")
+    return Message(role, content)
 
 
 def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -96,10 +149,21 @@ def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _fits(row: Mapping[str, Any], form: tuple[str, ...]) -> bool:
-    return all(name in row for name in form)
+def _form(row: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The form of a row; None where it has none of them, or two."""
+    found = [form for form in (_CLASSIFICATION, _COMPLETION, _CHAT, _TEXT) if all(name in row for name in form)]
+    if _CLASSIFICATION in found:
+        found.remove(_TEXT)
+    return found[0] if len(found) == 1 else None
 
 
-def _refuse_form(row: Mapping[str, Any], other: tuple[str, ...], own: tuple[str, ...]) -> None:
-    if _fits(row, other):
-        raise ValueError(f"has {' and '.join(other)}, where the training file began with {' and '.join(own)}")
+def _refuse_other_form(row: Mapping[str, Any], own: tuple[str, ...]) -> None:
+    """ValueError where a row has another form than `own`, or two; what a row of its own form lacks is told later."""
+    form = _form(row)
+    if form == own or (form is None and not all(name in row for name in own)):
+        return
+    if form is None:
+        raise ValueError(f"has the fields of two forms; needs {_FORMS}")
+    if form == _TEXT and own == _CLASSIFICATION:
+        return
+    raise ValueError(f"has {' and '.join(form)}, where the training file began with {' and '.join(own)}")

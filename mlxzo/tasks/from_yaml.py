@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
-from .base import Example, Task, labelled, require, require_text, shown
-from .labels import label_text, listed
+from .base import shown
+from .classification import Classification, Label
 from .template import Template
 
 KEYS = ("name", "template", "labels", "label_field", "description")
@@ -31,25 +29,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _MAX_BYTES = 2**16
 
 
-class YamlTask(Task):
+class YamlTask(Classification):
     """Rows: the fields of the template as text, and the label field."""
 
-    def __init__(self, name: str, template: Template, words: Mapping[str, str], label_field: str, description: str):
+    def __init__(self, name: str, template: str, classes: tuple[Label, ...], label_field: str, description: str):
         self.name = name
         self.description = description
-        self.template = template.text
-        self.labels = tuple(words.values())
-        self.fields = (*template.fields, label_field)
-        self._template = template
-        self._label_names = tuple(words)
-        self._label_field = label_field
-
-    def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        values = {name: require_text(row, name).strip() for name in self._template.fields}
-        label = label_text(require(row, self._label_field), self._label_field)
-        if label not in self._label_names:
-            raise ValueError(f"the label {shown(label)} is not one of the task's: {listed(self._label_names)}")
-        return labelled(self._template.render(values), self.labels, self._label_names.index(label))
+        self.template = template
+        self.classes = classes
+        self.label_field = label_field
 
 
 def read_task_yaml(path: str | Path) -> YamlTask:
@@ -123,7 +111,6 @@ def _task(entries: dict[str, yaml.Node], problems: list[str]) -> YamlTask | None
     if name and not _NAME.fullmatch(name):
         problems.append(f"name: {shown(name)} must be 1-50 letters, digits, dots, dashes or underscores")
     label_field = texts.get("label_field") or "label"
-    template = None
     if texts.get("template"):
         try:
             template = Template(texts["template"])
@@ -136,7 +123,8 @@ def _task(entries: dict[str, yaml.Node], problems: list[str]) -> YamlTask | None
                 problems.append(f"template: {{{label_field}}} is the label, which would give the answer away")
     if problems:
         return None
-    return YamlTask(name, template, words, label_field, texts.get("description") or f"own task {name}")
+    classes = tuple(Label(label, word) for label, word in words.items())
+    return YamlTask(name, texts["template"], classes, label_field, texts.get("description") or f"own task {name}")
 
 
 def _text(key: str, node: yaml.Node, problems: list[str]) -> str:

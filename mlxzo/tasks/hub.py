@@ -11,6 +11,7 @@ from .base import Example, HubSource, Task
 from .sampling import stable_permutation
 
 VALIDATION_ROWS = 500
+TEST_ROWS = 1000
 TIMEOUT_SECONDS = 5.0
 """How long the hub may take to answer at all, before it counts as out of reach."""
 
@@ -21,7 +22,8 @@ def fetch_splits(task: Task, progress: Callable[[str], None]) -> dict[str, list[
     """The splits of a task with a `hub` source, divided in the manner of Malladi et al. 2023.
 
     The public validation split is the test split. Of the public training split, `VALIDATION_ROWS` fixed rows
-    are the validation split, and the rest is what training rows are drawn from.
+    are the validation split, and the rest is what training rows are drawn from. Where there is no public validation
+    split, `TEST_ROWS` more of them are the test split.
 
     Raises:
         DataError: the files are neither in the Hugging Face cache nor to be had from the hub, or do not hold
@@ -30,17 +32,19 @@ def fetch_splits(task: Task, progress: Callable[[str], None]) -> dict[str, list[
     source = task.hub
     if source is None:
         raise ValueError(f"the task {task.name} has no hub source")
-    public = {}
-    for name, filename in (("train", source.train), ("heldout", source.heldout)):
+
+    def public(filename: str) -> list[Example]:
         progress(f"{source.repo}: {filename}")
-        public[name] = read_parquet(task, fetch(source, filename))
-    order = stable_permutation(len(public["train"]), "hub validation")
-    validation, train = order[:VALIDATION_ROWS], sorted(order[VALIDATION_ROWS:])
-    return {
-        "train": [public["train"][i] for i in train],
-        "validation": [public["train"][i] for i in validation],
-        "test": public["heldout"],
-    }
+        return read_parquet(task, fetch(source, filename))
+
+    rows = public(source.train)
+    order = stable_permutation(len(rows), "hub validation")
+    validation, rest = order[:VALIDATION_ROWS], order[VALIDATION_ROWS:]
+    if source.heldout is None:
+        test, rest = [rows[i] for i in rest[:TEST_ROWS]], rest[TEST_ROWS:]
+    else:
+        test = public(source.heldout)
+    return {"train": [rows[i] for i in sorted(rest)], "validation": [rows[i] for i in validation], "test": test}
 
 
 def fetch(source: HubSource, filename: str) -> str:

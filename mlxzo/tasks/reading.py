@@ -1,11 +1,13 @@
-"""Reads data files in JSONL, and reports everything that is wrong with a file at once, by line number.
+"""Reads data files in JSONL, CSV and TSV, and reports everything that is wrong with a file at once, by line number.
 
-A file is UTF-8 (a byte-order mark is tolerated), one JSON object a line; lines end in LF or CRLF, blank ones
-are skipped. Where an object names a key twice, the last value counts.
+A file is UTF-8 (a byte-order mark is tolerated); lines end in LF or CRLF, blank ones are skipped. JSONL holds one JSON
+object a line; where an object names a key twice, the last value counts. CSV and TSV name their fields in the first
+line, and a cell in double quotes may hold separators, doubled quotes and line ends; their values are all text.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from .base import Example, kind_of
+from .base import Example, kind_of, shown
 
 MAX_LINE_BYTES = 16 * 2**20
 SHOWN_PROBLEMS = 20
 SPLITS = ("train", "validation", "test")
-FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, test.jsonl"
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", *SEPARATORS)
+FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, test.jsonl (or .csv, or .tsv)"
 
 
 @dataclass
@@ -34,41 +38,92 @@ def split_paths(folder: Path) -> dict[str, Path]:
     """The files of a data folder by split; `test` is left out where it has no file.
 
     Raises:
-        DataError: the folder does not exist, is a file, or lacks train.jsonl or validation.jsonl.
+        DataError: the folder does not exist, is a file, lacks training or validation rows, or has a split twice.
     """
     if not folder.exists():
         raise DataError(f"the data folder {folder} does not exist", f"check the path given to --data; {FOLDER}")
     if not folder.is_dir():
         raise DataError(f"{folder} is a file, and --data takes a folder", f"name the folder it lies in; {FOLDER}")
-    paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    missing = [path.name for split, path in paths.items() if split != "test" and not path.exists()]
+    found = {split: [path for suffix in SUFFIXES if (path := folder / (split + suffix)).exists()] for split in SPLITS}
+    for paths in found.values():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            raise DataError(f"{folder} has both {names}", "keep the one that is meant")
+    missing = [f"{split}.jsonl" for split in ("train", "validation") if not found[split]]
     if missing:
         raise DataError(f"{folder} has no {' and no '.join(missing)}", f"{FOLDER}; add what is missing")
-    return {split: path for split, path in paths.items() if path.exists()}
+    return {split: paths[0] for split, paths in found.items() if paths}
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a JSONL file. Malformed lines are collected, to be reported with those a task rejects.
+    """The rows of a file. Malformed lines are collected, to be reported with those a task rejects.
 
     Raises:
-        DataError: the file cannot be read, or has no line but blank ones.
+        DataError: the file cannot be read, has no rows, or is a table without usable names in its first line.
     """
     found = Rows(path)
+    separator = SEPARATORS.get(path.suffix)
     try:
         with path.open("rb") as file:
-            for number, line in _lines(file):
-                try:
-                    row = _parse(line)
-                except ValueError as error:
-                    found.problems.append((number, str(error)))
-                else:
-                    if row is not None:
-                        found.rows.append((number, row))
+            if separator is None:
+                _read_objects(file, found)
+            else:
+                _read_table(file, separator, found)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "check the file's permissions") from None
     if not found.rows and not found.problems:
-        raise DataError(f"{path} is empty", "put one JSON object on each line")
+        form = "one JSON object on each line" if separator is None else "one row on each line, under a line of names"
+        raise DataError(f"{path} is empty", f"put {form}")
     return found
+
+
+def _read_objects(file: BinaryIO, found: Rows) -> None:
+    for number, line in _lines(file):
+        try:
+            row = _parse(line)
+        except ValueError as error:
+            found.problems.append((number, str(error)))
+        else:
+            if row is not None:
+                found.rows.append((number, row))
+
+
+def _read_table(file: BinaryIO, separator: str, found: Rows) -> None:
+    reader = csv.reader(_table_lines(file, found), delimiter=separator, strict=True)
+    names: list[str] = []
+    while True:
+        # A row may take several lines: it is named by its first.
+        number = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            found.problems.append((number, f"not a row of a table: {error}"))
+            continue
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not names:
+            names = [cell.strip() for cell in cells]
+            if len(set(names)) < len(names) or "" in names:
+                raise DataError(
+                    f"{found.path}, line {number}: the first line must name each field once; found {shown(names)}",
+                    "put the names of the fields in the first line",
+                )
+        elif len(cells) != len(names):
+            found.problems.append((number, f"has {len(cells)} cells, where the first line names {len(names)} fields"))
+        else:
+            found.rows.append((number, dict(zip(names, cells, strict=True))))
+
+
+def _table_lines(file: BinaryIO, found: Rows) -> Iterator[str]:
+    """The lines of a table as text; those that are none become problems, and empty lines in their place."""
+    for number, line in _lines(file):
+        try:
+            yield _text(line) + "\n"
+        except ValueError as error:
+            found.problems.append((number, str(error)))
+            yield "\n"
 
 
 def to_examples(found: Rows, make: Callable[[Mapping[str, Any]], Example], fix: str) -> list[Example]:
@@ -120,14 +175,19 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def _parse(line: bytes | None) -> dict[str, Any] | None:
-    """The object on a line, or None for a blank one; ValueError says what else it is."""
+def _text(line: bytes | None) -> str:
+    """A line as text; ValueError where it is too long or no text."""
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MB")
     try:
-        text = line.decode("utf-8")
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})") from None
+
+
+def _parse(line: bytes | None) -> dict[str, Any] | None:
+    """The object on a line, or None for a blank one; ValueError says what else it is."""
+    text = _text(line)
     if not text.strip():
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,26 @@ from ..config import RunConfig
 from ..errors import ConfigError, DataError
 from .base import Example, Task, TaskData
 from .boolq import BoolQ
+from .choices import Copa, Record
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
-from .reading import bad_lines, read_rows, split_paths, to_examples
+from .questions import Drop, Squad
+from .reading import FOLDER, bad_lines, read_rows, split_paths, to_examples
 from .reviews import Reviews
 from .sampling import sample
 from .sst2 import Sst2
+from .superglue import Cb, MultiRc, Rte, Wic, Wsc
+from .topics import AgNews, SmsSpam, Trec
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (Reviews, Sst2, BoolQ, CustomTask)}
+_TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        Reviews,
+        *(Sst2, Rte, Cb, BoolQ, Wsc, Wic, MultiRc, Copa, Record, Squad, Drop),
+        *(Trec, AgNews, SmsSpam),
+        CustomTask,
+    )
+}
 _EMBEDDED = Path(__file__).parent / "data"
 
 Progress = Callable[[str], None]
@@ -73,7 +85,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     else:
         raise ConfigError(
             f"the task {task.name} has no data of its own",
-            "pass --data DIR with train.jsonl, validation.jsonl and, optionally, test.jsonl",
+            "pass --data DIR: " + FOLDER,
         )
     train = sample(splits["train"], config.train_examples, "train", config.seed)
     validation = sample(splits["validation"], config.validation_examples, "validation")
@@ -101,7 +113,7 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
 
 
 def _row_form(task: Task) -> str:
-    return "each line must be a JSON object with " + " and ".join(f'"{name}"' for name in task.fields)
+    return "each row needs " + " and ".join(f'"{name}"' for name in task.fields)
 
 
 def _sha256(*splits: Sequence[Example]) -> str:
@@ -109,7 +121,11 @@ def _sha256(*splits: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for examples in splits:
         for example in examples:
-            record: Mapping[str, Any] = {"p": example.prompt, "c": example.candidates, "t": example.target}
+            record: dict[str, Any] = {"p": example.prompt, "c": example.candidates, "t": example.target}
+            if example.answers:
+                record["a"] = example.answers
+            if example.messages:
+                record["m"] = [(message.role, message.content) for message in example.messages]
             digest.update(json.dumps(record).encode() + b"\n")
         digest.update(b"\0")
     return digest.hexdigest()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 import pytest
 
-from mlxzo.batching import Shapes, batch_indices, by_length, encode, make_batch
+from mlxzo.batching import Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
 from mlxzo.errors import DataError
-from mlxzo.tasks.base import Example
+from mlxzo.models.loading import load_tokenizer
+from mlxzo.models.sources import resolve
+from mlxzo.tasks.base import Example, Message
+from mlxzo.tasks.registry import get_task, task_names
 from tests.engine.examples import (
     BATCHES,
     TOKENIZER,
@@ -17,6 +21,7 @@ from tests.engine.examples import (
     several_token_examples,
     single_token_examples,
 )
+from tests.tiny import tiny_folder
 
 
 def test_single_token_candidates_share_one_row():
@@ -62,7 +67,7 @@ def test_a_long_prompt_loses_its_beginning():
     ("example", "words"),
     [
         (Example("a prompt", ("",), 0), "adds no token"),
-        (Example("", ("yes",), 0), "prompt is empty"),
+        (Example("", ("yes", "no"), 0), "prompt is empty"),
         (Example("a prompt", (" yes" * 40,), 0), "longer than max_tokens"),
         (Example("a prompt", (" yes", " no"), None), "no label"),
     ],
@@ -132,3 +137,61 @@ def test_by_length_covers_all_examples_once():
     assert sorted(indices) == list(range(len(encoded)))
     lengths = [encoded[i].length for i in indices]
     assert lengths == sorted(lengths)
+
+
+def chat_tokenizer(tmp_path):
+    return load_tokenizer(tiny_folder(tmp_path))
+
+
+def test_a_conversation_is_put_into_the_model_s_own_template_and_only_its_last_turn_is_scored(tmp_path):
+    tokenizer = chat_tokenizer(tmp_path)
+    turns = (Message("system", "Be good."), Message("user", "Is it true?"))
+    encoded = encode(Example("as plain text", ("Yes.",), 0, messages=turns), tokenizer, 64)
+    (row,), (scored,) = encoded.rows, encoded.targets
+    before = "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nIs it true?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(row.tokens[: row.first_position + 1]) == before
+    assert tokenizer.decode(scored) == "Yes.<|im_end|>\n"
+    assert encode_prompt(Example("p", ("Yes.",), 0, messages=turns), tokenizer, 64) == list(
+        row.tokens[: row.first_position + 1]
+    )
+
+
+def test_a_conversation_needs_a_chat_template():
+    with pytest.raises(DataError, match="no chat template"):
+        encode(Example("p", ("Yes.",), 0, messages=(Message("user", "Is it?"),)), TOKENIZER, 64)
+
+
+def test_a_text_without_a_prompt_is_scored_from_its_second_token_and_loses_its_end():
+    text = "The old clock in the hall struck nine, and the rain stopped at last."
+    tokens = TOKENIZER.encode(text)
+    encoded = encode(Example("", (text,), 0), TOKENIZER, 64)
+    assert encoded.rows[0].tokens == tuple(tokens[:-1]) and encoded.rows[0].first_position == 0
+    assert encoded.targets == (tuple(tokens[1:]),)
+    cut = encode(Example("", (text,), 0), TOKENIZER, 8)
+    assert cut.truncated and cut.rows[0].tokens == tuple(tokens[:8]) and cut.targets == (tuple(tokens[1:9]),)
+
+
+def test_a_prompt_alone_is_what_comes_before_a_candidate_and_loses_its_beginning():
+    example = Example("wet grass " * 50 + "It was", (" terrible",), 0)
+    full = TOKENIZER.encode(example.prompt)
+    assert encode_prompt(example, TOKENIZER, 10_000) == full
+    assert encode_prompt(example, TOKENIZER, 20) == full[-20:]
+
+
+@lru_cache
+def real_tokenizer(model):
+    return load_tokenizer(resolve(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["smollm2-135m", "gemma-3-270m"])
+@pytest.mark.parametrize("name", [name for name in task_names() if get_task(name).sample_row])
+def test_on_real_tokenizers_a_candidate_begins_where_its_prompt_ends(model, name):
+    tokenizer, task = real_tokenizer(model), get_task(name)
+    example = task.example_from_row(task.sample_row)
+    prompt = tokenizer.encode(example.prompt)
+    for candidate in example.candidates:
+        joined = tokenizer.encode(example.prompt + candidate)
+        # The prompt is split as it would be alone, so what is scored is the candidate and all of it.
+        assert joined[: len(prompt)] == prompt
+        assert tokenizer.decode(joined[len(prompt) :]).strip() == candidate.strip()

@@ -69,22 +69,72 @@ def test_rows_of_the_other_form_are_named_by_line(tmp_path):
     ]
 
 
-def test_a_row_with_both_forms_is_named_whichever_form_the_file_has(tmp_path):
+def test_a_row_with_two_forms_is_named_whichever_form_the_file_has(tmp_path):
     both = {"text": "t", "label": "a", "prompt": "p", "completion": "c"}
-    assert problems(tmp_path, [*labelled("a", "b"), both])[0].startswith("line 3: has prompt and completion")
-    assert problems(tmp_path, [both]) == ["line 1: needs either text and label, or prompt and completion; found both"]
+    assert problems(tmp_path, [*labelled("a", "b"), both])[0].startswith("line 3: has the fields of two forms")
+    assert problems(tmp_path, [both])[0].startswith("line 1: needs text and label, prompt and completion,")
 
 
-def test_rows_of_neither_form_are_named_with_what_they_hold(tmp_path):
-    rows = [{"messages": []}, {"text": "alone"}]
+def test_rows_of_no_form_are_named_with_what_they_hold(tmp_path):
+    rows = [{"prompt": "alone"}, {"label": "alone"}]
+    needs = "needs text and label, prompt and completion, messages, or text alone"
+    assert problems(tmp_path, rows) == [f"line 1: {needs}; found prompt", f"line 2: {needs}; found label"]
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+CHAT = {"messages": [message("system", "Be kind."), message("user", "Hello?"), message("assistant", "Hello!")]}
+
+
+def test_of_a_conversation_the_last_message_is_learned(tmp_path):
+    (example,) = load(tmp_path, [CHAT]).train
+    assert [(turn.role, turn.content) for turn in example.messages] == [("system", "Be kind."), ("user", "Hello?")]
+    assert example.candidates == ("Hello!",)
+    assert load(tmp_path, [CHAT]).task.metric == "loss"
+
+
+def test_the_conversation_is_part_of_the_data_s_hash(tmp_path):
+    other = {"messages": [message("user", "Be kind.\nuser: Hello?"), message("assistant", "Hello!")]}
+    assert load(tmp_path / "a", [CHAT]).sha256 != load(tmp_path / "b", [other]).sha256
+
+
+def test_a_text_is_learned_whole(tmp_path):
+    data = load(tmp_path, [{"text": "Once upon a time."}, {"text": "The end."}])
+    assert {(example.prompt, example.candidates) for example in data.train} == {
+        ("", ("Once upon a time.",)),
+        ("", ("The end.",)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ("hello", "'messages' must be a list, not text"),
+        ([message("user", "a")], "'messages' must end with a message of the assistant that answers another"),
+        ([message("assistant", "a")], "'messages' must end with a message of the assistant that answers another"),
+        ([message("user", "a"), message("robot", "b")], "message 2: the role 'robot' is not system, user or assistant"),
+        ([message("user", None), message("assistant", "b")], "message 1: 'content' must be text, not null"),
+        (["a", message("assistant", "b")], "message 1 must be an object, not text"),
+    ],
+)
+def test_a_bad_conversation_is_named(tmp_path, messages, sentence):
+    assert problems(tmp_path, [CHAT, {"messages": messages}]) == [f"line 2: {sentence}"]
+
+
+def test_mixed_formats_are_named_by_line(tmp_path):
+    rows = [{"text": "a"}, CHAT, {"text": "b", "label": "x"}, {"prompt": "p", "completion": "c"}]
+    began = "where the training file began with text"
     assert problems(tmp_path, rows) == [
-        "line 1: needs either text and label, or prompt and completion; found messages",
-        "line 2: needs either text and label, or prompt and completion; found text",
+        f"line 2: has messages, {began}",
+        f"line 3: has text and label, {began}",
+        f"line 4: has prompt and completion, {began}",
     ]
 
 
 BAD_ROWS = [
-    ({"text": "t", "label": "c"}, "the label 'c' is not one of the task's: a, b"),
+    ({"text": "t", "label": "c"}, "the label 'c' is not a or b"),
     ({"text": "t", "label": None}, "'label' must be text, not null"),
     ({"text": "t", "label": 0.5}, "'label' must be text, not a number"),
     ({"text": "t", "label": ["a"]}, "'label' must be text, not a list"),

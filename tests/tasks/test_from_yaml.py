@@ -85,7 +85,7 @@ def test_a_task_loads_with_data_and_reports_bad_rows(tmp_path):
     data = load_task(RunConfig(task=str(path), data=str(tmp_path)))
     assert len(data.train) == len(data.validation) == 1
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "priority": "mid"}))
-    with pytest.raises(DataError, match="line 2: the label 'mid' is not one of the task's: high, low"):
+    with pytest.raises(DataError, match="line 2: the priority 'mid' is not high or low"):
         load_task(RunConfig(task=str(path), data=str(tmp_path)))
     with pytest.raises(ConfigError, match="tickets has no data of its own"):
         load_task(RunConfig(task=str(path)))

@@ -4,6 +4,8 @@ import pytest
 
 from mlxzo.errors import ConfigError
 from mlxzo.tasks.base import append, labelled
+from mlxzo.tasks.classification import Classification
+from mlxzo.tasks.metrics import METRICS
 from mlxzo.tasks.registry import get_task, task_names
 from mlxzo.tasks.template import Template
 
@@ -37,6 +39,114 @@ def test_boolq_true_is_yes():
     assert example.candidates[example.target] == "Yes"
 
 
+# Prompt and right candidate, as Malladi et al. 2023 have them (TREC and AG News: Zhao et al. 2021).
+PROMPTS = {
+    "rte": (
+        {"premise": "It rained.", "hypothesis": "It was dry.", "label": 1},
+        'It rained.\nDoes this mean that "It was dry." is true? Yes or No?\n',
+        "No",
+    ),
+    "cb": (
+        {"premise": "A: I doubt it rained.", "hypothesis": "it rained", "label": 2},
+        'Suppose A: I doubt it rained. Can we infer that "it rained"? Yes, No, or Maybe?\n',
+        "Maybe",
+    ),
+    "wsc": (
+        {"text": "Ann saw Bea. She waved.", "span1_text": "Bea", "span2_text": "She", "label": 1},
+        'Ann saw Bea. She waved.\nIn the previous sentence, does the pronoun "she" refer to Bea? Yes or No?\n',
+        "Yes",
+    ),
+    "wic": (
+        {"word": "bat", "sentence1": "A bat flew.", "sentence2": "He swung the bat.", "label": 0},
+        'Does the word "bat" have the same meaning in these two sentences? Yes, No?\nA bat flew.\nHe swung the bat.\n',
+        "No",
+    ),
+    "multirc": (
+        {"paragraph": "It rained. ", "question": "Did it rain?", "answer": "Yes", "label": 1},
+        'It rained.\nQuestion: Did it rain?\nI found this answer "Yes". Is that correct? Yes or No?\n',
+        "Yes",
+    ),
+    "copa": (
+        {
+            "premise": "The dog barked.",
+            "choice1": "The cat ran.",
+            "choice2": "I woke up.",
+            "question": "effect",
+            "label": 1,
+        },
+        "The dog barked so",
+        " I woke up.",
+    ),
+    "record": (
+        {
+            "passage": "News.\n@highlight\nA won",
+            "query": "@placeholder is happy, said @placeholder.",
+            "entities": ["B", "A"],
+            "answers": ["A"],
+        },
+        "News.\n- A won\n-",
+        " A is happy, said A.",
+    ),
+    "squad": (
+        {"title": "T_1", "context": "C.", "question": " Q? ", "answers": {"text": ["an a", "an a", "a"]}},
+        "Title: T_1\nContext: C.\nQuestion: Q?\nAnswer:",
+        " an a\n",
+    ),
+    "drop": (
+        {"passage": "P.", "question": "How many?", "answers_spans": {"spans": ["3"], "types": ["number"]}},
+        "Passage: P.\nQuestion: How many?\nAnswer:",
+        " 3\n",
+    ),
+    "trec": (
+        {"text": "Who ?", "coarse_label": 3},
+        "Classify the questions based on whether their answer type is a Number, Location, Person, Description, "
+        "Entity, or Abbreviation.\n\nQuestion: Who ?\nAnswer Type:",
+        " Person",
+    ),
+    "ag_news": (
+        {"text": "Shares fell.", "label": 2},
+        "Classify the news articles into the categories of World, Sports, Business, and Technology.\n\n"
+        "Article: Shares fell.\nAnswer:",
+        " Business",
+    ),
+    "sms_spam": ({"sms": "WIN", "label": 1}, "Message: WIN\nIs this message spam? Yes or No?\n", "Yes"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_row_becomes_the_prompt_of_the_literature(name):
+    row, prompt, right = PROMPTS[name]
+    example = get_task(name).example_from_row(row)
+    assert (example.prompt, example.candidates[example.target]) == (prompt, right)
+
+
+def test_copa_continues_the_sentence_and_spares_the_pronoun_i():
+    row = PROMPTS["copa"][0] | {"question": "cause", "choice1": "TV was on."}
+    example = get_task("copa").example_from_row(row)
+    assert example.prompt == "The dog barked because"
+    assert example.candidates == (" tv was on.", " I woke up.")
+
+
+def test_record_counts_every_answer_as_right_and_offers_each_entity_once():
+    row = PROMPTS["record"][0] | {"entities": ["B", "A", "B"], "answers": ["C", "A"]}
+    example = get_task("record").example_from_row(row)
+    assert len(example.candidates) == 3
+    assert example.candidates[example.target].startswith(" C ")
+    assert example.gold == (" C is happy, said C.", " A is happy, said A.")
+
+
+def test_gold_answers_of_questions_are_kept_once_each():
+    assert get_task("squad").example_from_row(PROMPTS["squad"][0]).gold == ("an a", "a")
+
+
+@pytest.mark.parametrize("name", [name for name in task_names() if isinstance(get_task(name), Classification)])
+def test_a_content_free_prompt_has_the_same_labels_and_no_text_of_a_row(name):
+    task = get_task(name)
+    example = task.content_free("N/A")
+    assert tuple(candidate.strip() for candidate in example.candidates) == task.labels
+    assert "N/A" in example.prompt.replace("n/a", "N/A") and "{" not in example.prompt
+
+
 def test_reviews_keep_braces_in_the_text():
     example = get_task("reviews").example_from_row({"text": "The {label} fell {off}.", "label": "negative"})
     assert example.prompt.count("The {label} fell {off}.") == 1
@@ -48,8 +158,9 @@ def test_every_task_says_what_it_is_and_shows_a_prompt(name):
     task = get_task(name)
     assert task.name == name
     assert task.description
-    assert task.metric in ("accuracy", "loss")
+    assert task.metric in ("loss", *METRICS)
     assert Template(task.template).fields
+    assert task.sample_row is None or set(task.fields) <= set(task.sample_row)
     assert task.example_prompt().strip()
 
 
@@ -58,8 +169,10 @@ def test_prompts_never_end_in_a_space_and_candidates_carry_the_join(name):
     task = get_task(name)
     example = task.example_from_row(task.sample_row)
     assert not example.prompt.endswith(" ")
-    for word, candidate in zip(task.labels, example.candidates, strict=True):
-        assert candidate == (word if example.prompt.endswith("\n") else f" {word}")
+    assert {candidate[0] == " " for candidate in example.candidates} == {not example.prompt.endswith("\n")}
+    if task.labels:
+        assert tuple(candidate.strip() for candidate in example.candidates) == task.labels
+    assert set(example.gold) <= {*example.candidates} or task.writes
 
 
 @pytest.mark.parametrize(

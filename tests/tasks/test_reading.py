@@ -35,6 +35,9 @@ def failure(path, task="sst2"):
     return caught.value
 
 
+SQUAD = {"title": "t", "context": "c", "question": "q", "answers": {"text": ["a"]}}
+COPA = {"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": 0}
+RECORD = {"passage": "p", "query": "@placeholder q", "entities": ["a", "b"], "answers": ["a"]}
 BAD_LINES = [
     ("sst2", '{"sentence": "a film", "label": 1', "not valid JSON: expecting ',' delimiter at character 34"),
     ("sst2", "a film,1", "not valid JSON: expecting value at character 1"),
@@ -53,16 +56,30 @@ BAD_LINES = [
     ("sst2", '{"sentence": "  ", "label": 1}', "'sentence' is empty"),
     ("sst2", '{"sentence": "\\ud800", "label": 1}', "'sentence' holds half of a surrogate pair, which is no character"),
     ("sst2", '{"sentence": "a film", "label": -1}', "the label -1 is not 0 (negative) or 1 (positive)"),
-    ("sst2", '{"sentence": "a film", "label": "1"}', "the label '1' is not 0 (negative) or 1 (positive)"),
+    ("sst2", '{"sentence": "a film", "label": "good"}', "the label 'good' is not 0 (negative) or 1 (positive)"),
     ("sst2", '{"sentence": "a film", "label": true}', "the label True is not 0 (negative) or 1 (positive)"),
     ("boolq", '{"question": "q", "passage": "p", "answer": 1}', "the answer 1 is not true or false"),
     ("boolq", '{"question": "q", "passage": "", "answer": true}', "'passage' is empty"),
-    ("reviews", '{"text": "t", "label": "neutral"}', "the label 'neutral' is not one of negative, positive"),
+    ("squad", json.dumps(SQUAD | {"answers": {"text": []}}), "'text' is empty"),
+    ("squad", json.dumps(SQUAD | {"answers": ["x"]}), "'answers' must be an object, not a list"),
+    ("copa", json.dumps(COPA | {"question": "why"}), "the question 'why' is not cause or effect"),
+    ("copa", json.dumps(COPA | {"label": 2}), "the label 2 is not 0 (choice1) or 1 (choice2)"),
+    ("record", json.dumps(RECORD | {"query": "q"}), "'query' has no @placeholder"),
+    ("record", json.dumps(RECORD | {"entities": ["a", 1]}), "'entities' must be text, not a number"),
+    (
+        "record",
+        json.dumps(RECORD | {"entities": ["a"], "answers": ["a"]}),
+        "'entities' names one entity, and a choice needs two",
+    ),
+    ("reviews", '{"text": "t", "label": "neutral"}', "the label 'neutral' is not negative or positive"),
 ]
 GOOD_ROWS = {
     "sst2": (GOOD, BAD),
     "boolq": ('{"question": "q", "passage": "p", "answer": true}',) * 2,
     "reviews": ('{"text": "t", "label": "negative"}', '{"text": "u", "label": "positive"}'),
+    "squad": (json.dumps(SQUAD),) * 2,
+    "copa": (json.dumps(COPA),) * 2,
+    "record": (json.dumps(RECORD),) * 2,
 }
 
 
@@ -151,6 +168,12 @@ def test_a_missing_file_is_reported_with_what_a_folder_holds(tmp_path, split):
     assert "train.jsonl, validation.jsonl and, optionally, test.jsonl" in error.fix
 
 
+def test_a_split_that_is_there_twice_is_refused(tmp_path):
+    path = folder(tmp_path / "d")
+    (path / "train.csv").write_text("sentence,label\nx,1\n")
+    assert failure(path).message.endswith("has both train.jsonl and train.csv")
+
+
 def test_a_missing_test_file_is_fine(tmp_path):
     assert load(folder(tmp_path / "d")).test == ()
 
@@ -165,3 +188,60 @@ def test_a_folder_in_place_of_a_file_is_reported(tmp_path):
     path = folder(tmp_path / "d", train=None)
     (path / "train.jsonl").mkdir()
     assert "train.jsonl cannot be read: Is a directory" in failure(path).message
+
+
+TABLES = {
+    "csv": 'sentence,label\n"a ""fine"" film,\nreally",1\nplain,0\n',
+    "tsv": 'label\tsentence\n1\t"a ""fine"" film,\nreally"\n0\tplain\n',
+}
+
+
+def table(path, suffix, text, encode="utf-8"):
+    """A data folder whose splits are all the same table."""
+    path.mkdir()
+    for split in ("train", "validation"):
+        (path / f"{split}.{suffix}").write_bytes(text.encode(encode))
+    return path
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize("odd", [False, True], ids=["plain", "byte-order mark, CRLF and blank lines"])
+def test_a_table_reads_as_the_same_rows_in_jsonl_do(tmp_path, suffix, odd):
+    rows = [{"sentence": 'a "fine" film,\nreally', "label": 1}, {"sentence": "plain", "label": 0}]
+    lines = [json.dumps(row) for row in rows]
+    text = TABLES[suffix]
+    if odd:
+        text = "\ufeff" + text.replace("plain", "plain").replace("0\n", "0\n\n\n").replace("\n", "\r\n")
+    from_table = load(table(tmp_path / "t", suffix, text))
+    assert from_table.sha256 == load(folder(tmp_path / "j", train=lines, validation=lines)).sha256
+
+
+BAD_TABLES = [
+    (
+        "sentence,label\nx,1\ny\nz,1,2\n",
+        [
+            "line 3: has 1 cells, where the first line names 2 fields",
+            "line 4: has 3 cells, where the first line names 2 fields",
+        ],
+    ),
+    ('sentence,label\n"two\nlines",1\nx,7\n', ["line 4: the label '7' is not 0 (negative) or 1 (positive)"]),
+    ('sentence,label\nx,1\n"never closed,1\n', ["line 3: not a row of a table: unexpected end of data"]),
+    ("sentence,sentence\nx,1\n", ["line 1: the first line must name each field once; found ['sentence', 'sentence']"]),
+    ("text,label\nx,1\n", ["line 2: the field 'sentence' is missing; found text, label"]),
+    ("sentence,label\n", ["is empty"]),
+    ("", ["is empty"]),
+]
+
+
+@pytest.mark.parametrize(("text", "sentences"), BAD_TABLES, ids=[case[1][0][:40] for case in BAD_TABLES])
+def test_a_bad_table_is_reported_by_line(tmp_path, text, sentences):
+    error = failure(table(tmp_path / "d", "csv", text))
+    said = error.details or [error.message.split("train.csv")[1].lstrip(", ")]
+    assert said == sentences
+
+
+def test_a_table_that_is_not_utf8_or_has_an_endless_line_is_reported_by_line(tmp_path):
+    path = table(tmp_path / "latin", "csv", "sentence,label\nx,1\ncafé,1\n", "latin-1")
+    assert failure(path).message.endswith("line 3: not UTF-8 (byte 4 is 0xe9)")
+    path = table(tmp_path / "long", "csv", f"sentence,label\n{'x' * (MAX_LINE_BYTES + 9)},1\ny,1\n")
+    assert failure(path).message.endswith("line 2: longer than 16 MB")

@@ -472,7 +472,8 @@ def samples_text(history: History) -> Text:
         for words, item in (("before", before), ("now", now))[: len(history.samples)]:
             mark = "?" if item["right"] is None else "✓" if item["answer"] == item["right"] else "✗"
             text.append(f"  {mark} {words:<6} {printable(item['answer']).strip()}", "bold" if words == "now" else "")
-            text.append(f" {100 * item['share']:.0f} %\n", "dim")
+            # What a model wrote has no share among candidates.
+            text.append("\n" if item["share"] is None else f" {100 * item['share']:.0f} %\n", "dim")
     text.rstrip()
     return text
 

@@ -1,0 +1,79 @@
+"""Classification: a template filled from a row's texts, and a word for each label. A task of this kind is a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .base import Example, Task, labelled, require, require_text, shown
+from .labels import label_text
+from .template import Template
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class: its value in the rows, the word that the model answers, and what the value means."""
+
+    value: int | bool | str
+    word: str
+    meaning: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value as text, as a table of comma-separated values holds it."""
+        return label_text(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.meaning})" if self.meaning else self.text
+
+
+class Classification(Task):
+    """Rows: the fields of the template as text, and the label field.
+
+    White space around a field's text is not part of the prompt.
+    """
+
+    classes: tuple[Label, ...] = ()
+    label_field: str = "label"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(label.word for label in self.classes)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self._parsed.fields, self.label_field)
+
+    def prompt(self, values: Mapping[str, str]) -> str:
+        """The prompt, where the fields of the template have these texts."""
+        return self._parsed.render(values)
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        values = {name: require_text(row, name).strip() for name in self._parsed.fields}
+        return labelled(self.prompt(values), self.labels, self._target(row))
+
+    def content_free(self, text: str) -> Example:
+        """A prompt that says nothing: `text` stands in every field (Zhao et al. 2021). Its target means nothing."""
+        return labelled(self.prompt(dict.fromkeys(self._parsed.fields, text)), self.labels, 0)
+
+    @cached_property
+    def _parsed(self) -> Template:
+        return Template(self.template)
+
+    def _target(self, row: Mapping[str, Any]) -> int:
+        value = require(row, self.label_field)
+        # -1 marks the rows of public test splits, whose labels are withheld; labels in a table are text.
+        given = label_text(value, self.label_field)
+        for number, label in enumerate(self.classes):
+            if given == label.text or (isinstance(label.value, bool) and given.lower() == label.text):
+                return number
+        raise ValueError(f"the {self.label_field} {shown(value)} is not {_one_of(self.classes)}")
+
+
+def _one_of(classes: tuple[Label, ...], limit: int = 12) -> str:
+    names = [str(label) for label in classes]
+    if len(names) > limit:
+        return f"one of {', '.join(names[:limit])} and {len(names) - limit} more"
+    return " or ".join([", ".join(names[:-1]), names[-1]])

@@ -1,0 +1,122 @@
+"""Tasks of a user's own, from files to a trained model through the real command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlxzo.cli import main
+from tests.engine.test_runs_end_to_end import mlxzo
+
+TASK = """\
+# A task in a file: data, never executed.
+name: opinions
+description: what visitors say
+template: |
+  {title}
+  {body}
+  In short:
+label_field: mood
+labels:
+  glad: great
+  sad: dull
+"""
+FEW = ("--steps", 4, "--batch-size", 4, "--eval-every", 2, "--scope", "full", "--lr", "1e-3", "--json")
+
+
+def table(rows: int) -> str:
+    words = {"glad": ("wonderful", "moving"), "sad": ("empty", "terrible")}
+    lines = ["title,body,mood"]
+    for i in range(rows):
+        mood = ("glad", "sad")[i % 2]
+        lines.append(f'Visit {i},"A {words[mood][i // 2 % 2]} story, told in the garden",{mood}')
+    return "\r\n".join(lines) + "\r\n"
+
+
+@pytest.fixture
+def opinions(tmp_path):
+    task, data = tmp_path / "opinions.yaml", tmp_path / "data"
+    data.mkdir()
+    task.write_text(TASK)
+    for split, rows in (("train", 24), ("validation", 8), ("test", 8)):
+        (data / f"{split}.csv").write_bytes(b"\xef\xbb\xbf" + table(rows).encode())
+    return task, data
+
+
+def test_a_task_of_a_yaml_file_and_csv_tables_trains_and_is_measured_again(opinions, model, tmp_path):
+    assert len(TASK.splitlines()) <= 20
+    task, data = opinions
+    on = ("--model", model, "--task", task, "--data", data, "--out", tmp_path / "runs")
+    done = mlxzo("train", *on, *FEW)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["task"], result["steps"], result["test"]["examples"]) == ("opinions", 4, 8)
+    again = mlxzo("eval", "--run", result["run"], "--json")
+    assert json.loads(again.stdout)["value"] == result["test"]["value"]
+
+
+def test_questions_train_on_their_answer_and_are_measured_by_what_the_model_writes(model, tmp_path, capsys):
+    rows = [
+        {
+            "title": f"T{i}",
+            "context": "Days of a week: seven.",
+            "question": "How many days?",
+            "answers": {"text": ["seven"]},
+        }
+        for i in range(12)
+    ]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", model, "--task", "squad", "--data", tmp_path, "--out", tmp_path / "runs")
+    done = mlxzo("train", *options, *FEW)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metric"] == "f1"
+    assert set(result["test"]["more"]) == {"exact_match"}
+    assert result["training_loss"]["last"] != result["training_loss"]["first"]
+    story = (tmp_path / "runs").glob("*/events.jsonl")
+    told = [json.loads(line) for path in story for line in path.read_text().splitlines()]
+    samples = [event for event in told if event["event"] == "samples"]
+    assert samples and all(item["right"] == "seven" and item["share"] is None for item in samples[0]["items"])
+    assert main(["eval", *map(str, options[:-2]), "--shots", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["asked"] == "1-shot"
+
+
+def test_conversations_and_texts_train_by_their_loss(model, tmp_path):
+    chat = {"messages": [{"role": "user", "content": "Is it true?"}, {"role": "assistant", "content": "Yes."}]}
+    for name, row in (("chat", chat), ("text", {"text": "The old clock in the hall struck nine."})):
+        data = tmp_path / name
+        data.mkdir()
+        for split in ("train", "validation"):
+            (data / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+        done = mlxzo("train", "--model", model, "--task", "custom", "--data", data, "--out", tmp_path / "runs", *FEW)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["metric"] == "loss" and result["test"] is None
+
+
+def test_data_is_checked_before_a_run(opinions, model, capsys):
+    task, data = opinions
+    on = ("--task", str(task), "--data", str(data), "--model", str(model))
+    assert main(["tasks", "check", *on]) == 0
+    said = capsys.readouterr().out
+    assert "opinions (folder data)" in said
+    assert "train: 24 rows of " in said and "great 50 %, dull 50 %" in said
+    assert "validation or test examples have a prompt that is also a training prompt" in said
+    assert main(["tasks", "check", *on, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [split["rows"] for split in found["splits"]] == [24, 8, 8]
+    assert found["splits"][0]["labels"] == {"great": 12, "dull": 12}
+    (data / "train.csv").write_text(table(2) + "no cells\nVisit 9,A story,angry\n")
+    assert main(["tasks", "check", *on]) == 4
+    problems = capsys.readouterr().err
+    assert "line 4: has 1 cells" in problems and "line 5: the mood 'angry' is not glad or sad" in problems
+
+
+def test_a_task_is_shown_with_its_prompt(opinions, capsys):
+    assert main(["tasks", "show", str(opinions[0])]) == 0
+    said = capsys.readouterr().out
+    assert "<title>" in said and "great / dull" in said and "title, body, mood" in said
+    assert main(["tasks", "show", "squad", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"].startswith("Title: ")
