@@ -39,7 +39,7 @@ class EncodedExample:
     """Tokens of one example.
 
     `rows` has one entry if `shared` (all candidates are one token after the same prompt), else one a candidate;
-    `targets[c]` are the scored tokens of candidate c.
+    `targets[c]` are the scored tokens of candidate c. `source` is the example that it was made of, if it was of one.
     """
 
     rows: tuple[Row, ...]
@@ -47,6 +47,7 @@ class EncodedExample:
     target: int
     shared: bool
     truncated: bool
+    source: Example | None = None
 
     @property
     def length(self) -> int:
@@ -164,10 +165,12 @@ class Batch:
     Attributes:
         parts: the micro-batches, shortest first.
         places: for each of them, which examples of the batch it holds, in its order.
+        examples: all of them, in the order of the batch.
     """
 
     parts: tuple[MicroBatch, ...]
     places: tuple[tuple[int, ...], ...]
+    examples: tuple[EncodedExample, ...] = ()
 
     @property
     def size(self) -> int:
@@ -232,6 +235,7 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         target=example.target,
         shared=shared,
         truncated=truncated,
+        source=example,
     )
 
 
@@ -287,7 +291,7 @@ def make_batch(examples: Sequence[EncodedExample], shapes: Shapes) -> Batch:
     """Cuts examples into micro-batches."""
     places = cut(examples, shapes)
     parts = tuple(_collate([examples[i] for i in part], shapes.padded(examples[part[0]])) for part in places)
-    return Batch(parts, places)
+    return Batch(parts, places, tuple(examples))
 
 
 def cut(examples: Sequence[Size], shapes: Shapes) -> tuple[tuple[int, ...], ...]:

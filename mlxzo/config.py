@@ -148,9 +148,33 @@ class RunConfig:
     objective: str = _option(
         "loss",
         "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and wants a "
-        "large --batch-size; or soft-accuracy (1 less the probability of the right answer)",
+        "large --batch-size; soft-accuracy (1 less the probability of the right answer); f1 or exact_match of written "
+        "answers; or reward (1 less what your own program or function says of them)",
         "mezo",
-        choices=("loss", "accuracy", "soft-accuracy"),
+        choices=("loss", "accuracy", "soft-accuracy", "f1", "exact_match", "reward"),
+    )
+    reward_command: str | None = _option(
+        None,
+        "with objective reward, the program that judges answers: a JSON object a line in (prompt, answer, gold), one "
+        "out (score); it runs only where the command line says --allow-code",
+        "mezo",
+        auto="none",
+    )
+    reward_function: str | None = _option(
+        None,
+        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, found in the "
+        "current folder; it runs only where the command line says --allow-code",
+        "mezo",
+        auto="none",
+    )
+    reward_seconds: float = _option(
+        60.0,
+        "longest that the judge may take for one answer",
+        "mezo",
+        unit="seconds",
+        minimum=0.0,
+        maximum=86400.0,
+        exclusive_minimum=True,
     )
     eps: float | None = _option(
         None,
@@ -251,12 +275,28 @@ class RunConfig:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
             problems.append("sides: only the scope lora can be stacked; use separate")
+        problems += self._problems_of_the_objective()
         if self.objective != "loss" and self.probe != "off":
             problems.append(f"probe: it measures the loss, which is not what {self.objective} minimises; give --lr")
         if self.method == "bp":
             problems += self._problems_of_backpropagation()
         if problems:
             raise _configuration_error(problems)
+
+    def _problems_of_the_objective(self) -> list[str]:
+        problems = []
+        judges = [name for name in ("reward_command", "reward_function") if getattr(self, name) is not None]
+        if self.objective == "reward" and len(judges) != 1:
+            problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
+        if self.objective != "reward" and judges:
+            problems.append(f"{judges[0]}: it is for the objective reward")
+        if self.reward_function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.reward_function):
+            problems.append(f"reward_function: expected MODULE:FUNCTION, not {self.reward_function!r}")
+        if self.writes and self.sides == "stacked":
+            problems.append(
+                f"sides: the answers that {self.objective} judges are written one copy of the weights at a time"
+            )
+        return problems
 
     def _problems_of_backpropagation(self) -> list[str]:
         problems = []
@@ -279,6 +319,11 @@ class RunConfig:
     @property
     def memory_cap_bytes(self) -> int | None:
         return None if self.memory_cap is None else parse_bytes(self.memory_cap)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the objective is of answers that the model writes."""
+        return self.objective in ("f1", "exact_match", "reward")
 
     @property
     def awaits_probe(self) -> bool:

@@ -45,6 +45,9 @@ class Evaluation:
         """
         if other is None:
             return True
+        if self.metric == "reward":
+            # On a scale of the judge's own, and what the run is after.
+            return self.value > other.value
         if self.metric in METRICS:
             error = math.sqrt(other.value * (1.0 - other.value) / other.examples)
             if abs(self.value - other.value) > error:

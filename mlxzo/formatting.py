@@ -61,7 +61,7 @@ def format_metric(metric: str, value: float | None) -> str:
     """Shares as percentages; a metric that is a loss or a length of its own as a number."""
     if value is None:
         return "n/a"
-    return f"{value:.3f}" if metric in ("loss", "perplexity") else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if metric in ("loss", "perplexity", "reward") else f"{100 * value:.1f} %"
 
 
 def format_count(count: int) -> str:

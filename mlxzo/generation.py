@@ -43,10 +43,11 @@ def write_answers(
     *,
     tokens_at_once: int,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    view: View | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """The greedy answer to each prompt, under the weights as they stand: what comes before the end of the line, of the
-    text, or of `max_new_tokens`, without white space around it.
+    """The greedy answer to each prompt, by the weights as they stand or as `view` shows them: what comes before the
+    end of the line, of the text, or of `max_new_tokens`, without white space around it.
 
     Args:
         tokenizer: mlx-lm's, with `decode` and `eos_token_ids`.
@@ -60,7 +61,8 @@ def write_answers(
         numbers = list(group)
         longest = len(prompts[numbers[-1]]) + max_new_tokens
         rows = max(1, tokens_at_once // longest)
-        for number, answer in _written(causal, tokenizer, prompts, numbers, rows, max_new_tokens):
+        reader = _Reader(causal, causal.view() if view is None else view)
+        for number, answer in _written(reader, tokenizer, prompts, numbers, rows, max_new_tokens):
             answers[number] = answer
             on_progress(len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
@@ -71,7 +73,7 @@ def _group(prompt: Sequence[int]) -> int:
 
 
 def _written(
-    causal: CausalLM,
+    reader: _Reader,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     numbers: Sequence[int],
@@ -82,7 +84,7 @@ def _written(
     from mlx_lm.generate import BatchGenerator
 
     generator = BatchGenerator(
-        _Reader(causal, causal.view()),
+        reader,
         max_tokens=max_new_tokens,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
         completion_batch_size=rows,

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
 
+from .config import RunConfig
 from .errors import ConfigError, RewardError
 
 _FAREWELL_SECONDS = 2.0
@@ -40,6 +41,16 @@ class Answer:
     prompt: str
     answer: str
     gold: tuple[str, ...]
+
+
+def check_consent(config: RunConfig, allow_code: bool) -> None:
+    """Raises ConfigError where a configuration names code to run and the command line does not allow it."""
+    if config.objective == "reward" and not allow_code:
+        named = config.reward_command or config.reward_function
+        raise ConfigError(
+            f"the configuration wants to run {named!r} to judge answers",
+            "read it, and say --allow-code on the command line of `mlxzo train` if it is yours",
+        )
 
 
 class Judge:

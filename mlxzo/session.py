@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +28,13 @@ from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
+from .objectives import OfAnswers, judged_by, shortfall
+from .reward import Answer, Judge
 from .scoring import Scorer
 from .tasks.base import Example, TaskData
-from .tasks.metrics import METRICS
+from .tasks.metrics import METRICS, WRITTEN
 from .tasks.registry import load_task
+from .zo.perturb import View
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
 # `prefix_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
@@ -59,10 +63,12 @@ class Session:
     data: TaskData
     splits: Splits
     weights_sha256: str
+    judge: Judge | None = None
 
     @property
     def metric(self) -> str:
-        return self.data.task.metric
+        """`reward` where there is a judge of the user's, else the task's."""
+        return self.data.task.metric if self.judge is None else "reward"
 
     def trained_parameters(self) -> dict[str, mx.array]:
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
@@ -116,7 +122,11 @@ class Session:
         started, task = time.perf_counter(), self.data.task
         scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
         values: dict[str, float] = {}
-        if self.metric in METRICS:
+        if self.judge is not None:
+            answers = self.write(split, examples, emit)
+            emit(events.Samples(split, samples(examples, answers, None)))
+            values = {"reward": statistics.fmean(self.judged(examples, answers))}
+        elif self.metric in METRICS:
             answers = self.write(split, examples, emit) if task.writes else choose(examples, scored.scores)
             emit(events.Samples(split, samples(examples, answers, None if task.writes else scored.scores)))
             values = {name: mean_metric(name, answers, examples) for name in (self.metric, *task.more_metrics)}
@@ -136,8 +146,14 @@ class Session:
             on_progress=_reporter(label, "examples", emit),
         )
 
-    def write(self, split: str, examples: Sequence[Example], emit: events.Emit) -> list[str]:
-        """The answers that the model writes to examples, greedily, under the weights as they stand."""
+    def write(
+        self, split: str, examples: Sequence[Example], emit: events.Emit | None = None, view: View | None = None
+    ) -> list[str]:
+        """The answers that the model writes to examples, greedily, by the weights as they stand or as `view` has them.
+
+        Args:
+            emit: told how far it is.
+        """
         room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
         tokenizer = self.loaded.tokenizer
         return write_answers(
@@ -145,8 +161,24 @@ class Session:
             tokenizer,
             [encode_prompt(example, tokenizer, room) for example in examples],
             tokens_at_once=_WRITTEN_SHARE * self.shapes.tokens,
-            on_progress=_reporter(f"writing answers on {split}", "answers", emit),
+            view=view,
+            on_progress=_reporter(f"writing answers on {split}", "answers", emit or (lambda event: None)),
         )
+
+    def judged(self, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
+        """What the user's judge says of answers.
+
+        Raises:
+            RewardError: it fails.
+        """
+        return self.judge.scores([Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)])
+
+    def of_answers(self) -> OfAnswers | None:
+        """What the run minimises, where that is of the answers that the model writes."""
+        if not self.config.writes:
+            return None
+        judgement = self.judged if self.judge is not None else judged_by(self.config.objective)
+        return shortfall(lambda examples, view: self.write("train", examples, view=view), judgement)
 
 
 def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:
@@ -238,10 +270,16 @@ def open_session(
     """
     # Data first: it is quick, and a bad line is better told before a long download.
     data = load_task(config, progress=lambda text: emit(events.Progress(text, 0.0, None, "")))
-    if config.objective != "loss" and data.task.metric != "accuracy":
+    if config.objective in ("accuracy", "soft-accuracy") and data.task.metric != "accuracy":
         raise ConfigError(
             f"objective: {config.objective} needs answers to choose among, and the task {data.task.name} has none",
-            "use --objective loss",
+            "use --objective loss, or f1 or exact_match where answers are written",
+        )
+    if config.objective in WRITTEN and not data.task.writes:
+        raise ConfigError(
+            f"objective: {config.objective} is of answers that the model writes, and in the task {data.task.name} it "
+            "writes none",
+            "use --objective accuracy",
         )
     resolved = find_model(config, emit)
     tokenizer = load_tokenizer(resolved)

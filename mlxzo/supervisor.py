@@ -42,12 +42,24 @@ _CAUSES = {
 
 
 class Supervisor:
-    """One worker of one run. Every method is for one thread, but `stop`, which may be called from any."""
+    """One worker of one run. Every method is for one thread, but `stop`, which may be called from any.
 
-    def __init__(self, run: RunDirectory, *, resume: bool = False, _command: Sequence[str] | None = None):
+    Args:
+        resume: the run was interrupted and goes on.
+        allow_code: the user has said that what the configuration names may be run (see `reward`).
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        resume: bool = False,
+        allow_code: bool = False,
+        _command: Sequence[str] | None = None,
+    ):
         self.run = run
-        command = [sys.executable, "-P", "-m", "mlxzo.worker", str(run.path), *(["--resume"] if resume else [])]
-        self._command = list(_command or command)
+        flags = [flag for flag, given in (("--resume", resume), ("--allow-code", allow_code)) if given]
+        self._command = list(_command or (sys.executable, "-P", "-m", "mlxzo.worker", str(run.path), *flags))
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._partial = b""

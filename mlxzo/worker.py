@@ -1,4 +1,4 @@
-"""The child process that trains one run: `python -m mlxzo.worker RUN_DIRECTORY [--resume]`.
+"""The child process that trains one run: `python -m mlxzo.worker RUN_DIRECTORY [--resume] [--allow-code]`.
 
 Events go to events.jsonl in the run directory and, line by line, to stdout; whoever started the worker may close the
 pipe or die without ending the run. SIGINT and SIGTERM end it after the step in hand; `control` has further commands.
@@ -13,7 +13,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .memory.estimate import Data
 from .memory.shape import of_folder
 from .memory.watch import Watch
 from .models.sources import ResolvedModel
+from .reward import Judge, check_consent
 from .runs import RunDirectory
 from .steering import Steering
 
@@ -82,6 +83,7 @@ class EventWriter:
 def main(arguments: list[str]) -> int:
     """Trains the run in the directory named; returns its exit code."""
     run, resume = RunDirectory(Path(arguments[0])), "--resume" in arguments[1:]
+    allow_code = "--allow-code" in arguments[1:]
     write = EventWriter(run.events_path)
     watch = Watch(write.offer, lambda: end_at_once(run, write, watch))
     steering = Steering(run, write, watch)
@@ -100,8 +102,8 @@ def main(arguments: list[str]) -> int:
         # MLX must find a fast BLAS already loaded.
         import mlx.core  # noqa: F401
 
-        with watch:
-            result = train(run, emit, steering, watch, resume)
+        with watch, judge_of(run.config, allow_code) as judge:
+            result = train(run, emit, steering, watch, resume, judge)
         result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
@@ -131,7 +133,24 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
     os._exit(EXIT_DOES_NOT_FIT)
 
 
-def train(run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch, resume: bool) -> dict[str, Any]:
+@contextlib.contextmanager
+def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
+    """The judge that a configuration names, which may have come from anywhere: only if the user has said so.
+
+    Raises:
+        ConfigError: the user has not.
+    """
+    if config.objective != "reward":
+        yield None
+        return
+    check_consent(config, allow_code)
+    with Judge.of(config.reward_command, config.reward_function, config.reward_seconds) as judge:
+        yield judge
+
+
+def train(
+    run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch, resume: bool, judge: Judge | None
+) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it, from the start or from where it was interrupted."""
     # These import MLX.
     from .checkpoints import Checkpoints, check_same
@@ -145,6 +164,7 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch
         hold_to_cap(run.config, watch)
         settle(run, *choose_scope(run.config, emit))
     session = open_session(run.config, emit, fit=partial(fit_to_cap, run, emit, watch), interrupt=steering.check_memory)
+    session.judge = judge
     here = environment(session)
     if resume:
         check_same(run, here)
@@ -153,7 +173,7 @@ def train(run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = run.config
-    method = make_method(session.scorer, session.trainable, session.config)
+    method = make_method(session.scorer, session.trainable, session.config, session.of_answers())
     return Trainer(session, Checkpoints(run, session, method, emit), steering).fit(resume=resume)
 
 

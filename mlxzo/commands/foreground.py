@@ -15,13 +15,16 @@ from ..supervisor import Supervisor
 from .options import print_json
 
 
-def train(run: RunDirectory, *, as_json: bool, resume: bool = False) -> None:
+def train(run: RunDirectory, *, as_json: bool, resume: bool = False, allow_code: bool = False) -> None:
     """Trains a run to its end and prints its table to stdout, or its result as JSON.
+
+    Args:
+        allow_code: the user has said that what the configuration names may be run.
 
     Raises:
         MlxzoError: the run did not finish; title, fix and exit code are the worker's own.
     """
-    supervisor = Supervisor(run, resume=resume)
+    supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
     table = ResultTable()
     # The handlers are in place before there is a worker that a Ctrl-C could leave behind.
     with RunView() as view, signals_to(supervisor, view) as tell:

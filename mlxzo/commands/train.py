@@ -3,6 +3,7 @@
   mlxzo train --model smollm2-135m --task reviews
   mlxzo train --task custom --data my_data --scope lora --steps 2000
   mlxzo train --config run.yaml --seed 1 --json > result.json
+  mlxzo train --task custom --data my_data --objective reward --reward-command "python score.py" --allow-code
   mlxzo train --resume RUN
 
 Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
@@ -28,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
     source.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its directory or id")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the judge that --reward-command or --reward-function names, wherever those options come from",
+    )
     add_json(parser)
     add_config_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     flags = config_values(arguments)
+    from ..reward import check_consent
     from ..runs import RunDirectory
     from .foreground import train
 
@@ -41,11 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
         from ..resuming import resume_config
 
         found = RunDirectory.open(arguments.resume, flags.pop("out", RunConfig.out))
-        found.settle(resume_config(found, flags))
-        train(found, as_json=arguments.json, resume=True)
+        changed = resume_config(found, flags)
+        check_consent(changed, arguments.allow_code)
+        found.settle(changed)
+        train(found, as_json=arguments.json, resume=True, allow_code=arguments.allow_code)
     else:
         config = read_config(flags, arguments.config)
-        train(RunDirectory.create(config), as_json=arguments.json)
+        check_consent(config, arguments.allow_code)
+        train(RunDirectory.create(config), as_json=arguments.json, allow_code=arguments.allow_code)
     return EXIT_DONE
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from ..models.scope import Trainable
+    from ..objectives import OfAnswers
     from ..scoring import Scorer
 
 
@@ -47,8 +48,11 @@ class Method(Protocol):
         ...
 
 
-def make_method(scorer: Scorer, trainable: Trainable, config: RunConfig) -> Method:
+def make_method(scorer: Scorer, trainable: Trainable, config: RunConfig, of_answers: OfAnswers | None = None) -> Method:
     """The method of a resolved configuration.
+
+    Args:
+        of_answers: what MeZO minimises, where the objective is of the answers that the model writes.
 
     Raises:
         ConfigError: the method cannot do what the configuration asks of it on this model.
@@ -56,4 +60,6 @@ def make_method(scorer: Scorer, trainable: Trainable, config: RunConfig) -> Meth
     from .backprop import Backprop
     from .mezo import MeZO
 
-    return {"mezo": MeZO, "bp": Backprop}[config.method](scorer, trainable, config)
+    if config.method == "bp":
+        return Backprop(scorer, trainable, config)
+    return MeZO(scorer, trainable, config, of_answers)

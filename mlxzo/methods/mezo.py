@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..batching import Batch
 from ..config import RunConfig
 from ..models.scope import Trainable
-from ..objectives import OBJECTIVES
+from ..objectives import SCORE_OBJECTIVES, OfAnswers
 from ..schedule import learning_rate
 from ..scoring import Scorer
 from ..zo.estimators import ESTIMATORS, Point
@@ -38,11 +38,17 @@ class MeZO:
     journal: JournalWriter | None = None
     """Where each step is recorded before the weights move; None for nowhere."""
 
-    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, of_answers: OfAnswers | None = None):
+        """
+        Args:
+            of_answers: what is minimised, where the objective is of the answers that the model writes.
+        """
         self.scorer, self.causal = scorer, scorer.causal
         self.trainable, self.config = trainable, config
         self.estimator = ESTIMATORS[config.estimator]
-        self.measure = OBJECTIVES[config.objective]
+        # Of what the model writes where there is something to judge that by, else of its scores.
+        self.of_answers = of_answers
+        self.of_scores = SCORE_OBJECTIVES.get(config.objective)
         self.rule = UpdateRule(config.update == "adaptive", config.clip)
         self.momentum = Momentum(config.momentum)
         self.scales = {name: trainable.scales.get(name, 1.0) for name in trainable.names}
@@ -54,7 +60,7 @@ class MeZO:
             Direction(config.seed, step, index, config.directions, self.scales) for index in range(config.queries)
         ]
         # Frozen first layers give every side the same hidden states: they run at most once a step.
-        prefix = self.scorer.prefix(batch)
+        prefix = self.scorer.prefix(batch) if self.of_answers is None else None
         estimate = self.estimator(lambda points: self.losses(batch, points, prefix), directions, config.eps)
         # Rounded as a journal keeps them, so that what is made of its records is what was made here.
         loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
@@ -96,11 +102,13 @@ class MeZO:
         Args:
             prefix: what the scorer's `prefix` gives for the batch, where it is at hand.
         """
-        prefix = self.scorer.prefix(batch) if prefix is None else prefix
         views = [self.causal.view(direction, eps) for direction, eps in points]
+        if self.of_answers is not None:
+            return [float(self.of_answers(batch, view).mean()) for view in views]
+        prefix = self.scorer.prefix(batch) if prefix is None else prefix
         if self.config.sides == "stacked":
-            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix, self.measure)]
-        return [float(self.scorer.losses(batch, view, prefix, self.measure).mean()) for view in views]
+            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix, self.of_scores)]
+        return [float(self.scorer.losses(batch, view, prefix, self.of_scores).mean()) for view in views]
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""

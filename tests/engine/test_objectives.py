@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mlxzo import events
+from mlxzo.cli import main
 from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
-from mlxzo.objectives import OBJECTIVES
+from mlxzo.methods.mezo import MeZO
+from mlxzo.objectives import SCORE_OBJECTIVES
 from mlxzo.runs import RunDirectory
 from mlxzo.session import open_session
 from mlxzo.trainer import Stuck
@@ -28,9 +32,9 @@ def test_objectives_are_what_their_names_say():
     target = random.integers(0, 3, 200)
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     right = shares[np.arange(200), target]
-    assert np.allclose(OBJECTIVES["loss"](scores, target), -np.log(right))
-    assert np.allclose(OBJECTIVES["soft-accuracy"](scores, target), 1 - right)
-    wrong = OBJECTIVES["accuracy"](scores, target)
+    assert np.allclose(SCORE_OBJECTIVES["loss"](scores, target), -np.log(right))
+    assert np.allclose(SCORE_OBJECTIVES["soft-accuracy"](scores, target), 1 - right)
+    wrong = SCORE_OBJECTIVES["accuracy"](scores, target)
     assert wrong.tolist() == [float(row.argmax() != t) for row, t in zip(scores, target, strict=True)]
 
 
@@ -44,7 +48,7 @@ def test_a_step_follows_the_difference_of_its_objective(objective, kind):
     means = []
     for eps in (0.05, -0.05):
         scores = method.scorer.scores(batch, method.causal.view(direction, eps))
-        pairs = [OBJECTIVES[objective](grid, part.target) for grid, part in zip(scores, batch.parts, strict=True)]
+        pairs = [SCORE_OBJECTIVES[objective](grid, part.target) for grid, part in zip(scores, batch.parts, strict=True)]
         means.append(float(np.concatenate(pairs).mean()))
     result = method.step(0, batch)
     assert result.directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
@@ -84,11 +88,16 @@ def test_the_user_is_told_once_of_directions_that_tell_nothing():
     [
         ({"method": "bp"}, "objective: accuracy is for the method mezo"),
         ({"probe": "lr"}, "probe: it measures the loss"),
+        ({"objective": "reward"}, "reward needs a judge"),
+        ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "either --reward-command or"),
+        ({"objective": "reward", "reward_function": "__import__('os')"}, "expected MODULE:FUNCTION"),
+        ({"reward_command": "a"}, "it is for the objective reward"),
+        ({"objective": "f1", "scope": "lora", "sides": "stacked"}, "written one copy of the weights at a time"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        RunConfig(objective="accuracy", **options)
+        RunConfig(**{"objective": "accuracy", **options})
 
 
 def test_completions_have_no_answers_to_choose_among(model, tmp_path):
@@ -97,3 +106,78 @@ def test_completions_have_no_answers_to_choose_among(model, tmp_path):
     config = RunConfig(model=str(model), task="custom", data=str(tmp_path), objective="accuracy").resolved()
     with pytest.raises(ConfigError, match="needs answers to choose among"):
         open_session(config, lambda event: None)
+
+
+LENGTH_JUDGE = "import json, sys\nfor line in sys.stdin:\n" + (
+    "    print(json.dumps({'score': len(json.loads(line)['answer']) / 100}), flush=True)\n"
+)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Completions, of which a judge looks at the answers alone."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    rows = "".join(json.dumps({"prompt": f"number {i} is", "completion": " fine"}) + "\n" for i in range(6))
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text(rows)
+    return folder
+
+
+def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
+    """By hand: write both sides' answers, and measure them."""
+    config = RunConfig(model=str(model), task="custom", data=str(prompts), scope="full", eps=0.05, batch_size=6)
+    config = replace(config, objective="reward", reward_function="unused:here").resolved()
+    session = open_session(config, lambda event: None)
+    session.judge = Lengths()
+    method = MeZO(session.scorer, session.trainable, config, session.of_answers())
+    batch = session.batch(session.splits["train"])
+    means = []
+    for eps in (0.05, -0.05):
+        view = session.causal.view(Direction(0, 0, 0, "sign", method.scales), eps)
+        answers = session.write("train", session.data.train, view=view)
+        means.append(sum(1 - len(answer) / 100 for answer in answers) / 6)
+    assert means[0] != means[1]
+    assert method.step(0, batch).directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
+    assert session.metric == "reward"
+
+
+class Lengths:
+    """A judge that likes long answers."""
+
+    def scores(self, answers):
+        return [len(answer.answer) / 100 for answer in answers]
+
+
+def test_a_reward_runs_only_where_the_user_says_so(model, prompts, tmp_path, monkeypatch, capsys):
+    (tmp_path / "judge.py").write_text(LENGTH_JUDGE)
+    monkeypatch.chdir(tmp_path)
+    config = {"model": str(model), "task": "custom", "data": str(prompts), "objective": "reward", "steps": 4}
+    config |= {
+        "reward_command": f"{sys.executable} judge.py",
+        "scope": "last-1",
+        "batch_size": 3,
+        "eps": 0.02,
+        "lr": 0.01,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps({**config, "out": str(tmp_path / "runs"), "name": "r"}))
+    assert main(["train", "--config", "run.yaml"]) == 2
+    assert "--allow-code" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert main(["train", "--config", "run.yaml", "--allow-code", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["metric"] == "reward" and result["zero_shot"]["validation"]["value"] > 0
+    # A worker that is asked without the user's word runs nothing either.
+    run = RunDirectory.create(RunConfig.from_mapping({**config, "out": str(tmp_path), "name": "again"}).resolved())
+    failed = train(run)
+    assert failed.exit_code == 2 and "wants to run" in failed.message
+
+
+def test_a_judge_that_fails_ends_the_run_in_words_and_leaves_a_state(model, prompts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text("import sys\nsys.stdin.readline()\nsys.exit('out of ideas')\n")
+    options = ["--model", str(model), "--task", "custom", "--data", str(prompts), "--out", "runs", "--name", "r"]
+    judge = ["--objective", "reward", "--reward-command", f"{sys.executable} judge.py", "--allow-code"]
+    assert main(["train", *options, *judge, "--scope", "last-1"]) == 4
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "ended with exit code 1" in shown and "out of ideas" in shown and "Traceback" not in shown
+    assert (tmp_path / "runs" / "r" / "checkpoints" / "best.safetensors").exists()
