@@ -211,7 +211,10 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         if whole_text:
             start = max(1, start)
         if start >= len(joined):
-            raise DataError(f"the candidate {candidate!r} adds no token to its prompt", "change the label word")
+            raise DataError(
+                f"the candidate {candidate!r} adds no token to its prompt",
+                "change the label word, or leave the row out",
+            )
         if start == 0:
             raise DataError("a prompt is empty", "give every example some text before its answer")
         split.append((joined[:start], joined[start:]))

@@ -120,7 +120,7 @@ def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
             },
             ["--data", "{tmp}"],
             4,
-            ["neutral", "negative, positive"],
+            ["neutral", "negative or positive"],
         ),
         ({"config.json": '{"model_type": "llama"}'}, ["--model", "{tmp}"], 4, ["tokenizer"]),
         ({}, ["--model", "someone/unheard-of"], 4, ["HF_HUB_OFFLINE", "mirror"]),

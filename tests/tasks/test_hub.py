@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from mlxzo.errors import DataError
-from mlxzo.tasks.hub import VALIDATION_ROWS, read_parquet
+from mlxzo.tasks.hub import TEST_ROWS, VALIDATION_ROWS, read_parquet
 from mlxzo.tasks.registry import get_task
 
 ROOT = Path(__file__).parents[2]
@@ -154,3 +154,15 @@ def test_a_file_that_is_not_what_the_task_expects_is_explained(tmp_path, columns
     with pytest.raises(DataError) as caught:
         read_parquet(get_task("sst2"), str(path))
     assert sentence in caught.value.message
+
+
+def test_without_a_public_validation_split_test_rows_are_training_rows_that_nothing_else_uses(tmp_path, hub):
+    endpoint, files, _ = hub
+    source, path, count = get_task("sms_spam").hub, tmp_path / "served.parquet", TEST_ROWS + VALIDATION_ROWS + 30
+    columns = {"sms": [f"message {i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
+    parquet.write_table(pyarrow.table(columns), path)
+    files[f"/datasets/{source.repo}/resolve/{source.revision}/{source.train}"] = path.read_bytes()
+    everything = {"train_examples": None, "validation_examples": None, "test_examples": None}
+    found, _ = load(tmp_path, endpoint, task="sms_spam", **everything)
+    assert [len(found[split]) for split in ("train", "validation", "test")] == [30, VALIDATION_ROWS, TEST_ROWS]
+    assert len({*found["train"], *found["validation"], *found["test"]}) == count

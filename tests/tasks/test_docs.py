@@ -1,0 +1,34 @@
+"""docs/tasks.md: its generated part is that of the tasks as they are, and its examples work."""
+
+import ast
+import json
+import re
+
+from bench.task_table import PAGE, page
+from mlxzo.config import RunConfig
+from mlxzo.tasks.registry import get_task, load_task, task_names
+
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+def test_the_generated_part_is_up_to_date():
+    assert page(TEXT) == TEXT, "run `python -m bench.task_table`"
+    assert all(f"| `{name}` |" in TEXT for name in task_names())
+
+
+def test_the_task_in_a_file_and_its_table_are_read(tmp_path):
+    (task,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (table,) = re.findall(r"```\n(title,.*?)```", TEXT, re.DOTALL)
+    assert len(task.splitlines()) <= 20
+    (tmp_path / "opinions.yaml").write_text(task)
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text(table)
+    data = load_task(RunConfig(task=str(tmp_path / "opinions.yaml"), data=str(tmp_path)))
+    assert [len(data.train), len(data.validation)] == [2, 2]
+    assert data.task.labels == ("great", "dull")
+
+
+def test_the_task_as_a_class_is_the_one_in_the_package():
+    (shown,) = re.findall(r"template = (\'.*?\')\n    classes", TEXT)
+    assert get_task("rte").template == ast.literal_eval(shown)
+    assert json.dumps(get_task("rte").description) in TEXT
