@@ -18,7 +18,6 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo import events
 from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
@@ -353,9 +352,8 @@ def _details(entry: Entry) -> Table:
         ("zero-shot", entry.before),
         ("tuned", entry.after),
     ]
-    last = entry.run.last_event(events.Failed)
-    if entry.status in ("failed", "died", "interrupted") and isinstance(last, events.Failed):
-        rows += [("why", last.message), ("fix", last.fix)]
+    if entry.status in ("failed", "died", "interrupted") and entry.failed is not None:
+        rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":
         rows.append(("why", "its process is gone and left no word, most often because memory ran out"))
     rows.append(("folder", os.path.relpath(entry.run.path)))

@@ -118,7 +118,8 @@ class Field(Vertical):
         if self._option.choices and self._default is not None:
             control = Pick(self._option.choices, self._default, id=name, help=self.help)
         else:
-            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False)
+            # Values are checked together; Textual's own check would style a field anew whenever it is left.
+            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False, validate_on=())
         control.styles.margin = (0, len(self._option.unit) + 1 if self._option.unit else 0, 0, _NAME_WIDTH)
         yield control
 
