@@ -140,6 +140,7 @@ def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
         await pilot.press("b")
         await wait_for(pilot, "2 of 3 ·")
         assert {path.name for path in grid.items} == {"sweep-a", "sweep-b"}
+        await wait_for(pilot, "✗ died        b  ")
         # A worker takes up the run that had died, at step 31 of 300: with the one that waits, 1.9 runs of 600 s each.
         with (root / "sweep-b" / "worker.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -61,6 +61,8 @@ class Pick(Widget, can_focus=True):
             # Too narrow for all words: the one that holds, and which of how many it is.
             place = f" {self.choices.index(self.value) + 1}/{len(self.choices)}"
             chosen, other = (self.get_component_rich_style(f"pick--{name}") for name in ("chosen", "other"))
+            if len(self.value) + 4 + len(place) > width:
+                place = ""
             parts = [Segment("◂ ", other), Segment(self.value, chosen), Segment(" ▸", other), Segment(place, other)]
             return Strip(parts).adjust_cell_length(width, self.rich_style)
         segments = []
@@ -68,7 +70,7 @@ class Pick(Widget, can_focus=True):
             name = "chosen" if choice == self.value else "other"
             style: Style = self.get_component_rich_style(f"pick--{name}")
             mark = "●" if choice == self.value else "○"
-            segments.append(Segment(f"{mark} {choice}".ljust(wide), style))
+            segments += [Segment(f"{mark} {choice}", style), Segment(" " * (wide - len(choice) - 2), self.rich_style)]
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
     def _widths(self) -> list[int]:
