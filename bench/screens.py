@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory
 from tui.app import DEMO, MlxzoApp
+from tui.preferences import Preferences
 
 from .svg import portable
 
@@ -39,7 +40,9 @@ def main() -> None:
         if arguments.race:
             scenes["race"] = _race([RunDirectory.open(name) for name in arguments.race])
         for name, scene in scenes.items():
-            svg = asyncio.run(_shot(MlxzoApp(root=folder), scene, (width, height)))
+            # The user's own theme and panels are not those of the pictures.
+            app = MlxzoApp(root=folder, preferences=Preferences(Path(folder) / "tui.json"))
+            svg = asyncio.run(_shot(app, scene, (width, height)))
             (arguments.out / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ def kept_rows(run: RunDirectory | None, history: History) -> list[tuple[str, str
     steps, journal = (None, "") if run is None else _journal(run)
     if journal:
         rows.append(("journal", journal))
-    rows.append(("snapshot", _saved(*snapshot) if snapshot else "none yet: one comes every ten minutes"))
+    rows.append(("snapshot", _saved(*snapshot) if snapshot else "none yet; one every ten minutes"))
     if run is not None and not isinstance(history.outcome, events.Finished):
         rows.append(("resumable", _resumable(steps, snapshot[0].step if snapshot else 0)))
     return rows
@@ -48,7 +48,7 @@ def _journal(run: RunDirectory) -> tuple[int | None, str]:
 def _resumable(steps: int | None, snapshot: int) -> str:
     """From which step a run would go on."""
     if steps is None:
-        return f"from step {snapshot}, the snapshot" if snapshot else "from the start: there is no snapshot yet"
+        return f"from step {snapshot}, the snapshot" if snapshot else "from the start: no snapshot yet"
     if steps < snapshot:
         return "no: the journal ends before the snapshot"
-    return f"from step {steps}" + (f": the snapshot and {steps - snapshot} steps of the journal" if snapshot else "")
+    return f"from step {steps}" + (f" (snapshot + {steps - snapshot} steps)" if snapshot else "")

@@ -40,6 +40,8 @@ class Entry:
     """The tuned metric, to sort by; minus infinity where there is none."""
     stamp: float
     """When its events last changed, as the line was read."""
+    failed: events.Failed | None = None
+    """Why it ended early, where it told."""
 
     @property
     def words(self) -> str:
@@ -72,10 +74,12 @@ def read_entry(run: RunDirectory) -> Entry:
     status = "finished" if result is not None and not run.worker_is_alive() else run.status
     before, after = evaluations(result)
     steps = _whole(config.get("steps"))
-    step = steps
+    step, last = steps, None
     if status != "finished":
-        last = run.last_event(events.Step)
-        step = last.step if isinstance(last, events.Step) else 0
+        reached = run.last_event(events.Step)
+        step = reached.step if isinstance(reached, events.Step) else 0
+        # Beside steps, so that the end of the file is enough to know that there is none.
+        last = run.last_event(events.Failed, events.Step, events.Phase)
     return Entry(
         run=run,
         started=run.started(),
@@ -90,6 +94,7 @@ def read_entry(run: RunDirectory) -> Entry:
         after=_metric(after),
         value=float(after["value"]) if after and isinstance(after.get("value"), int | float) else float("-inf"),
         stamp=stamp,
+        failed=last if isinstance(last, events.Failed) else None,
     )
 
 

@@ -19,6 +19,13 @@ from tui.app import DEMO
 from tui.feed import RunFeed
 
 
+@pytest.fixture(autouse=True)
+def _own_preferences(request, monkeypatch, tmp_path):
+    """What one test chooses in the app is not chosen in the next."""
+    if "slow" not in request.keywords:
+        monkeypatch.setenv("MLXZO_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A folder of runs, still empty."""

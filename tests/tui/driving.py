@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from textual.pilot import Pilot
 
 from tui.app import MlxzoApp
 
+LOOK_SECONDS = 0.02
 SIZES = [(80, 24), (120, 40), (200, 60)]
 
 
@@ -23,6 +24,18 @@ def drive(app: MlxzoApp, scenario: Callable[[Pilot], Awaitable[Any]], size: tupl
             return await scenario(pilot)
 
     return asyncio.run(play())
+
+
+async def every_size(pilot: Pilot) -> AsyncIterator[tuple[int, int]]:
+    """Makes the terminal each of the sizes in turn, as a user does who resizes it at any moment."""
+    for size in SIZES:
+        await pilot.resize_terminal(*size)
+        yield size
+
+
+async def fills(pilot: Pilot, size: tuple[int, int]) -> None:
+    """Waits until every line is as wide as the terminal, and there are as many as it has."""
+    await wait_for(pilot, lambda: [len(line) for line in screen_text(pilot).splitlines()] == [size[0]] * size[1])
 
 
 def screen_text(pilot: Pilot) -> str:
@@ -41,5 +54,5 @@ async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float 
         if text() if callable(text) else text in shown:
             return shown
         # Not pilot.pause, which asks every widget whether it is done: here only what is seen counts.
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(LOOK_SECONDS)
     raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")

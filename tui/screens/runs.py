@@ -18,7 +18,6 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo import events
 from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
@@ -49,6 +48,8 @@ _COLUMNS = (
     Column("after", "tuned", 7, right=True),
     Column("started", "started", 16, from_width=100),
 )
+# The runs of one batch are told apart by what it calls them.
+_BATCH_COLUMNS = tuple(Column("name", "run", 0) if column.key == "model" else column for column in _COLUMNS)
 _SORTS = {
     "started": lambda entry: -entry.started,
     "tuned": lambda entry: -entry.value,
@@ -177,7 +178,9 @@ class Runs(Page):
             found = [e for e in found if batch is not None and batch.holds(e.run.id)]
         found.sort(key=lambda entry: -entry.started)
         found.sort(key=_SORTS[self._sort])
-        self.query_one(Grid).show([entry.run.path for entry in found])
+        grid = self.query_one(Grid)
+        grid.show_columns(_BATCH_COLUMNS if self._batch else _COLUMNS)
+        grid.show([entry.run.path for entry in found])
         total = len(self._entries)
         frame = self.query_one("#runs-list")
         frame.border_title = f"Runs in {self.app.root}"
@@ -207,6 +210,8 @@ class Runs(Page):
             return "◆" if path in self._marked else " "
         if key == "status":
             return f"{MARKS[entry.status]} {entry.status}"
+        if key == "name":
+            return printable(entry.run.id.removeprefix(f"{self._batch}-"))
         if key == "steps":
             return f"{entry.step}/{entry.steps}"
         if key == "started":
@@ -353,9 +358,8 @@ def _details(entry: Entry) -> Table:
         ("zero-shot", entry.before),
         ("tuned", entry.after),
     ]
-    last = entry.run.last_event(events.Failed)
-    if entry.status in ("failed", "died", "interrupted") and isinstance(last, events.Failed):
-        rows += [("why", last.message), ("fix", last.fix)]
+    if entry.status in ("failed", "died", "interrupted") and entry.failed is not None:
+        rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":
         rows.append(("why", "its process is gone and left no word, most often because memory ran out"))
     rows.append(("folder", os.path.relpath(entry.run.path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,7 @@ class Setup(Page):
         self._checked = Checked(None)
         self._fits: dict[str, Prediction | None] = {}
         self._settling: Any = None
+        self._written: dict[str, object] = {}
         self._total_bytes, _ = system_memory()
 
     # Layout
@@ -300,12 +302,20 @@ class Setup(Page):
         self.app.call_from_thread(self._take, checked)
         if checked.config is None:
             return
+        # What was found so far is drawn before the fits of all models keep the processor busy.
+        time.sleep(_SETTLE_SECONDS)
         data = sizes(checked.data, checked.config)
         for name in load_registry():
             if worker.is_cancelled:
                 return
             self._fits[name] = predict(checked.config, name, data, advise=False)
-        self.app.call_from_thread(self.query_one("#model-list", Grid).redraw)
+        if not worker.is_cancelled:
+            self.app.call_from_thread(self._redraw_models)
+
+    def _redraw_models(self) -> None:
+        # The app may have closed meanwhile.
+        if self.is_running:
+            self.query_one("#model-list", Grid).redraw()
 
     def _take(self, checked: Checked) -> None:
         if not self.is_running:
@@ -316,33 +326,43 @@ class Setup(Page):
         for field in self.query(Field):
             usual = getattr(config, field.name_of_option) if config is not None else None
             field.say(told.get(field.name_of_option, ""), usual)
-        method = config.method if config is not None else self.values().get("method", "mezo")
+        values = self.values()
+        method = config.method if config is not None else values.get("method", "mezo")
         self.query_one("#group-mezo").display = method == "mezo"
         self.query_one("#group-backpropagation").display = method == "bp"
-        self.query_one("#group-lora").display = "lora" in str(self.values().get("scope", ""))
+        self.query_one("#group-lora").display = "lora" in str(values.get("scope", ""))
         self.query_one("#models").border_title = f"Model · {printable(Path(self._model_name).name)}"
-        self.query_one("#tasks").border_title = f"Task · {printable(str(self.values()['task']))}"
-        self.query_one("#preview", Static).update(preview(checked))
+        self.query_one("#tasks").border_title = f"Task · {printable(str(values['task']))}"
+        self._write("#preview", preview(checked))
         _, available = system_memory()
-        self.query_one("#machine", Static).update(
-            f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}"
-        )
+        self._write("#machine", f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}")
         self._show_plan(checked)
         reason = checked.reason
         self.query_one("#start", Button).disabled = bool(reason)
         self.query_one("#race", Button).disabled = bool(reason)
-        self.query_one("#reason", Static).update(f"✗ {printable(reason)}" if reason else "✓ ready to start")
+        self._write("#reason", f"✗ {printable(reason)}" if reason else "✓ ready to start")
         self.query_one("#reason").set_class(bool(reason), "-wrong")
         self.query_one("#model-list", Grid).redraw()
+
+    def _write(self, selector: str, content: Text | Group | str, key: object = None) -> None:
+        """Puts words in their place, and nothing where they are there already: that would lay out the whole screen.
+
+        Args:
+            key: what tells contents apart that do not compare.
+        """
+        if self._written.get(selector) != (key or content):
+            self._written[selector] = key or content
+            self.query_one(selector, Static).update(content)
 
     def _show_plan(self, checked: Checked) -> None:
         bar, plan = self.query_one(PeakBar), checked.plan
         cap = checked.config.memory_cap_bytes if checked.config is not None else None
         bar.show([part.bytes for part in plan.parts] if plan is not None else (), cap)
-        text = self.query_one("#plan-text", Static)
         if plan is None:
             known = "The figures of this model are not on this machine yet: they come with it when the run starts."
-            text.update("The plan appears when the options are right." if checked.config is None else known)
+            self._write(
+                "#plan-text", "The plan appears when the options are right." if checked.config is None else known
+            )
             return
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
         table.add_column(width=1)
@@ -355,7 +375,7 @@ class Setup(Page):
         words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
         if plan.problem is not None:
             words.insert(0, Text(printable(f"✗ {plan.problem.message}\n  {plan.problem.fix}")))
-        text.update(Group(table, "", *words))
+        self._write("#plan-text", Group(table, "", *words), key=(plan, checked.time))
 
     # Actions
 

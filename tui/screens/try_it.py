@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
@@ -28,6 +29,7 @@ from .monitor import Panel
 from .page import Page
 
 _TOKENS = "40"
+_SPEAKERS = {"base": "the model before training", "tuned": "the best state of the run"}
 _NOTHING = (
     "No run chosen.\n\n"
     "F2  choose a finished run and press t: it goes on from your prompt beside the model that it was made of.\n"
@@ -68,8 +70,8 @@ class TryIt(Page):
             yield Input(_TOKENS, id="tokens", compact=True, type="integer", max_length=4)
             yield Static(id="try-state", markup=False)
         with Horizontal(id="answers"):
-            yield Panel(id="base", title="Base", help="The model before training.")
-            yield Panel(id="tuned", title="Tuned", help="The best state of the run.")
+            for name, who in _SPEAKERS.items():
+                yield Panel(id=name, title=name.capitalize(), help=f"How {who} goes on from the prompt.")
 
     def on_screen_resume(self) -> None:
         run = self.app.tried
@@ -80,12 +82,14 @@ class TryIt(Page):
             return
         self._shown = run
         self.query_one("#prompt").border_subtitle = run.id
-        for name in ("base", "tuned"):
-            self.query_one(f"#{name}", Panel).show("")
+        for name, who in _SPEAKERS.items():
+            self.query_one(f"#{name}", Panel).show(Text(f"How {who} goes on from the prompt appears here.", "dim"))
         # Where the task has no example of its own, an empty prompt is better than none.
+        prompt = self.query_one(TextArea)
         with contextlib.suppress(MlxzoError):
-            self.query_one(TextArea).text = get_task(run.config.task).example_prompt()
-        self.query_one(TextArea).focus()
+            prompt.text = get_task(run.config.task).example_prompt()
+        prompt.move_cursor(prompt.document.end)
+        prompt.focus()
 
     def on_screen_suspend(self) -> None:
         # A dialog over the screen is no reason to load the model again.
@@ -130,7 +134,7 @@ class TryIt(Page):
 
     @work(exclusive=True, group="generate")
     async def _generate(self, run: RunDirectory, prompt: str, tokens: int) -> None:
-        texts = {"base": "", "tuned": ""}
+        texts = dict.fromkeys(_SPEAKERS, "")
         for name in texts:
             self.query_one(f"#{name}", Panel).show("")
         state = self.query_one("#try-state", Static)

@@ -357,13 +357,14 @@ class Chart(Widget, can_focus=True):
             place = float(window.across(np.array(moment.x)))
             if 0 <= place < 1:
                 canvas.upright(int(place * canvas.width), moment.label)
+        for series in self._series:
+            canvas.marks(series, window)
+        # Last, so that the words find a place beside the marks.
         used: list[tuple[int, int]] = []
         for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
             row = _row(window, rule.y, canvas.height)
             if row is not None:
                 canvas.rule(row, rule, right=number % 2 == 0, used=used)
-        for series in self._series:
-            canvas.marks(series, window)
         if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
             canvas.upright(self._pointer - self._plot[0], "", "┊")
 
@@ -457,14 +458,18 @@ class _Canvas:
         clear = [begin for begin in places if free[begin : begin + len(label)].all()]
         for begin in (clear or (places if rule.over else []))[:1]:
             used.append((row, begin))
+            # Of words that are covered in part, nothing is left.
+            while begin and chr(self._glyphs[row, begin - 1]).isalpha():
+                begin, label = begin - 1, f" {label}"
             self._write(row, begin, label, rule.style)
 
     def upright(self, column: int, label: str, glyph: str = "┆") -> None:
         free = self._glyphs[:, column] == ord(" ")
         self._glyphs[free, column] = ord(glyph)
         self._owners[free, column] = STYLES.index("faint" if label else "text")
-        room = self._glyphs[0, column + 1 : column + 1 + len(label)]
-        if label and len(room) == len(label) and (room == ord(" ")).all():
+        # One more cell than the words take, so that they do not run into others.
+        room = self._glyphs[0, column : column + 2 + len(label)]
+        if label and len(room) == len(label) + 2 and free[0] and (room[1:] == ord(" ")).all():
             self._write(0, column + 1, label, "axis")
 
     def marks(self, series: Series, window: Window) -> None:

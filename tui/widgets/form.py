@@ -61,6 +61,8 @@ class Pick(Widget, can_focus=True):
             # Too narrow for all words: the one that holds, and which of how many it is.
             place = f" {self.choices.index(self.value) + 1}/{len(self.choices)}"
             chosen, other = (self.get_component_rich_style(f"pick--{name}") for name in ("chosen", "other"))
+            if len(self.value) + 4 + len(place) > width:
+                place = ""
             parts = [Segment("◂ ", other), Segment(self.value, chosen), Segment(" ▸", other), Segment(place, other)]
             return Strip(parts).adjust_cell_length(width, self.rich_style)
         segments = []
@@ -68,7 +70,7 @@ class Pick(Widget, can_focus=True):
             name = "chosen" if choice == self.value else "other"
             style: Style = self.get_component_rich_style(f"pick--{name}")
             mark = "●" if choice == self.value else "○"
-            segments.append(Segment(f"{mark} {choice}".ljust(wide), style))
+            segments += [Segment(f"{mark} {choice}", style), Segment(" " * (wide - len(choice) - 2), self.rich_style)]
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
     def _widths(self) -> list[int]:
@@ -118,7 +120,8 @@ class Field(Vertical):
         if self._option.choices and self._default is not None:
             control = Pick(self._option.choices, self._default, id=name, help=self.help)
         else:
-            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False)
+            # Values are checked together; Textual's own check would style a field anew whenever it is left.
+            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False, validate_on=())
         control.styles.margin = (0, len(self._option.unit) + 1 if self._option.unit else 0, 0, _NAME_WIDTH)
         yield control
 

@@ -111,6 +111,11 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
         self.refresh()
         self.post_message(self.Moved(self, self.item))
 
+    def show_columns(self, columns: Sequence[Column]) -> None:
+        """Replaces the columns."""
+        self._columns = columns
+        self.refresh()
+
     def redraw(self) -> None:
         """Draws the same items again, whose cells say something else by now."""
         self.refresh()

@@ -51,4 +51,6 @@ class Navigation(Horizontal):
 
     def _show_memory(self) -> None:
         total, available = system_memory()
-        self.query_one(".machine", Static).update(f"{format_bytes(available)} of {format_bytes(total)} free")
+        # Its place is the same whatever it says: without `layout=False` the whole screen would be laid out again.
+        words = f"{format_bytes(available)} of {format_bytes(total)} free"
+        self.query_one(".machine", Static).update(words, layout=False)
