@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
+from textual.css.query import NoMatches
 from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
@@ -38,6 +40,14 @@ class Page(Screen[None]):
         # A place stays to the end of the app. Looking through it for garbage again and again would hold up keys, a
         # tenth of a second and more each time.
         self.call_after_refresh(gc.freeze)
+
+    def tell(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Calls a method of this page with what a thread has found, on the app's own thread.
+
+        Of a page that closes meanwhile the widgets go first: then there is nobody left to be told.
+        """
+        with suppress(NoMatches):
+            self.app.call_from_thread(callback, *arguments)
 
     def on_descendant_focus(self) -> None:
         self._mark_frame()

@@ -139,8 +139,8 @@ class Runs(Page):
             for entries in in_batches(due, 40, 200):
                 if worker.is_cancelled:
                     return
-                self.app.call_from_thread(self._take, entries)
-            self.app.call_from_thread(self._keep, {run.path for run in runs}, batches)
+                self.tell(self._take, entries)
+            self.tell(self._keep, {run.path for run in runs}, batches)
         finally:
             self._reading = False
 

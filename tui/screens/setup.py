@@ -299,7 +299,7 @@ class Setup(Page):
         checked = check(values)
         if worker.is_cancelled:
             return
-        self.app.call_from_thread(self._take, checked)
+        self.tell(self._take, checked)
         if checked.config is None:
             return
         # What was found so far is drawn before the fits of all models keep the processor busy.
@@ -310,7 +310,7 @@ class Setup(Page):
                 return
             self._fits[name] = predict(checked.config, name, data, advise=False)
         if not worker.is_cancelled:
-            self.app.call_from_thread(self._redraw_models)
+            self.tell(self._redraw_models)
 
     def _redraw_models(self) -> None:
         # The app may have closed meanwhile.
