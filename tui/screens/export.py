@@ -90,10 +90,13 @@ class ExportDialog(ModalScreen[None]):
             return
         self.query_one("#form-help", Static).update(_FORMS[event.value])
         self.query_one("#weights-line").display = event.value == "fused"
-        target = self.query_one("#export-to", Input)
-        # A place that the user named stays.
-        if target.value in {default_out(self._run.id, form) for form in _FORMS}:
-            target.value = default_out(self._run.id, event.value)
+        self.query_one("#export-to", Input).value = self._target(event.value)
+
+    def _target(self, form: str) -> str:
+        """Where a form goes: a place that the user named, or the usual one of the form."""
+        named = self.query_one("#export-to", Input).value.strip()
+        usual = {default_out(self._run.id, form) for form in _FORMS}
+        return default_out(self._run.id, form) if named in usual else named
 
     def on_input_submitted(self) -> None:
         self.action_export()
@@ -111,13 +114,15 @@ class ExportDialog(ModalScreen[None]):
         """Starts the command with what the dialog says."""
         if self._child is not None or self._made is not None:
             return
-        target = self.query_one("#export-to", Input).value.strip()
+        form = self.query_one("#form", Pick).value
+        # The field may not say it yet where a key follows another at once.
+        target = self._target(form)
         if not target:
             self._say("✗ There is no place to write to: name a folder, or a file for a journal.")
             return
-        words = ["export", str(self._run.path), "--to", self.query_one("#form", Pick).value, "--stream"]
+        words = ["export", str(self._run.path), "--to", form, "--stream"]
         words += ["--out", os.fspath(Path(target).expanduser().absolute())]
-        if self.query_one("#weights-line").display and self.query_one("#weights", Pick).value == "dequantized":
+        if form == "fused" and self.query_one("#weights", Pick).value == "dequantized":
             words.append("--dequantize")
         self._export(words)
 

@@ -357,7 +357,7 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
     elif feed.died:
         parts.append("its process is gone and left no word, most often because the system ran out of memory")
     else:
-        if step is not None and live:
+        if step is not None and live and step.step < step.steps:
             parts.append(f"{step.steps_per_second:.2f} steps/s")
             parts.append(f"ETA {format_seconds(step.eta_seconds)}")
         parts.append(f"elapsed {format_seconds(history.seconds)}")
