@@ -33,7 +33,7 @@ from bench.report import emit, machine, table
 from mlxzo.config import RunConfig
 from mlxzo.memory.coefficients import coefficient
 from mlxzo.memory.estimate import Data, Estimate, estimate
-from mlxzo.memory.meter import footprint_bytes
+from mlxzo.memory.meter import FootprintReader, footprint_bytes
 from mlxzo.memory.plan import needed_bytes
 from mlxzo.memory.shape import shape_of
 from mlxzo.supervisor import worker_environment
@@ -145,10 +145,8 @@ def measure(cell: Cell) -> dict[str, Any]:
     figures = _run(cell)
     stop.set()
     watcher.join()
-    if sys.platform == "linux":
-        import resource
-
-        highest.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # Linux remembers what was there between two readings. (getrusage would count the process that started this one.)
+    highest.append(FootprintReader().read()[1] or 0)
     return {**figures, "footprint_bytes": max(highest), "seconds": round(time.perf_counter() - began, 1)}
 
 

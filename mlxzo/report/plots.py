@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
-from tui.raster import BLANK, Window, curve
-
 from ..files import format_bytes
 from ..formatting import format_loss, format_metric, format_seconds
+
+# Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
+from ..raster import BLANK, Window, curve
 from .curves import Curves
 
 _HEIGHT = 5
