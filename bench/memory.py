@@ -4,7 +4,8 @@
     OPENBLAS_NUM_THREADS=1 python -m bench.memory --results bench/results/memory.jsonl --only 'gemma.*bp'
     python -m bench.memory --results bench/results/memory.jsonl --report
 
-A cell does what a run does: it loads the model, evaluates a few examples, takes two steps and saves what it trained.
+A cell does what a run does: it loads the model, evaluates a few examples, takes two steps, saves what it trained and
+loads that again.
 The examples are random tokens of one length. Measured are MLX's peak and the footprint: on Linux the highest RSS that
 the kernel saw, on macOS phys_footprint, read every 5 ms. A cell holds if its measured footprint is within the smallest
 cap that the planner would have let it run under.
@@ -164,7 +165,7 @@ def _run(cell: Cell) -> dict[str, int]:
     from mlxzo.models.scope import prepare
     from mlxzo.scoring import Scorer
     from mlxzo.session import compute_dtype, micro_batch_shapes, open_model
-    from mlxzo.states import save_state
+    from mlxzo.states import load_state, save_state
 
     mx.set_cache_limit(int(coefficient("default_cache_bytes")))
     config = cell.config
@@ -180,7 +181,9 @@ def _run(cell: Cell) -> dict[str, int]:
         shape = Shape(cell.tokens, cell.batch_size, cell.answer_tokens)
         method.step(step, make_batch(synthetic_examples(shape, ids, seed=step), shapes))
     with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder) / "state.safetensors", {name: causal.slots[name].get() for name in trainable.names})
+        state = Path(folder) / "state.safetensors"
+        save_state(state, {name: causal.slots[name].get() for name in trainable.names})
+        load_state(state, causal.slots, trainable.names)
     return {
         "peak_bytes": mx.get_peak_memory(),
         "active_bytes": mx.get_active_memory(),

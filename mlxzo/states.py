@@ -12,8 +12,14 @@ import numpy as np
 from .errors import DoesNotFit, ModelError
 from .files import disk_full, fsync_folder, is_disk_full, need_free_space
 from .models.causal import Slot
-from .models.loading import fingerprint
-from .models.safetensors_file import TensorPlan, safetensors_header, safetensors_problem, write_safetensors
+from .models.loading import described, fingerprint
+from .models.safetensors_file import (
+    TensorPlan,
+    safetensors_header,
+    safetensors_problem,
+    tensor_bytes,
+    write_safetensors,
+)
 
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 # Large tensors are copied out of MLX in pieces of about this many elements.
@@ -34,7 +40,7 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
     need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, purpose)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write_safetensors(temporary, _plans(parameters), metadata=_metadata(parameters, step))
+        write_safetensors(temporary, _plans(parameters), metadata=_metadata(fingerprint(parameters), step))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -47,6 +53,8 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
 
 def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> int:
     """Puts a saved state into the parameters `names` of a model; returns how many steps it has taken.
+
+    It is checked in small pieces before anything changes, and no parameter is held twice.
 
     Raises:
         ModelError: the file is missing or damaged, or is not of this model and scope (every difference is listed).
@@ -69,13 +77,25 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
         raise ModelError(f"the saved state {path} is of another model or scope", "name the run's own model", problems)
     step = int(metadata["step"]) if metadata.get("step", "").isdecimal() else -1
     # The header is looked at as well: every byte of the file is then one that was saved.
-    header = safetensors_header(_plans(state), _metadata(state, step))
+    header = safetensors_header(_plans(state), _metadata(_fingerprint_of_file(path, state), step))
     with path.open("rb") as file:
         if file.read(len(header)) != header:
             raise _damaged(path, "its bytes are not those that were saved")
     for name in names:
-        slots[name].set(state[name])
+        # The old value goes before the new one is read.
+        slots[name].set(state.pop(name))
+        mx.eval(slots[name].get())
     return step
+
+
+def _fingerprint_of_file(path: Path, tensors: Mapping[str, mx.array]) -> str:
+    """What `fingerprint` gives for the tensors of a file, which need not be in memory for it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(described(name, tensor))
+        for piece in tensor_bytes(path, name):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _damaged(path: Path, problem: str) -> ModelError:
@@ -86,8 +106,9 @@ def _plans(parameters: Mapping[str, mx.array]) -> list[TensorPlan]:
     return [TensorPlan(name, _DTYPES[p.dtype], p.shape, _pieces_of(p)) for name, p in parameters.items()]
 
 
-def _metadata(parameters: Mapping[str, mx.array], step: int) -> dict[str, str]:
-    check = hashlib.sha256(f"{step} {fingerprint(parameters)}".encode()).hexdigest()
+def _metadata(sha256: str, step: int) -> dict[str, str]:
+    """What the header says: the step, and a check of it and of the fingerprint of the tensors."""
+    check = hashlib.sha256(f"{step} {sha256}".encode()).hexdigest()
     return {"step": str(step), "sha256": check}
 
 

@@ -145,6 +145,11 @@ def weights_fingerprint(model: nn.Module) -> str:
     return fingerprint(dict(tree_flatten(model.parameters())))
 
 
+def described(name: str, tensor: mx.array) -> bytes:
+    """What a fingerprint takes in before a tensor's bytes."""
+    return f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
+
+
 def fingerprint(parameters: Mapping[str, mx.array]) -> str:
     """SHA-256, in hex, over the name, dtype, shape and bytes of parameters in the order of their names.
 
@@ -152,7 +157,7 @@ def fingerprint(parameters: Mapping[str, mx.array]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(parameters.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(described(name, tensor))
         # Bytes through an unsigned view: numpy knows no bfloat16.
         digest.update(memoryview(mx.contiguous(tensor).reshape(-1).view(mx.uint8)))
     return digest.hexdigest()

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+# A file is read in pieces of this size.
+_PIECE_BYTES = 1 << 22
+
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
 
 
@@ -51,6 +54,22 @@ def safetensors_problem(path: Path) -> str | None:
         return f"{path.name} is not a safetensors file"
     missing = 8 + header_bytes + end - size
     return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
+
+
+def tensor_bytes(path: Path, name: str) -> Iterator[bytes]:
+    """The bytes of one tensor of a file that is whole, in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(start - 8))[name]["data_offsets"]
+        file.seek(start + begin)
+        left = end - begin
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
+            yield piece
+            left -= len(piece)
 
 
 def safetensors_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:

@@ -38,3 +38,18 @@ def test_a_changed_bit_in_any_byte_is_detected(tmp_path):
         with pytest.raises(ModelError, match=r"state\.safetensors"):
             load_state(path, places, ("a", "b"))
         assert all(places[name].get() is value for name, value in PARAMETERS.items())
+
+
+def test_no_parameter_is_held_twice_while_a_state_is_loaded(tmp_path):
+    path, big = tmp_path / "state.safetensors", {str(i): mx.full((500_000,), float(i)) for i in range(10)}
+    mx.eval(list(big.values()))
+    save_state(path, big)
+    places = slots({name: mx.zeros((500_000,)) for name in big})
+    mx.eval([slot.get() for slot in places.values()])
+    del big
+    mx.clear_cache()
+    resting = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load_state(path, places, tuple(places))
+    assert mx.get_peak_memory() - resting <= 2_100_000
+    assert all(mx.all(places[str(i)].get() == i).item() for i in range(10))
