@@ -17,7 +17,7 @@ from .models.safetensors_file import (
     TensorPlan,
     safetensors_header,
     safetensors_problem,
-    tensor_bytes,
+    tensor_pieces,
     write_safetensors,
 )
 
@@ -91,9 +91,9 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
 def _fingerprint_of_file(path: Path, tensors: Mapping[str, mx.array]) -> str:
     """What `fingerprint` gives for the tensors of a file, which need not be in memory for it."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(described(name, tensor))
-        for piece in tensor_bytes(path, name):
+    for name, pieces in tensor_pieces(path, sorted(tensors)):
+        digest.update(described(name, tensors[name]))
+        for piece in pieces:
             digest.update(piece)
     return digest.hexdigest()
 

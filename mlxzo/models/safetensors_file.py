@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -56,20 +57,25 @@ def safetensors_problem(path: Path) -> str | None:
     return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
 
 
-def tensor_bytes(path: Path, name: str) -> Iterator[bytes]:
-    """The bytes of one tensor of a file that is whole, in pieces.
+def tensor_pieces(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The bytes of tensors of a file that is whole: each name with its pieces, to be read before the next is asked for.
 
     Raises:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        begin, end = json.loads(file.read(start - 8))[name]["data_offsets"]
-        file.seek(start + begin)
-        left = end - begin
-        while left and (piece := file.read(min(left, _PIECE_BYTES))):
-            yield piece
-            left -= len(piece)
+        header = json.loads(file.read(start - 8))
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            file.seek(start + begin)
+            yield name, _pieces(file, end - begin)
+
+
+def _pieces(file: BinaryIO, left: int) -> Iterator[bytes]:
+    while left and (piece := file.read(min(left, _PIECE_BYTES))):
+        yield piece
+        left -= len(piece)
 
 
 def safetensors_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
