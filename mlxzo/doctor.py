@@ -20,6 +20,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from .files import folder_contents
 from .home import mlxzo_home
 
 _PACKAGES = ("mlxzo", "mlx", "mlx-lm", "numpy", "huggingface_hub", "transformers", "tokenizers")
@@ -127,8 +128,8 @@ def _compiler() -> dict[str, Any]:
 
 def _cache() -> dict[str, Any]:
     home = mlxzo_home()
-    files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()] if home.is_dir() else []
-    return {"path": str(home), "bytes": sum(path.stat().st_size for path in files), "files": len(files)}
+    found = folder_contents(home)
+    return {"path": str(home), "bytes": found.bytes, "files": found.files}
 
 
 def _hub() -> dict[str, Any]:

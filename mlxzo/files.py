@@ -7,11 +7,13 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import DoesNotFit
 
@@ -108,6 +110,26 @@ def sha256_file(path: Path) -> str:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+class FolderContents(NamedTuple):
+    bytes: int
+    files: int
+
+
+def folder_contents(folder: Path) -> FolderContents:
+    """The size of the files anywhere in `folder`, links not counted; nothing if there is no such folder.
+
+    Others may add and remove files and folders meanwhile: what is gone is passed over.
+    """
+    sizes = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = Path(parent, name).lstat()
+                if stat.S_ISREG(status.st_mode):
+                    sizes.append(status.st_size)
+    return FolderContents(sum(sizes), len(sizes))
 
 
 def format_bytes(count: int) -> str:

