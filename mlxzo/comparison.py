@@ -34,7 +34,7 @@ from .run_sets import digest, read_name, read_seeds, slug
 
 # What contestants have in common, or there would be nothing to compare.
 COMMON = (
-    *("task", "data", "train_examples", "validation_examples", "test_examples"),
+    *("task", "data", "train_examples", "train_per_label", "validation_examples", "test_examples"),
     *("memory_cap", "max_seconds", "out"),
 )
 # Options of a run that a comparison sets by words of its own: contestants, minutes, seeds.

@@ -65,6 +65,13 @@ class RunConfig:
     train_examples: int | None = _option(
         1000, "training examples to use, drawn by the seed", "task", minimum=1, auto="all"
     )
+    train_per_label: int | None = _option(
+        None,
+        "training examples of each label (k-shot), drawn by the seed, in place of --train-examples",
+        "task",
+        minimum=1,
+        auto="as they come",
+    )
     validation_examples: int | None = _option(
         200, "validation examples to use at each evaluation", "task", minimum=1, auto="all"
     )

@@ -30,6 +30,7 @@ _OPTIONS = (
     "task",
     "data",
     "train_examples",
+    "train_per_label",
     "validation_examples",
     "test_examples",
     "max_tokens",

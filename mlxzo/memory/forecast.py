@@ -22,7 +22,16 @@ from .speed import Calibration, seconds_per_step
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that a run's rows and their sizes follow from.
-_DATA = ("task", "data", "train_examples", "validation_examples", "test_examples", "max_tokens", "seed")
+_DATA = (
+    "task",
+    "data",
+    "train_examples",
+    "train_per_label",
+    "validation_examples",
+    "test_examples",
+    "max_tokens",
+    "seed",
+)
 
 
 @dataclass(frozen=True)

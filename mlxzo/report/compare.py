@@ -245,10 +245,10 @@ class Report:
         return [run for run in self.runs if run.status == "finished"]
 
     def _data_differ(self) -> bool:
-        seen: dict[tuple[int, int | None], set[str]] = {}
+        seen: dict[tuple[int | None, ...], set[str]] = {}
         for run in self.runs:
             if "data_sha256" in run.environment:
-                key = (run.config.seed, run.config.train_examples)
+                key = (run.config.seed, run.config.train_examples, run.config.train_per_label)
                 seen.setdefault(key, set()).add(run.environment["data_sha256"])
         return any(len(hashes) > 1 for hashes in seen.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .from_yaml import read_task_yaml
 from .questions import Drop, Squad
 from .reading import FOLDER, bad_lines, read_rows, split_paths, to_examples
 from .reviews import Reviews
-from .sampling import sample
+from .sampling import sample, sample_of_each
 from .sst2 import Sst2
 from .superglue import Cb, MultiRc, Rte, Wic, Wsc
 from .topics import AgNews, SmsSpam, Trec
@@ -87,10 +88,36 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
             f"the task {task.name} has no data of its own",
             "pass --data DIR: " + FOLDER,
         )
-    train = sample(splits["train"], config.train_examples, "train", config.seed)
+    train = _training_examples(task, splits["train"], config)
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")
     return TaskData(task, tuple(train), tuple(validation), tuple(test), source, _sha256(train, validation, test))
+
+
+def _training_examples(task: Task, examples: list[Example], config: RunConfig) -> list[Example]:
+    """Those that the run trains on.
+
+    Raises:
+        ConfigError: so many of each label were asked for, and the task has no labels. DataError: a label has fewer.
+    """
+    key, wanted = ("train", config.seed), config.train_per_label
+    if wanted is None:
+        return sample(examples, config.train_examples, *key)
+    if not task.labels:
+        raise ConfigError(
+            f"train_per_label: the rows of the task {task.name} have no labels to count",
+            "use --train-examples",
+        )
+    chosen = sample_of_each(examples, lambda example: example.target, wanted, *key)
+    found = Counter(example.target for example in chosen)
+    few = [f"{label}: {found[place]}" for place, label in enumerate(task.labels) if found[place] < wanted]
+    if few:
+        raise DataError(
+            f"there are not {wanted} training rows of every label",
+            "ask for fewer by --train-per-label, or add rows",
+            few,
+        )
+    return chosen
 
 
 def _folder(text: str) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Hashable
 from hashlib import blake2b
+from typing import Any
 
 
 def stable_permutation(n: int, *key: str | int) -> list[int]:
@@ -24,3 +27,14 @@ def stable_permutation(n: int, *key: str | int) -> list[int]:
 def sample(rows: list, limit: int | None, *key: str | int) -> list:
     """The first `limit` rows (None: all) of the permutation under `key`: samples of one key are nested."""
     return [rows[i] for i in stable_permutation(len(rows), *key)[:limit]]
+
+
+def sample_of_each(rows: list, group: Callable[[Any], Hashable], count: int, *key: str | int) -> list:
+    """The first `count` rows of each group in the permutation under `key`, all of a group that has fewer."""
+    taken: Counter[Hashable] = Counter()
+    chosen = []
+    for row in sample(rows, None, *key):
+        taken[group(row)] += 1
+        if taken[group(row)] <= count:
+            chosen.append(row)
+    return chosen

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from mlxzo.config import RunConfig
+from mlxzo.errors import ConfigError, DataError
 from mlxzo.tasks.registry import load_task
 from mlxzo.tasks.sampling import stable_permutation
 
@@ -64,6 +67,31 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one(tmp_path):
     assert whole.train[:10] == small.train
     assert whole.validation[:10] == small.validation
     assert len(set(whole.train)) == len(set(whole.validation)) == 40
+
+
+def test_so_many_of_each_label_are_drawn_by_the_seed(tmp_path):
+    uneven = [text + "." * (number % 4 != 0) for number, text in enumerate(texts("train", 40))]
+    data = write(tmp_path / "d", uneven, texts("validation", 9))
+
+    def drawn(count, seed=0):
+        return load_task(RunConfig(task="sst2", data=data, train_per_label=count, train_examples=3, seed=seed)).train
+
+    targets = [example.target for example in drawn(8)]
+    assert sorted(targets) == [0] * 8 + [1] * 8
+    assert targets != sorted(targets)  # not label after label
+    assert set(drawn(2)) < set(drawn(5)) != set(drawn(5, seed=1))
+    rarer = min((len(text) % 2 for text in uneven), key=[len(text) % 2 for text in uneven].count)
+    few = [len(text) % 2 for text in uneven].count(rarer)
+    with pytest.raises(DataError, match=f"not {few + 1} training rows of every label") as caught:
+        drawn(few + 1)
+    assert caught.value.details == [f"{('terrible', 'great')[rarer]}: {few}"]
+
+
+def test_labels_that_a_task_does_not_have_cannot_be_counted(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    (tmp_path / "validation.jsonl").write_text('{"prompt": "c", "completion": "d"}\n')
+    with pytest.raises(ConfigError, match="no labels"):
+        load_task(RunConfig(task="custom", data=str(tmp_path), train_per_label=1))
 
 
 def test_the_hash_follows_the_rows_and_not_the_path(tmp_path):
