@@ -27,16 +27,13 @@ from typing import Any
 
 import yaml
 
-from .config import RunConfig, options
+from .config import DATA_OPTIONS, RunConfig, options
 from .errors import ConfigError, MlxzoError
 from .names import check_model, check_task
 from .run_sets import digest, read_name, read_seeds, slug
 
 # What contestants have in common, or there would be nothing to compare.
-COMMON = (
-    *("task", "data", "train_examples", "train_per_label", "validation_examples", "test_examples"),
-    *("memory_cap", "max_seconds", "out"),
-)
+COMMON = (*DATA_OPTIONS, "memory_cap", "max_seconds", "out")
 # Options of a run that a comparison sets by words of its own: contestants, minutes, seeds.
 _OWN = ("model", "max_seconds", "seed", "name")
 _OPTIONS = {field.name: field for field in options()}

@@ -446,6 +446,10 @@ def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict
     return values
 
 
+DATA_OPTIONS = ("task", "data", "train_examples", "train_per_label", "validation_examples", "test_examples")
+"""The options that say which rows a run sees; training rows depend on its seed as well."""
+
+
 def options() -> tuple[dataclasses.Field, ...]:
     """The fields of RunConfig, in order; each carries its Option under metadata['option']."""
     return dataclasses.fields(RunConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,16 @@ from mlxzo.config import RunConfig
 from mlxzo.errors import DoesNotFit, ModelError
 from mlxzo.files import format_bytes
 from mlxzo.formatting import format_seconds
-from mlxzo.memory.estimate import Component, Data, ExampleSize, Predictor, estimate
+from mlxzo.memory.estimate import Component, Data, Predictor, estimate
+from mlxzo.memory.forecast import sizes_of
 from mlxzo.memory.meter import system_memory
 from mlxzo.memory.plan import settle, try_fit
 from mlxzo.memory.shape import shape_of
 from mlxzo.runs import RunDirectory
-from mlxzo.tasks.base import Example, TaskData
+from mlxzo.tasks.base import TaskData
 
-# About what English text has; no tokenizer is read for a plan.
-_CHARACTERS_A_TOKEN = 4
 # Taken for prompts that were not seen yet.
 _UNSEEN_TOKENS = 128
-# Enough examples to plan by: the longest decide, and they are kept.
-_EXAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -87,25 +85,11 @@ def sizes(data: TaskData | None, config: RunConfig) -> Data:
     """The sizes of a task's examples, by their characters; of unseen ones an assumption."""
     if data is None:
         return Data.uniform(min(_UNSEEN_TOKENS, config.max_tokens))
-    return Data(_sizes(data.train, config), _sizes((*data.validation, *data.test), config))
+    return _sizes(data, config.max_tokens)
 
 
-def _sizes(examples: Iterable[Example], config: RunConfig) -> tuple[ExampleSize, ...]:
-    found = sorted((_size(example, config.max_tokens) for example in examples), key=lambda size: -size.length)
-    return tuple(found[:_EXAMPLES])
-
-
-def _size(example: Example, longest: int) -> ExampleSize:
-    answers = [_tokens(candidate) for candidate in example.candidates]
-    length = min(longest, _tokens(example.prompt) + max(answers))
-    # Labels of one word each are taken for one token each: all are read at one position.
-    if len(answers) > 1 and all(len(candidate.split()) == 1 for candidate in example.candidates):
-        return ExampleSize(length, candidates=len(answers))
-    return ExampleSize(length, len(answers), len(answers), sum(answers), shared=False)
-
-
-def _tokens(text: str) -> int:
-    return 1 + len(text) // _CHARACTERS_A_TOKEN
+# A moving cap asks again and again, and what is found of all examples together stays with them.
+_sizes = functools.lru_cache(maxsize=4)(sizes_of)
 
 
 def pace(config: RunConfig, runs: Iterable[RunDirectory]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..config import DATA_OPTIONS
 from ..errors import EXIT_DONE, ConfigError
 from .options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
@@ -24,20 +25,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Task
     from ..tuned import Source
 
-_OPTIONS = (
-    "model",
-    "dtype",
-    "task",
-    "data",
-    "train_examples",
-    "train_per_label",
-    "validation_examples",
-    "test_examples",
-    "max_tokens",
-    "batch_size",
-    "seed",
-    "out",
-)
+_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "max_tokens", "batch_size", "seed", "out")
 _SHOTS = 4
 
 

@@ -31,16 +31,8 @@ if TYPE_CHECKING:
 # Of the machine's memory, where no cap is given: the rest is for the system and other programs.
 _SHARE = 0.75
 _OPTIONS = (
-    "task",
-    "data",
-    "train_examples",
-    "train_per_label",
-    "max_tokens",
-    "batch_size",
-    "steps",
-    "dtype",
-    "optimizer",
-    "lora_rank",
+    *("task", "data", "train_examples", "train_per_label", "max_tokens"),
+    *("batch_size", "steps", "dtype", "optimizer", "lora_rank"),
 )
 
 

@@ -23,21 +23,9 @@ if TYPE_CHECKING:
     from ..probing import Probed, Report
 
 _OPTIONS = (
-    *(
-        "model",
-        "dtype",
-        "task",
-        "data",
-        "train_examples",
-        "train_per_label",
-        "max_tokens",
-        "scope",
-        "steps",
-        "batch_size",
-        "micro_batch",
-    ),
-    *("schedule", "seed", "eps", "directions", "estimator", "queries", "update"),
-    *("direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
+    *("model", "dtype", "task", "data", "train_examples", "train_per_label", "max_tokens"),
+    *("scope", "steps", "batch_size", "micro_batch", "schedule", "seed", "eps", "directions", "estimator", "queries"),
+    *("update", "direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
 )
 _MOST = 10_000
 _BY = {

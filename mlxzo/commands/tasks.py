@@ -14,23 +14,14 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from ..config import DATA_OPTIONS
 from ..errors import EXIT_DONE
 from .options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
-_OPTIONS = (
-    "model",
-    "task",
-    "data",
-    "train_examples",
-    "train_per_label",
-    "validation_examples",
-    "test_examples",
-    "max_tokens",
-    "seed",
-)
+_OPTIONS = ("model", *DATA_OPTIONS, "max_tokens", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

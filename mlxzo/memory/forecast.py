@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import RunConfig
+from ..config import DATA_OPTIONS, RunConfig
 from ..errors import MlxzoError
 from ..tasks.base import Example, TaskData
 from ..tasks.registry import load_task
@@ -22,16 +22,7 @@ from .speed import Calibration, seconds_per_step
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that a run's rows and their sizes follow from.
-_DATA = (
-    "task",
-    "data",
-    "train_examples",
-    "train_per_label",
-    "validation_examples",
-    "test_examples",
-    "max_tokens",
-    "seed",
-)
+_DATA = (*DATA_OPTIONS, "max_tokens", "seed")
 
 
 @dataclass(frozen=True)

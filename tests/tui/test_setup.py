@@ -1,10 +1,14 @@
 """Setting up a run: the form follows the options' one definition, and Start says why it is disabled."""
 
+import pytest
 import yaml
 from textual.widgets import Button, Input
 
 from mlxzo.config import RunConfig, options
+from mlxzo.memory.forecast import forecast
+from mlxzo.tasks.registry import load_task
 from tui.app import MlxzoApp
+from tui.planning import predict, sizes
 from tui.screens.setup import Setup, check
 from tui.widgets.cap import CapSlider, round_sizes
 from tui.widgets.form import Field, Pick
@@ -179,3 +183,10 @@ def test_options_that_do_not_fit_or_name_nothing_are_refused_with_a_reason(root)
 def test_sizes_of_the_slider_rise_to_the_machine_s_memory():
     sizes = round_sizes(24 * 10**9)
     assert sizes == sorted(set(sizes)) and sizes[0] < 300 * 10**6 and sizes[-1] == 24 * 10**9
+
+
+@pytest.mark.parametrize("method", ["mezo", "bp"])
+def test_the_prediction_is_that_of_the_command_line(method):
+    config = RunConfig(model="gemma-3-270m", method=method, memory_cap="2GB").resolved()
+    shown = predict(config, config.model, sizes(load_task(config), config))
+    assert shown.footprint_bytes == forecast(config, None).footprint_bytes
