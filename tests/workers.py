@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mlxzo.runs import list_runs
+from mlxzo.supervisor import Supervisor
 
 # The same line to events.jsonl and to the pipe. `run` is the run directory.
 PRELUDE = """
@@ -30,6 +31,14 @@ def fail(title="Data", code=4):
     emit("failed", title=title, message="by design", fix="", details=[], exit_code=code)
     sys.exit(code)
 """
+
+
+def end(supervisors: Iterable[Supervisor]) -> None:
+    """Kills what is left of some workers."""
+    for supervisor in supervisors:
+        while supervisor.running:
+            os.killpg(supervisor.pid, signal.SIGKILL)
+            supervisor.poll(0.1)
 
 
 def interrupt(command: Sequence[str], root: Path, ready: Callable[[], object]) -> tuple[int, str, str]:

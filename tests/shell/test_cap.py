@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
 from mlxzo.worker import SKIP_PLAN
 from tests.tiny import tiny_folder
+from tests.workers import end
 
 MB = 1_000_000
 
@@ -191,10 +191,7 @@ def stuck(tmp_path):
         return supervisor
 
     yield begin
-    for supervisor in started:
-        while supervisor.running:
-            os.killpg(supervisor.pid, signal.SIGKILL)
-            supervisor.poll(0.1)
+    end(started)
 
 
 @pytest.mark.parametrize(("held", "least", "most"), [("400e6", 0.0, 1.0), ("204e6", 1.0, 3.0)])

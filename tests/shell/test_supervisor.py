@@ -15,7 +15,7 @@ from mlxzo.config import RunConfig
 from mlxzo.errors import ConfigError
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
-from tests.workers import PRELUDE
+from tests.workers import PRELUDE, end
 
 
 @pytest.fixture
@@ -33,10 +33,7 @@ def start(tmp_path):
         return supervisor
 
     yield begin
-    for supervisor in started:
-        while supervisor.running:
-            os.killpg(supervisor.pid, signal.SIGKILL)
-            supervisor.poll(0.1)
+    end(started)
 
 
 def drain(supervisor, seconds=20.0):
