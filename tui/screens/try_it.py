@@ -24,8 +24,8 @@ from mlxzo.runs import BEST_STATE, RunDirectory
 from mlxzo.tasks.registry import get_task
 
 from ..child import Child
+from ..widgets.words import Panel
 from .dialogs import error_dialog
-from .monitor import Panel
 from .page import Page
 
 _TOKENS = "40"

@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -134,7 +135,9 @@ class Chart(Widget, can_focus=True):
             from_zero: the vertical axis begins at 0 where it is linear.
         """
         super().__init__(id=id)
-        self.border_title, self.title, self.empty, self.help = title, title, empty, help
+        self.title, self.empty, self.help = title, empty, help
+        self._framed = ("", "")
+        self._frame(title, "")
         self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
         self._y_value = y_value or (lambda value: f"{value:.4f}")
         self._series: Sequence[Series] = ()
@@ -147,6 +150,7 @@ class Chart(Widget, can_focus=True):
         self._pointer: int | None = None
         self._dragged_from: tuple[int, tuple[float, float]] | None = None
         self._strips: list[Strip] | None = None
+        self._styles: dict[str, Style] = {}
         self._windowed: Window | None = None
         self._plot = (0, 0)
 
@@ -261,15 +265,29 @@ class Chart(Widget, can_focus=True):
     # Drawing
 
     def _draw_again(self) -> None:
+        """Draws what is to be seen now, and has the screen take those of its lines that have changed."""
+        before, size = self._strips, self.content_size
         self._strips = self._windowed = None
         self._caption()
-        self.refresh()
+        if before is None or len(before) != size.height:
+            self.refresh()
+            return
+        self._strips = self._draw(*size)
+        changed = [
+            Region(0, y, size.width, 1)
+            for y, (old, new) in enumerate(zip(before, self._strips, strict=True))
+            if old != new
+        ]
+        if changed:
+            self.refresh(*changed)
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._strips = None
+        self._styles.clear()
 
     def on_resize(self) -> None:
+        self._strips = None
         self._draw_again()
 
     def render_line(self, y: int) -> Strip:
@@ -284,7 +302,10 @@ class Chart(Widget, can_focus=True):
         return Style(color=self._style(name).color)
 
     def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"chart--{name}")
+        # Textual makes them anew after every refresh, which takes longer than the drawing.
+        if name not in self._styles:
+            self._styles[name] = self.get_component_rich_style(f"chart--{name}")
+        return self._styles[name]
 
     def _extent(self) -> tuple[float, float] | None:
         """The horizontal range of all series; None where there is nothing to show."""
@@ -394,15 +415,20 @@ class Chart(Widget, can_focus=True):
         """The words in the frame: scale and view beside the title, and what is read off (or the note) below."""
         facts = [self.title]
         if (whole := self._extent()) is None:
-            self.border_title, self.border_subtitle = self.title, ""
+            self._frame(self.title, "")
             return
         window = self._window(*(self._view or whole))
         if self._logarithmic:
             facts.append("log" if window.log else "log needs values above 0")
         if self._view is not None:
             facts.append("zoomed (r: whole run)")
-        self.border_title = " · ".join(facts)
-        self.border_subtitle = self._readout(window) or self._note
+        self._frame(" · ".join(facts), self._readout(window) or self._note)
+
+    def _frame(self, title: str, subtitle: str) -> None:
+        """Writes the words in the frame; they draw the whole of it, so only where they are others."""
+        if (title, subtitle) != self._framed:
+            self._framed = (title, subtitle)
+            self.border_title, self.border_subtitle = title, subtitle
 
     def _readout(self, window: Window) -> str:
         offset, width = self._plot
