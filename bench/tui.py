@@ -118,8 +118,8 @@ def _presses(screen: Terminal) -> dict[str, list[float]]:
     screen.send(_F[3])
     screen.wait_for("ready to start")
     found["Setup: choose a model"] = [screen.press(key) for key in (_DOWN, "\x1b[A") * 10]
-    # Model list, search, tasks, data, then the first field of the options.
-    screen.send("\t\t\t")
+    # From the list of models by that of tasks, the task's file and its folder to the first field of the options.
+    screen.send("\t\t\t\t")
     found["Setup: move between fields"] = [screen.press("\t") for _ in range(20)]
     return found
 

@@ -213,6 +213,10 @@ class MlxzoApp(App[None]):
         """The runs whose workers this app looks after and which still go on."""
         return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
 
+    def notify(self, message: str, **options: Any) -> None:
+        """Shows a message as it is written: brackets in paths and errors are no markup."""
+        super().notify(message, **{**options, "markup": False})
+
     def report(self, problem: MlxzoError) -> None:
         """Shows an error, with what to do about it."""
         self.push_screen(error_dialog(problem))
@@ -287,9 +291,10 @@ class MlxzoApp(App[None]):
                 and not action.startswith(("go(", "app.go(", "command_palette"))
             ):
                 seen.add(action)
+                key = self.get_key_display(binding)
                 yield SystemCommand(
                     binding.description,
-                    f"{tooltip or 'key'} {self.get_key_display(binding)}".strip(),
+                    f"{tooltip} ({key})" if tooltip else f"key {key}",
                     lambda action=action, node=node: self.call_later(self.run_action, action, node),
                 )
         yield SystemCommand("Screenshot", "save the screen as an SVG in the current folder (F12)", self.action_shoot)

@@ -20,6 +20,8 @@ from mlxzo.supervisor import Supervisor
 
 from .history import History
 
+# Of a run whose worker was not started here, so that nobody knows how it ended.
+DIED = "its process is gone and left no word, most often because memory ran out"
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 1.0
 

@@ -23,9 +23,8 @@ from mlxzo.formatting import (
     objective_words,
     printable,
 )
-from mlxzo.runs import RunDirectory
 
-from .feed import Replay, RunFeed
+from .feed import DIED, Replay, RunFeed
 from .history import PHASES, History
 from .keeping import kept_rows
 from .widgets.chart import Chart, Moment, Rule, Series
@@ -81,7 +80,7 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
     if isinstance(history.outcome, events.Failed):
         parts.append(history.outcome.message)
     elif feed.died:
-        parts.append("its process is gone and left no word, most often because the system ran out of memory")
+        parts.append(DIED)
     else:
         if step is not None and live and step.step < step.steps:
             parts.append(f"{step.steps_per_second:.2f} steps/s")
@@ -101,16 +100,21 @@ def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
     steps = history["steps"]
     what = objective_words("loss" if config is None else config.objective)
     chart.title = "1 Loss" if what == "loss" else f"1 Objective: {what}"
-    notes = []
+    note = ""
     if history.step is not None:
-        notes.append(f"smoothed {format_loss(history.step.smoothed_loss)} · last {format_loss(history.step.loss)}")
-    if alike := int(history["alike"].sum()):
-        directions = len(steps) * (1 if config is None else config.queries or 1)
-        notes.append(f"{100 * alike / directions:.0f} % of directions told nothing")
+        share = alike_share(history, config)
+        last = f"sides alike {100 * share:.0f} %" if share else f"last {format_loss(history.step.loss)}"
+        note = f"smoothed {format_loss(history.step.smoothed_loss)} · {last}"
     chart.show(
         [Series(what, steps, history["loss"], "faint"), Series("smoothed", steps, history["smoothed"], "one")],
-        note=" · ".join(notes),
+        note=note,
     )
+
+
+def alike_share(history: History, config: RunConfig | None) -> float:
+    """The share of the directions so far on whose two sides the batch scored just the same: they told nothing."""
+    directions = len(history["alike"]) * (1 if config is None else config.queries or 1)
+    return float(history["alike"].sum()) / directions if directions else 0.0
 
 
 def draw_accuracy(chart: Chart, history: History) -> None:
@@ -123,11 +127,11 @@ def draw_accuracy(chart: Chart, history: History) -> None:
     if zero is not None:
         before, largest = format_metric(metric, zero.value), format_metric(metric, zero.majority)
         if before == largest:
-            rules.append(Rule(f"zero-shot = majority {before}", zero.value))
+            rules.append(Rule(f"zero-shot = majority {before}", zero.value, short="zero-shot"))
         else:
-            rules.append(Rule(f"zero-shot {before}", zero.value))
+            rules.append(Rule(f"zero-shot {before}", zero.value, short="zero-shot"))
             if zero.majority is not None:
-                rules.append(Rule(f"majority class {largest}", zero.majority, "axis", "┄"))
+                rules.append(Rule(f"majority class {largest}", zero.majority, "axis", "┄", short="majority"))
     note = ""
     if best is not None:
         note = f"best {format_metric(metric, best.value)} at step {best.step}"
@@ -149,7 +153,7 @@ def draw_memory(chart: Chart, history: History) -> None:
     if len(memory):
         rules.append(Rule(f"peak {format_bytes(history.peak_bytes)}", history.peak_bytes, over=False))
     if history.cap_bytes is not None:
-        rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━"))
+        rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━", short="cap"))
         note += f" of {format_bytes(history.cap_bytes)} ({100 * history.peak_bytes / history.cap_bytes:.0f} %)"
     moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases]
     chart.show([Series("in use", seconds, memory, "three", area=True)], rules, moments, note=note)
@@ -163,8 +167,9 @@ def draw_speed(chart: Chart, history: History) -> None:
     chart.show([Series("steps/s", steps, history["steps_per_second"], "four")], note=note)
 
 
-def facts_rows(run: RunDirectory | None, history: History) -> list[tuple[str, str]]:
-    """Names and values of what is known of the run; `run` is None for a recording."""
+def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
+    """Names and values of what is known of a run."""
+    history = feed.history
     loaded, step, zero, best, test = history.loaded, history.step, history.zero_shot(), history.best(), history.tested()
     rows: list[tuple[str, str]] = []
     if loaded is not None:
@@ -178,7 +183,9 @@ def facts_rows(run: RunDirectory | None, history: History) -> list[tuple[str, st
         rows.append(("best", f"{format_metric(best.metric, best.value)} at step {best.step}"))
     if test is not None:
         rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
-    rows += kept_rows(run, history)
+    if share := alike_share(history, feed.config):
+        rows.append(("sides alike", f"on {100 * share:.0f} % of the directions, which told nothing"))
+    rows += kept_rows(feed.run, history)
     if history.memory is not None:
         rows.append(("memory", memory_text(history.memory)))
         rows.append(("machine", machine_text(history.memory)))

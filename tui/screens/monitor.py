@@ -13,7 +13,6 @@ from textual.widgets import Static
 from mlxzo import control, events
 from mlxzo.errors import MlxzoError
 from mlxzo.files import format_bytes
-from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
 
 from ..feed import Replay, RunFeed
@@ -32,7 +31,7 @@ from ..pace import Pace
 from ..widgets.chart import Chart, percent, plain, size
 from ..widgets.words import Panel
 from .dialogs import error_dialog
-from .page import Page
+from .page import Page, title
 
 # How often the run's file is looked at; what a key does is shown without waiting for it.
 _LOOK_SECONDS = 0.5
@@ -61,8 +60,8 @@ class Monitor(Page):
         "their values under the mouse pointer or with , and ."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("p,space", "pause", "Pause / go on", key_display="p"),
-        Binding("e", "evaluate", "Evaluate now", tooltip="measures the weights as they are, after the step in hand"),
+        Binding("p,space", "pause", "Pause", key_display="p", tooltip="pauses after the step in hand, or goes on"),
+        Binding("e", "evaluate", "Evaluate", tooltip="measures the weights as they are, after the step in hand"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the step in hand and saves; again, by force"),
         Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; escape restores"),
@@ -132,7 +131,6 @@ class Monitor(Page):
 
     def on_mount(self) -> None:
         self.set_interval(_LOOK_SECONDS, self._tick)
-        self.query_one("#loss").focus()
 
     def on_screen_resume(self) -> None:
         self._arrange()
@@ -142,6 +140,15 @@ class Monitor(Page):
         self._arrange()
 
     # What is shown
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys are offered where they can do something."""
+        feed = self.app.current
+        if action in ("evaluate", "stop", "export"):
+            return isinstance(feed, RunFeed) and (feed.running or action == "export")
+        if action == "pause":
+            return feed is not None and feed.running
+        return feed is not None or action not in ("maximize", "panel")
 
     def action_panel(self, number: int) -> None:
         """Shows or hides a panel."""
@@ -172,7 +179,7 @@ class Monitor(Page):
         if shown and len(shown) % across:
             # The last panel fills its row.
             shown[-1].styles.column_span = across - len(shown) % across + 1
-        if self.focused is None and shown:
+        if self.focused is None and shown and self.app.current is not None:
             shown[0].focus()
         self._draw_soon()
 
@@ -193,6 +200,9 @@ class Monitor(Page):
         feed = self.app.current
         self.query_one("#nothing").display = feed is None
         self.query_one("#status").display = self.query_one("#panels").display = feed is not None
+        if feed is None:
+            # A key is for nothing that is not in view.
+            self.set_focus(None)
         if feed is None or self.app.screen is not self:
             return
         feed.poll()
@@ -219,16 +229,17 @@ class Monitor(Page):
         happened = (feed, history, feed.running, history.phase, history.paused, len(history.log), history.samples)
         if self._status_pace.is_due(state, happened):
             status = self.query_one("#status", Static)
-            status.border_title = printable(feed.title)
+            status.border_title = title(feed.title)
             status.update(status_text(feed, self.app.size.width - 4), layout=False)
         if self._chart_pace.is_due(state, happened):
             self._draw_charts(feed)
         if happened != self._happened:
             self._happened = happened
+            self.refresh_bindings()
             self.query_one("#samples", Panel).show(samples_text(history))
             self.query_one("#log", Panel).show(log_text(history), to_end=True)
         if self._facts_pace.is_due(state, happened):
-            rows = facts_rows(feed.run, history)
+            rows = facts_rows(feed)
             self.query_one("#facts", Panel).show(facts_table(rows), key=tuple(rows))
 
     def _draw_charts(self, feed: RunFeed | Replay) -> None:

@@ -21,7 +21,7 @@ from ..figures import state_words
 from ..history import History
 from ..pace import Pace
 from ..widgets.chart import MARKS, Chart, Rule, Series, percent, plain, size
-from ..widgets.grid import Column, Grid
+from ..widgets.grid import Column, Grid, Openable
 from ..widgets.words import Words
 from .page import Page
 
@@ -93,7 +93,7 @@ class Race(Page):
                 )
             with Container(id="contestants", classes="frame") as frame:
                 frame.border_title = "Contestants"
-                yield Grid(
+                yield Openable(
                     (
                         Column("mark", "", 1),
                         Column("name", "run", 0),
@@ -162,7 +162,7 @@ class Race(Page):
                 Series(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
                 for n, f in enumerate(feeds)
             ],
-            [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━") for cap in caps],
+            [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
         )
         self.query_one(Grid).show(feeds)
 
@@ -264,4 +264,4 @@ def _references(histories: Iterable[History]) -> list[Rule]:
     if len(shares) != 1:
         return []
     ((metric, share),) = shares
-    return [] if share is None else [Rule(f"majority class {format_metric(metric, share)}", share)]
+    return [] if share is None else [Rule(f"majority class {format_metric(metric, share)}", share, short="majority")]
