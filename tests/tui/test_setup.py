@@ -179,7 +179,7 @@ def test_a_task_of_ones_own_is_set_up_and_trained_by_keys_alone(root, tickets, f
         rows.write_text(ROWS)
         await pilot.press("backspace", "s")
         await wait_for(pilot, "ready to start")
-        for words in ("Task · tickets.yaml", "Urgent?", "2 training, 2 validation", "answers: yes / no"):
+        for words in ("Task · tickets.yaml", "2 training, 2 validation", "answers: yes / no"):
             await wait_for(pilot, words)
         await pilot.press("f9")
         await wait_for(pilot, "✓ finished")

@@ -505,10 +505,11 @@ def preview(checked: Checked) -> Text:
     else:
         lines.append("its rows are fetched from the hub when the run starts\n", "dim")
         prompt, answer = task.example_prompt(), ""
+    # Before the example, which may be longer than the panel.
+    if task.labels:
+        lines.append(f"answers: {printable(' / '.join(task.labels[:12]))}\n", "dim")
     lines.append(printable(prompt[-600:]))
     lines.append(printable(answer) or " …", "bold reverse" if answer else "bold")
-    if task.labels:
-        lines.append(f"\nanswers: {printable(' / '.join(task.labels[:12]))}", "dim")
     return lines
 
 
