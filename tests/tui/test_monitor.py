@@ -1,5 +1,6 @@
 """The monitor: what a user sees of a run that goes on, ends, dies, is paused, at every size."""
 
+import dataclasses
 import fcntl
 import os
 import signal
@@ -14,6 +15,7 @@ from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.zo.journal import Header, JournalWriter, Step
 from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
+from tui.pace import Pace
 from tui.widgets.chart import Chart
 
 from .driving import drive, every_size, fills, screen_text, wait_for
@@ -90,6 +92,34 @@ def test_what_a_run_would_go_on_from_is_told(make_run, root):
         await wait_for(pilot, "from step 20")
 
     drive(MlxzoApp(root=str(root), run=run), scenario, (200, 60))
+
+
+def test_what_a_run_minimises_is_named_and_directions_that_tell_nothing_are_told(make_run, root):
+    run = make_run(events=0, objective="accuracy", queries=2)
+    steps = [dataclasses.replace(_step(n, 0.25), alike=int(n % 2 == 0)) for n in range(1, 5)]
+    run.events_path.write_text("".join(events.to_json(step, 1.7e9 + step.step) + "\n" for step in steps))
+
+    async def scenario(pilot):
+        # 2 of 8 directions.
+        for words in ("1 Objective: 1 - accuracy", "smoothed 0.2500 · sides alike 25 %", "on 25 % of the directions"):
+            await wait_for(pilot, words)
+
+    drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_steps_are_drawn_at_a_pace_and_what_happens_at_once():
+    now = [0.0]
+    pace = Pace(2.0, clock=lambda: now[0])
+    assert pace.is_due(1, "training") and not pace.is_due(1, "training")
+    now[0] = 1.9
+    assert not pace.is_due(2, "training")
+    assert pace.is_due(3, "evaluating")
+    now[0] = 3.8
+    assert not pace.is_due(4, "evaluating")
+    now[0] = 3.9
+    assert pace.is_due(4, "evaluating")
+    pace.reset()
+    assert pace.is_due(4, "evaluating")
 
 
 def test_digits_show_and_hide_panels(make_run, root):
