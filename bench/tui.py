@@ -1,13 +1,15 @@
 """What the terminal app costs, in a terminal of its own: opening, keys, a run on the screen, and training beside it.
 
     python -m bench.tui
+    python -m bench.tui --watching
     python -m bench.tui --paired --model smollm2-135m
 
 The first command prints the time from the start of the process to the first paint and to the list of 1,000 runs, the
-time from a key to what is drawn for it on every screen, with the machine at rest and with every core busy, and the
-share of a core that a run of 20,000 steps on the screen takes at five events a second.
+time from a key to what is drawn for it on every screen, with the machine at rest and with every core busy, and what the
+second prints alone: the processor time that the app takes while a run goes on on its screen, which a busy machine does
+not change, and the time from the death of a run's process to the words for it.
 
-The second trains once, headless, and watches that very run with the app in turns: windows of so many steps with the app
+The third trains once, headless, and watches that very run with the app in turns: windows of so many steps with the app
 open and without it, in the order A B B A. It prints the median seconds of a step in either, and their ratio.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -36,8 +39,10 @@ from mlxzo.supervisor import worker_environment
 from tui.app import DEMO
 
 _RUNS, _POINTS = 1000, 20_000
-_RATE, _SECONDS = 5, 20
 _SIZE = (200, 60)
+# Of a run that is watched: the size of the terminal, the steps that are there, and those that come in a second.
+_WATCHED = (((120, 40), 300, 0), ((120, 40), 300, 1), ((120, 40), 300, 2), (_SIZE, 300, 5), (_SIZE, _POINTS, 5))
+_WATCHED_SECONDS, _DEATHS = 30, 5
 _RIGHT, _DOWN = "\x1b[C", "\x1b[B"
 _F = {2: "\x1bOQ", 3: "\x1bOR", 4: "\x1bOS", 5: "\x1b[15~", 6: "\x1b[17~"}
 _STEP = events.Step(
@@ -48,6 +53,7 @@ _STEP = events.Step(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paired", action="store_true", help="measure training with the app open and without it")
+    parser.add_argument("--watching", action="store_true", help="measure only the app while it shows a run")
     parser.add_argument("--model", default=RunConfig.model, help="model of the paired measure (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="rounds A B B A (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="steps a window (default: %(default)s)")
@@ -58,10 +64,12 @@ def main() -> None:
         os.environ["MLXZO_HOME"] = _home(Path(folder))
         if arguments.paired:
             paired(Path(folder), arguments.model, arguments.rounds, arguments.steps)
-        else:
+            return
+        if not arguments.watching:
             opening(Path(folder) / "many")
             keys(Path(folder) / "runs")
-            watching(Path(folder) / "runs")
+        watching(Path(folder) / "watched")
+        deaths(Path(folder) / "dead")
 
 
 def opening(root: Path) -> None:
@@ -110,25 +118,55 @@ def _presses(screen: Terminal) -> dict[str, list[float]]:
     screen.send(_F[3])
     screen.wait_for("ready to start")
     found["Setup: choose a model"] = [screen.press(key) for key in (_DOWN, "\x1b[A") * 10]
-    # Model list, search, tasks, data, then the first field of the options.
-    screen.send("\t\t\t")
+    # From the list of models by that of tasks, the task's file and its folder to the first field of the options.
+    screen.send("\t\t\t\t")
     found["Setup: move between fields"] = [screen.press("\t") for _ in range(20)]
     return found
 
 
 def watching(root: Path) -> None:
-    """The share of a core that the app takes while a long run goes on on the screen."""
-    run = RunDirectory.open("long", root)
-    with terminal("--out", str(root), str(run.path), size=_SIZE, folder=root) as screen:
-        screen.wait_for(f"{_POINTS:,}")
-        emit(f"{_POINTS:,} steps on the screen", cpu_seconds=round(screen.cpu_seconds, 2))
-        screen.settle()
-        before, began = screen.cpu_seconds, time.perf_counter()
-        for number in range(_RATE * _SECONDS):
-            _append(run, _POINTS + number + 1, 1)
-            screen.watch(1 / _RATE)
-        share = (screen.cpu_seconds - before) / (time.perf_counter() - began)
-        emit(f"share of a core at {_RATE} events a second and {_POINTS:,} points", percent=round(100 * share, 1))
+    """The processor time that the app takes while a run goes on on the screen."""
+    rows = []
+    for number, (size, points, rate) in enumerate(_WATCHED):
+        run = RunDirectory.create(RunConfig(out=str(root), name=f"run-{number}"))
+        _record(run, points)
+        with _worker(run), terminal("--out", str(root), str(run.path), size=size, folder=root) as screen:
+            screen.wait_for(f"{points:,} of")
+            # Until what is drawn late, such as the facts, is there as well.
+            screen.watch(6)
+            before, began, step = screen.cpu_seconds, time.perf_counter(), points
+            while (elapsed := time.perf_counter() - began) < _WATCHED_SECONDS:
+                if rate:
+                    step += 1
+                    _append(run, step, 1)
+                screen.watch(1 / rate if rate else _WATCHED_SECONDS - elapsed)
+            taken = (screen.cpu_seconds - before) / (time.perf_counter() - began)
+        emit(
+            "watching a run",
+            terminal=size,
+            points=points,
+            steps_per_second=rate,
+            cpu_seconds_a_minute=round(60 * taken, 2),
+            percent_of_a_core=round(100 * taken, 2),
+        )
+        rows.append([f"{size[0]} x {size[1]}", f"{points:,}", f"{rate}", f"{60 * taken:.2f}", f"{100 * taken:.1f}"])
+    table(["terminal", "steps shown", "steps/s", "CPU (s/min)", "share of a core (%)"], rows)
+
+
+def deaths(root: Path) -> None:
+    """From kill -9 of a run's process to the words for it on the screen."""
+    found = []
+    for number in range(_DEATHS):
+        run = RunDirectory.create(RunConfig(out=str(root), name=f"run-{number}"))
+        _record(run, 300)
+        with _worker(run) as worker, terminal("--out", str(root), str(run.path), size=_SIZE, folder=root) as screen:
+            screen.wait_for("training")
+            screen.settle()
+            killed = time.perf_counter()
+            worker.kill()
+            screen.wait_for("left no word")
+            found.append(time.perf_counter() - killed)
+    emit("death to paint", seconds=round(statistics.median(found), 2), worst=round(max(found), 2))
 
 
 def paired(root: Path, model: str, rounds: int, steps: int) -> None:
@@ -234,6 +272,28 @@ def _long(root: Path) -> RunDirectory:
     run = RunDirectory.create(RunConfig(out=str(root), name="long"))
     _append(run, 1, _POINTS)
     return run
+
+
+def _record(run: RunDirectory, points: int) -> None:
+    """What a recorded run told until its first step, and so many steps."""
+    with DEMO.open(encoding="utf-8") as lines, run.events_path.open("w", encoding="utf-8") as file:
+        file.writelines(itertools.takewhile(lambda line: not isinstance(events.from_json(line)[0], events.Step), lines))
+    _append(run, 1, points)
+
+
+@contextlib.contextmanager
+def _worker(run: RunDirectory) -> Iterator[subprocess.Popen]:
+    """A process that holds the run's lock, as a worker does, and does nothing else."""
+    program = "import sys, time; from mlxzo.runs import RunDirectory; from pathlib import Path\n"
+    program += "lock = RunDirectory(Path(sys.argv[1])).claim(); time.sleep(3600)"
+    process = subprocess.Popen([sys.executable, "-P", "-c", program, str(run.path)], env=worker_environment())
+    try:
+        while not run.worker_is_alive():
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _append(run: RunDirectory, first: int, count: int) -> None:

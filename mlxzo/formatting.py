@@ -57,6 +57,11 @@ def peak_memory_text(event: events.Memory) -> str:
     return f"{format_bytes(event.peak_footprint_bytes)} (MLX's arrays {format_bytes(event.peak_bytes)}){cap}"
 
 
+def objective_words(objective: str) -> str:
+    """What a step reports as its loss, by the option `objective`: the loss itself, or 1 less what is to rise."""
+    return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"
+
+
 def format_metric(metric: str, value: float | None) -> str:
     """Shares as percentages; a metric that is a loss or a length of its own as a number."""
     if value is None:

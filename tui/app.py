@@ -92,7 +92,7 @@ class MlxzoApp(App[None]):
 
     def on_mount(self) -> None:
         self.theme_changed_signal.subscribe(self, self._keep_theme)
-        self.set_interval(_RACE_SECONDS, self._look_after_race)
+        self._race_timer = self.set_interval(_RACE_SECONDS, self._look_after_race, pause=True)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
     # Runs that are open
@@ -161,6 +161,7 @@ class MlxzoApp(App[None]):
             self.report(problem)
             return
         self.racing = racing
+        self._race_timer.resume()
         self.race = [self.feed(run_directory(each.config)) for each in racing.planned]
         for feed, each in zip(self.race, racing.planned, strict=True):
             feed.label = each.contestant
@@ -168,9 +169,13 @@ class MlxzoApp(App[None]):
 
     def _look_after_race(self) -> None:
         """Tells why a race ended that could not go on."""
-        if self.racing is not None and self.racing.problem is not None:
+        # Asked first: what ends a race is known before it has ended.
+        over = not self._races
+        if self.racing.problem is not None:
             problem, self.racing.problem = self.racing.problem, None
             self.report(problem)
+        if over:
+            self._race_timer.pause()
 
     def copy_command(self, config: RunConfig) -> None:
         """Puts the command line of a run on the clipboard."""
@@ -207,6 +212,10 @@ class MlxzoApp(App[None]):
     def started_here(self) -> list[RunFeed]:
         """The runs whose workers this app looks after and which still go on."""
         return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
+
+    def notify(self, message: str, **options: Any) -> None:
+        """Shows a message as it is written: brackets in paths and errors are no markup."""
+        super().notify(message, **{**options, "markup": False})
 
     def report(self, problem: MlxzoError) -> None:
         """Shows an error, with what to do about it."""
@@ -282,9 +291,10 @@ class MlxzoApp(App[None]):
                 and not action.startswith(("go(", "app.go(", "command_palette"))
             ):
                 seen.add(action)
+                key = self.get_key_display(binding)
                 yield SystemCommand(
                     binding.description,
-                    f"{tooltip or 'key'} {self.get_key_display(binding)}".strip(),
+                    f"{tooltip} ({key})" if tooltip else f"key {key}",
                     lambda action=action, node=node: self.call_later(self.run_action, action, node),
                 )
         yield SystemCommand("Screenshot", "save the screen as an SVG in the current folder (F12)", self.action_shoot)

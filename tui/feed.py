@@ -13,11 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlxzo import events
+from mlxzo.config import RunConfig
+from mlxzo.errors import MlxzoError
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
 
 from .history import History
 
+# Of a run whose worker was not started here, so that nobody knows how it ended.
+DIED = "its process is gone and left no word, most often because memory ran out"
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 1.0
 
@@ -105,6 +109,14 @@ class RunFeed:
         return self.run.id
 
     @property
+    def config(self) -> RunConfig | None:
+        """The options of the run; None while they cannot be read."""
+        try:
+            return self.run.config
+        except MlxzoError:
+            return None
+
+    @property
     def running(self) -> bool:
         """Whether a worker is at it, whoever started it, as of the last `poll`."""
         return self._alive
@@ -154,6 +166,7 @@ class Replay:
     running = True
     died = False
     supervision = None
+    config = None
 
     def __init__(self, path: Path, *, speed: float = 8.0, clock: Callable[[], float] = time.monotonic):
         with path.open(encoding="utf-8") as lines:

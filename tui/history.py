@@ -58,6 +58,10 @@ PHASES = {
 }
 
 
+# Columns with a number a step.
+_OF_STEPS = ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second", "alike")
+
+
 @dataclass(eq=False)
 class History:
     """The events of one run so far. `add` takes them in order; a step that comes again (after resuming) replaces."""
@@ -85,8 +89,7 @@ class History:
     """Rises with every event, so that a screen knows whether to draw."""
 
     def __post_init__(self) -> None:
-        names = ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second")
-        self.columns = {name: Column() for name in (*names, "memory_seconds", "memory_bytes")}
+        self.columns = {name: Column() for name in (*_OF_STEPS, "memory_seconds", "memory_bytes")}
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The values of a column."""
@@ -176,7 +179,7 @@ class History:
     def _add_step(self, event: events.Step) -> None:
         first = int(np.searchsorted(self["steps"], event.step))
         if first < len(self["steps"]):
-            for name in ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second"):
+            for name in _OF_STEPS:
                 self.columns[name].cut(first)
         self.step, self.progress, self.outcome = event, None, None
         self.phase = "train"
@@ -187,6 +190,7 @@ class History:
             ("step_seconds", self.seconds),
             ("steps_per_second", event.steps_per_second),
             ("tokens_per_second", event.tokens_per_second),
+            ("alike", event.alike),
         ):
             self.columns[name].append(value)
         if self.memory is None:

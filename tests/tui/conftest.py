@@ -16,6 +16,7 @@ from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
 from tests.workers import PRELUDE
+from tui import feed
 from tui.app import DEMO
 from tui.feed import RunFeed
 
@@ -81,28 +82,29 @@ def worker(tmp_path):
     def start(run: RunDirectory, program: str) -> RunFeed:
         script = tmp_path / f"worker{len(started)}.py"
         script.write_text(_WORKER + program)
-        feed = RunFeed(run)
-        feed.start(_command=[sys.executable, str(script), str(run.path)])
-        started.append(feed)
-        return feed
+        watched = RunFeed(run)
+        watched.start(_command=[sys.executable, str(script), str(run.path)])
+        started.append(watched)
+        return watched
 
     yield start
-    for feed in started:
+    for watched in started:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(feed.supervision.pid, signal.SIGKILL)
-        feed.supervision.join(5.0)
+            os.killpg(watched.supervision.pid, signal.SIGKILL)
+        watched.supervision.join(60.0)
 
 
 @pytest.fixture
 def fake_workers(tmp_path, monkeypatch):
-    """Has the runs of a series done by workers that are made of a few lines."""
+    """Has the runs that the app starts, alone or in a series, done by workers that are made of a few lines."""
     script = tmp_path / "series_worker.py"
 
-    def supervisor(run: RunDirectory, *, resume: bool = False) -> Supervisor:
+    def supervisor(run: RunDirectory, *, resume: bool = False, _command: object = None) -> Supervisor:
         return Supervisor(run, resume=resume, _command=[sys.executable, str(script), str(run.path)])
 
     def use(program: str) -> None:
         script.write_text(_WORKER + program)
-        monkeypatch.setattr(series, "Supervisor", supervisor)
+        for module in (series, feed):
+            monkeypatch.setattr(module, "Supervisor", supervisor)
 
     return use

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from tui.app import MlxzoApp
 
-LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.02
 SIZES = [(80, 24), (120, 40), (200, 60)]
 
 
@@ -54,5 +54,5 @@ async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float 
         if text() if callable(text) else text in shown:
             return shown
         # Not pilot.pause, which asks every widget whether it is done: here only what is seen counts.
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)
     raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")

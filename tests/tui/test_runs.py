@@ -49,6 +49,22 @@ def test_the_first_run_of_a_folder_appears_and_takes_the_keys(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
+def test_the_line_of_keys_says_how_many_it_has_no_room_for_and_help_lists_them(make_run, root):
+    make_run(name="one")
+
+    async def scenario(pilot):
+        shown = (await wait_for(pilot, "✓ finished")).splitlines()[-1]
+        assert "x Export" in shown and "b Batch" in shown and "Set up again" not in shown
+        assert int(shown.partition("Help +")[2].split()[0]) > 0
+        await pilot.resize_terminal(200, 60)
+        await wait_for(pilot, lambda: "Set up again" in screen_text(pilot).splitlines()[-1])
+        assert "Help +" not in screen_text(pilot).splitlines()[-1]
+        await pilot.press("f1")
+        await wait_for(pilot, "Set up again: opens Setup with the options of this run")
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
 def test_filter_open_and_come_back_by_keys_alone(make_run, root):
     make_run(name="one", model="smollm2-135m")
     make_run(name="two", model="qwen3-0.6b")

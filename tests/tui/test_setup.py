@@ -1,5 +1,7 @@
 """Setting up a run: the form follows the options' one definition, and Start says why it is disabled."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from textual.widgets import Button, Input
@@ -7,6 +9,7 @@ from textual.widgets import Button, Input
 from mlxzo.config import RunConfig, options
 from mlxzo.memory.forecast import forecast
 from mlxzo.tasks.registry import load_task
+from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
 from tui.planning import predict, sizes
 from tui.screens.setup import Setup, check
@@ -94,9 +97,9 @@ def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
 
 
 def _fits(pilot, model):
-    """The mark in a model's line of the list, whose frame ends the line."""
+    """The mark in a model's line of the list, whose frame ends the line; '' while there is none."""
     line = next(line for line in screen_text(pilot).splitlines() if model in line and "│" in line)
-    return next(character for character in line.split("│")[1] if character in "✓✗")
+    return next((character for character in line.split("│")[1] if character in "✓✗"), "")
 
 
 def test_by_mouse_alone_method_and_cap_are_set(root):
@@ -130,6 +133,86 @@ def test_problems_of_own_data_are_shown_by_line(root, tmp_path):
         screen.query_one("#data", Input).value = str(data) + "/"
         shown = await wait_for(pilot, "2 training, 1 validation")
         assert "answers: no / yes" in shown
+
+    setup(root, scenario)
+
+
+TICKETS = """\
+name: tickets
+template: |
+  {subject}
+  {body}
+  Urgent?
+labels: {high: yes, low: no}
+label_field: priority
+"""
+ROWS = "subject,body,priority\nHelp,It burns,high\nThanks,All is well,low\n"
+
+
+@pytest.fixture
+def tickets(tmp_path, monkeypatch):
+    """A task of one's own in the current folder: tickets.yaml, and its rows in rows/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets.yaml").write_text(TICKETS)
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "rows" / f"{split}.csv").write_text(ROWS)
+    return tmp_path
+
+
+async def _name_by_keys(pilot, task, data):
+    """From the list of models to the file of a task and the folder of its rows, by keys alone."""
+    pilot.app.screen.query_one("#model-list").focus()
+    await pilot.press("tab", "tab", *task, "tab", *data)
+
+
+def test_a_task_of_ones_own_is_set_up_and_trained_by_keys_alone(root, tickets, fake_workers):
+    fake_workers("emit('phase', phase='train')\nfor i in range(1, 10): step(i)\nfinish()")
+    task, rows = tickets / "tickets.yaml", tickets / "rows" / "train.csv"
+    task.write_text(TICKETS.replace("label_field", "labels_field"))
+    rows.write_text(ROWS + "Again,No end,perhaps\n")
+
+    async def scenario(pilot):
+        await _name_by_keys(pilot, "tickets.yaml", "")
+        # What is wrong with either file is told by line, the task's first; Start waits for both.
+        await wait_for(pilot, "line 7: no such key")
+        await wait_for(pilot, "'labels_field'; did you mean")
+        task.write_text(TICKETS)
+        await pilot.press("shift+tab", *"tickets.yaml", "tab", *"rows")
+        shown = await wait_for(pilot, "line 4: ")
+        assert "'perhaps'" in shown and pilot.app.screen.query_one("#start", Button).disabled
+        rows.write_text(ROWS)
+        await pilot.press("backspace", "s")
+        await wait_for(pilot, "ready to start")
+        for words in ("Task · tickets.yaml", "2 training, 2 validation", "answers: yes / no"):
+            await wait_for(pilot, words)
+        await pilot.press("f9")
+        await wait_for(pilot, "✓ finished")
+        config = pilot.app.current.run.config
+        assert (Path(config.task).name, Path(config.data).name) == ("tickets.yaml", "rows")
+        # Set up again, both are there; a task of the list takes the place of the file.
+        pilot.app.set_up_again(pilot.app.current.run)
+        await wait_for(pilot, "Task · tickets.yaml")
+        pilot.app.screen.query_one("#task-list").focus()
+        await pilot.press("down")
+        await wait_for(pilot, lambda: pilot.app.screen.values()["task"] == "sst2")
+
+    setup(root, scenario)
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_trains_a_tiny_model(root, tickets):
+    model = tiny_folder(tickets / "model")
+
+    async def scenario(pilot):
+        pilot.app.set_up(RunConfig(model=str(model), scope="norms", steps=4, eval_every=2, batch_size=2))
+        await _name_by_keys(pilot, "tickets.yaml", "rows")
+        await wait_for(pilot, "Task · tickets.yaml")
+        await wait_for(pilot, "ready to start")
+        await pilot.press("f9")
+        await wait_for(pilot, "✓ finished", 600)
+        assert pilot.app.current.history.loaded.task == "tickets"
+        assert pilot.app.current.history["steps"].tolist() == [1, 2, 3, 4]
 
     setup(root, scenario)
 

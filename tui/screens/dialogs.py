@@ -14,6 +14,8 @@ from mlxzo import events
 from mlxzo.errors import MlxzoError
 from mlxzo.formatting import printable
 
+from .page import title
+
 
 class Choice(ModalScreen[str | None]):
     """A text and a row of buttons; returns the id of the one pressed, or None (escape)."""
@@ -31,7 +33,7 @@ class Choice(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog", can_focus=False) as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = title(self._title)
             yield Static(self._text, markup=False, classes="dialog-text")
             with Horizontal(classes="dialog-buttons"):
                 for name, label in self._choices.items():
@@ -62,7 +64,7 @@ class FileDialog(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog", can_focus=False) as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = title(self._title)
             yield Input(self._name, compact=True, id="file-name")
             with Horizontal(classes="dialog-buttons"):
                 yield Button(self._verb, id="do", variant="primary", compact=True)

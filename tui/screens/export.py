@@ -23,6 +23,7 @@ from mlxzo.runs import JOURNAL, RunDirectory
 
 from ..child import Child
 from ..widgets.form import Pick
+from .page import title
 
 _FORMS = {
     "adapter": "A folder that mlx-lm loads beside the base model: only what was trained.",
@@ -55,7 +56,7 @@ class ExportDialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         forms = tuple(form for form in _FORMS if form != "journal" or (self._run.path / JOURNAL).exists())
         with VerticalScroll(classes="dialog", can_focus=False) as dialog:
-            dialog.border_title = f"Export {printable(self._run.id)}"
+            dialog.border_title = title(f"Export {self._run.id}")
             with Horizontal(classes="dialog-line"):
                 yield Static("form", classes="field-name")
                 yield Pick(forms, "adapter", id="form", help=self.help)

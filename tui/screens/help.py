@@ -58,12 +58,13 @@ def _help_of(widget: DOMNode | None) -> str | None:
 def _keys(screen: Screen) -> dict[str, list[tuple[str, str]]]:
     """Keys and what they do, under the name of what they belong to: the widget first, the app last."""
     found: dict[str, dict[str, list[str]]] = {}
-    for node, binding, enabled, _ in screen.active_bindings.values():
+    for node, binding, enabled, tooltip in screen.active_bindings.values():
         if not enabled or not binding.description:
             continue
         name = "Everywhere" if node is screen.app else "On this screen" if node is screen else "Here"
         key = screen.app.get_key_display(binding)
-        keys = found.setdefault(name, {}).setdefault(binding.description, [])
+        words = f"{binding.description}: {tooltip}" if tooltip else binding.description
+        keys = found.setdefault(name, {}).setdefault(words, [])
         if key not in keys:
             keys.append(key)
     order = sorted(found, key=["Here", "On this screen", "Everywhere"].index)

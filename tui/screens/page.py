@@ -7,17 +7,25 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.markup import escape
 from textual.app import ComposeResult
 from textual.css.query import NoMatches
 from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 
+from mlxzo.formatting import printable
+
 from ..widgets.keys import Keys
 from ..widgets.navigation import Navigation
 
 if TYPE_CHECKING:
     from ..app import MlxzoApp
+
+
+def title(text: str) -> str:
+    """Words for a frame, in which Textual would take brackets for markup."""
+    return escape(printable(text))
 
 
 class Page(Screen[None]):
@@ -65,6 +73,8 @@ class Page(Screen[None]):
         for frame in self._framed:
             for rule in ("border_top", "border_right", "border_bottom", "border_left", "border_title_color"):
                 frame.styles.clear_rule(rule)
+            # What has lost its rules does not draw itself.
+            frame.refresh()
         for frame in around:
             frame.styles.border = ("round", colour)
             frame.styles.border_title_color = colour

@@ -13,18 +13,21 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxzo import events
-from mlxzo.errors import MlxzoError
 from mlxzo.files import format_bytes
-from mlxzo.formatting import format_metric, format_seconds, printable
+from mlxzo.formatting import format_metric, format_seconds, objective_words, printable
 
 from ..feed import RunFeed
+from ..figures import state_words
 from ..history import History
+from ..pace import Pace
 from ..widgets.chart import MARKS, Chart, Rule, Series, percent, plain, size
-from ..widgets.grid import Column, Grid
-from .monitor import state_words
+from ..widgets.grid import Column, Grid, Openable
+from ..widgets.words import Words
 from .page import Page
 
-_REDRAW_SECONDS = 0.4
+_LOOK_SECONDS = 0.5
+# Steps alone are drawn no more often than that.
+_DRAW_SECONDS = 2.0
 _STYLES = ("one", "two", "three", "four", "five", "six")
 _NOTHING = (
     "No race yet.\n\n"
@@ -53,12 +56,12 @@ class Race(Page):
 
     def __init__(self) -> None:
         super().__init__()
-        self._drawn: tuple | None = None
+        self._pace = Pace(_DRAW_SECONDS)
 
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
         with Vertical(id="race"):
-            yield Static(id="legend")
+            yield Words(id="legend")
             with Container(id="race-charts"):
                 yield Chart(
                     id="race-accuracy",
@@ -75,7 +78,8 @@ class Race(Page):
                     empty="Lines appear with the first steps.",
                     y_labels=plain,
                     x_name="time",
-                    help="Smoothed training loss against the time since each run's start.",
+                    help="What each run minimises, smoothed, against the time since its start: the training loss, or "
+                    "what its option objective says.",
                 )
                 yield Chart(
                     id="race-memory",
@@ -89,7 +93,7 @@ class Race(Page):
                 )
             with Container(id="contestants", classes="frame") as frame:
                 frame.border_title = "Contestants"
-                yield Grid(
+                yield Openable(
                     (
                         Column("mark", "", 1),
                         Column("name", "run", 0),
@@ -109,10 +113,10 @@ class Race(Page):
                 )
 
     def on_mount(self) -> None:
-        self.set_interval(_REDRAW_SECONDS, self._tick)
+        self.set_interval(_LOOK_SECONDS, self._tick)
 
     def on_screen_resume(self) -> None:
-        self._drawn = None
+        self._pace.reset()
         self._tick()
 
     def _tick(self) -> None:
@@ -124,22 +128,29 @@ class Race(Page):
             return
         for feed in feeds:
             feed.poll()
-        state = (self._position(), *((feed, feed.history.version, feed.running) for feed in feeds))
-        if state != self._drawn:
-            self._drawn = state
+        happened = (
+            self._position(),
+            *((feed, feed.running, feed.history.phase, len(feed.history.log), feed.history.paused) for feed in feeds),
+        )
+        if self._pace.is_due((happened, *(feed.history.version for feed in feeds)), happened):
             self._draw(feeds)
         if self.focused is None:
             self.query_one(Grid).focus()
 
     def _draw(self, feeds: list[RunFeed]) -> None:
-        self.query_one("#legend", Static).update(self._legend(feeds))
+        self.query_one("#legend", Words).show(self._legend(feeds))
         accuracy = self.query_one("#race-accuracy", Chart)
         metrics = {e.metric for feed in feeds for e, _ in feed.history.evaluations}
         accuracy.title = "Validation " + " and ".join(sorted(metrics)) if metrics else "Validation"
         accuracy.show(
             [_accuracy(feed.history, n) for n, feed in enumerate(feeds)], _references(feed.history for feed in feeds)
         )
-        self.query_one("#race-loss", Chart).show(
+        loss = self.query_one("#race-loss", Chart)
+        minimised = {objective_words(config.objective) for feed in feeds if (config := feed.config) is not None}
+        loss.title = (
+            "Training loss, smoothed" if minimised <= {"loss"} else f"{' and '.join(sorted(minimised))}, smoothed"
+        )
+        loss.show(
             [
                 Series(_mark(n), f.history["step_seconds"], f.history["smoothed"], _style(n), end=_mark(n))
                 for n, f in enumerate(feeds)
@@ -151,7 +162,7 @@ class Race(Page):
                 Series(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
                 for n, f in enumerate(feeds)
             ],
-            [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━") for cap in caps],
+            [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
         )
         self.query_one(Grid).show(feeds)
 
@@ -201,7 +212,7 @@ class Race(Page):
         """Takes the run under the cursor out of the race; the run itself stays."""
         if (feed := self.query_one(Grid).item) is not None:
             self.app.race = [other for other in self.app.race if other is not feed]
-            self._drawn = None
+            self._pace.reset()
 
     def action_stop(self) -> None:
         """Ends the race that was started here; F8 in Setup goes on with it."""
@@ -223,9 +234,7 @@ def name_of(feed: RunFeed) -> str:
     """What a run is called beside others: its name as a contestant or of its own, or method, scope and seed."""
     if feed.label:
         return feed.label
-    try:
-        config = feed.run.config
-    except MlxzoError:
+    if (config := feed.config) is None:
         return feed.run.id
     return config.name or f"{config.model} {config.method} {config.scope} s{config.seed}"
 
@@ -255,4 +264,4 @@ def _references(histories: Iterable[History]) -> list[Rule]:
     if len(shares) != 1:
         return []
     ((metric, share),) = shares
-    return [] if share is None else [Rule(f"majority class {format_metric(metric, share)}", share)]
+    return [] if share is None else [Rule(f"majority class {format_metric(metric, share)}", share, short="majority")]

@@ -23,10 +23,11 @@ from mlxzo.formatting import printable
 from mlxzo.runs import RunDirectory
 
 from ..batches import Batch, progress, read_batches
+from ..feed import DIED
 from ..listing import MARKS, Entry, changed, in_batches, look
-from ..widgets.grid import Column, Grid
+from ..widgets.grid import Column, Grid, Openable
 from .dialogs import Choice
-from .page import Page
+from .page import Page, title
 
 _REFRESH_SECONDS = 2.0
 _EMPTY = (
@@ -70,18 +71,18 @@ class Runs(Page):
         "marks runs, and c races those that are marked against each other."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "app.go('setup')", "New"),
-        Binding("space", "mark", "Mark"),
+        Binding("space", "mark", "Mark", key_display="␣", tooltip="marks the run for a race (space bar)"),
         Binding("c", "race", "Race", tooltip="shows the marked runs on shared axes"),
         Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
-        Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("o", "sort", "Sort"),
-        Binding("b", "batch", "Batch", tooltip="lists the runs of one batch after the other, and how far it is"),
-        Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
         Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
+        Binding("b", "batch", "Batch", tooltip="lists the runs of one batch after the other, and how far it is"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
+        Binding("o", "sort", "Sort"),
+        Binding("d,delete", "delete", "Delete", key_display="d"),
         Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
-        Binding("delete,d", "delete", "Delete", key_display="d"),
+        Binding("n", "app.go('setup')", "New"),
         Binding("escape", "leave_filter", show=False),
     ]
 
@@ -101,7 +102,7 @@ class Runs(Page):
             with Vertical(id="runs-list", classes="frame"):
                 yield Input(placeholder="filter by name, model, task, method or status", id="filter", compact=True)
                 yield Static(id="batch-line", markup=False)
-                yield Grid(
+                yield Openable(
                     _COLUMNS,
                     self._cell,
                     id="runs-table",
@@ -183,7 +184,7 @@ class Runs(Page):
         grid.show([entry.run.path for entry in found])
         total = len(self._entries)
         frame = self.query_one("#runs-list")
-        frame.border_title = f"Runs in {self.app.root}"
+        frame.border_title = title(f"Runs in {self.app.root}")
         counts = f"{len(found)} of {total}" if len(found) < total else f"{total}"
         marked = f" · {len(self._marked)} marked" if self._marked else ""
         frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
@@ -361,7 +362,7 @@ def _details(entry: Entry) -> Table:
     if entry.status in ("failed", "died", "interrupted") and entry.failed is not None:
         rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":
-        rows.append(("why", "its process is gone and left no word, most often because memory ran out"))
+        rows.append(("why", DIED))
     rows.append(("folder", os.path.relpath(entry.run.path)))
     for name, value in rows:
         table.add_row(name, printable(value))

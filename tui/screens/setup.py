@@ -35,7 +35,7 @@ from ..widgets.cap import CapSlider, PeakBar
 from ..widgets.form import Field, Form
 from ..widgets.grid import Column, Grid
 from .dialogs import FileDialog
-from .page import Page
+from .page import Page, title
 
 _SETTLE_SECONDS = 0.15
 # Finished runs among which one of the same kind is looked for, to tell how long this one will take.
@@ -92,9 +92,9 @@ class Setup(Page):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f9", "start", "Start", priority=True),
-        Binding("f8", "race", "Race MeZO and BP", priority=True, tooltip="starts both methods, one after the other"),
-        Binding("ctrl+s", "save", "Save YAML", priority=True),
-        Binding("ctrl+o", "load", "Load YAML", priority=True),
+        Binding("f8", "race", "Race", priority=True, tooltip="MeZO and backpropagation, one after the other"),
+        Binding("ctrl+s", "save", "Save", priority=True, tooltip="writes the options to a YAML file"),
+        Binding("ctrl+o", "load", "Load", priority=True, tooltip="reads the options from a YAML file"),
         Binding("ctrl+y", "copy", "Copy command", show=False, priority=True),
         Binding("escape", "app.focus_next", "Next", show=False),
     ]
@@ -116,7 +116,11 @@ class Setup(Page):
             with Vertical(id="choices"):
                 with Vertical(id="models", classes="frame") as models:
                     models.border_title = "Model"
-                    yield Input(placeholder="search, org/name, folder or .gguf", id="model-search", compact=True)
+                    yield _input(
+                        "model-search",
+                        "search, org/name, folder or .gguf",
+                        "Words that narrow the list, or a model by its name on the hub, its folder or its .gguf file.",
+                    )
                     yield Grid(
                         (
                             Column("name", "model", 0),
@@ -138,10 +142,21 @@ class Setup(Page):
                         (Column("name", "task", 9), Column("description", "what it is", 0)),
                         lambda name, key: name if key == "name" else get_task(name).description,
                         id="task-list",
-                        help="Built-in tasks, and `custom` for rows of your own. A task YAML can be named in the field "
-                        "below.",
+                        help="Built-in tasks, and `custom` for rows of your own. The fields below take a task YAML and "
+                        "a folder of rows.",
                     )
-                    yield Input(placeholder="folder of your own rows, or a task .yaml", id="data", compact=True)
+                    yield _input(
+                        "task-file",
+                        "a task .yaml of your own",
+                        "A YAML file with name, template and labels of a task of your own; its rows are in the folder "
+                        "below. Empty: the task chosen above.",
+                    )
+                    yield _input(
+                        "data",
+                        "folder of your own rows",
+                        "A folder with the rows of the task: train and validation, and test if you like, as .jsonl, "
+                        ".csv or .tsv. Empty: the task's own rows.",
+                    )
                     yield VerticalScroll(Static(id="preview"), can_focus=False)
             with VerticalScroll(id="options", classes="frame", can_focus=False) as form:
                 form.border_title = "Options"
@@ -150,7 +165,7 @@ class Setup(Page):
                 plan.border_title = "Plan"
                 yield Static("memory cap", classes="group-title")
                 yield CapSlider(self._total_bytes, id="cap-slider")
-                yield Input(placeholder="no cap", id="cap", compact=True)
+                yield _input("cap", "no cap", "The most memory that training may take, such as 2GB; empty: no cap.")
                 yield Static(id="machine", markup=False)
                 yield PeakBar(id="peak-bar")
                 yield VerticalScroll(Static(id="plan-text"), can_focus=False)
@@ -183,6 +198,9 @@ class Setup(Page):
         for name in ("#choices", "#models", "#tasks"):
             panel = self.query_one(name)
             panel.set_class(panel in around, "-open")
+        if self.query_one("#choices") in around:
+            # Where that leaves the options one line, it is the first of them, and not the title above it.
+            self.query_one("#options").scroll_to(y=1 if self.app.size.width < 100 else 0, animate=False)
         widget, text = self.focused, ""
         while widget is not None and widget is not self and not text:
             text = getattr(widget, "help", "") or ""
@@ -226,6 +244,9 @@ class Setup(Page):
             self._check_soon()
         elif event.grid.id == "task-list" and event.item != self._task_name:
             self._task_name = str(event.item)
+            # A task is either one of the list or one of a file.
+            with self.prevent(Input.Changed):
+                self.query_one("#task-file", Input).value = ""
             self._check_soon()
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
@@ -256,11 +277,9 @@ class Setup(Page):
 
     def values(self) -> dict[str, Any]:
         """The options as the screen has them, without those that are left to their defaults."""
-        found: dict[str, Any] = {"model": self._model_name, "task": self._task_name, "out": self.app.root}
-        data = self.query_one("#data", Input).value.strip()
-        if data.endswith((".yaml", ".yml")):
-            found["task"] = data
-        elif data:
+        task = self.query_one("#task-file", Input).value.strip() or self._task_name
+        found: dict[str, Any] = {"model": self._model_name, "task": task, "out": self.app.root}
+        if data := self.query_one("#data", Input).value.strip():
             found["data"] = data
         if cap := self.query_one("#cap", Input).value.strip():
             found["memory_cap"] = cap
@@ -271,15 +290,17 @@ class Setup(Page):
 
     def fill(self, config: RunConfig) -> None:
         """Shows a configuration."""
-        self._model_name, self._task_name = config.model, config.task
-        own_task = config.task.endswith((".yaml", ".yml"))
+        self._model_name = config.model
+        of_file = config.task not in task_names()
+        if not of_file:
+            self._task_name = config.task
         with self.prevent(Input.Changed, Grid.Moved):
-            self.query_one("#data", Input).value = config.task if own_task else config.data or ""
+            self.query_one("#task-file", Input).value = config.task if of_file else ""
+            self.query_one("#data", Input).value = config.data or ""
             self.query_one("#cap", Input).value = config.memory_cap or ""
             self.query_one("#model-search", Input).value = "" if config.model in load_registry() else config.model
             self._list_models()
-            if not own_task:
-                self.query_one("#task-list", Grid).show(task_names(), cursor=config.task)
+            self.query_one("#task-list", Grid).show(task_names(), cursor=self._task_name)
         self.query_one(CapSlider).show(config.memory_cap_bytes)
         for field in self.query(Field):
             field.fill(getattr(config, field.name_of_option))
@@ -331,8 +352,8 @@ class Setup(Page):
         self.query_one("#group-mezo").display = method == "mezo"
         self.query_one("#group-backpropagation").display = method == "bp"
         self.query_one("#group-lora").display = "lora" in str(values.get("scope", ""))
-        self.query_one("#models").border_title = f"Model · {printable(Path(self._model_name).name)}"
-        self.query_one("#tasks").border_title = f"Task · {printable(str(values['task']))}"
+        self.query_one("#models").border_title = title(f"Model · {Path(self._model_name).name}")
+        self.query_one("#tasks").border_title = title(f"Task · {Path(values['task']).name}")
         self._write("#preview", preview(checked))
         _, available = system_memory()
         self._write("#machine", f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}")
@@ -374,7 +395,9 @@ class Setup(Page):
         table.add_row("", Text("together", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
         words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
         if plan.problem is not None:
-            words.insert(0, Text(printable(f"✗ {plan.problem.message}\n  {plan.problem.fix}")))
+            # The reason why it cannot start stands below.
+            what = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
+            words.insert(0, Text(printable(what + plan.problem.fix)))
         self._write("#plan-text", Group(table, "", *words), key=(plan, checked.time))
 
     # Actions
@@ -438,7 +461,7 @@ def check(values: dict[str, Any]) -> Checked:
     try:
         config = check_names(RunConfig.from_mapping(values).resolved())
     except ConfigError as error:
-        return Checked(None, tuple(error.details or [error.message]))
+        return Checked(None, tuple(error.details or [error.message]), data_problem=_problem_of_task(values))
     except MlxzoError as error:
         return Checked(None, (error.message,))
     data, data_problem = None, None
@@ -451,6 +474,15 @@ def check(values: dict[str, Any]) -> Checked:
         data_problem = error
     plan = predict(config, config.model, sizes(data, config))
     return Checked(config, (), data, data_problem, plan, pace(config, newest_first(config.out)[:_RUNS_LOOKED_AT]))
+
+
+def _problem_of_task(values: dict[str, Any]) -> MlxzoError | None:
+    """What is wrong with the task that was named; None where it can be had."""
+    try:
+        get_task(values.get("task", RunConfig.task))
+    except MlxzoError as error:
+        return error
+    return None
 
 
 def preview(checked: Checked) -> Text:
@@ -473,10 +505,11 @@ def preview(checked: Checked) -> Text:
     else:
         lines.append("its rows are fetched from the hub when the run starts\n", "dim")
         prompt, answer = task.example_prompt(), ""
+    # Before the example, which may be longer than the panel.
+    if task.labels:
+        lines.append(f"answers: {printable(' / '.join(task.labels[:12]))}\n", "dim")
     lines.append(printable(prompt[-600:]))
     lines.append(printable(answer) or " …", "bold reverse" if answer else "bold")
-    if task.labels:
-        lines.append(f"\nanswers: {printable(' / '.join(task.labels[:12]))}", "dim")
     return lines
 
 
@@ -485,10 +518,17 @@ def _in_full(problem: MlxzoError) -> str:
     return "\n".join([*parts, *([f"What to do: {problem.fix}"] if problem.fix else [])])
 
 
+def _input(name: str, placeholder: str, words: str) -> Input:
+    """A field of the screen's own, with its help."""
+    made = Input(placeholder=placeholder, id=name, compact=True)
+    made.help = words
+    return made
+
+
 def _form_groups() -> dict[str, list]:
     by_name = {field.name: field for field in options()}
     groups = {"Essentials": [by_name[name] for name in _ESSENTIAL]}
-    for group, title in _GROUPS.items():
+    for group, heading in _GROUPS.items():
         rest = [
             field
             for field in options()
@@ -498,5 +538,5 @@ def _form_groups() -> dict[str, list]:
             and field.name != "out"
         ]
         if rest:
-            groups[title] = rest
+            groups[heading] = rest
     return groups

@@ -24,9 +24,9 @@ from mlxzo.runs import BEST_STATE, RunDirectory
 from mlxzo.tasks.registry import get_task
 
 from ..child import Child
+from ..widgets.words import Panel
 from .dialogs import error_dialog
-from .monitor import Panel
-from .page import Page
+from .page import Page, title
 
 _TOKENS = "40"
 _SPEAKERS = {"base": "the model before training", "tuned": "the best state of the run"}
@@ -81,7 +81,7 @@ class TryIt(Page):
         if run is None or run == self._shown:
             return
         self._shown = run
-        self.query_one("#prompt").border_subtitle = run.id
+        self.query_one("#prompt").border_subtitle = title(run.id)
         for name, who in _SPEAKERS.items():
             self.query_one(f"#{name}", Panel).show(Text(f"How {who} goes on from the prompt appears here.", "dim"))
         # Where the task has no example of its own, an empty prompt is better than none.

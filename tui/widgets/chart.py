@@ -12,6 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
+from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -46,6 +47,8 @@ class Rule:
     dash: str = "╌"
     over: bool = True
     """Whether its words may cover curves where no place is free."""
+    short: str = ""
+    """Words for where there is no place for the others."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ class Chart(Widget, can_focus=True):
             from_zero: the vertical axis begins at 0 where it is linear.
         """
         super().__init__(id=id)
-        self.border_title, self.title, self.empty, self.help = title, title, empty, help
+        self.title, self.empty, self.help = title, empty, help
+        self._framed = ("", "")
+        self._frame(title, "")
         self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
         self._y_value = y_value or (lambda value: f"{value:.4f}")
         self._series: Sequence[Series] = ()
@@ -147,6 +152,7 @@ class Chart(Widget, can_focus=True):
         self._pointer: int | None = None
         self._dragged_from: tuple[int, tuple[float, float]] | None = None
         self._strips: list[Strip] | None = None
+        self._styles: dict[str, Style] = {}
         self._windowed: Window | None = None
         self._plot = (0, 0)
 
@@ -261,15 +267,29 @@ class Chart(Widget, can_focus=True):
     # Drawing
 
     def _draw_again(self) -> None:
+        """Draws what is to be seen now, and has the screen take those of its lines that have changed."""
+        before, size = self._strips, self.content_size
         self._strips = self._windowed = None
         self._caption()
-        self.refresh()
+        if before is None or len(before) != size.height:
+            self.refresh()
+            return
+        self._strips = self._draw(*size)
+        changed = [
+            Region(0, y, size.width, 1)
+            for y, (old, new) in enumerate(zip(before, self._strips, strict=True))
+            if old != new
+        ]
+        if changed:
+            self.refresh(*changed)
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
         self._strips = None
+        self._styles.clear()
 
     def on_resize(self) -> None:
+        self._strips = None
         self._draw_again()
 
     def render_line(self, y: int) -> Strip:
@@ -284,7 +304,10 @@ class Chart(Widget, can_focus=True):
         return Style(color=self._style(name).color)
 
     def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"chart--{name}")
+        # Textual makes them anew after every refresh, which takes longer than the drawing.
+        if name not in self._styles:
+            self._styles[name] = self.get_component_rich_style(f"chart--{name}")
+        return self._styles[name]
 
     def _extent(self) -> tuple[float, float] | None:
         """The horizontal range of all series; None where there is nothing to show."""
@@ -301,7 +324,7 @@ class Chart(Widget, can_focus=True):
             return self._draw_empty(width, height)
         rows = height - 1
         window = self._window(*(self._view or whole))
-        across = max(2, rows // 2)
+        across = max(2, rows // (2 if rows < 12 else 3))
         values = (log_ticks if window.log else ticks)(window.y0, window.y1, across)
         labels = self._y_labels(values)
         margin = max(map(len, labels), default=0) + 1
@@ -360,11 +383,10 @@ class Chart(Widget, can_focus=True):
         for series in self._series:
             canvas.marks(series, window)
         # Last, so that the words find a place beside the marks.
-        used: list[tuple[int, int]] = []
         for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
             row = _row(window, rule.y, canvas.height)
             if row is not None:
-                canvas.rule(row, rule, right=number % 2 == 0, used=used)
+                canvas.rule(row, rule, right=number % 2 == 0)
         if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
             canvas.upright(self._pointer - self._plot[0], "", "┊")
 
@@ -394,15 +416,20 @@ class Chart(Widget, can_focus=True):
         """The words in the frame: scale and view beside the title, and what is read off (or the note) below."""
         facts = [self.title]
         if (whole := self._extent()) is None:
-            self.border_title, self.border_subtitle = self.title, ""
+            self._frame(self.title, "")
             return
         window = self._window(*(self._view or whole))
         if self._logarithmic:
             facts.append("log" if window.log else "log needs values above 0")
         if self._view is not None:
             facts.append("zoomed (r: whole run)")
-        self.border_title = " · ".join(facts)
-        self.border_subtitle = self._readout(window) or self._note
+        self._frame(" · ".join(facts), self._readout(window) or self._note)
+
+    def _frame(self, title: str, subtitle: str) -> None:
+        """Writes the words in the frame; they draw the whole of it, so only where they are others."""
+        if (title, subtitle) != self._framed:
+            self._framed = (title, subtitle)
+            self.border_title, self.border_subtitle = title, subtitle
 
     def _readout(self, window: Window) -> str:
         offset, width = self._plot
@@ -441,27 +468,33 @@ class _Canvas:
         self.width, self.height = width, height
         self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
         self._owners = np.zeros((height, width), dtype=np.uint8)
+        # Cells of marks and of the words of rules.
+        self._kept = np.zeros((height, width), dtype=bool)
 
     def braille(self, bits: np.ndarray, style: str) -> None:
         covered = bits > 0
         self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
         self._owners[covered] = STYLES.index(style)
 
-    def rule(self, row: int, rule: Rule, *, right: bool, used: list[tuple[int, int]]) -> None:
-        """A dashed line in the cells of a row that are free, and its label over what is there."""
+    def rule(self, row: int, rule: Rule, *, right: bool) -> None:
+        """A dashed line in the cells of a row that are free, and its words: in a free place as near as can be to
+        one side, or else over a curve, but never over marks or the words of another rule."""
         free = self._glyphs[row] == ord(" ")
         self._glyphs[row, free] = ord(rule.dash)
         self._owners[row, free] = STYLES.index(rule.style)
-        label = f" {rule.label} "
-        places = (self.width - len(label), 0) if right else (0, self.width - len(label))
-        places = [begin for begin in places if begin >= 0 and (row, begin) not in used]
-        clear = [begin for begin in places if free[begin : begin + len(label)].all()]
-        for begin in (clear or (places if rule.over else []))[:1]:
-            used.append((row, begin))
-            # Of words that are covered in part, nothing is left.
-            while begin and chr(self._glyphs[row, begin - 1]).isalpha():
-                begin, label = begin - 1, f" {label}"
-            self._write(row, begin, label, rule.style)
+        for words in filter(None, (rule.label, rule.short)):
+            label = f" {words} "
+            places = range(self.width - len(label) + 1)
+            ordered = reversed(places) if right else places
+            open_to = [begin for begin in ordered if not self._kept[row, begin : begin + len(label)].any()]
+            clear = [begin for begin in open_to if free[begin : begin + len(label)].all()]
+            for begin in (clear or (open_to if rule.over else []))[:1]:
+                self._kept[row, begin : begin + len(label)] = True
+                # Of words that are covered in part, nothing is left.
+                while begin and chr(self._glyphs[row, begin - 1]).isalpha():
+                    begin, label = begin - 1, f" {label}"
+                self._write(row, begin, label, rule.style)
+                return
 
     def upright(self, column: int, label: str, glyph: str = "┆") -> None:
         free = self._glyphs[:, column] == ord(" ")
@@ -482,7 +515,9 @@ class _Canvas:
         for x, y, character in points:
             place, row = float(window.across(np.array(x))), _row(window, y, self.height)
             if row is not None and 0 <= place <= 1:
-                self._write(row, min(self.width - 1, int(place * self.width)), character, series.style)
+                column = min(self.width - 1, int(place * self.width))
+                self._write(row, column, character, series.style)
+                self._kept[row, column] = True
 
     def _write(self, row: int, column: int, text: str, style: str) -> None:
         for number, character in enumerate(text):

@@ -181,10 +181,11 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width
-        if y == 0:
+        if y == 0 and self.content_size.height > 1:
             cells = [_fit(c.title, n, c.right) for c, n in self._widths()]
             return self._strip(cells, width, self._style("title"))
-        row = y - 1 + round(self.scroll_offset.y)
+        # In a single line there is room for what is chosen, and not for titles.
+        row = y - 1 + round(self.scroll_offset.y) if self.content_size.height > 1 else self._cursor
         if row >= len(self._items):
             return Strip.blank(width, self._style("row"))
         item = self._items[row]
@@ -202,6 +203,12 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
         self.refresh(Region(0, 0, *self.size))
+
+
+class Openable(Grid[Item]):
+    """A grid whose items are places to go to: Enter opens the one under the cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "Open")]
 
 
 def _fit(text: str, width: int, right: bool) -> str:

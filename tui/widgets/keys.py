@@ -6,20 +6,39 @@ press. This one draws a line.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual import events
-from textual.binding import Binding
 from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
 
 
+@dataclass(frozen=True)
+class Item:
+    """A key of the line: the node its action belongs to, the key as it is bound and as it is written, and its words."""
+
+    node: DOMNode
+    action: str
+    key: str
+    written: str
+    words: str
+
+    @property
+    def width(self) -> int:
+        """Cells that it takes, the spaces around it included."""
+        return cell_len(self.written) + cell_len(self.words) + 3
+
+
 class Keys(Widget):
-    """Keys and what they do, as many as fit; the last ones are those that work everywhere."""
+    """Keys and what they do, as many as fit, in the order of their bindings, which is that of their weight.
+
+    Those that work everywhere come last; the one for help says how many others there were no room for.
+    """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"keys--key", "keys--words"}
 
@@ -29,41 +48,50 @@ class Keys(Widget):
     def _changed(self, screen: Screen) -> None:
         self.refresh()
 
-    def _shown(self) -> list[tuple[DOMNode, Binding, str]]:
-        """The bindings in view with the node they belong to and the key as it is written."""
-        found: dict[str, tuple[DOMNode, Binding, str]] = {}
+    def _shown(self) -> list[Item]:
+        """What there is room for."""
+        found: dict[str, Item] = {}
         for node, binding, enabled, _ in self.screen.active_bindings.values():
             if binding.show and enabled and binding.description:
-                found.setdefault(binding.action, (node, binding, self.app.get_key_display(binding)))
+                written = self.app.get_key_display(binding)
+                found.setdefault(binding.action, Item(node, binding.action, binding.key, written, binding.description))
+        # What Enter does comes first. What is done to a run comes before how a chart is looked at, which the mouse does
+        # by itself.
+        places = {self.screen: 1, self.app: 3}
+        items = sorted(found.values(), key=lambda item: 0 if item.key == "enter" else places.get(item.node, 2))
         # Help and commands lead to all the others: they stay in view where the line is short.
-        last = [item for item in found.values() if item[0] is self.app]
-        # What is done to a run comes before how a chart is looked at, which the mouse does by itself.
-        first = [item for item in found.values() if item[0] is self.screen]
-        first += [item for item in found.values() if item[0] not in (self.screen, self.app)]
-        room = self.content_size.width - sum(map(_width, last))
-        fitting = []
-        for item in first:
-            room -= _width(item)
-            if room >= 0:
-                fitting.append(item)
-        return fitting + last
+        always = [item for item in items if item.action in ("help", "command_palette")]
+        others = [item for item in items if item not in always]
+        room = self.content_size.width - sum(item.width for item in always)
+        if sum(item.width for item in others) <= room:
+            return others + always
+        room -= len(_more(len(others)))
+        shown = []
+        for item in others:
+            if item.width > room:
+                break
+            room -= item.width
+            shown.append(item)
+        left_out = _more(len(others) - len(shown))
+        return shown + [
+            replace(item, words=item.words + left_out) if item.action == "help" else item for item in always
+        ]
 
     def render_line(self, y: int) -> Strip:
         key_style, words_style = (self.get_component_rich_style(f"keys--{name}") for name in ("key", "words"))
         segments = []
-        for _, binding, key in self._shown():
-            segments += [Segment(f" {key}", key_style), Segment(f" {binding.description} ", words_style)]
+        for item in self._shown():
+            segments += [Segment(f" {item.written}", key_style), Segment(f" {item.words} ", words_style)]
         return Strip(segments).adjust_cell_length(self.content_size.width, self.rich_style)
 
     async def on_click(self, event: events.Click) -> None:
         left = 0
         for item in self._shown():
-            if left <= event.x < left + _width(item):
-                node, binding, _ = item
-                await self.app.run_action(binding.action, node)
+            if left <= event.x < left + item.width:
+                await self.app.run_action(item.action, item.node)
                 return
-            left += _width(item)
+            left += item.width
 
 
-def _width(item: tuple[DOMNode, Binding, str]) -> int:
-    return cell_len(item[2]) + cell_len(item[1].description) + 3
+def _more(count: int) -> str:
+    return f" +{count}"
