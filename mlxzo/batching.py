@@ -66,6 +66,11 @@ class EncodedExample:
         """Positions that are scored."""
         return 1 if self.shared else sum(map(len, self.targets))
 
+    def expected_after(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens of its only candidate, where they follow just these tokens; else none."""
+        context = self.rows[0].tokens[: self.rows[0].first_position + 1]
+        return self.targets[0] if self.candidates == 1 and context == prompt else ()
+
 
 class Size(Protocol):
     """What micro-batches, and the memory they take, depend on of an example: an `EncodedExample` is one.
@@ -101,17 +106,20 @@ class Shapes:
         multiple: lengths are padded up to a multiple of this: few distinct shapes keep the allocator's cache small.
         tokens: most tokens in a micro-batch, padding included (one example may be longer).
         rows: most sequences in a micro-batch (an example with more candidates still stays whole); None for no limit.
+        written_share: how many times the tokens, or the sequences, of a micro-batch the answers under way may come to.
     """
 
     multiple: int = 8
     tokens: int = 512
     rows: int | None = None
+    written_share: int = 8
 
     @staticmethod
     def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
         """What suits the device: on the CPU 512 tokens keep the matrix products busy and are small enough for its
-        caches. A GPU would rather have fewer and larger micro-batches."""
-        return Shapes(8, 512, rows) if on_cpu else Shapes(32, 8192, rows)
+        caches. A GPU would rather have fewer and larger micro-batches. Each token of answers under way is a pass over
+        all weights, however many they are: some 16 of them pay for it."""
+        return Shapes(8, 512, rows, 8) if on_cpu else Shapes(32, 8192, rows, 1)
 
     def padded(self, example: Size) -> int:
         """The length that an example is padded to."""
@@ -120,6 +128,11 @@ class Shapes:
     def most_rows(self, length: int) -> int:
         """Most sequences of a padded length in one micro-batch."""
         return max(1, min(self.tokens // length, self.rows or self.tokens))
+
+    def written(self, length: int) -> int:
+        """Most answers under way at a time, of at most `length` tokens each, their prompts included."""
+        most = self.written_share * self.tokens // length
+        return max(1, most if self.rows is None else min(most, self.written_share * self.rows))
 
     def largest(self, examples: Iterable[Size]) -> int:
         """Tokens of the largest micro-batch that these examples could make, padding included."""
