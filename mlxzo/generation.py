@@ -17,14 +17,11 @@ from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, make_prompt_
 
 from .batching import Shapes
 from .models.causal import CausalLM
-from .prompt_reads import Prompt, Read, reads
+from .prompt_reads import MAX_NEW_TOKENS, Prompt, Read, reads
 from .token_choice import Sampling, next_tokens
 from .zo.perturb import View
 
-MAX_NEW_TOKENS = 50
-"""Longest answer (Malladi et al. 2023, Appendix E.4)."""
-
-# Caches grow by so many tokens at a time.
+# Caches grow by so many tokens at a time; mlx-lm's own 256 would be more than most answers and many prompts.
 _GROWTH = 32
 
 

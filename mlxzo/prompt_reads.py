@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from .batching import Shapes
 
+MAX_NEW_TOKENS = 50
+"""Longest answer (Malladi et al. 2023, Appendix E.4)."""
+
 # What is shared takes a pass over the weights of its own, which costs as much as some tokens more in another.
 _LEAST_SAVED = 64
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,20 @@ from .evaluate import Evaluation, Scored, choose, majority_share, mean_metric, s
 from .files import Progress as FileProgress
 from .files import need_free_space
 from .formatting import format_bytes
-from .generation import MAX_NEW_TOKENS, Writer
+from .generation import Writer
 from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .objectives import OfAnswers, judged_by, shortfall
-from .prompt_reads import Prompt
+from .prompt_reads import MAX_NEW_TOKENS, Prompt
 from .reward import Answer, Judge
 from .scoring import Scorer
 from .tasks.base import Example, TaskData
 from .tasks.metrics import METRICS, WRITTEN
 from .tasks.registry import load_task
+from .token_choice import Sampling
 from .zo.perturb import View
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
@@ -155,14 +157,18 @@ class Session:
         examples: Sequence[Example],
         emit: events.Emit | None = None,
         view: View | None = None,
+        sampling: Sampling | None = None,
     ) -> list[str]:
-        """The answers that the model writes to examples, greedily, by the weights as they stand or as `view` has them.
+        """The answers that the model writes to examples, by the weights as they stand or as `view` has them.
 
         Args:
             emit: told how far it is.
+            sampling: how tokens are drawn; None takes the likeliest ones.
         """
         prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
-        return self._writer(view).write(prompts, _reporter(_writing(split), "answers", emit or _silent)).answers
+        return (
+            self._writer(view, sampling).write(prompts, _reporter(_writing(split), "answers", emit or _silent)).answers
+        )
 
     def write_and_score(
         self, split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], emit: events.Emit
@@ -187,8 +193,18 @@ class Session:
                 scores[number], losses[number] = own, loss
         return written.answers, Scored(scores, losses)
 
-    def _writer(self, view: View | None = None) -> Writer:
-        return Writer(self.causal, self.loaded.tokenizer, self.shapes, view=view)
+    def _writer(self, view: View | None = None, sampling: Sampling | None = None) -> Writer:
+        return Writer(self.causal, self.loaded.tokenizer, self.shapes, view=view, sampling=sampling)
+
+    def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
+        """The answers that a step judges. What is drawn follows from the seed and the examples alone, so both sides of
+        a direction have the same luck, and another batch has other luck."""
+        config, sampling = self.config, None
+        if config.temperature:
+            prompts = "\0".join(example.prompt for example in examples)
+            name = (config.seed, blake2b(prompts.encode(), digest_size=16).hexdigest())
+            sampling = Sampling(config.temperature, config.top_p, name)
+        return self.write("train", examples, view=view, sampling=sampling)
 
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """What is read of each example before its answer is written."""
@@ -208,7 +224,7 @@ class Session:
         if not self.config.writes:
             return None
         judgement = self.judged if self.judge is not None else judged_by(self.config.objective)
-        return shortfall(lambda examples, view: self.write("train", examples, view=view), judgement)
+        return shortfall(self._written_in_a_step, judgement)
 
 
 def _writing(split: str) -> str:

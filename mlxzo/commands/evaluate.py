@@ -29,6 +29,7 @@ _OPTIONS = (
     "dtype",
     "task",
     "data",
+    "prompt_style",
     "train_examples",
     "validation_examples",
     "test_examples",

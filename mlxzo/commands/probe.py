@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..probing import Probed, Report
 
 _OPTIONS = (
-    *("model", "dtype", "task", "data", "train_examples", "max_tokens", "scope", "steps", "batch_size", "micro_batch"),
+    *("model", "dtype", "task", "data", "prompt_style", "train_examples", "max_tokens"),
+    *("scope", "steps", "batch_size", "micro_batch"),
     *("schedule", "seed", "eps", "directions", "estimator", "queries", "update"),
     *("direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
 )

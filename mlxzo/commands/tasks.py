@@ -20,7 +20,10 @@ from .options import add_config_options, add_json, config_values, print_json
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
-_OPTIONS = ("model", "task", "data", "train_examples", "validation_examples", "test_examples", "max_tokens", "seed")
+_OPTIONS = (
+    *("model", "task", "data", "prompt_style"),
+    *("train_examples", "validation_examples", "test_examples", "max_tokens", "seed"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
