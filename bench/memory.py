@@ -4,7 +4,8 @@
     OPENBLAS_NUM_THREADS=1 python -m bench.memory --results bench/results/memory.jsonl --only 'gemma.*bp'
     python -m bench.memory --results bench/results/memory.jsonl --report
 
-A cell does what a run does: it loads the model, evaluates a few examples, takes two steps, saves what it trained and
+A cell does what a run does: it loads the model, evaluates a few examples (and writes answers to them, where its name
+says so), takes two steps, saves what it trained and
 loads that again.
 The examples are random tokens of one length. Measured are MLX's peak and the footprint: on Linux the highest RSS that
 the kernel saw, on macOS phys_footprint, read every 5 ms. A cell holds if its measured footprint is within the smallest
@@ -37,6 +38,7 @@ from mlxzo.memory.estimate import Data, Estimate, estimate
 from mlxzo.memory.meter import FootprintReader, footprint_bytes
 from mlxzo.memory.plan import needed_bytes
 from mlxzo.memory.shape import shape_of
+from mlxzo.prompt_reads import MAX_NEW_TOKENS, Prompt
 from mlxzo.supervisor import worker_environment
 
 STEPS = 2
@@ -57,6 +59,7 @@ class Cell:
     micro_batch: int | None = None
     dtype: str = "auto"
     evaluated: int = 8
+    written: bool = False
 
     @property
     def name(self) -> str:
@@ -64,6 +67,7 @@ class Cell:
         parts += [f"answer{self.answer_tokens}"] if self.answer_tokens > 1 else []
         parts += [f"micro{self.micro_batch}"] if self.micro_batch else []
         parts += [self.dtype] if self.dtype != "auto" else []
+        parts += [f"writing{self.evaluated}"] if self.written else []
         parts += ["checkpointing"] if self.checkpointing == "on" else []
         return " ".join(parts)
 
@@ -78,12 +82,12 @@ class Cell:
             micro_batch=self.micro_batch,
             dtype=self.dtype,
             steps=STEPS,
-            max_tokens=max(self.tokens + 8, 64),
+            max_tokens=max(self.tokens + (MAX_NEW_TOKENS if self.written else 8), 64),
             prefix_cache="off",
         ).resolved()
 
     def predict(self) -> Estimate:
-        data = Data.uniform(self.tokens, self.batch_size, self.evaluated, self.answer_tokens)
+        data = Data.uniform(self.tokens, self.batch_size, self.evaluated, self.answer_tokens, self.written)
         return estimate(shape_of(self.model), self.config, data)
 
 
@@ -129,6 +133,9 @@ def grid() -> list[Cell]:
         Cell(small, "bp", "lora", 4, 64, "on", answer_tokens=8),
         Cell(small, "mezo", "full", 4, 128, dtype="bfloat16"),
         Cell(small, "bp", "lora", 4, 128, "on", dtype="bfloat16"),
+        Cell(small, "mezo", "norms/last-6", 4, 200, answer_tokens=8, evaluated=32, written=True),
+        Cell(small, "mezo", "norms/last-6", 4, 200, answer_tokens=8, micro_batch=1, evaluated=32, written=True),
+        Cell(gemma, "mezo", "norms/last-6", 4, 200, answer_tokens=8, evaluated=32, written=True),
     ]
 
 
@@ -160,6 +167,7 @@ def _run(cell: Cell) -> dict[str, int]:
     from bench.contestants import Shape, ordinary_tokens, synthetic_examples
     from mlxzo.batching import SCORED_AT_ONCE, make_batch
     from mlxzo.evaluate import score
+    from mlxzo.generation import Writer
     from mlxzo.methods import make_method
     from mlxzo.models.causal import CausalLM
     from mlxzo.models.scope import prepare
@@ -176,6 +184,9 @@ def _run(cell: Cell) -> dict[str, int]:
     ids, shapes = ordinary_tokens(loaded, causal.vocabulary), micro_batch_shapes(config)
     examples = synthetic_examples(Shape(cell.tokens, cell.evaluated, cell.answer_tokens), ids, seed=1)
     score(scorer, examples, batch_size=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
+    if cell.written:
+        prompts = [Prompt(e.rows[0].tokens[: 1 - cell.answer_tokens or None], e.targets[0]) for e in examples]
+        Writer(causal, loaded.tokenizer, shapes).write(prompts)
     method = make_method(scorer, trainable, config)
     for step in range(STEPS):
         shape = Shape(cell.tokens, cell.batch_size, cell.answer_tokens)

@@ -31,8 +31,8 @@ from bench.report import emit, machine, table
 from mlxzo.config import RunConfig
 from mlxzo.evaluate import choose, majority_share, mean_metric
 from mlxzo.formatting import format_metric
-from mlxzo.generation import MAX_NEW_TOKENS
 from mlxzo.models.scope import Trainable
+from mlxzo.prompt_reads import MAX_NEW_TOKENS
 from mlxzo.session import Session, open_session
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.registry import get_task, task_names

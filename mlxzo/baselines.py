@@ -15,10 +15,11 @@ from . import events
 from .batching import encode
 from .errors import ConfigError
 from .evaluate import Evaluation, Scored, share_candidates
-from .generation import MAX_NEW_TOKENS
+from .prompt_reads import MAX_NEW_TOKENS
 from .scoring import example_losses
 from .session import Session
 from .tasks.base import Example, Task
+from .tasks.chat import after_turns, in_style
 from .tasks.classification import Classification
 from .tasks.sampling import stable_permutation
 
@@ -64,7 +65,7 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
             f"the task {task.name} has no fixed set of labels, so there is nothing to calibrate",
             "leave --calibrate out",
         )
-    if baseline.shots and any(example.messages or not example.prompt for example in getattr(session.data, split)):
+    if baseline.shots and not all(map(_takes_demonstrations, getattr(session.data, split))):
         raise ConfigError(
             f"the rows of {task.name} have no plain prompts to put demonstrations before", "leave --shots out"
         )
@@ -82,7 +83,7 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
     encoded = [encode(example, tokenizer, longest) for example in examples]
     if not (baseline.calibrate and isinstance(task, Classification)):
         return session.measure(split, examples, encoded, emit)
-    empty = [task.content_free(text) for text in CONTENT_FREE]
+    empty = [in_style(task.content_free(text), session.config.prompt_style) for text in CONTENT_FREE]
     inputs = [encode(_asked(session, each, shown)[0], tokenizer, longest) for each in empty if each.prompt.strip()]
     bias = label_bias(session.score("content-free inputs", inputs, emit))
     targets = np.array([example.target for example in encoded])
@@ -106,9 +107,16 @@ def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[E
 
 
 def after(shown: Sequence[Example], example: Example) -> Example:
-    """An example whose prompt comes after demonstrations, each with its answer."""
+    """An example whose prompt comes after demonstrations, each with its answer: as text, or as turns."""
+    if example.messages:
+        return after_turns(shown, example)
     before = [(one.prompt + one.candidates[one.target]).rstrip() + SEPARATOR for one in shown if one.target is not None]
     return replace(example, prompt="".join(before) + example.prompt)
+
+
+def _takes_demonstrations(example: Example) -> bool:
+    """Whether it is one question, rather than a conversation or a text."""
+    return bool(example.prompt) and len(example.messages) <= 1
 
 
 def label_bias(scored: Scored) -> np.ndarray:

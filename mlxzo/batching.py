@@ -18,6 +18,8 @@ from .errors import DataError
 from .tasks.base import Example
 from .tasks.sampling import stable_permutation
 
+# Stands for an answer in a chat template; nothing that a template says by itself.
+_ANSWER = "[[the answer]]"
 # Examples of an evaluation that are scored at a time, and reported as one piece of progress.
 SCORED_AT_ONCE = 32
 
@@ -66,6 +68,16 @@ class EncodedExample:
         """Positions that are scored."""
         return 1 if self.shared else sum(map(len, self.targets))
 
+    @property
+    def written(self) -> bool:
+        """Whether an evaluation has the model write an answer."""
+        return self.source is not None and self.source.written
+
+    def expected_after(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens of its only candidate, where they follow just these tokens; else none."""
+        context = self.rows[0].tokens[: self.rows[0].first_position + 1]
+        return self.targets[0] if self.candidates == 1 and context == prompt else ()
+
 
 class Size(Protocol):
     """What micro-batches, and the memory they take, depend on of an example: an `EncodedExample` is one.
@@ -76,6 +88,7 @@ class Size(Protocol):
         candidates: answers to choose from.
         scored: positions that are scored, in all rows.
         shared: all candidates are read at one position.
+        written: an evaluation has the model write an answer.
     """
 
     @property
@@ -88,6 +101,8 @@ class Size(Protocol):
     def scored(self) -> int: ...
     @property
     def shared(self) -> bool: ...
+    @property
+    def written(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -101,17 +116,20 @@ class Shapes:
         multiple: lengths are padded up to a multiple of this: few distinct shapes keep the allocator's cache small.
         tokens: most tokens in a micro-batch, padding included (one example may be longer).
         rows: most sequences in a micro-batch (an example with more candidates still stays whole); None for no limit.
+        written_share: how many times the tokens, or the sequences, of a micro-batch the answers under way may come to.
     """
 
     multiple: int = 8
     tokens: int = 512
     rows: int | None = None
+    written_share: int = 8
 
     @staticmethod
     def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
         """What suits the device: on the CPU 512 tokens keep the matrix products busy and are small enough for its
-        caches. A GPU would rather have fewer and larger micro-batches."""
-        return Shapes(8, 512, rows) if on_cpu else Shapes(32, 8192, rows)
+        caches. A GPU would rather have fewer and larger micro-batches. Each token of answers under way is a pass over
+        all weights, however many they are: some 16 of them pay for it."""
+        return Shapes(8, 512, rows, 8) if on_cpu else Shapes(32, 8192, rows, 1)
 
     def padded(self, example: Size) -> int:
         """The length that an example is padded to."""
@@ -120,6 +138,11 @@ class Shapes:
     def most_rows(self, length: int) -> int:
         """Most sequences of a padded length in one micro-batch."""
         return max(1, min(self.tokens // length, self.rows or self.tokens))
+
+    def written(self, length: int) -> int:
+        """Most answers under way at a time, of at most `length` tokens each, their prompts included."""
+        most = self.written_share * self.tokens // length
+        return max(1, most if self.rows is None else min(most, self.written_share * self.rows))
 
     def largest(self, examples: Iterable[Size]) -> int:
         """Tokens of the largest micro-batch that these examples could make, padding included."""
@@ -242,10 +265,11 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
     )
 
 
-def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int | None = None) -> list[int]:
     """The tokens of an example's prompt alone, as a model reads it that is to write the answer; a prompt longer than
     `max_tokens` loses its beginning."""
-    return _keep_end(_tokens_of(example, tokenizer)(""), max_tokens, tokenizer)
+    tokens = _tokens_of(example, tokenizer)("")
+    return tokens if max_tokens is None else _keep_end(tokens, max_tokens, tokenizer)
 
 
 def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
@@ -254,17 +278,24 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
         return lambda candidate: list(tokenizer.encode(example.prompt + candidate))
     if not getattr(tokenizer, "has_chat_template", False):
         raise DataError(
-            "the rows are conversations, and this model has no chat template",
-            "use a model that was tuned to converse, or rows with prompt and completion",
+            "the prompts are conversations, and this model has no chat template",
+            "use a model that was tuned to converse, or --prompt-style plain and rows that are no conversations",
         )
     messages = [{"role": message.role, "content": message.content} for message in example.messages]
 
+    def written(answer: str) -> str:
+        turns = [*messages, {"role": "assistant", "content": answer}] if answer else messages
+        # What is asked for is an answer, not the thoughts that some templates leave room for.
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=not answer, tokenize=False, enable_thinking=False
+        )
+
     def tokens(candidate: str) -> list[int]:
-        if not candidate:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if candidate and len(example.candidates) > 1:
+            # Which of several it is shows before the turn ends: its end is not scored.
+            text = written(_ANSWER).partition(_ANSWER)[0] + candidate
         else:
-            turns = [*messages, {"role": "assistant", "content": candidate}]
-            text = tokenizer.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
+            text = written(candidate)
         # The template writes the special tokens itself.
         return list(tokenizer.encode(text, add_special_tokens=False))
 

@@ -58,9 +58,16 @@ class RunConfig:
     task: str = _option("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
     data: str | None = _option(
         None,
-        "folder with train.jsonl, validation.jsonl and optionally test.jsonl",
+        "folder with train.jsonl, validation.jsonl and optionally test.jsonl (or .csv, or .tsv)",
         "task",
         auto="the task's own data",
+    )
+    prompt_style: str = _option(
+        "plain",
+        "plain: prompts as the task words them; chat: each as a user's turn in the model's own chat template, for "
+        "models tuned to converse",
+        "task",
+        choices=("plain", "chat"),
     )
     train_examples: int | None = _option(
         1000, "training examples to use, drawn by the seed", "task", minimum=1, auto="all"
@@ -183,6 +190,22 @@ class RunConfig:
         maximum=86400.0,
         exclusive_minimum=True,
     )
+    temperature: float = _option(
+        0.0,
+        "where the objective is of written answers: draw their tokens by the model's probabilities, its logits divided "
+        "by this, for steps; 0 takes the likeliest tokens, as evaluations always do",
+        "mezo",
+        minimum=0.0,
+        maximum=100.0,
+    )
+    top_p: float = _option(
+        1.0,
+        "with a temperature, draw only among the likeliest tokens that together have this probability",
+        "mezo",
+        minimum=0.0,
+        exclusive_minimum=True,
+        maximum=1.0,
+    )
     eps: float | None = _option(
         None,
         "perturbation scale: the loss is read at w + eps*z and w - eps*z",
@@ -299,6 +322,10 @@ class RunConfig:
             problems.append(f"{judges[0]}: it is for the objective reward")
         if self.reward_function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.reward_function):
             problems.append(f"reward_function: expected MODULE:FUNCTION, not {self.reward_function!r}")
+        if self.temperature and not self.writes:
+            problems.append(f"temperature: with the objective {self.objective} no answers are written in steps")
+        if self.top_p < 1.0 and not self.temperature:
+            problems.append("top_p: it is for drawn answers: give a temperature as well")
         if self.writes and self.sides == "stacked":
             problems.append(
                 f"sides: the answers that {self.objective} judges are written one copy of the weights at a time"

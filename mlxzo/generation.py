@@ -1,108 +1,217 @@
-"""Answers that a model writes: greedy continuations of many prompts at a time, up to the end of a line.
+"""Answers that a model writes: continuations of many prompts at a time, up to the end of a line.
 
-Prompts of similar length are read together, and where an answer ends, the next prompt takes its place (mlx-lm's
-`BatchGenerator`). Keys and values of what was read are kept, so each further token costs one pass over the weights
-for all answers under way.
+What prompts begin with in common is read once (see `prompt_reads`), and where answers end, the next prompts take their
+place. Keys and values of what was read are kept, so each further token costs one pass over the weights for all answers
+under way. The same reading scores the answer that is expected of a prompt, which otherwise would be read once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, make_prompt_cache
 
+from .batching import Shapes
 from .models.causal import CausalLM
+from .prompt_reads import MAX_NEW_TOKENS, Prompt, Read, reads
+from .token_choice import Sampling, next_tokens
 from .zo.perturb import View
 
-MAX_NEW_TOKENS = 50
-"""Longest answer (Malladi et al. 2023, Appendix E.4)."""
-
-# Prompts are read in groups of this spread of lengths: short ones take more company than long ones.
-_GROUP_TOKENS = 128
+# Caches grow by so many tokens at a time; mlx-lm's own 256 would be more than most answers and many prompts.
+_GROWTH = 32
 
 
-class _Reader:
-    """The model as mlx-lm's generator calls it, its weights seen through a view."""
+@dataclass(frozen=True)
+class Written:
+    """What became of prompts.
 
-    def __init__(self, causal: CausalLM, view: View):
-        self._causal, self._view = causal, view
-        self.layers = causal.model.layers
-        if hasattr(causal.model, "make_cache"):
-            self.make_cache = causal.model.make_cache
+    Attributes:
+        answers: what was written to each.
+        losses: float64 [N], the mean negative log-likelihood of the tokens expected of each; nan where none are.
+    """
 
-    def __call__(self, tokens: mx.array, cache: Sequence[Any]) -> mx.array:
-        return self._causal.read_on(tokens, cache, self._view)
+    answers: list[str]
+    losses: np.ndarray
 
 
-def write_answers(
-    causal: CausalLM,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    tokens_at_once: int,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    view: View | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
-    """The greedy answer to each prompt, by the weights as they stand or as `view` shows them: what comes before the
-    end of the line, of the text, or of `max_new_tokens`, without white space around it.
+class Writer:
+    """Writes answers by the weights as they stand, or as `view` shows them.
 
     Args:
         tokenizer: mlx-lm's, with `decode` and `eos_token_ids`.
-        prompts: their tokens.
-        tokens_at_once: how many tokens the answers under way may come to, prompts included: what the caches of keys
-            and values take is in proportion. One answer may take more.
-        on_progress: told how many answers of how many are written.
+        shapes: bounds of what is read in one pass, and of the answers under way.
+        max_new_tokens: longest answer.
+        sampling: how tokens are drawn; None takes the likeliest ones.
+
+    Attributes:
+        scores: whether expected answers can be scored by the same reading. What follows a prompt must then be
+            forgotten again, which a recurrent state cannot.
     """
-    answers: dict[int, str] = {}
-    for _, group in groupby(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), lambda i: _group(prompts[i])):
-        numbers = list(group)
-        longest = len(prompts[numbers[-1]]) + max_new_tokens
-        rows = max(1, tokens_at_once // longest)
-        reader = _Reader(causal, causal.view() if view is None else view)
-        for number, answer in _written(reader, tokenizer, prompts, numbers, rows, max_new_tokens):
-            answers[number] = answer
-            on_progress(len(answers), len(prompts))
-    return [answers[i] for i in range(len(prompts))]
+
+    def __init__(
+        self,
+        causal: CausalLM,
+        tokenizer: Any,
+        shapes: Shapes,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        view: View | None = None,
+        sampling: Sampling | None = None,
+    ):
+        self._causal, self._tokenizer, self._shapes = causal, tokenizer, shapes
+        self._longest, self._sampling = max_new_tokens, sampling
+        self._view = causal.view() if view is None else view
+        kinds = {type(cache) for cache in _copies(make_prompt_cache(causal.model), 1)}
+        self.scores = causal.exposes_hidden and kinds <= {BatchKVCache, BatchRotatingKVCache}
+
+    def write(
+        self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Written:
+        """The answer to each prompt: what comes before the end of the line, of the text, or of the longest answer,
+        without white space around it.
+
+        Args:
+            prompts: nothing may be expected of them where `scores` is false.
+            on_progress: told how many answers of how many are written.
+        """
+        written = Written([""] * len(prompts), np.full(len(prompts), np.nan))
+        waiting, done = reads(prompts, self._shapes, self._longest)[::-1], 0
+        shared, beginning = (), make_prompt_cache(self._causal.model)
+        under_way = _UnderWay()
+        while waiting or under_way.answers:
+            if waiting and self._have_room(under_way, waiting[-1], prompts):
+                read = waiting.pop()
+                if read.shared != shared:
+                    shared, beginning = read.shared, self._read_shared(read.shared)
+                self._begin(read, prompts, beginning, under_way, written.losses)
+            else:
+                tokens = mx.array([[answer.tokens[-1]] for answer in under_way.answers], mx.int32)
+                positions = mx.arange(len(under_way.answers))
+                states = self._causal.read_on(tokens, under_way.caches, positions, self._view)
+                self._lengthen(under_way.answers, states)
+            for answer in under_way.take_ended():
+                written.answers[answer.number] = answer.line.strip()
+                done += 1
+                on_progress(done, len(prompts))
+        return written
+
+    def _have_room(self, under_way: _UnderWay, read: Read, prompts: Sequence[Prompt]) -> bool:
+        """Whether the answers to a read can join those under way."""
+        numbers = [*read.numbers, *(answer.number for answer in under_way.answers)]
+        longest = max(len(prompts[number].tokens) for number in numbers) + self._longest
+        return not under_way.answers or len(numbers) <= self._shapes.written(longest)
+
+    def _read_shared(self, tokens: tuple[int, ...]) -> list[Any]:
+        """Caches of one sequence that holds these tokens."""
+        caches = make_prompt_cache(self._causal.model)
+        if tokens:
+            row, last = mx.array([tokens], mx.int32), mx.array([len(tokens) - 1])
+            mx.eval(self._causal.read_on(row, caches, last, self._view))
+        return caches
+
+    def _begin(
+        self,
+        read: Read,
+        prompts: Sequence[Prompt],
+        beginning: Sequence[Any],
+        under_way: _UnderWay,
+        losses: np.ndarray,
+    ) -> None:
+        """Reads prompts, scores what is expected of them, and gives each answer its first token.
+
+        Args:
+            beginning: caches of one sequence that holds what the prompts share.
+        """
+        own = [prompts[number] for number in read.numbers]
+        start = len(read.shared)
+        length = max(len(prompt.read) for prompt in own) - start
+        rows = np.zeros((len(own), length), np.int32)
+        # Scored positions and where they begin; without an expected answer, only where the written one begins.
+        positions: list[int] = []
+        firsts: list[int] = []
+        for row, prompt in enumerate(own):
+            rows[row, : len(prompt.read) - start] = prompt.read[start:]
+            firsts.append(len(positions))
+            first = row * length + len(prompt.tokens) - start - 1
+            positions += range(first, first + max(1, len(prompt.expected)))
+        caches = _copies(beginning, len(own))
+        # What follows a prompt is as good as padding: it is forgotten when all is read.
+        lengths = [len(prompt.tokens) - start for prompt in own]
+        for cache in caches:
+            cache.prepare(lengths=lengths, right_padding=[length - kept for kept in lengths])
+        states = self._causal.read_on(mx.array(rows), caches, mx.array(positions), self._view)
+        for cache in caches:
+            cache.finalize()
+        answers = [_Answer(number) for number in read.numbers]
+        self._lengthen(answers, states[mx.array(firsts)])
+        if any(prompt.expected for prompt in own):
+            targets = [token for prompt in own for token in prompt.expected or (0,)]
+            values = self._causal.token_logits(states, mx.array(targets), self._view)
+            values = np.array(values - self._causal.log_normaliser(states, self._view), np.float64)
+            for number, prompt, part in zip(read.numbers, own, np.split(values, firsts[1:]), strict=True):
+                if prompt.expected:
+                    losses[number] = -part.mean()
+        under_way.join(answers, caches)
+
+    def _lengthen(self, answers: Sequence[_Answer], states: mx.array) -> None:
+        """Adds a token to each answer, from the states [R, ...] that it follows, and sees whether it ends there."""
+        logits = np.array(self._causal.next_logits(states, self._view))
+        numbers, places = [answer.number for answer in answers], [len(answer.tokens) for answer in answers]
+        for answer, token in zip(answers, next_tokens(logits, self._sampling, numbers, places), strict=True):
+            if token in self._tokenizer.eos_token_ids:
+                answer.ended = True
+                continue
+            answer.tokens.append(token)
+            answer.line, newline, _ = self._tokenizer.decode(answer.tokens).partition("\n")
+            answer.ended = bool(newline) or len(answer.tokens) == self._longest
 
 
-def _group(prompt: Sequence[int]) -> int:
-    return len(prompt) // _GROUP_TOKENS
+@dataclass
+class _Answer:
+    """An answer under way: to which prompt, its tokens so far, and its line as text."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    line: str = ""
+    ended: bool = False
 
 
-def _written(
-    reader: _Reader,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    numbers: Sequence[int],
-    rows: int,
-    max_new_tokens: int,
-) -> Iterator[tuple[int, str]]:
-    """The answers to the prompts of these numbers, each with its number when it is written, `rows` at a time."""
-    from mlx_lm.generate import BatchGenerator
+@dataclass
+class _UnderWay:
+    """Answers under way, and the caches of keys and values of their prompts and themselves, in the same order."""
 
-    generator = BatchGenerator(
-        reader,
-        max_tokens=max_new_tokens,
-        stop_tokens=[[token] for token in tokenizer.eos_token_ids],
-        completion_batch_size=rows,
-        prefill_batch_size=rows,
-        stream=mx.default_stream(mx.default_device()),
-    )
-    try:
-        number_of = dict(zip(generator.insert([list(prompts[i]) for i in numbers]), numbers, strict=True))
-        written: dict[int, list[int]] = {uid: [] for uid in number_of}
-        while responses := generator.next_generated():
-            for response in responses:
-                tokens = written[response.uid]
-                if response.finish_reason != "stop":
-                    tokens.append(response.token)
-                line, newline, _ = (tokenizer.decode(tokens) if tokens else "").partition("\n")
-                if newline and response.finish_reason is None:
-                    generator.remove([response.uid])
-                if newline or response.finish_reason is not None:
-                    yield number_of[response.uid], line.strip()
-    finally:
-        generator.close()
+    answers: list[_Answer] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
+
+    def join(self, answers: Sequence[_Answer], caches: list[Any]) -> None:
+        if self.answers:
+            for cache, other in zip(self.caches, caches, strict=True):
+                cache.extend(other)
+        else:
+            self.caches = caches
+        self.answers += answers
+
+    def take_ended(self) -> list[_Answer]:
+        """Takes out the answers that have ended."""
+        ended = [answer for answer in self.answers if answer.ended]
+        kept = [row for row, answer in enumerate(self.answers) if not answer.ended]
+        self.answers = [self.answers[row] for row in kept]
+        if not kept:
+            self.caches = []
+        elif ended:
+            for cache in self.caches:
+                cache.filter(kept)
+        return ended
+
+
+def _copies(caches: Sequence[Any], count: int) -> list[Any]:
+    """Caches of `count` sequences, each of which holds what those of one sequence hold."""
+    copies = [cache.merge([cache] * count) for cache in caches]
+    for cache in copies:
+        if hasattr(cache, "step"):
+            cache.step = _GROWTH
+    return copies

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import count
 from typing import Any, get_args
+
+import mlx.core as mx
+import numpy as np
 
 from . import events
 from .baselines import Baseline, measure
+from .batching import encode_prompt
 from .config import RunConfig
 from .errors import DataError
 from .models.causal import Slot
@@ -15,7 +20,9 @@ from .models.loading import LoadedModel
 from .models.scope import Trainable
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
 from .session import open_model, open_session
-from .tasks.base import Task
+from .tasks.base import Example, Task
+from .tasks.chat import in_style
+from .token_choice import Sampling, next_tokens
 from .tuned import Kind, Source
 from .tuning import Tuning
 
@@ -90,12 +97,16 @@ class Voices:
     which then change nothing, in place.
     """
 
-    def __init__(self, config: RunConfig, source: Source | None):
+    def __init__(self, config: RunConfig, source: Source | None, sampling: Sampling | None = None):
         """Loads them; without a source there is the base alone.
+
+        Args:
+            sampling: how tokens are drawn, with the same luck for both; None takes the likeliest ones.
 
         Raises:
             MlxzoError: the model or what it was tuned to cannot be had.
         """
+        self._prompt_style, self._sampling = config.prompt_style, sampling
         _, self._loaded = open_model(config, _silent)
         self._slots: dict[str, Slot] = {}
         self._states: dict[str, dict[str, Any]] = {"base": {}}
@@ -107,7 +118,7 @@ class Voices:
             self._states["tuned"] = self._parameters()
 
     def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-        """Greedy continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece)."""
+        """Continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece)."""
         for speaker, state in self._states.items():
             for name, value in state.items():
                 self._slots[name].set(value)
@@ -121,10 +132,17 @@ class Voices:
         from mlx_lm import stream_generate
 
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        example = in_style(Example(prompt, (), None), self._prompt_style)
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
-        tokens = list(tokenizer.encode(prompt))
+        tokens = encode_prompt(example, tokenizer)
         shown = tokenizer.decode(tokens)
-        for response in stream_generate(model, tokenizer, list(tokens), max_tokens=max_new_tokens):
+        places = count()
+
+        def draw(logprobs: mx.array) -> mx.array:
+            return mx.array(next_tokens(np.array(logprobs.astype(mx.float32)), self._sampling, [0], [next(places)]))
+
+        sampler = draw if self._sampling else None
+        for response in stream_generate(model, tokenizer, list(tokens), max_tokens=max_new_tokens, sampler=sampler):
             if response.finish_reason == "stop":
                 return
             tokens.append(response.token)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,20 @@ from .evaluate import Evaluation, Scored, choose, majority_share, mean_metric, s
 from .files import Progress as FileProgress
 from .files import need_free_space
 from .formatting import format_bytes
-from .generation import MAX_NEW_TOKENS, write_answers
+from .generation import Writer
 from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .objectives import OfAnswers, judged_by, shortfall
+from .prompt_reads import MAX_NEW_TOKENS, Prompt
 from .reward import Answer, Judge
 from .scoring import Scorer
 from .tasks.base import Example, TaskData
 from .tasks.metrics import METRICS, WRITTEN
 from .tasks.registry import load_task
+from .token_choice import Sampling
 from .zo.perturb import View
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
@@ -41,8 +44,6 @@ from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 _CACHE_SHARE = 0.1
 # Examples of a split whose answers are told, and the longest end of their prompts.
 _SHOWN, _SHOWN_CHARACTERS = 6, 400
-# Answers are written in larger company than examples are scored: each token of theirs is a pass over all weights.
-_WRITTEN_SHARE = 4
 
 
 Splits = dict[str, list[EncodedExample]]
@@ -120,15 +121,19 @@ class Session:
             adjust: what becomes of their scores before the likeliest candidate is taken.
         """
         started, task = time.perf_counter(), self.data.task
-        scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
         values: dict[str, float] = {}
-        if self.judge is not None:
-            answers = self.write(split, examples, emit)
+        if self.judge is not None or task.writes:
+            answers, scored = self.write_and_score(split, examples, encoded, emit)
+            scored = adjust(scored)
             emit(events.Samples(split, samples(examples, answers, None)))
+        else:
+            scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
+            answers = choose(examples, scored.scores)
+            if self.metric in METRICS:
+                emit(events.Samples(split, samples(examples, answers, scored.scores)))
+        if self.judge is not None:
             values = {"reward": statistics.fmean(self.judged(examples, answers))}
         elif self.metric in METRICS:
-            answers = self.write(split, examples, emit) if task.writes else choose(examples, scored.scores)
-            emit(events.Samples(split, samples(examples, answers, None if task.writes else scored.scores)))
             values = {name: mean_metric(name, answers, examples) for name in (self.metric, *task.more_metrics)}
         value = values.pop(self.metric, scored.loss)
         seconds = time.perf_counter() - started
@@ -147,23 +152,64 @@ class Session:
         )
 
     def write(
-        self, split: str, examples: Sequence[Example], emit: events.Emit | None = None, view: View | None = None
+        self,
+        split: str,
+        examples: Sequence[Example],
+        emit: events.Emit | None = None,
+        view: View | None = None,
+        sampling: Sampling | None = None,
     ) -> list[str]:
-        """The answers that the model writes to examples, greedily, by the weights as they stand or as `view` has them.
+        """The answers that the model writes to examples, by the weights as they stand or as `view` has them.
 
         Args:
             emit: told how far it is.
+            sampling: how tokens are drawn; None takes the likeliest ones.
         """
-        room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
-        tokenizer = self.loaded.tokenizer
-        return write_answers(
-            self.causal,
-            tokenizer,
-            [encode_prompt(example, tokenizer, room) for example in examples],
-            tokens_at_once=_WRITTEN_SHARE * self.shapes.tokens,
-            view=view,
-            on_progress=_reporter(f"writing answers on {split}", "answers", emit or (lambda event: None)),
+        prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
+        return (
+            self._writer(view, sampling).write(prompts, _reporter(_writing(split), "answers", emit or _silent)).answers
         )
+
+    def write_and_score(
+        self, split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], emit: events.Emit
+    ) -> tuple[list[str], Scored]:
+        """The greedy answers to examples, and the scores of their candidates, under the weights as they stand.
+
+        The only candidate of an example is scored by the reading of its prompt, where it follows just that.
+
+        Args:
+            encoded: the examples as tokens.
+        """
+        writer = self._writer()
+        prompts = [
+            Prompt(prompt, example.expected_after(prompt) if writer.scores else ())
+            for prompt, example in zip(self._prompts(examples), encoded, strict=True)
+        ]
+        written = writer.write(prompts, _reporter(_writing(split), "answers", emit))
+        scores, losses = [np.array([-loss]) for loss in written.losses], written.losses.copy()
+        if others := [number for number, prompt in enumerate(prompts) if not prompt.expected]:
+            scored = self.score(f"evaluating on {split}", [encoded[number] for number in others], emit)
+            for number, own, loss in zip(others, scored.scores, scored.losses, strict=True):
+                scores[number], losses[number] = own, loss
+        return written.answers, Scored(scores, losses)
+
+    def _writer(self, view: View | None = None, sampling: Sampling | None = None) -> Writer:
+        return Writer(self.causal, self.loaded.tokenizer, self.shapes, view=view, sampling=sampling)
+
+    def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
+        """The answers that a step judges. What is drawn follows from the seed and the examples alone, so both sides of
+        a direction have the same luck, and another batch has other luck."""
+        config, sampling = self.config, None
+        if config.temperature:
+            prompts = "\0".join(example.prompt for example in examples)
+            name = (config.seed, blake2b(prompts.encode(), digest_size=16).hexdigest())
+            sampling = Sampling(config.temperature, config.top_p, name)
+        return self.write("train", examples, view=view, sampling=sampling)
+
+    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """What is read of each example before its answer is written."""
+        room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
+        return [tuple(encode_prompt(example, self.loaded.tokenizer, room)) for example in examples]
 
     def judged(self, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
         """What the user's judge says of answers.
@@ -178,7 +224,15 @@ class Session:
         if not self.config.writes:
             return None
         judgement = self.judged if self.judge is not None else judged_by(self.config.objective)
-        return shortfall(lambda examples, view: self.write("train", examples, view=view), judgement)
+        return shortfall(self._written_in_a_step, judgement)
+
+
+def _writing(split: str) -> str:
+    return f"writing answers on {split}"
+
+
+def _silent(event: events.Event) -> None:
+    """Takes the events that nobody watches."""
 
 
 def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:

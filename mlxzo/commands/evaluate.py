@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Task
     from ..tuned import Source
 
-_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "max_tokens", "batch_size", "seed", "out")
+_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "prompt_style", "max_tokens", "batch_size", "seed", "out")
 _SHOTS = 4
 
 

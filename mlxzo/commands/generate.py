@@ -3,6 +3,9 @@
 mlxzo generate --run runs/RUN "The soup was cold and nobody came. The customer is"
 mlxzo generate --adapter DIR "The soup was cold and nobody came. The customer is"
 mlxzo generate --model smollm2-135m "The capital of France is"
+mlxzo generate --model smollm2-135m --prompt-style chat --temperature 0.7 "Name a river in France."
+
+A run's prompt style is that of its configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..config import option_problems, options, parse_value
 from ..errors import EXIT_DONE, ConfigError
 from .options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
 if TYPE_CHECKING:
     from ..jobs import Voices
 
-_OPTIONS = ("model", "dtype", "out")
+_OPTIONS = ("model", "dtype", "prompt_style", "out")
 # Tokens of an answer.
 LONGEST = 4096
 
@@ -34,6 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=40,
         metavar="N",
         help=f"longest answer (tokens; 1 to {LONGEST}; default: 40)",
+    )
+    drawing = parser.add_argument_group("drawing")
+    drawing.add_argument(
+        "--temperature",
+        dest="drawn_temperature",
+        default="0",
+        metavar="X",
+        help="draw tokens by their probabilities, the logits divided by this (0 to 100; default: 0, the likeliest)",
+    )
+    drawing.add_argument(
+        "--top-p",
+        dest="drawn_top_p",
+        default="1",
+        metavar="X",
+        help="draw only among the likeliest tokens that together have this probability (above 0, to 1; default: 1)",
+    )
+    drawing.add_argument(
+        "--seed",
+        dest="drawn_seed",
+        default="0",
+        metavar="N",
+        help="seed of the draws, which repeat with it (default: 0)",
     )
     add_json(parser)
     parser.add_argument(
@@ -55,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise ConfigError("the prompt is empty", "give the text to go on from")
+    temperature, top_p, seed = (_drawn(arguments, name) for name in ("temperature", "top_p", "seed"))
     from .train import read_tuned_config
 
     source = source_of(arguments)
@@ -63,13 +90,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     load_fast_blas()
     from ..jobs import Voices
+    from ..token_choice import Sampling
 
-    voices = Voices(config, source)
+    voices = Voices(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
     if arguments.serve:
         serve(voices, sys.stdin)
     else:
         _say(voices, prompt, arguments.max_new_tokens, as_json=arguments.json)
     return EXIT_DONE
+
+
+def _drawn(arguments: argparse.Namespace, name: str) -> Any:
+    """The value of a flag that says how tokens are drawn; its range is that of the run's option of this name.
+
+    Raises:
+        ConfigError: it is no such value.
+    """
+    text = getattr(arguments, f"drawn_{name}")
+    if problems := option_problems(name, text):
+        raise ConfigError(f"--{problems[0].replace('_', '-', 1)}", "see `mlxzo generate --help`")
+    return parse_value(next(f for f in options() if f.name == name), text)
 
 
 def _say(voices: Voices, prompt: str, max_new_tokens: int, *, as_json: bool) -> None:

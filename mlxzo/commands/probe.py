@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..probing import Probed, Report
 
 _OPTIONS = (
-    *("model", "dtype", "task", "data", "train_examples", "train_per_label", "max_tokens"),
+    *("model", "dtype", "task", "data", "prompt_style", "train_examples", "train_per_label", "max_tokens"),
     *("scope", "steps", "batch_size", "micro_batch", "schedule", "seed", "eps", "directions", "estimator", "queries"),
     *("update", "direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
 )

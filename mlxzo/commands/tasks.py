@@ -21,7 +21,7 @@ from .options import add_config_options, add_json, config_values, print_json
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
-_OPTIONS = ("model", *DATA_OPTIONS, "max_tokens", "seed")
+_OPTIONS = ("model", *DATA_OPTIONS, "prompt_style", "max_tokens", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

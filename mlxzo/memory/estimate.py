@@ -13,6 +13,8 @@ that is computed with:
 
     whole batch     3 N D c: what the embedding gave, what the last layer gave, what this layer gives. All micro-batches
                     of a batch pass one layer before any passes the next, so that its weights are made once.
+    keys and values 2 N L K c: of the answers under way and their prompts, in L layers of key width K, and of one prompt
+                    more, whose beginning is shared.
     one layer       of one micro-batch, forwards: the larger of MLP and attention (see `coefficients`).
     backpropagation without checkpointing keeps all that its backward pass reads of every layer; with it the layers'
                     inputs, n D c each, and everything of one layer (Chen et al. 2016, arXiv 1604.06174).
@@ -28,6 +30,7 @@ from importlib import metadata
 
 from ..batching import SCORED_AT_ONCE, Shapes, Size, cut
 from ..config import RunConfig
+from ..prompt_reads import MAX_NEW_TOKENS
 from .coefficients import (
     CHUNK_BYTES,
     FUSED_HEAD_DIMS,
@@ -97,6 +100,7 @@ class ExampleSize:
     candidates: int = 2
     scored: int = 1
     shared: bool = True
+    written: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +111,10 @@ class Data:
     evaluated: tuple[Size, ...]
 
     @staticmethod
-    def uniform(tokens: int, count: int = 1000, evaluated: int = 200, scored: int = 1) -> Data:
+    def uniform(tokens: int, count: int = 1000, evaluated: int = 200, scored: int = 1, written: bool = False) -> Data:
         """Examples of one length, with one answer token to choose among labels, or a completion of `scored` tokens."""
-        one = ExampleSize(tokens, candidates=2 if scored == 1 else 1, scored=scored, shared=scored == 1)
+        candidates = 2 if scored == 1 and not written else 1
+        one = ExampleSize(tokens, 1, candidates, scored, shared=candidates > 1, written=written)
         return Data((one,) * count, (one,) * evaluated)
 
     @functools.cached_property
@@ -250,6 +255,8 @@ class Predictor:
             phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
         if self.trained.frozen_layers:
             phases["frozen layers"] = self._forward(train, perturbed=False)
+        if writing := self._writing(settings):
+            phases["writing"] = writing
         if self.config.method == "mezo":
             phases["forward pass"] = self._forward(self._stacked(train), perturbed=True)
         else:
@@ -350,6 +357,25 @@ class Predictor:
             Component("activations", others + layer - scores, why),
             Component("attention", scores, f"scores of {shape.heads} heads"),
         ]
+
+    def _writing(self, settings: Settings) -> list[Component]:
+        """Answers under way, in an evaluation or where a step judges them, while further prompts are read."""
+        shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch)
+        judged = self.config.objective == "reward"
+        sizes = [size for size in self.data.evaluated if size.written or judged]
+        sizes += self.data.train if self.config.writes else ()
+        if not sizes:
+            return []
+        prompts = (size.length + 1 - size.scored if size.candidates == 1 else size.length for size in sizes)
+        lengths = {min(prompt + MAX_NEW_TOKENS, self.config.max_tokens) for prompt in prompts}
+        rows, length = max(
+            ((min(len(sizes), shapes.written(length)), length) for length in lengths),
+            key=lambda answers: answers[0] * answers[1],
+        )
+        kept = 2 * shape.layers * shape.keys * self.c * (rows + 1) * length
+        read = self._micro(self.data.largest("evaluated", 1, shapes.multiple) or self._batch[:1], settings)
+        why = f"of {rows} answers and their prompts, {length} tokens each, and of the beginning of others"
+        return [Component("keys and values", kept, why), *self._forward(read, perturbed=self.config.writes)]
 
     def _layer(self, rows: int, length: int, ahead: bool = False) -> int:
         """Bytes that one layer has alive at its peak for one micro-batch.

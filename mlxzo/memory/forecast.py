@@ -22,7 +22,7 @@ from .speed import Calibration, seconds_per_step
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that a run's rows and their sizes follow from.
-_DATA = (*DATA_OPTIONS, "max_tokens", "seed")
+_DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "seed")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def sizes_of(loaded: TaskData, max_tokens: int) -> Data:
         shared = len(answers) > 1 and max(map(len, example.candidates)) <= 2 * CHARACTERS_A_TOKEN + 1
         length = min(max_tokens, _tokens(example.prompt) + (0 if shared else max(answers)))
         rows = 1 if shared else len(answers)
-        return ExampleSize(length, rows, len(answers), 1 if shared else sum(answers), shared)
+        scored = 1 if shared else sum(answers)
+        return ExampleSize(length, rows, len(answers), scored, shared, example.written)
 
     train, validation, test = (
         tuple(size(example) for example in examples) for examples in (loaded.train, loaded.validation, loaded.test)

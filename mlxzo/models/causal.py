@@ -271,27 +271,39 @@ class CausalLM:
         with self._installed(view, self.slots):
             return self.model(tokens)
 
-    def read_on(self, tokens: mx.array, caches: Sequence[Any], view: View) -> mx.array:
-        """Logits [R, 1, V] after tokens int32 [R, T] that follow what lies in the caches, which take them in.
+    def read_on(self, tokens: mx.array, caches: Sequence[Any], positions: mx.array, view: View) -> mx.array:
+        """States at some positions of tokens int32 [R, T] that follow what lies in the caches, which take them in.
 
         Args:
             caches: keys and values, one of mlx-lm's caches a layer.
+            positions: int32 [S], into the flattened [R * T].
+
+        Returns:
+            Float32 hidden states after the final norm [S, D]; logits [S, V] of a model that shows no hidden states.
         """
         self.interrupt()
-        if not self.exposes_hidden:
+        if self.exposes_hidden:
+            states = self._by_layer(self.body, tokens, view, cache=caches)
+        else:
             with self._installed(view, self.slots):
-                return self.model(tokens, cache=caches)[:, -1:]
-        hidden = self._by_layer(self.body, tokens, view, cache=caches)[:, -1].astype(mx.float32)
-        name, weight = f"{self.head_name}.weight", self.head["weight"]
-        if "scales" not in self.head and not view.changes(name, weight):
-            logits = self._with_head_bias(hidden @ weight.astype(mx.float32).T, mx.arange(len(weight)), view)
+                states = self.model(tokens, cache=caches)
+        return at_positions(positions, states).astype(mx.float32)
+
+    def next_logits(self, states: mx.array, view: View) -> mx.array:
+        """Logits [S, V] of the tokens that may follow states that `read_on` gave; evaluated."""
+        if not self.exposes_hidden:
+            logits = states
+        elif "scales" not in self.head and not view.changes(f"{self.head_name}.weight", self.head["weight"]):
+            weight = self.head["weight"].astype(mx.float32)
+            logits = self._with_head_bias(states @ weight.T, mx.arange(len(weight)), view)
         else:
             parts = []
-            for chunk in chunks(self.vocabulary, hidden.shape[-1]):
-                parts.append(self._logits(hidden, chunk, view))
+            for chunk in chunks(self.vocabulary, states.shape[-1]):
+                parts.append(self._logits(states, chunk, view))
                 mx.eval(parts[-1])
             logits = mx.concatenate(parts, axis=-1)
-        return logits[:, None]
+        mx.eval(logits)
+        return logits
 
     def token_logits(self, hidden: mx.array, tokens: mx.array, view: View) -> mx.array:
         """Logits of chosen tokens: float32 [N] for hidden [N, D] and tokens int32 [N], without the other logits."""

@@ -39,6 +39,11 @@ class Example:
     """A conversation that stands in place of the prompt, to be put into the words of the model's own chat template."""
 
     @property
+    def written(self) -> bool:
+        """Whether the model answers in its own words, to be compared with the gold answers."""
+        return bool(self.answers) and len(self.candidates) == 1
+
+    @property
     def gold(self) -> tuple[str, ...]:
         """The answers that count as right."""
         return self.answers or (() if self.target is None else (self.candidates[self.target],))

@@ -14,6 +14,7 @@ from ..config import RunConfig
 from ..errors import ConfigError, DataError
 from .base import Example, Task, TaskData
 from .boolq import BoolQ
+from .chat import in_style
 from .choices import Copa, Record
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
@@ -88,6 +89,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
             f"the task {task.name} has no data of its own",
             "pass --data DIR: " + FOLDER,
         )
+    splits = {name: [in_style(row, config.prompt_style) for row in rows] for name, rows in splits.items()}
     train = _training_examples(task, splits["train"], config)
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")

@@ -11,6 +11,8 @@ from mlxzo.baselines import after, calibrated, demonstrations, label_bias
 from mlxzo.cli import main
 from mlxzo.evaluate import Scored
 from mlxzo.tasks.base import Example
+from mlxzo.tasks.chat import in_style
+from tests.tiny import tiny_folder
 
 LABELS = (" no", " yes")
 
@@ -38,6 +40,19 @@ def test_where_candidates_differ_demonstrations_are_so_many_in_all():
     first, second = (f"{one.prompt}{one.candidates[0].rstrip()}" for one in shown[:2])
     assert asked.prompt == f"{first}\n\n{second}\n\nQuestion 0:"
     assert (asked.candidates, asked.gold) == (rows[0].candidates, rows[0].gold)
+
+
+def test_demonstrations_of_a_conversation_are_turns():
+    rows = [in_style(example, "chat") for example in examples(3)]
+    asked = after(rows[:2], rows[2])
+    assert [(turn.role, turn.content) for turn in asked.messages] == [
+        ("user", "Row 0:"),
+        ("assistant", "yes"),
+        ("user", "Row 1:"),
+        ("assistant", "no"),
+        ("user", "Row 2:"),
+    ]
+    assert (asked.candidates, asked.target) == (("no", "yes"), 0)
 
 
 def test_calibration_divides_probabilities_by_those_of_content_free_inputs():
@@ -69,6 +84,25 @@ def test_all_baselines_stand_in_one_table(model, data, capsys):
     assert main(["eval", *map(str, on), "--baselines"]) == 0
     table = capsys.readouterr().out
     assert "majority class" in table and "4-shot, calibrated" in table
+
+
+def test_baselines_can_be_asked_in_the_model_s_chat_template(model, data, capsys):
+    on = ("--model", model, "--task", "custom", "--data", data)
+    plain = measured(capsys, *on)
+    found = measured(capsys, *on, "--prompt-style", "chat", "--baselines", "--shots", 1)
+    assert [each["asked"] for each in found] == ["zero-shot", "zero-shot, calibrated", "1-shot", "1-shot, calibrated"]
+    assert len({each["loss"] for each in (plain, *found)}) == 5
+
+
+def test_a_model_without_a_chat_template_is_told_apart(data, tmp_path, capsys):
+    folder = tiny_folder(tmp_path / "base")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    on = ("--model", str(folder), "--task", "custom", "--data", str(data), "--prompt-style", "chat")
+    assert main(["eval", *on]) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "this model has no chat template" in said and "--prompt-style plain" in said
 
 
 def test_demonstrations_that_do_not_fit_are_left_out_and_counted(model, data, capsys):

@@ -13,6 +13,7 @@ from mlxzo.errors import DataError
 from mlxzo.models.loading import load_tokenizer
 from mlxzo.models.sources import resolve
 from mlxzo.tasks.base import Example, Message
+from mlxzo.tasks.chat import in_style
 from mlxzo.tasks.registry import get_task, task_names
 from tests.engine.examples import (
     BATCHES,
@@ -156,6 +157,43 @@ def test_a_conversation_is_put_into_the_model_s_own_template_and_only_its_last_t
     )
 
 
+@pytest.mark.parametrize("candidates", [(" terrible", " great"), (" Yes.", " a moving story", " No")])
+def test_in_chat_style_a_candidate_follows_what_asks_for_it_and_is_scored_without_the_end_of_its_turn(
+    tmp_path, candidates
+):
+    tokenizer = chat_tokenizer(tmp_path)
+    encoded = encode(in_style(Example("wet grass It was\n", candidates, 0), "chat"), tokenizer, 64)
+    asked = "<|im_start|>user\nwet grass It was<|im_end|>\n<|im_start|>assistant\n"
+    for number, (scored, candidate) in enumerate(zip(encoded.targets, candidates, strict=True)):
+        row = encoded.rows[0 if encoded.shared else number]
+        assert tokenizer.decode(row.tokens[: row.first_position + 1]) == asked
+        assert tokenizer.decode(scored) == candidate.strip()
+        joined = tokenizer.encode(asked + candidate.strip(), add_special_tokens=False)
+        assert [*row.tokens[: row.first_position + 1], *scored] == joined
+        assert row.tokens[row.first_position + 1 :] == (() if encoded.shared else scored[:-1])
+
+
+def test_in_chat_style_an_answer_of_its_own_words_is_learned_with_the_end_of_its_turn(tmp_path):
+    tokenizer = chat_tokenizer(tmp_path)
+    example = in_style(Example("Question: how many?\nAnswer:", (" seven\n",), 0, answers=("seven", "7")), "chat")
+    encoded = encode(example, tokenizer, 64)
+    assert tokenizer.decode(encoded.targets[0]) == "seven<|im_end|>\n"
+    # What is read to write is what is read to score.
+    prompt = tuple(encode_prompt(example, tokenizer))
+    assert encoded.expected_after(prompt) == encoded.targets[0]
+    assert encoded.expected_after(prompt[1:]) == ()
+
+
+def test_plain_style_conversations_and_texts_stay_as_they_are():
+    question = Example("a prompt", (" yes", " no"), 0)
+    conversation = Example("p", ("Yes.",), 0, messages=(Message("user", "Is it?"),))
+    assert in_style(question, "plain") is question
+    assert [in_style(each, "chat") for each in (conversation, Example("", ("text ",), 0))] == [
+        conversation,
+        Example("", ("text ",), 0),
+    ]
+
+
 def test_a_conversation_needs_a_chat_template():
     with pytest.raises(DataError, match="no chat template"):
         encode(Example("p", ("Yes.",), 0, messages=(Message("user", "Is it?"),)), TOKENIZER, 64)
@@ -195,3 +233,17 @@ def test_on_real_tokenizers_a_candidate_begins_where_its_prompt_ends(model, name
         # The prompt is split as it would be alone, so what is scored is the candidate and all of it.
         assert joined[: len(prompt)] == prompt
         assert tokenizer.decode(joined[len(prompt) :]).strip() == candidate.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in task_names() if get_task(name).sample_row])
+def test_in_a_real_chat_template_a_candidate_begins_where_the_assistant_is_asked(name):
+    tokenizer, task = real_tokenizer("smollm2-135m"), get_task(name)
+    example = in_style(task.example_from_row(task.sample_row), "chat")
+    encoded, prompt = encode(example, tokenizer, 512), tuple(encode_prompt(example, tokenizer))
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    for row, scored, candidate in zip(
+        encoded.rows * (len(encoded.targets) if encoded.shared else 1), encoded.targets, example.candidates, strict=True
+    ):
+        assert row.tokens[: row.first_position + 1] == prompt
+        assert tokenizer.decode(scored).removesuffix("<|im_end|>\n") == candidate

@@ -5,24 +5,40 @@ from __future__ import annotations
 import random
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from mlx_lm import batch_generate
 
-from mlxzo.generation import write_answers
+from mlxzo.batching import Shapes
+from mlxzo.generation import Writer
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import load_model
+from mlxzo.prompt_reads import Prompt
+from mlxzo.token_choice import Sampling
 from tests.tiny import VOCABULARY, tiny_folder
 
 LONGEST = 12
+SHAPES = Shapes(tokens=160, written_share=2)
 
 
-def prompts(count: int, seed: int = 0) -> list[list[int]]:
-    """Tokens that no special one is among, of many lengths: 1, beyond gemma3's window, and beyond a group's spread."""
+def some(rng: random.Random, count: int) -> list[int]:
+    """Tokens that no special one is among."""
+    return [rng.randrange(3, VOCABULARY) for _ in range(count)]
+
+
+def prompts(seed: int = 0) -> list[tuple[int, ...]]:
+    """Of many lengths: 1, beyond gemma3's window of 16, beyond a micro-batch; and some that begin alike, with less and
+    with more than the window."""
     rng = random.Random(seed)
-    lengths = [1, 40, 150, *(rng.randrange(2, 30) for _ in range(count - 3))]
-    return [[rng.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
+    lengths = [1, 40, 190, *(rng.randrange(2, 30) for _ in range(6))]
+    apart = [some(rng, length) for length in lengths]
+    alike = [[*beginning, *some(rng, rng.randrange(1, 9))] for beginning in (some(rng, 12), some(rng, 70)) * 7]
+    mixed = [tuple(tokens) for tokens in (*apart, *alike, apart[1])]
+    rng.shuffle(mixed)
+    return mixed
 
 
-def alone(causal: CausalLM, tokenizer, prompt: list[int]) -> str:
+def alone(causal: CausalLM, tokenizer, prompt: tuple[int, ...]) -> str:
     """The greedy answer by whole forward passes, one a token."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + LONGEST:
@@ -31,6 +47,14 @@ def alone(causal: CausalLM, tokenizer, prompt: list[int]) -> str:
             break
         tokens.append(token)
     return tokenizer.decode(tokens[len(prompt) :]).split("\n")[0].strip() if len(tokens) > len(prompt) else ""
+
+
+def loss_of(causal: CausalLM, prompt: Prompt) -> float:
+    """The mean negative log-likelihood of what is expected, by one forward pass."""
+    logits = causal.logits(mx.array([prompt.tokens + prompt.expected]), causal.view())[0].astype(mx.float32)
+    likelihoods = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    first = len(prompt.tokens) - 1
+    return -np.mean([likelihoods[first + i, token] for i, token in enumerate(prompt.expected)])
 
 
 @pytest.mark.parametrize(
@@ -47,18 +71,45 @@ def test_answers_written_together_are_those_written_alone(tmp_path, kind, bits, 
     tiny_folder(tmp_path, kind, bits=bits, dtype=dtype)
     loaded = load_model(tmp_path)
     causal = CausalLM(loaded.model, mx.float32)
-    asked, told = prompts(10), []
-    written = write_answers(
-        causal,
-        loaded.tokenizer,
-        asked,
-        tokens_at_once=160,
-        max_new_tokens=LONGEST,
-        on_progress=lambda done, total: told.append((done, total)),
-    )
-    assert written == [alone(causal, loaded.tokenizer, prompt) for prompt in asked]
-    assert len(set(written)) > 1
+    rng, told = random.Random(1), []
+    # Some are expected to be answered at length, some briefly, and of some nothing is expected.
+    asked = [Prompt(tokens, tuple(some(rng, rng.choice((0, 1, 5, 30))))) for tokens in prompts()]
+    writer = Writer(causal, loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
+    written = writer.write(asked, lambda done, total: told.append((done, total)))
+    assert writer.scores
+    assert written.answers == [alone(causal, loaded.tokenizer, prompt.tokens) for prompt in asked]
+    assert len(set(written.answers)) > 1
+    losses = [loss_of(causal, prompt) if prompt.expected else np.nan for prompt in asked]
+    np.testing.assert_allclose(written.losses, losses, rtol=1e-4)
     assert told == [(done, len(asked)) for done in range(1, len(asked) + 1)]
+
+
+def test_answers_are_those_of_mlx_lm(tmp_path):
+    """Its own batched generation, without stops at the end of a line."""
+    tiny_folder(tmp_path, "gemma3", layers=6)
+    loaded = load_model(tmp_path)
+    asked = prompts(seed=3)
+    theirs = batch_generate(loaded.model, loaded.tokenizer, [list(tokens) for tokens in asked], max_tokens=LONGEST)
+    writer = Writer(CausalLM(loaded.model, mx.float32), loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
+    written = writer.write([Prompt(tokens) for tokens in asked])
+    assert written.answers == [text.split("\n")[0].strip() for text in theirs.texts]
+
+
+def test_an_answer_that_is_drawn_is_the_same_in_any_company(tmp_path):
+    tiny_folder(tmp_path)
+    loaded = load_model(tmp_path)
+    asked = [Prompt(tokens) for tokens in prompts()]
+
+    def answers(shapes: Shapes, seed: int) -> list[str]:
+        causal, sampling = CausalLM(loaded.model, mx.float32), Sampling(0.8, 0.9, (seed,))
+        return Writer(causal, loaded.tokenizer, shapes, max_new_tokens=LONGEST, sampling=sampling).write(asked).answers
+
+    together = answers(SHAPES, seed=1)
+    assert together == answers(Shapes(tokens=1, written_share=1), seed=1)
+    assert together != answers(SHAPES, seed=2)
+    # One prompt is asked twice: its answers are drawn apart.
+    twice = [number for number, prompt in enumerate(asked) if asked.count(prompt) == 2]
+    assert len({together[number] for number in twice}) == 2
 
 
 def test_an_answer_ends_with_its_line_its_text_or_its_length(tmp_path):
@@ -69,19 +120,21 @@ def test_an_answer_ends_with_its_line_its_text_or_its_length(tmp_path):
     class Scripted(CausalLM):
         """Says what the last token of the prompt asks for: a word, then a newline or the end, or words without end."""
 
-        def read_on(self, tokens, caches, view):
-            super().read_on(tokens, caches, view)
+        def read_on(self, tokens, caches, positions, view):
+            self.last = tokens.reshape(-1)[positions].tolist()
+            return super().read_on(tokens, caches, positions, view)
+
+        def next_logits(self, states, view):
             followed_by = {11: word, 12: word, 13: newline, 14: end, 15: word, word: self.after_word}
-            rows = [mx.arange(VOCABULARY) == followed_by.get(last, word) for last in tokens[:, -1].tolist()]
-            return mx.stack(rows)[:, None].astype(mx.float32)
+            rows = [mx.arange(VOCABULARY) == followed_by.get(last, word) for last in self.last]
+            return mx.stack(rows).astype(mx.float32)
 
     causal = Scripted(loaded.model, mx.float32)
 
     def answers(after_word: int, *last: int) -> list[str]:
         causal.after_word = after_word
-        return write_answers(
-            causal, loaded.tokenizer, [[3, token] for token in last], tokens_at_once=64, max_new_tokens=4
-        )
+        asked = [Prompt((3, token)) for token in last]
+        return Writer(causal, loaded.tokenizer, SHAPES, max_new_tokens=4).write(asked).answers
 
     assert answers(newline, 11, 12) == ["the", "the"]
     assert answers(end, 11, 14, 13) == ["the", "", ""]

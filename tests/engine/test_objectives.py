@@ -91,6 +91,9 @@ def test_the_user_is_told_once_of_directions_that_tell_nothing():
         ({"objective": "reward"}, "reward needs a judge"),
         ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "either --reward-command or"),
         ({"objective": "reward", "reward_function": "__import__('os')"}, "expected MODULE:FUNCTION"),
+        ({"temperature": 0.7}, "temperature: with the objective accuracy no answers are written"),
+        ({"objective": "f1", "top_p": 0.9}, "top_p: it is for drawn answers"),
+        ({"objective": "f1", "temperature": 0.7, "top_p": 0.0}, "top_p: expected a number above 0 and at most 1"),
         ({"reward_command": "a"}, "it is for the objective reward"),
         ({"objective": "f1", "scope": "lora", "sides": "stacked"}, "written one copy of the weights at a time"),
     ],
@@ -140,6 +143,28 @@ def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
     assert means[0] != means[1]
     assert method.step(0, batch).directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
     assert session.metric == "reward"
+
+
+def test_drawn_answers_have_the_same_luck_on_both_sides_and_other_luck_in_another_batch(model, prompts):
+    options = {
+        "objective": "reward",
+        "reward_function": "unused:here",
+        "temperature": 1.5,
+        "top_p": 0.95,
+        "scope": "full",
+    }
+    config = RunConfig(model=str(model), task="custom", data=str(prompts), **options).resolved()
+    session = open_session(config, lambda event: None)
+    session.judge = Lengths()
+    values, encoded = session.of_answers(), session.splits["train"]
+    view = session.causal.view()
+    first = values(session.batch(encoded), view)
+    assert (values(session.batch(encoded), view) == first).all()
+    assert (values(session.batch(encoded[::-1]), view)[::-1] != first).any()
+    # Evaluations take the likeliest tokens.
+    likeliest = np.array([len(answer) / 100 for answer in session.write("train", session.data.train)])
+    assert (1 - first != likeliest).any()
+    assert session.evaluate("train", lambda event: None).value == pytest.approx(likeliest.mean())
 
 
 class Lengths:

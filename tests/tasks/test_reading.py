@@ -1,6 +1,8 @@
 """Data files: what is tolerated, and how every malformed line is reported with its number."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -146,6 +148,22 @@ def test_a_line_over_the_limit_is_refused_and_the_next_is_still_read(tmp_path):
     error = failure(folder(tmp_path / "d", train=content))
     assert error.details[0] == "line 2: longer than 16 MB"
     assert error.details[1].startswith("line 3: not valid JSON")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot be kept from taking memory")
+def test_a_line_of_a_gigabyte_is_refused_without_being_held(tmp_path):
+    with (folder(tmp_path / "d") / "test.jsonl").open("wb") as file:
+        file.truncate(2**30)
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n"
+        "from pathlib import Path\n"
+        "from mlxzo.tasks.reading import read_rows\n"
+        "print(read_rows(Path(sys.argv[1])).problems)\n"
+    )
+    path = tmp_path / "d" / "test.jsonl"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "[(1, 'longer than 16 MB')]", done.stderr
 
 
 def test_a_line_of_exactly_the_limit_is_read(tmp_path):
