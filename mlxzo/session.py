@@ -6,7 +6,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from .scoring import Scorer
 from .tasks.base import Example, TaskData
 from .tasks.metrics import METRICS, WRITTEN
 from .tasks.registry import load_task
+from .team import Piece, Team
 from .zo.perturb import View
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
 
@@ -64,6 +65,7 @@ class Session:
     splits: Splits
     weights_sha256: str
     judge: Judge | None = None
+    team: Team = field(default_factory=Team)
 
     @property
     def metric(self) -> str:
@@ -125,7 +127,11 @@ class Session:
         if self.judge is not None:
             answers = self.write(split, examples, emit)
             emit(events.Samples(split, samples(examples, answers, None)))
-            values = {"reward": statistics.fmean(self.judged(examples, answers))}
+            # A judge may change its mind: one rank asks it.
+            (judged,) = self.team.together(
+                [Piece(1.0, (len(examples),))], lambda _: [np.array(self.judged(examples, answers), np.float64)]
+            )
+            values = {"reward": statistics.fmean(judged)}
         elif self.metric in METRICS:
             answers = self.write(split, examples, emit) if task.writes else choose(examples, scored.scores)
             emit(events.Samples(split, samples(examples, answers, None if task.writes else scored.scores)))
@@ -144,6 +150,7 @@ class Session:
             batch_size=SCORED_AT_ONCE,
             make=self.batch,
             on_progress=_reporter(label, "examples", emit),
+            team=self.team,
         )
 
     def write(
