@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -199,6 +200,11 @@ class Batch:
     def size(self) -> int:
         """Examples."""
         return sum(len(places) for places in self.places)
+
+    def picked(self, numbers: Sequence[int]) -> Batch:
+        """The micro-batches of these numbers, as a batch with the examples in the order in which they hold them."""
+        ends = list(accumulate((len(self.places[i]) for i in numbers), initial=0))
+        return Batch(tuple(self.parts[i] for i in numbers), tuple(tuple(range(*span)) for span in pairwise(ends)))
 
     @property
     def token_count(self) -> int:

@@ -58,6 +58,8 @@ class Checkpoints:
 
     def __init__(self, run: RunDirectory, session: Session, method: Method, emit: events.Emit):
         self.run, self.session, self.method, self.emit = run, session, method, emit
+        # The other ranks have what rank 0 has, and nobody would come back to it.
+        self._keeps = session.team.rank == 0
         self._last = time.monotonic()
         self._cost = 0.0
 
@@ -67,7 +69,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written.
         """
-        if isinstance(self.method, MeZO):
+        if isinstance(self.method, MeZO) and self._keeps:
             header = self.method.header(self.session.weights_sha256)
             self.method.journal = JournalWriter(self.run.path / JOURNAL, header)
 
@@ -99,7 +101,8 @@ class Checkpoints:
             )
         self._check_steps(len(journal))
         self.method.resume(journal, snapshot)
-        self.method.journal = JournalWriter(path, journal.header, after=journal)
+        if self._keeps:
+            self.method.journal = JournalWriter(path, journal.header, after=journal)
         self._note(len(journal), snapshot, journal.torn_bytes)
         past = self._past(len(journal))
         past.losses = [step.loss for step in journal]
@@ -111,7 +114,7 @@ class Checkpoints:
         Raises:
             DoesNotFit: the disk is full; the snapshot before is whole.
         """
-        if time.monotonic() - self._last >= max(_SECONDS, self._cost / _SHARE):
+        if self._keeps and time.monotonic() - self._last >= max(_SECONDS, self._cost / _SHARE):
             self.snapshot(step)
 
     def close(self, step: int) -> None:
@@ -123,7 +126,7 @@ class Checkpoints:
         if isinstance(self.method, MeZO):
             if self.method.journal is not None:
                 self.method.journal.close()
-        elif step:
+        elif step and self._keeps:
             self.snapshot(step)
 
     def snapshot(self, step: int) -> None:

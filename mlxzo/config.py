@@ -294,6 +294,31 @@ class RunConfig:
         "bp",
         choices=("auto", "on", "off"),
     )
+    # Several processes or machines (docs/distributed.md).
+    parallel: str = _option(
+        "data",
+        "what the ranks of a run on several machines share out: data (the micro-batches of a step) or directions (the "
+        "perturbed copies of the weights; of mezo only); the weights that come out are the same",
+        "ranks",
+        choices=("data", "directions"),
+    )
+    shares: str | None = _option(
+        None,
+        "how much of the work each rank gets, such as 2,1,1; it changes who computes what, and no weight",
+        "ranks",
+        auto="as fast as each is found to be, and equal ones for bp",
+    )
+    check_every: int = _option(
+        100, "steps between comparisons of all ranks' weights, by their SHA-256", "ranks", minimum=1
+    )
+    stall_seconds: float = _option(
+        120.0,
+        "longest that ranks wait for one of them, once all are loaded",
+        "ranks",
+        unit="seconds",
+        minimum=1.0,
+        maximum=86400.0,
+    )
     # Evaluation and output.
     eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
     out: str = _option("runs", "folder that holds the run directories", "run")
@@ -305,6 +330,8 @@ class RunConfig:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
             problems.append("sides: only the scope lora can be stacked; use separate")
+        if self.sides == "stacked" and self.parallel == "directions":
+            problems.append("parallel: stacked copies of the weights run in one pass: use data, or separate sides")
         problems += self._problems_of_the_objective()
         if self.objective != "loss" and self.probe != "off":
             problems.append(f"probe: it measures the loss, which is not what {self.objective} minimises; give --lr")
@@ -342,6 +369,8 @@ class RunConfig:
             )
         if self.sides == "stacked":
             problems.append("sides: only the method mezo has two sides; use separate")
+        if self.parallel == "directions":
+            problems.append("parallel: only the method mezo has directions; use data")
         if self.optimizer == "sgd" and self.lr is None:
             problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
         return problems
@@ -459,6 +488,21 @@ class RunConfig:
         return values
 
 
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`2,1,1` as numbers.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0.0 < share < math.inf for share in shares):
+        raise ValueError(f"expected positive numbers with commas between them, such as 2,1,1, not {text!r}")
+    return shares
+
+
 def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """`lr: auto` and `scope: auto` in terms of the option `probe`; adds to `problems` where they do not go together."""
     values = dict(values)
@@ -555,6 +599,8 @@ def _problems(f: dataclasses.Field, value: Any) -> list[str]:
             Scope.parse(value)
         elif f.name == "memory_cap" and value is not None:
             parse_bytes(value)
+        elif f.name == "shares" and value is not None:
+            parse_shares(value)
     except ConfigError as error:
         return [f"{error.message}: {error.fix}"]
     except ValueError as error:

@@ -71,6 +71,26 @@ class WorkerDied(DoesNotFit):
     title = "Worker died"
 
 
+class RankLost(WorkerDied):
+    """In a run over several processes, another one ended, or lets this one wait for too long."""
+
+    title = "Rank lost"
+
+
+class RanksError(MlxzoError):
+    """The processes of a run cannot come together: a host, an address, or a port that is taken."""
+
+    title = "Ranks"
+    exit_code = EXIT_UNAVAILABLE
+
+
+class RanksDisagree(MlxzoError):
+    """The processes of a run no longer hold the same weights."""
+
+    title = "Ranks disagree"
+    exit_code = EXIT_INTERNAL
+
+
 class DataError(MlxzoError):
     """Data files that are missing, malformed or at odds with the task."""
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from .batching import Batch, EncodedExample, by_length
 from .scoring import Scorer, example_losses
 from .tasks.base import Example
 from .tasks.metrics import METRICS
+from .team import Piece, Team
 
 
 @dataclass(frozen=True)
@@ -75,24 +77,32 @@ def score(
     batch_size: int,
     make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    team: Team | None = None,
 ) -> Scored:
     """Scores the candidates of `examples` under the weights as they stand.
 
     Args:
-        batch_size: examples scored between two calls of `on_progress`.
+        batch_size: examples that each rank scores between two calls of `on_progress`.
         make: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
+        team: who shares the forward passes; None for nobody.
     """
+    team = team or Team()
     scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
     view = scorer.causal.view()
-    for indices, batch in by_length(examples, batch_size, make):
-        for part, places, grid in zip(batch.parts, batch.places, scorer.scores(batch, view), strict=True):
-            whole = [indices[i] for i in places]
-            losses[whole] = example_losses(grid, part.target)
-            for number, row in zip(whole, grid, strict=True):
+    batches = by_length(examples, batch_size, make)
+    while some := list(islice(batches, team.size)):
+        parts = tuple(part for _, batch in some for part in batch.parts)
+        places = tuple(tuple(indices[i] for i in place) for indices, batch in some for place in batch.places)
+        whole = Batch(parts, places)
+        pieces = [Piece(float(part.tokens.size), part.candidate.shape) for part in parts]
+        grids = team.together(pieces, lambda numbers, whole=whole: scorer.scores(whole.picked(numbers), view))
+        for part, numbers, grid in zip(parts, places, grids, strict=True):
+            losses[list(numbers)] = example_losses(grid, part.target)
+            for number, row in zip(numbers, grid, strict=True):
                 # Beyond an example's own candidates the grid is padding.
                 scored[number] = row[: examples[number].candidates]
-        done += len(indices)
+        done += sum(len(indices) for indices, _ in some)
         on_progress(done, len(examples))
     return Scored(scored, losses)
 

@@ -91,6 +91,25 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Ranks(Event):
+    """How the ranks of a run get on, a few times a minute; lists are by rank.
+
+    Attributes:
+        names: of the machines.
+        shares: of the work that each gets, which add up to 1.
+        busy_seconds, waiting_seconds: a step, lately: how long each computed, and then waited for the slowest.
+        bytes_sent: what each rank has handed on to others so far.
+    """
+
+    name: ClassVar[str] = "ranks"
+    names: list[str]
+    shares: list[float]
+    busy_seconds: list[float]
+    waiting_seconds: list[float]
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
 class Memory(Event):
     """What memory the run takes, in bytes; most samples are only shown, and not kept in events.jsonl.
 

@@ -10,7 +10,10 @@ from .errors import ConfigError
 from .runs import RunDirectory
 
 # Options that leave the steps that are done as they are, and the weights that follow from them.
-CHANGEABLE = ("steps", "eval_every", "memory_cap", "micro_batch", "prefix_cache", "checkpointing")
+CHANGEABLE = (
+    *("steps", "eval_every", "memory_cap", "micro_batch", "prefix_cache", "checkpointing"),
+    *("parallel", "shares", "check_every", "stall_seconds"),
+)
 
 
 def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:

@@ -6,7 +6,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from .scoring import Scorer
 from .tasks.base import Example, TaskData
 from .tasks.metrics import METRICS, WRITTEN
 from .tasks.registry import load_task
+from .team import Piece, Team
 from .token_choice import Sampling
 from .zo.perturb import View
 from .zo.prefix_cache import DiskPrefixCache, PrefixCache
@@ -65,6 +66,7 @@ class Session:
     splits: Splits
     weights_sha256: str
     judge: Judge | None = None
+    team: Team = field(default_factory=Team)
 
     @property
     def metric(self) -> str:
@@ -132,9 +134,11 @@ class Session:
             if self.metric in METRICS:
                 emit(events.Samples(split, samples(examples, answers, scored.scores)))
         if self.judge is not None:
-            values = {"reward": statistics.fmean(self.judged(examples, answers))}
+            values = {"reward": statistics.fmean(self._of_one(len(examples), lambda: self.judged(examples, answers)))}
         elif self.metric in METRICS:
-            values = {name: mean_metric(name, answers, examples) for name in (self.metric, *task.more_metrics)}
+            names = (self.metric, *task.more_metrics)
+            means = self._of_one(len(names), lambda: [mean_metric(name, answers, examples) for name in names])
+            values = dict(zip(names, means.tolist(), strict=True))
         value = values.pop(self.metric, scored.loss)
         seconds = time.perf_counter() - started
         return Evaluation(
@@ -149,6 +153,7 @@ class Session:
             batch_size=SCORED_AT_ONCE,
             make=self.batch,
             on_progress=_reporter(label, "examples", emit),
+            team=self.team,
         )
 
     def write(
@@ -186,7 +191,8 @@ class Session:
             for prompt, example in zip(self._prompts(examples), encoded, strict=True)
         ]
         written = writer.write(prompts, _reporter(_writing(split), "answers", emit))
-        scores, losses = [np.array([-loss]) for loss in written.losses], written.losses.copy()
+        losses = self._of_one(len(examples), lambda: written.losses)
+        scores = [np.array([-loss]) for loss in losses]
         if others := [number for number, prompt in enumerate(prompts) if not prompt.expected]:
             scored = self.score(f"evaluating on {split}", [encoded[number] for number in others], emit)
             for number, own, loss in zip(others, scored.scores, scored.losses, strict=True):
@@ -210,6 +216,12 @@ class Session:
         """What is read of each example before its answer is written."""
         room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
         return [tuple(encode_prompt(example, self.loaded.tokenizer, room)) for example in examples]
+
+    def _of_one(self, count: int, compute: Callable[[], Sequence[float]]) -> np.ndarray:
+        """Numbers that one rank computes for all, float64 [count]: a judge may change its mind, and machines of
+        different kinds may write different answers, of which all must think alike."""
+        (found,) = self.team.together([Piece(1.0, (count,))], lambda _: [np.array(compute(), np.float64)])
+        return found
 
     def judged(self, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
         """What the user's judge says of answers.

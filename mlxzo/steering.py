@@ -1,6 +1,7 @@
 """What a run is asked to do while it runs: by signals, by commands from other processes, and by its memory cap.
 
-Requests come at any moment and are kept as flags; the run looks at them where it can act on them.
+Requests come at any moment and are kept as wishes; the run looks at them where it can act on them. In a run over
+several processes the wishes travel with what these exchange, so that all of them follow after the same step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from .control import Inbox
 from .errors import Interrupted
 from .memory.watch import Watch
 from .runs import BEST_STATE, RunDirectory
+from .team import Team, Wish
 
 _PAUSED_POLL_SECONDS = 0.1
 
@@ -28,8 +30,9 @@ class Steering:
         self.paused_seconds = 0.0
         self._run, self._emit, self._watch = run, emit, watch
         self._inbox = Inbox(run.commands_path)
-        self._stopped = self._paused = False
-        self._asked: set[str] = set()
+        self._signalled = False
+        self._wished = Wish.NOTHING
+        self.join(Team())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -42,45 +45,71 @@ class Steering:
         if self._watch.over:
             raise self._watch.exceeded(self._run.kept())
 
+    def join(self, team: Team) -> None:
+        """Acts from here on by what this team is asked to do."""
+        self._team = team
+        team.wishes = self._wishes
+
+    def _wishes(self) -> Wish:
+        """What this process is asked to do: by signals, by the commands that came, and by its memory."""
+        if self._signalled:
+            self._wished |= Wish.STOP
+        for command in self._inbox.take():
+            if command == "continue":
+                self._wished &= ~Wish.PAUSE
+            else:
+                self._wished |= Wish[command.upper()]
+        if self._watch.near:
+            self._wished |= Wish.SHRINK
+            self._watch.near = False
+        wished = self._wished
+        self._wished &= ~Wish.ONCE
+        return wished
+
     def listen(self) -> None:
-        """Reads the commands that came, and ends a run that has to end.
+        """Hears what the run is asked to do, and ends it where it has to end.
 
         Raises:
             DoesNotFit: it is over its memory cap. Interrupted: the user stopped it.
         """
-        for command in self._inbox.take():
-            if command == "stop":
-                self._stopped = True
-            elif command in ("pause", "continue"):
-                self._paused = command == "pause"
-            else:
-                self._asked.add(command)
+        self._team.listen()
         self.check_memory()
-        if self._stopped:
+        if self._team.wants(Wish.STOP):
             raise self._interrupted()
+
+    def listen_while_waiting(self) -> None:
+        """The same while this process waits for other ranks: once they are in step, it must not stop alone."""
+        if self._team.in_step:
+            self.check_memory()
+        else:
+            self.listen()
 
     def takes(self, command: str) -> bool:
         """Whether `evaluate` or `shrink` was asked for since this last said so.
 
         A footprint near the cap asks for `shrink`.
         """
-        if command == "shrink" and self._watch.near:
-            self._asked.add(command)
-            self._watch.near = False
-        asked = command in self._asked
-        self._asked.discard(command)
-        return asked
+        self._team.listen()
+        return self._team.takes(Wish[command.upper()])
+
+    def is_over(self, late: bool) -> bool:
+        """Whether the time that the run may take is over; `late` says that it is by the clock of this process."""
+        if late:
+            self._wished |= Wish.END
+            self._team.listen()
+        return self._team.wants(Wish.END)
 
     def wait_while_paused(self, step: int) -> None:
         """Listens; where the run is paused, waits until it is not. `step` steps are done."""
         self.listen()
-        if not self._paused:
+        if not self._team.wants(Wish.PAUSE):
             return
         began = time.monotonic()
         self._emit(events.Paused(step))
         try:
-            while self._paused:
+            while self._team.wants(Wish.PAUSE):
                 time.sleep(_PAUSED_POLL_SECONDS)
+                self._team.beat()
                 self.listen()
         finally:
             seconds = time.monotonic() - began
@@ -88,7 +117,7 @@ class Steering:
         self._emit(events.Continued(step, seconds))
 
     def _handle(self, number: int, frame: object) -> None:
-        self._stopped = True
+        self._signalled = True
 
     def _interrupted(self) -> Interrupted:
         if not (self._run.path / BEST_STATE).exists():

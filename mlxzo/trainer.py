@@ -38,6 +38,10 @@ class Steering(Protocol):
         """Whether `evaluate` or `shrink` was asked for since this last said so."""
         ...
 
+    def is_over(self, late: bool) -> bool:
+        """Whether the time that the run may take is over, by this process's clock (`late`) or another's."""
+        ...
+
 
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
@@ -45,6 +49,7 @@ class Trainer:
     def __init__(self, session: Session, checkpoints: Checkpoints, steering: Steering):
         self.session, self.checkpoints, self.steering = session, checkpoints, steering
         self.method, self.emit = checkpoints.method, checkpoints.emit
+        self.team = session.team
         self.best_path = checkpoints.run.path / BEST_STATE
         self.past = Past()
         self.evaluate_seconds = 0.0
@@ -59,6 +64,7 @@ class Trainer:
             Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
             its memory cap. In all cases the best state so far is on disk.
         """
+        self.team.beat()
         if resume:
             self.past = self.checkpoints.resume()
         else:
@@ -75,6 +81,7 @@ class Trainer:
             raise
         self.checkpoints.close(self.past.step)
         sha256 = fingerprint(self.session.trained_parameters())
+        self.team.same("weights after the last step", sha256)
         test = self._test()
         return self._result(test, sha256)
 
@@ -145,6 +152,11 @@ class Trainer:
                     alike=outcome.alike,
                 )
             )
+            if (news := self.team.news()) is not None:
+                self.emit(news)
+            if self.team.size > 1 and past.step % config.check_every == 0:
+                weights = fingerprint(self.session.trained_parameters())
+                self.team.same(f"weights after step {past.step}", weights)
             past.alike += outcome.alike
             if said := stuck.after(outcome.alike):
                 self.emit(events.Note(said))
@@ -209,7 +221,8 @@ class Trainer:
     @property
     def _out_of_time(self) -> bool:
         limit = self.session.config.max_seconds
-        return limit is not None and self.past.train_seconds + self.past.validation_seconds >= limit
+        seconds = self.past.train_seconds + self.past.validation_seconds
+        return limit is not None and self.steering.is_over(seconds >= limit)
 
     def _expected_steps(self, done: int, step_seconds: float) -> int:
         """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
@@ -256,6 +269,8 @@ class Trainer:
             "validation_seconds": past.validation_seconds,
             "steps_per_second": past.step / past.train_seconds,
             "padding_share": 1.0 - past.tokens / past.padded_tokens,
+            "ranks": self.team.size,
+            "bytes_sent": self.team.bytes_sent,
         }
 
 

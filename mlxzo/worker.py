@@ -24,6 +24,7 @@ from .blas import load_fast_blas
 from .config import RunConfig
 from .errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
 from .files import disk_full, format_bytes, is_disk_full
+from .joining import begin, join, settled
 from .memory import plan
 from .memory.estimate import Data
 from .memory.shape import of_folder
@@ -32,6 +33,7 @@ from .models.sources import ResolvedModel
 from .reward import Judge, check_consent
 from .runs import RunDirectory
 from .steering import Steering
+from .team import Team
 
 # Set in the environment, it leaves out the prediction of a run's memory, so that a test can see the cap being held.
 SKIP_PLAN = "MLXZO_SKIP_PLAN"
@@ -102,8 +104,10 @@ def main(arguments: list[str]) -> int:
         # MLX must find a fast BLAS already loaded.
         import mlx.core  # noqa: F401
 
-        with watch, judge_of(run.config, allow_code) as judge:
-            result = train(run, emit, steering, watch, resume, judge)
+        with watch:
+            team = join(run, steering, resume, emit)
+            with judge_of(run.config, allow_code) as judge:
+                result = train(run, emit, steering, watch, resume, judge, team)
         result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
         result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
@@ -149,7 +153,13 @@ def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
 
 
 def train(
-    run: RunDirectory, emit: events.Emit, steering: Steering, watch: Watch, resume: bool, judge: Judge | None
+    run: RunDirectory,
+    emit: events.Emit,
+    steering: Steering,
+    watch: Watch,
+    resume: bool,
+    judge: Judge | None,
+    team: Team,
 ) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it, from the start or from where it was interrupted."""
     # These import MLX.
@@ -163,17 +173,21 @@ def train(
         # What scope is to be fitted to the cap is not known yet.
         hold_to_cap(run.config, watch)
         settle(run, *choose_scope(run.config, emit))
-    session = open_session(run.config, emit, fit=partial(fit_to_cap, run, emit, watch), interrupt=steering.check_memory)
-    session.judge = judge
+        settled(run, team, run.config)
+    session = open_session(
+        run.config, emit, fit=partial(fit_to_cap, run, emit, watch, team), interrupt=steering.check_memory
+    )
+    session.judge, session.team = judge, team
     here = environment(session)
+    begin(team, session.config, here)
     if resume:
         check_same(run, here)
     run.write_json("environment.json", here)
     open_prefix_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
-        session.config = run.config
-    method = make_method(session.scorer, session.trainable, session.config, session.of_answers())
+        session.config = settled(run, team, run.config)
+    method = make_method(session.scorer, session.trainable, session.config, session.of_answers(), team)
     return Trainer(session, Checkpoints(run, session, method, emit), steering).fit(resume=resume)
 
 
@@ -181,6 +195,7 @@ def fit_to_cap(
     run: RunDirectory,
     emit: events.Emit,
     watch: Watch,
+    team: Team,
     config: RunConfig,
     resolved: ResolvedModel,
     splits: Mapping[str, Sequence[EncodedExample]],
@@ -192,14 +207,14 @@ def fit_to_cap(
     """
     if config.memory_cap_bytes is None or os.environ.get(SKIP_PLAN):
         hold_to_cap(config, watch)
-        return config
+        return settled(run, team, config)
     sizes = Data(tuple(splits["train"]), (*splits["validation"], *splits["test"]))
     found = plan.settle(config, of_folder(resolved.path), sizes)
     hold_to_cap(config, watch, found.cache_limit_bytes)
     run.settle(found.config)
     predicted, cap = (format_bytes(size) for size in (found.estimate.footprint_bytes, found.cap_bytes))
     emit(events.Note(f"predicted to take {predicted} of the memory cap of {cap}: {', '.join(found.notes)}"))
-    return found.config
+    return settled(run, team, found.config)
 
 
 def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None = None) -> None:
@@ -235,6 +250,7 @@ def environment(session: Any) -> dict[str, Any]:
         "blas": load_fast_blas(),
         "noise_version": NOISE_VERSION,
         "seed": session.config.seed,
+        "ranks": session.team.size,
         "model_source": session.resolved.source,
         "base_weights_sha256": session.weights_sha256,
         "data_source": session.data.source,
@@ -259,4 +275,9 @@ def explain(error: Exception) -> MlxzoError | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    if threading.active_count() > 1:
+        # A thread that waits for a rank that is gone would keep the process.
+        os._exit(code)
+    sys.exit(code)

@@ -21,6 +21,7 @@ _GROUP_TITLES = {
     "mezo": "MeZO",
     "bp": "backpropagation",
     "lora": "LoRA",
+    "ranks": "several processes or machines",
     "run": "evaluation and output",
 }
 

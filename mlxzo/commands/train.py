@@ -5,6 +5,8 @@
   mlxzo train --config run.yaml --seed 1 --json > result.json
   mlxzo train --task custom --data my_data --objective reward --reward-command "python score.py" --allow-code
   mlxzo train --resume RUN
+  mlxzo train --hosts 2 ...            two processes on this machine
+  mlxzo train --hosts hosts.json ...   one on each machine of a hosts file (docs/distributed.md)
 
 Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
 Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force. However a run ended, --resume goes on
@@ -14,14 +16,18 @@ where it stopped, and ends with the very weights that it would have had; --steps
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..errors import EXIT_DONE
+from ..hosts import LOCALHOST
+from ..launcher import RELAY
 from ..names import check_names
 from .options import add_config_options, add_json, config_values
 
 if TYPE_CHECKING:
+    from ..runs import RunDirectory
     from ..tuned import Source
 
 
@@ -34,29 +40,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the judge that --reward-command or --reward-function names, wherever those options come from",
     )
+    parser.add_argument(
+        "--hosts",
+        metavar="FILE|N",
+        help="share the work: a hosts file of mlx.launch, or a number of processes on this machine",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="with --hosts, the port of rank 0, and each other rank has the next (default: 32323; here, a free one)",
+    )
     add_json(parser)
     add_config_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    flags = config_values(arguments)
-    from ..reward import check_consent
-    from ..runs import RunDirectory
+    from ..team import rank_of_environment
+
+    if arguments.hosts is not None:
+        return _launch(arguments)
+    rank = rank_of_environment()
+    if rank:
+        return _follow(arguments, rank)
+    found, resume = _open(arguments)
+    if rank == 0 and RELAY in os.environ:
+        from .spread import lead
+
+        return lead(found, resume=resume, allow_code=arguments.allow_code)
     from .foreground import train
 
+    train(found, as_json=arguments.json, resume=resume, allow_code=arguments.allow_code)
+    return EXIT_DONE
+
+
+def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
+    """The run to train, and whether it goes on."""
+    from ..runs import RunDirectory
+
+    config, found = _read(arguments)
+    if found is None:
+        return RunDirectory.create(config), False
+    found.settle(config)
+    return found, True
+
+
+def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None]:
+    """The configuration to train by, which may run the code that it names, and the run to go on with, if any."""
+    from ..reward import check_consent
+    from ..runs import RunDirectory
+
+    flags, found = config_values(arguments), None
     if arguments.resume is not None:
         from ..resuming import resume_config
 
         found = RunDirectory.open(arguments.resume, flags.pop("out", RunConfig.out))
-        changed = resume_config(found, flags)
-        check_consent(changed, arguments.allow_code)
-        found.settle(changed)
-        train(found, as_json=arguments.json, resume=True, allow_code=arguments.allow_code)
+        config = resume_config(found, flags)
     else:
         config = read_config(flags, arguments.config)
-        check_consent(config, arguments.allow_code)
-        train(RunDirectory.create(config), as_json=arguments.json, allow_code=arguments.allow_code)
+    check_consent(config, arguments.allow_code)
+    return config, found
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    """Starts the same command as the ranks of a run."""
+    from ..hosts import read_hosts
+    from ..team import check_spread
+    from .spread import arguments_of, train_on
+
+    hosts = read_hosts(arguments.hosts)
+    # What is wrong is better told before there are ranks.
+    config, found = _read(arguments)
+    if len(hosts.hosts) == 1 and hosts.hosts[0].ssh == LOCALHOST:
+        arguments.hosts = None
+        return run(arguments)
+    check_spread(config, len(hosts.hosts))
+    flags = config_values(arguments)
+    if hosts.shares is not None:
+        flags.setdefault("shares", hosts.shares)
+    resume = None if found is None else str(found.path)
+    given = arguments_of(flags, arguments.config, resume, arguments.allow_code)
+    train_on(hosts, given, arguments.port, as_json=arguments.json)
     return EXIT_DONE
+
+
+def _follow(arguments: argparse.Namespace, rank: int) -> int:
+    """Trains as a rank that keeps nothing."""
+    from .spread import follow
+
+    resume = arguments.resume is not None
+    flags = config_values(arguments)
+    # Of a run that goes on, rank 0 has the configuration.
+    config = RunConfig.from_mapping(flags).resolved() if resume else _read(arguments)[0]
+    return follow(config, rank, resume=resume, allow_code=arguments.allow_code)
 
 
 def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..models.scope import Trainable
     from ..objectives import OfAnswers
     from ..scoring import Scorer
+    from ..team import Team
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,18 @@ class Method(Protocol):
         ...
 
 
-def make_method(scorer: Scorer, trainable: Trainable, config: RunConfig, of_answers: OfAnswers | None = None) -> Method:
+def make_method(
+    scorer: Scorer,
+    trainable: Trainable,
+    config: RunConfig,
+    of_answers: OfAnswers | None = None,
+    team: Team | None = None,
+) -> Method:
     """The method of a resolved configuration.
 
     Args:
         of_answers: what MeZO minimises, where the objective is of the answers that the model writes.
+        team: who shares the work; None for nobody.
 
     Raises:
         ConfigError: the method cannot do what the configuration asks of it on this model.
@@ -61,5 +69,5 @@ def make_method(scorer: Scorer, trainable: Trainable, config: RunConfig, of_answ
     from .mezo import MeZO
 
     if config.method == "bp":
-        return Backprop(scorer, trainable, config)
-    return MeZO(scorer, trainable, config, of_answers)
+        return Backprop(scorer, trainable, config, team)
+    return MeZO(scorer, trainable, config, of_answers, team)

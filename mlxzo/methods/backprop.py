@@ -20,7 +20,7 @@ drops each when it is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
@@ -34,6 +34,7 @@ from ..models.causal import Slot
 from ..models.scope import Trainable
 from ..schedule import learning_rate
 from ..scoring import Scorer
+from ..team import Piece, Team
 from ..zo.rounding import rounded
 from . import StepResult
 from .gradients import Arrays, GradientSum, add_checkpointed_gradients, add_gradients
@@ -51,14 +52,16 @@ class Backprop:
         scorer: its frozen layers, and what it keeps of their output, are used here as well.
         trainable: what moves.
         config: resolved.
+        team: who shares the micro-batches; None for nobody.
 
     Raises:
         ConfigError: checkpointing is on, and the model's layers cannot be run one at a time, or they are passed
             something that may depend on weights that train.
     """
 
-    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig):
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, team: Team | None = None):
         self.scorer, self.slots = scorer, scorer.causal.slots
+        self.team = team or Team()
         self.trainable, self.config = trainable, config
         self.checkpointing = config.checkpointing == "on"
         if self.checkpointing and not self._runs_a_layer_at_a_time():
@@ -86,16 +89,35 @@ class Backprop:
         return StepResult(loss, lr)
 
     def gradients(self, batch: Batch) -> tuple[float, Arrays]:
-        """Mean loss of the batch, and its gradient by name, summed over the micro-batches one after the other."""
-        prefix = self.scorer.prefix(batch)
+        """Mean loss of the batch, and its gradient by name, summed over the micro-batches one after the other.
+
+        A team shares out the micro-batches. Each rank sums those of its own, and the sums are added over the network,
+        so that the last bits depend on how many ranks there are.
+        """
         add = add_checkpointed_gradients if self.checkpointing else add_gradients
         given = {name: self.slots[name].get() for name in self.trainable.names}
         total = GradientSum(float32=len(batch.parts) > 1)
+
+        def compute(numbers: Sequence[int]) -> list[np.ndarray]:
+            own = batch.picked(numbers)
+            prefix = self.scorer.prefix(own)
+            losses = []
+            for i, part in enumerate(own.parts):
+                self.scorer.causal.interrupt()
+                found = add(self.scorer, part, given, prefix and prefix[i], 1.0 / batch.size, total)
+                losses.append(np.array(found, np.float64))
+            return losses
+
+        pieces = [
+            Piece(float(part.tokens.size), (len(places),))
+            for part, places in zip(batch.parts, batch.places, strict=True)
+        ]
         losses = np.empty(batch.size)
-        for i, (part, places) in enumerate(zip(batch.parts, batch.places, strict=True)):
-            self.scorer.causal.interrupt()
-            losses[list(places)] = add(self.scorer, part, given, prefix and prefix[i], 1.0 / batch.size, total)
-        return float(losses.mean()), total.arrays
+        for places, found in zip(batch.places, self.team.together(pieces, compute, steady=True), strict=True):
+            losses[list(places)] = found
+        # A rank without a micro-batch adds nothing.
+        total.fill(given)
+        return float(losses.mean()), dict(self.team.sum(total.arrays))
 
     def _move(self, gradients: Arrays, step: int, lr: float) -> None:
         self.optimizer.state["step"] = self.optimizer.step + 1

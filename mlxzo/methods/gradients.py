@@ -46,6 +46,11 @@ class GradientSum:
         del total
         mx.eval(self.arrays[name])
 
+    def fill(self, parameters: Arrays) -> None:
+        """Gives parameters that have no gradient yet one of zeros."""
+        for name in parameters.keys() - self.arrays.keys():
+            self.arrays[name] = self._cast(mx.zeros_like(parameters[name]))
+
     def _cast(self, gradient: mx.array) -> mx.array:
         return gradient.astype(mx.float32) if self._float32 else gradient
 

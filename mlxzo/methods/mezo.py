@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from ..batching import Batch
 from ..config import RunConfig
@@ -17,6 +18,7 @@ from ..models.scope import Trainable
 from ..objectives import SCORE_OBJECTIVES, OfAnswers
 from ..schedule import learning_rate
 from ..scoring import Scorer
+from ..team import Piece, Team, shares_points
 from ..zo.estimators import ESTIMATORS, Point
 from ..zo.journal import Header, Journal, JournalWriter, Parameter, Step, as_float32
 from ..zo.move import Terms, Update, move
@@ -38,13 +40,22 @@ class MeZO:
     journal: JournalWriter | None = None
     """Where each step is recorded before the weights move; None for nowhere."""
 
-    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, of_answers: OfAnswers | None = None):
+    def __init__(
+        self,
+        scorer: Scorer,
+        trainable: Trainable,
+        config: RunConfig,
+        of_answers: OfAnswers | None = None,
+        team: Team | None = None,
+    ):
         """
         Args:
             of_answers: what is minimised, where the objective is of the answers that the model writes.
+            team: who shares the forward passes; None for nobody.
         """
         self.scorer, self.causal = scorer, scorer.causal
         self.trainable, self.config = trainable, config
+        self.team = team or Team()
         self.estimator = ESTIMATORS[config.estimator]
         # Of what the model writes where there is something to judge that by, else of its scores.
         self.of_answers = of_answers
@@ -59,9 +70,7 @@ class MeZO:
         directions = [
             Direction(config.seed, step, index, config.directions, self.scales) for index in range(config.queries)
         ]
-        # Frozen first layers give every side the same hidden states: they run at most once a step.
-        prefix = self.scorer.prefix(batch) if self.of_answers is None else None
-        estimate = self.estimator(lambda points: self.losses(batch, points, prefix), directions, config.eps)
+        estimate = self.estimator(lambda points: self.losses(batch, points), directions, config.eps)
         # Rounded as a journal keeps them, so that what is made of its records is what was made here.
         loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
         if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
@@ -96,19 +105,40 @@ class MeZO:
             self.rule.rms.update(recorded.derivatives)
             self.momentum.terms(past.own_terms(number, recorded))
 
-    def losses(self, batch: Batch, points: Sequence[Point], prefix: Sequence[mx.array] | None = None) -> list[float]:
+    def losses(self, batch: Batch, points: Sequence[Point]) -> list[float]:
         """Means of the objective at w + eps z for each point (z, eps); the stored weights stay as they are, to the bit.
 
-        Args:
-            prefix: what the scorer's `prefix` gives for the batch, where it is at hand.
+        A team shares out the micro-batches or the points. What comes back are values of single examples, so that every
+        rank takes the mean of the same numbers in the same order.
         """
+        if shares_points(self.config):
+            whole = [Piece(1.0, (batch.size,))] * len(points)
+            values = self.team.together(whole, lambda numbers: self._values(batch, [points[i] for i in numbers]))
+            return [float(side.mean()) for side in values]
+        parts = [
+            Piece(float(part.tokens.size), (len(points), len(places)))
+            for part, places in zip(batch.parts, batch.places, strict=True)
+        ]
+
+        def compute(numbers: Sequence[int]) -> list[np.ndarray]:
+            sides = np.stack(self._values(batch.picked(numbers), points))
+            return np.split(sides, np.cumsum([len(batch.places[i]) for i in numbers])[:-1], axis=1)
+
+        sides = np.empty((len(points), batch.size))
+        for places, values in zip(batch.places, self.team.together(parts, compute), strict=True):
+            sides[:, list(places)] = values
+        return [float(side.mean()) for side in sides]
+
+    def _values(self, batch: Batch, points: Sequence[Point]) -> list[np.ndarray]:
+        """The objective of each example at each point: float64 [B] a point."""
         views = [self.causal.view(direction, eps) for direction, eps in points]
         if self.of_answers is not None:
-            return [float(self.of_answers(batch, view).mean()) for view in views]
-        prefix = self.scorer.prefix(batch) if prefix is None else prefix
+            return [self.of_answers(batch, view) for view in views]
+        # Frozen first layers give every point the same hidden states: they run once.
+        prefix = self.scorer.prefix(batch)
         if self.config.sides == "stacked":
-            return [float(side.mean()) for side in self.scorer.stacked_losses(batch, views, prefix, self.of_scores)]
-        return [float(self.scorer.losses(batch, view, prefix, self.of_scores).mean()) for view in views]
+            return self.scorer.stacked_losses(batch, views, prefix, self.of_scores)
+        return [self.scorer.losses(batch, view, prefix, self.of_scores) for view in views]
 
     def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""
