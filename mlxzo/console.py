@@ -26,6 +26,7 @@ from .formatting import (
     memory_text,
     peak_memory_text,
     printable,
+    ranks_text,
 )
 
 _PLAIN_SECONDS = 10.0
@@ -54,6 +55,7 @@ class RunView:
         self._last_plain = -_PLAIN_SECONDS
         self._wait_began: tuple[str, float] | None = None
         self._memory = ""
+        self._ranks = ""
         self._trains = False
         self.overall = ""
 
@@ -85,6 +87,8 @@ class RunView:
                 self._say(evaluated_line(event), style="bold" if event.best else "")
             case events.Memory():
                 self._memory = f"  memory {memory_text(event)}"
+            case events.Ranks():
+                self._ranks = f"  {ranks_text(event)}"
             case events.Paused():
                 self._say(
                     f"Paused after step {event.step}: `mlxzo runs continue RUN` goes on, `mlxzo runs stop RUN` ends"
@@ -121,7 +125,7 @@ class RunView:
         head = f"step {step.step}/{step.steps}  {share}  {step.steps_per_second:.2f} steps/s"
         head += f"  ETA {format_seconds(step.eta_seconds)}"
         loss = f"loss {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
-        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}"
+        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
         return self._with_bar(step.step, step.steps, [head, text])
 
     def _progress_lines(self, progress: events.Progress) -> list[Text]:

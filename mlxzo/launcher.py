@@ -93,7 +93,7 @@ class Launcher:
     _pipes: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _stops: int = 0
     _failed_at: float | None = None
-    _first: _Rank | None = None
+    _failed: list[_Rank] = field(default_factory=list)
     _terminated: bool = False
 
     def start(self) -> None:
@@ -156,13 +156,9 @@ class Launcher:
         """
         if self.result is not None:
             return None
-        told = [rank for rank in self._ranks if rank.failed is not None]
+        told = [rank for rank in self._failed if rank.failed is not None]
         reasons = [rank for rank in told if rank.failed.title not in (RankLost.title, Interrupted.title)]
-        silent = [
-            rank
-            for rank in self._ranks
-            if rank.failed is None and rank.code not in (None, EXIT_DONE) and not rank.finished
-        ]
+        silent = [rank for rank in self._failed if rank.failed is None]
         if self._stops and not reasons:
             reasons = [rank for rank in told if rank.failed.title == Interrupted.title]
         first = next(iter(reasons or silent or told), None)
@@ -210,8 +206,13 @@ class Launcher:
     def _watch(self) -> None:
         """Ends the other ranks some time after one has failed."""
         now = time.monotonic()
+        for rank in self._ranks:
+            failed = rank.failed is not None or (rank.ended and rank.code != EXIT_DONE and not rank.finished)
+            # Those that are ended for it come after it.
+            if failed and rank not in self._failed:
+                self._failed.append(rank)
         if self._failed_at is None:
-            if any(rank.failed or rank.code not in (None, EXIT_DONE) for rank in self._ranks):
+            if self._failed:
                 self._failed_at = now
             return
         left = [rank for rank in self._ranks if rank.code is None]

@@ -15,6 +15,7 @@ import queue
 import re
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,10 +41,10 @@ _CHUNK_BYTES = 1 << 25
 # Speeds are taken anew after so many exchanges of work, and told at most so often.
 _WINDOW = 20
 _NEWS_SECONDS = 10.0
-# A rank's header: what it is asked to do in the low byte, and above it how long it computed, in units of 0.1 ms.
-_WISH_BITS = 8
-_TICK_SECONDS = 1e-4
-_MOST_TICKS = (1 << (32 - _WISH_BITS)) - 1
+# A rank's header, from its low bits up: what it is asked to do, a check of what follows, and how long it computed.
+_WISH_BITS, _CHECK_BITS = 6, 8
+_TICK_SECONDS = 1e-3
+_MOST_TICKS = (1 << (32 - _WISH_BITS - _CHECK_BITS)) - 1
 
 
 class Ranks(Team):
@@ -71,6 +72,7 @@ class Ranks(Team):
         self._measures = True
         self._window = _Window(self.size)
         self._told = -math.inf
+        self._exchanges = 0
 
     def share(self, shares: Sequence[float]) -> None:
         """Gives the ranks these shares of the work, instead of by their speed, which is measured."""
@@ -200,19 +202,28 @@ class Ranks(Team):
 
     def _exchange(self, payload: np.ndarray, seconds: float) -> tuple[list[float], np.ndarray]:
         """Exchanges numbers, float64 [N] of each rank, and headers; returns how long each computed, and all numbers."""
+        self._exchanges += 1
         ticks = min(_MOST_TICKS, round(seconds / _TICK_SECONDS))
-        header = np.array([ticks << _WISH_BITS | int(self.wishes())], np.uint32)
-        rows = self._all_gather(np.concatenate([header, payload.view(np.uint32)]))
-        headers = rows[:, 0].tolist()
-        said = Wish.NOTHING
-        for header in headers:
+        header = int(self.wishes()) | self._check(payload) << _WISH_BITS | ticks << (_WISH_BITS + _CHECK_BITS)
+        rows = self._all_gather(np.concatenate([np.array([header], np.uint32), payload.view(np.uint32)]))
+        numbers = rows[:, 1:].copy().view(np.float64)
+        said, busy = Wish.NOTHING, []
+        for header, row in zip(rows[:, 0].tolist(), numbers, strict=True):
+            if header >> _WISH_BITS & ((1 << _CHECK_BITS) - 1) != self._check(row):
+                raise self._lost("what came is not what was sent")
             said |= Wish(header & ((1 << _WISH_BITS) - 1))
+            busy.append((header >> (_WISH_BITS + _CHECK_BITS)) * _TICK_SECONDS)
         self._hear(said)
-        return [(header >> _WISH_BITS) * _TICK_SECONDS for header in headers], rows[:, 1:].copy().view(np.float64)
+        return busy, numbers
+
+    def _check(self, payload: np.ndarray) -> int:
+        """A check of the numbers and of their turn: a broken ring may hand out what an earlier exchange left."""
+        return zlib.crc32(payload.tobytes(), self._exchanges & 0xFFFFFFFF) & ((1 << _CHECK_BITS) - 1)
 
     def _all_gather(self, own: np.ndarray) -> np.ndarray:
         def work() -> np.ndarray:
             rows = mx.distributed.all_gather(mx.array(own), group=self._group, stream=mx.cpu)
+            _finish(rows)
             return np.array(rows).reshape(self.size, -1)
 
         self.bytes_sent += own.nbytes * (self.size - 1)
@@ -221,7 +232,7 @@ class Ranks(Team):
     def _all_sum(self, own: mx.array) -> mx.array:
         def work() -> mx.array:
             total = mx.distributed.all_sum(own, group=self._group, stream=mx.cpu)
-            mx.eval(total)
+            _finish(total)
             return total
 
         # A ring adds up a part on the way round, and hands the sums round once more.
@@ -237,10 +248,20 @@ class Ranks(Team):
                 "see whether all machines are awake and reachable; --stall-seconds sets how long they wait",
             ) from None
         except RuntimeError as error:
-            raise RankLost(
-                f"{self.name_of(self.rank)} lost the connection to another rank ({str(error).removeprefix('[ring] ')})",
-                "that rank says why it ended; `mlxzo train --resume` goes on, with as many ranks as there are",
-            ) from None
+            raise self._lost(str(error).removeprefix("[ring] ")) from None
+
+    def _lost(self, why: str) -> RankLost:
+        return RankLost(
+            f"{self.name_of(self.rank)} lost another rank ({why})",
+            "that rank says why it ended; `mlxzo train --resume` goes on, with as many ranks as there are",
+        )
+
+
+def _finish(result: mx.array) -> None:
+    """Computes what a collective gives. An error of the ring comes out of the stream's end only: without waiting for
+    that, `result` would be whatever lay in its memory."""
+    mx.eval(result)
+    mx.synchronize(mx.default_stream(mx.cpu))
 
 
 class _Window:

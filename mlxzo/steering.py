@@ -11,7 +11,7 @@ import time
 
 from . import events
 from .control import Inbox
-from .errors import Interrupted
+from .errors import Interrupted, RankLost
 from .memory.watch import Watch
 from .runs import BEST_STATE, RunDirectory
 from .team import Team, Wish
@@ -30,7 +30,7 @@ class Steering:
         self.paused_seconds = 0.0
         self._run, self._emit, self._watch = run, emit, watch
         self._inbox = Inbox(run.commands_path)
-        self._signalled = False
+        self._signals = 0
         self._wished = Wish.NOTHING
         self.join(Team())
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,7 +52,7 @@ class Steering:
 
     def _wishes(self) -> Wish:
         """What this process is asked to do: by signals, by the commands that came, and by its memory."""
-        if self._signalled:
+        if self._signals:
             self._wished |= Wish.STOP
         for command in self._inbox.take():
             if command == "continue":
@@ -78,11 +78,17 @@ class Steering:
             raise self._interrupted()
 
     def listen_while_waiting(self) -> None:
-        """The same while this process waits for other ranks: once they are in step, it must not stop alone."""
-        if self._team.in_step:
-            self.check_memory()
-        else:
+        """The same while this process waits for other ranks: once they are in step, it must not stop alone, unless it
+        is asked a second time.
+
+        Raises:
+            RankLost: it was.
+        """
+        if not self._team.in_step:
             self.listen()
+        self.check_memory()
+        if self._signals > 1:
+            raise RankLost("stopped by force while it waited for another rank", "`mlxzo train --resume` goes on")
 
     def takes(self, command: str) -> bool:
         """Whether `evaluate` or `shrink` was asked for since this last said so.
@@ -117,7 +123,7 @@ class Steering:
         self._emit(events.Continued(step, seconds))
 
     def _handle(self, number: int, frame: object) -> None:
-        self._signalled = True
+        self._signals += 1
 
     def _interrupted(self) -> Interrupted:
         if not (self._run.path / BEST_STATE).exists():

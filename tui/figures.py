@@ -22,6 +22,7 @@ from mlxzo.formatting import (
     memory_text,
     objective_words,
     printable,
+    ranks_text,
 )
 
 from .feed import DIED, Replay, RunFeed
@@ -85,6 +86,8 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
         if step is not None and live and step.step < step.steps:
             parts.append(f"{step.steps_per_second:.2f} steps/s")
             parts.append(f"ETA {format_seconds(step.eta_seconds)}")
+            if history.ranks is not None:
+                parts.append(ranks_text(history.ranks))
         parts.append(f"elapsed {format_seconds(history.seconds)}")
         if (best := history.best()) is not None:
             where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"

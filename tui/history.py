@@ -71,6 +71,7 @@ class History:
     saved: dict[str, tuple[events.Saved, float]] = field(default_factory=dict)
     """By the file's place in the run directory: the last state saved there, and when (seconds since the epoch)."""
     memory: events.Memory | None = None
+    ranks: events.Ranks | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
     samples: tuple[events.Samples, ...] = ()
@@ -156,6 +157,8 @@ class History:
             case events.Memory():
                 self.memory = event
                 self._remember(event.footprint_bytes)
+            case events.Ranks():
+                self.ranks = event
             case events.Samples():
                 if event.split == "validation":
                     self.samples = (*self.samples[:1], event)

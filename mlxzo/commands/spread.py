@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import events
 from ..config import RunConfig
 from ..console import ResultTable, RunView, output
-from ..errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError
+from ..errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError, WorkerDied
 from ..hosts import Hosts
 from ..launcher import RELAY, Launcher
 from ..runs import RunDirectory
@@ -25,8 +25,8 @@ from .foreground import signals_to
 from .options import print_json
 
 _POLL_SECONDS = 0.25
-# A rank that the launcher wants to end has lost the others, and nothing to save.
-_GRACE_SECONDS = 10.0
+# A launcher ends ranks because another one has failed. Who does not notice so long waits for nothing.
+_GRACE_SECONDS = 4.0
 
 
 def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_json: bool) -> None:
@@ -48,7 +48,7 @@ def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_jso
     if error is not None:
         if run is not None:
             _keep(error, run)
-            error.details = [*error.details, f"run directory: {run.path}"]
+            error.details = [*error.details, *([run.kept()] if run.path.is_dir() else []), f"run directory: {run.path}"]
         raise error
     if as_json:
         print_json({**launcher.result, "run": str(run.path)})
@@ -75,12 +75,15 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
     with tempfile.TemporaryDirectory(prefix=f"mlxzo-rank{rank}-") as folder:
         run = RunDirectory.create(dataclasses.replace(config, out=folder, name=f"rank{rank}"))
         supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
-        outcome = _attend(supervisor, impatient=True)
+        outcome = _attend(supervisor)
     if isinstance(outcome, events.Finished):
         return EXIT_DONE
     if outcome.exit_code == EXIT_INTERRUPTED:
         # As it was asked to: the launcher need not end the others for it.
         return EXIT_DONE
+    if outcome.title == WorkerDied.title:
+        # What it had reached is of no use without rank 0.
+        outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` goes on, with or without it", details=[])
     if RELAY in os.environ:
         _print(outcome)
         return outcome.exit_code
@@ -93,16 +96,15 @@ def lead(run: RunDirectory, *, resume: bool, allow_code: bool) -> int:
     """Trains as rank 0 of a launcher of ours, which is told every event; returns the exit code."""
     print(json.dumps({"run": str(run.path)}), flush=True)
     supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
-    outcome = _attend(supervisor, tell=_print)
+    outcome = _attend(supervisor, _print)
     return outcome.exit_code if isinstance(outcome, events.Failed) else EXIT_DONE
 
 
-def _attend(supervisor: Supervisor, *, tell=lambda event: None, impatient: bool = False) -> events.Event:
+def _attend(supervisor: Supervisor, tell: events.Emit = lambda event: None) -> events.Finished | events.Failed:
     """Starts a worker and stays with it to its end; returns its last event.
 
     Args:
         tell: given every event.
-        impatient: end it by force, where it does not end some time after the launcher wants it to.
     """
     relays = RELAY in os.environ
     force_at: float | None = None
@@ -110,7 +112,7 @@ def _attend(supervisor: Supervisor, *, tell=lambda event: None, impatient: bool 
     def handle(number: int, frame: object) -> None:
         nonlocal force_at
         supervisor.stop()
-        if impatient and number == signal.SIGTERM:
+        if number == signal.SIGTERM:
             force_at = time.monotonic() + _GRACE_SECONDS
 
     for number in (signal.SIGTERM,) if relays else (signal.SIGTERM, signal.SIGINT):

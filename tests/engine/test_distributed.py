@@ -1,0 +1,304 @@
+"""A run over several processes ends with the weights of one process, and with a reason where one of them ends early."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxzo import events
+from mlxzo.config import RunConfig
+from mlxzo.runs import JOURNAL, RunDirectory
+from mlxzo.supervisor import Supervisor, worker_environment
+from mlxzo.zo.journal import steps_in
+from tests.engine.test_resume import told
+from tests.workers import interrupt
+
+STEPS = 60
+# Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
+OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 100}
+
+
+def configuration(model: Path, data: Path, out: Path, **more) -> RunConfig:
+    return RunConfig(model=str(model), task="custom", data=str(data), out=str(out), **{**OPTIONS, **more}).resolved()
+
+
+def command(config: RunConfig, ranks: int, *more: str) -> list[str]:
+    """The command line that trains by a configuration."""
+    path = Path(config.out) / f"{config.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.to_yaml())
+    return [sys.executable, "-m", "mlxzo", "train", "--hosts", str(ranks), "--config", str(path), *more]
+
+
+def finish(command: list[str]) -> dict:
+    """The result of a command that trains to the end."""
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def known(result: dict) -> dict:
+    """What of a result is the same on any number of ranks."""
+    return {key: value for key, value in told(result).items() if key not in ("ranks", "bytes_sent", "run")}
+
+
+def alone(config: RunConfig) -> dict:
+    supervisor = Supervisor(RunDirectory.create(config))
+    supervisor.start()
+    for _ in supervisor.events():
+        pass
+    assert isinstance(supervisor.outcome, events.Finished), supervisor.outcome
+    return supervisor.outcome.result
+
+
+@pytest.fixture(scope="module")
+def one_process(model, data, tmp_path_factory):
+    return alone(configuration(model, data, tmp_path_factory.mktemp("one"), name="one"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        (2, {}),
+        pytest.param(4, {}, marks=pytest.mark.slow),
+        pytest.param(2, {"parallel": "directions"}, marks=pytest.mark.slow),
+        pytest.param(3, {"shares": "1,4,1", "check_every": 1}, marks=pytest.mark.slow),
+    ],
+)
+def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, model, data, tmp_path, one_process):
+    config = configuration(model, data, tmp_path, name="run", **more)
+    result = finish(command(config, ranks))
+    assert known(result) == known(one_process)
+    assert result["ranks"] == ranks
+    # Beside the steps, the evaluations and the start are in this.
+    steps = 16 * config.batch_size * STEPS
+    assert 0 < result["bytes_sent"] < 1.5 * steps
+
+
+@pytest.mark.slow
+def test_directions_of_one_sided_differences_are_shared_out_as_well(model, data, tmp_path):
+    options = {"estimator": "fzoo", "queries": 4, "scope": "lora", "steps": 20}
+    expected = alone(configuration(model, data, tmp_path, name="one", **options))
+    shared = configuration(model, data, tmp_path, name="two", parallel="directions", **options)
+    assert known(finish(command(shared, 2))) == known(expected)
+
+
+def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
+    options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
+    expected = alone(configuration(model, data, tmp_path, name="one", **options))
+    # Every step ends with a comparison of the weights.
+    result = finish(command(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
+    assert result["training_loss"]["last"] == pytest.approx(expected["training_loss"]["last"], abs=1e-4)
+    gradients = (
+        4
+        * next(
+            e for e, _ in RunDirectory(tmp_path / "two").events() if isinstance(e, events.Loaded)
+        ).trainable_parameters
+    )
+    assert result["bytes_sent"] > options["steps"] * gradients
+
+
+def workers_of(folder: Path, ranks: int) -> list[int]:
+    """Process ids of a run's workers that are alive, whichever rank each is."""
+    found = []
+    for process in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            environment = (process / "environ").read_bytes()
+            if b"mlxzo.worker" in words and str(folder).encode() in environment:
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+def test_when_a_rank_is_killed_all_end_with_the_reason_and_nothing_is_lost(
+    trial, model, data, tmp_path, monkeypatch, one_process
+):
+    # Every process of this run can be told by it.
+    monkeypatch.setenv("MLXZO_TEST_RUN", str(tmp_path))
+    config = configuration(model, data, tmp_path, name="run")
+    run, chance = RunDirectory(tmp_path / "run"), random.Random(trial)
+    until, victim = chance.randrange(1, STEPS // 2), chance.randrange(2)
+    process = subprocess.Popen(command(config, 2), stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: reached(run) >= until, process)
+        workers = workers_of(tmp_path, 2)
+        assert len(workers) == 2
+        leader = int(run.lock_path.read_text())
+        killed = leader if victim == 0 else next(pid for pid in workers if pid != leader)
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=90)
+        print(f"rank {victim} killed after step {until}: all ended in {time.monotonic() - began:.1f} s")
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    assert f"rank {victim}" in said and "ended by SIGKILL" in said
+    assert workers_of(tmp_path, 2) == []
+    assert "SIGKILL" in run.outcome[0].message
+    # As many ranks as before, or none but this one.
+    resumed = finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", str(2 - trial % 2)])
+    assert known(resumed) == known(one_process)
+
+
+def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(model, data, tmp_path, one_process):
+    config = configuration(model, data, tmp_path, name="run")
+    run = RunDirectory(tmp_path / "run")
+    code, _, said = interrupt(command(config, 2), tmp_path, lambda: reached(run) >= 3)
+    assert code == 130 and "the run was stopped" in said
+    done = reached(run)
+    assert done < STEPS and steps_in(run.path / JOURNAL) == done
+    assert known(finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", "3"])) == known(
+        one_process
+    )
+
+
+def reached(run: RunDirectory) -> int:
+    step = run.last_event(events.Step)
+    return step.step if isinstance(step, events.Step) else 0
+
+
+def wait_for(ready, process: subprocess.Popen) -> None:
+    limit = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def addresses(count: int, folder: Path) -> Iterator[Path]:
+    """A file of addresses that are free, as mlx.launch gives it to its ranks."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        found = [[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]
+    path = folder / "addresses.json"
+    path.write_text(json.dumps(found))
+    yield path
+
+
+def start_by_hand(words: list[str], rank: int, file: Path) -> subprocess.Popen:
+    environment = {**worker_environment(), "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
+    return subprocess.Popen(
+        [sys.executable, "-P", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def outcomes(configs: list[RunConfig], folder: Path) -> list[events.Event]:
+    """How workers end that were started by hand, a rank each."""
+    runs = [RunDirectory.create(config) for config in configs]
+    with addresses(len(runs), folder) as file:
+        started = [start_by_hand(["-m", "mlxzo.worker", str(run.path)], rank, file) for rank, run in enumerate(runs)]
+    for process in started:
+        process.communicate(timeout=180)
+    return [run.outcome[0] for run in runs]
+
+
+def test_ranks_with_other_options_are_refused_and_every_difference_is_named(model, data, tmp_path):
+    config = configuration(model, data, tmp_path, name="rank0")
+    other = replace(config, name="rank1", seed=7, eps=0.5)
+    for failed in outcomes([config, other], tmp_path):
+        assert failed.exit_code == 2
+        said = " ".join([failed.message, *failed.details])
+        assert "rank 1" in said and "seed: 0 on rank 0, 7 here" in said and "0.5 here" in said
+
+
+def test_ranks_with_other_weights_are_refused(model, data, tmp_path):
+    from tests.tiny import tiny_folder
+
+    config = configuration(model, data, tmp_path, name="rank0")
+    other = replace(config, name="rank1", model=str(tiny_folder(tmp_path / "other", seed=1)))
+    for failed in outcomes([config, other], tmp_path):
+        assert failed.exit_code == 2 and "base weights" in failed.message and "rank 1" in failed.message
+
+
+def test_a_port_that_is_taken_is_told(model, data, tmp_path):
+    run = RunDirectory.create(configuration(model, data, tmp_path, name="run"))
+    with addresses(2, tmp_path) as file, socket.socket() as taken:
+        port = int(json.loads(file.read_text())[0][0].split(":")[1])
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        start_by_hand(["-m", "mlxzo.worker", str(run.path)], 0, file).communicate(timeout=120)
+    failed = run.outcome[0]
+    assert failed.exit_code == 4 and f"127.0.0.1:{port}" in failed.message and "in use" in failed.message
+
+
+TEAM = """
+import json, sys
+import numpy as np
+from mlxzo import ranks
+from mlxzo.errors import RanksDisagree, RankLost
+from mlxzo.team import Piece, Wish
+rank = int(sys.argv[1])
+team = ranks.join(rank, lambda: None)
+team.beat()
+told = {"size": team.size}
+pieces = [Piece(cost, (2, n)) for n, cost in enumerate((5.0, 1.0, 3.0, 2.0, 1.0), 1)]
+own = []
+def compute(numbers):
+    own.extend(numbers)
+    return [np.full((2, i + 1), i / 3) for i in numbers]
+found = team.together(pieces, compute)
+told["same"] = all(np.array_equal(values, np.full((2, i + 1), i / 3)) for i, values in enumerate(found))
+told["own"] = own
+team.wishes = lambda: Wish.EVALUATE if rank == 1 else Wish.NOTHING
+team.beat()
+team.wishes = lambda: Wish.NOTHING
+team.beat()
+told["evaluates"] = [team.takes(Wish.EVALUATE), team.takes(Wish.EVALUATE)]
+told["broadcast"] = team.broadcast(b"from " + bytes([48 + rank])).decode()
+team.same("colour", "red")
+try:
+    team.same("weights after step 3", "b" if rank == 2 else "a")
+except RanksDisagree as error:
+    told["odd"] = error.message
+print(json.dumps(told), flush=True)
+team.limit_seconds = 1.0
+if rank == 2:
+    sys.stdin.read()
+try:
+    team.beat()
+except RankLost as error:
+    print(error.message, flush=True)
+import os
+os._exit(0)
+"""
+
+
+def test_a_team_of_three(tmp_path):
+    """Work is shared, wishes are heard by all, other weights are found, and nobody waits for ever."""
+    with addresses(3, tmp_path) as file:
+        started = []
+        for rank in range(3):
+            environment = {**worker_environment(), "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
+            words = [sys.executable, "-c", TEAM, str(rank)]
+            started.append(
+                subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+    waited = [process.communicate(timeout=120)[0] for process in started[:2]]
+    said = [*waited, started[2].communicate(timeout=120)[0]]
+    told = [json.loads(text.splitlines()[0]) for text in said]
+    assert sorted(number for each in told for number in each["own"]) == [0, 1, 2, 3, 4]
+    for each in told:
+        assert each["size"] == 3 and each["same"] and each["own"]
+        assert each["evaluates"] == [True, False]
+        assert each["broadcast"] == "from 0"
+        assert "rank 2" in each["odd"] and "rank 1" not in each["odd"] and "after step 3" in each["odd"]
+    for text in waited:
+        assert "waited 1 s for another rank" in text or "lost another rank" in text
+    assert any("waited 1 s" in text for text in waited)
