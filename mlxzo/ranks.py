@@ -274,7 +274,6 @@ class _Window:
         self.full = False
         self.busy_seconds: list[float] = []
         self.waiting_seconds: list[float] = []
-        self._measured: list[float | None] = []
 
     def add(self, costs: Sequence[float], busy: Sequence[float]) -> None:
         """Takes in an exchange: what each rank computed, and in how many seconds."""

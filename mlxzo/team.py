@@ -135,16 +135,23 @@ def assign(costs: Sequence[float], speeds: Sequence[float]) -> list[int]:
 
 
 def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | None:
-    """The rank that `mlx.launch`, or a start by hand, gave this process; None where it runs alone."""
-    if "MLX_RANK" in environment:
-        ring = environment.get("MLX_HOSTFILE")
-        # Of a single host, mlx.launch writes an empty file.
-        if ring and Path(ring).is_file() and not Path(ring).read_text().strip():
-            return None
-        if ring or {"MLX_IBV_DEVICES", "MLX_WORLD_SIZE"} & environment.keys():
-            return int(environment["MLX_RANK"])
-    found = environment.get("OMPI_COMM_WORLD_RANK", environment.get("PMI_RANK"))
-    return None if found is None else int(found)
+    """The rank that `mlx.launch`, or a start by hand, gave this process; None where it runs alone.
+
+    Raises:
+        ConfigError: what it gave is no number.
+    """
+    ring = environment.get("MLX_HOSTFILE")
+    # Of a single host, mlx.launch writes an empty file.
+    if ring and Path(ring).is_file() and not Path(ring).read_text().strip():
+        return None
+    name = next((name for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK") if name in environment), None)
+    if name is None or (
+        name == "MLX_RANK" and not (ring or {"MLX_IBV_DEVICES", "MLX_WORLD_SIZE"} & environment.keys())
+    ):
+        return None
+    if not environment[name].isdecimal():
+        raise ConfigError(f"{name} is no rank: {environment[name]!r}", "unset it, or start ranks with mlx.launch")
+    return int(environment[name])
 
 
 def shares_points(config: RunConfig) -> bool:

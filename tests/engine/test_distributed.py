@@ -25,9 +25,9 @@ from mlxzo.zo.journal import steps_in
 from tests.engine.test_resume import told
 from tests.workers import interrupt
 
-STEPS = 60
+STEPS = 40
 # Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
-OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 100}
+OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 20}
 
 
 def configuration(model: Path, data: Path, out: Path, **more) -> RunConfig:
@@ -82,9 +82,6 @@ def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, m
     result = finish(command(config, ranks))
     assert known(result) == known(one_process)
     assert result["ranks"] == ranks
-    # Beside the steps, the evaluations and the start are in this.
-    steps = 16 * config.batch_size * STEPS
-    assert 0 < result["bytes_sent"] < 1.5 * steps
 
 
 @pytest.mark.slow
@@ -149,8 +146,8 @@ def test_when_a_rank_is_killed_all_end_with_the_reason_and_nothing_is_lost(
     assert f"rank {victim}" in said and "ended by SIGKILL" in said
     assert workers_of(tmp_path, 2) == []
     assert "SIGKILL" in run.outcome[0].message
-    # As many ranks as before, or none but this one.
-    resumed = finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", str(2 - trial % 2)])
+    # As many ranks as before, or one more.
+    resumed = finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", str(2 + trial % 2)])
     assert known(resumed) == known(one_process)
 
 
@@ -161,7 +158,7 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(mo
     assert code == 130 and "the run was stopped" in said
     done = reached(run)
     assert done < STEPS and steps_in(run.path / JOURNAL) == done
-    assert known(finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", "3"])) == known(
+    assert known(finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", "1"])) == known(
         one_process
     )
 
@@ -256,6 +253,10 @@ def compute(numbers):
 found = team.together(pieces, compute)
 told["same"] = all(np.array_equal(values, np.full((2, i + 1), i / 3)) for i, values in enumerate(found))
 told["own"] = own
+before = team.bytes_sent
+examples = [Piece(1.0, (2, 4))] * 3
+team.together(examples, lambda numbers: [np.zeros((2, 4)) for _ in numbers])
+told["sent"] = team.bytes_sent - before
 team.wishes = lambda: Wish.EVALUATE if rank == 1 else Wish.NOTHING
 team.beat()
 team.wishes = lambda: Wish.NOTHING
@@ -296,6 +297,8 @@ def test_a_team_of_three(tmp_path):
     assert sorted(number for each in told for number in each["own"]) == [0, 1, 2, 3, 4]
     for each in told:
         assert each["size"] == 3 and each["same"] and each["own"]
+        # Both sides of its four examples, and a header, go to each of the others: at most 16 bytes an example.
+        assert each["sent"] == 2 * (4 + 4 * 16) <= 16 * 12
         assert each["evaluates"] == [True, False]
         assert each["broadcast"] == "from 0"
         assert "rank 2" in each["odd"] and "rank 1" not in each["odd"] and "after step 3" in each["odd"]
