@@ -191,6 +191,7 @@ class _UnderWay:
         if self.answers:
             for cache, other in zip(self.caches, caches, strict=True):
                 cache.extend(other)
+            _settle(self.caches)
         else:
             self.caches = caches
         self.answers += answers
@@ -205,7 +206,15 @@ class _UnderWay:
         elif ended:
             for cache in self.caches:
                 cache.filter(kept)
+            _settle(self.caches)
         return ended
+
+
+def _settle(caches: Sequence[Any]) -> None:
+    """Lets go of what the caches were made of, a layer at a time: rows that ended, or that are now in larger arrays,
+    would else stay until the next token, beside all that is read before it."""
+    for cache in caches:
+        mx.eval(cache.state)
 
 
 def _copies(caches: Sequence[Any], count: int) -> list[Any]:

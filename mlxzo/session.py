@@ -171,9 +171,8 @@ class Session:
             sampling: how tokens are drawn; None takes the likeliest ones.
         """
         prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
-        return (
-            self._writer(view, sampling).write(prompts, _reporter(_writing(split), "answers", emit or _silent)).answers
-        )
+        report = _reporter(_writing(split), "answers", emit or _silent)
+        return self._writer(view, sampling).write(prompts, report).answers
 
     def write_and_score(
         self, split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], emit: events.Emit

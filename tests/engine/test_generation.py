@@ -7,13 +7,15 @@ import random
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm import batch_generate
+from mlx_lm import batch_generate, generate
 
 from mlxzo.batching import Shapes
 from mlxzo.generation import Writer
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import load_model
+from mlxzo.models.sources import resolve
 from mlxzo.prompt_reads import Prompt
+from mlxzo.tasks.registry import get_task
 from mlxzo.token_choice import Sampling
 from tests.tiny import VOCABULARY, tiny_folder
 
@@ -140,3 +142,17 @@ def test_an_answer_ends_with_its_line_its_text_or_its_length(tmp_path):
     assert answers(end, 11, 14, 13) == ["the", "", ""]
     assert answers(word, 15) == ["the the the the"]
     assert answers(word) == []
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_questions_about_a_passage_as_mlx_lm_has_it_answer_them():
+    loaded = load_model(resolve("smollm2-135m"))
+    task = get_task("squad")
+    questions = ("What did the lighthouse burn at first?", "When was it built?", "What was built in 1869?")
+    prompts = [task.example_from_row({**task.sample_row, "question": question}).prompt for question in questions]
+    asked = [tuple(loaded.tokenizer.encode(prompt)) for prompt in prompts]
+    theirs = [generate(loaded.model, loaded.tokenizer, list(tokens), max_tokens=LONGEST) for tokens in asked]
+    written = Writer(CausalLM(loaded.model, mx.float32), loaded.tokenizer, Shapes(), max_new_tokens=LONGEST)
+    found = written.write([Prompt(tokens) for tokens in asked]).answers
+    assert found == [text.split("\n")[0].strip() for text in theirs]
+    assert len(set(found)) > 1

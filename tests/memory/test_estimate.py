@@ -51,6 +51,28 @@ def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
     assert found.added_bytes == after - before
 
 
+def written(config: RunConfig, on_cpu: bool = True, task_writes: bool = True) -> int:
+    """Bytes of keys and values for prompts of 205 tokens, of which an answer of 6 is expected."""
+    data = Data.uniform(210, scored=6, written=task_writes)
+    return estimate(SMALL, config, data, on_cpu=on_cpu).bytes_of("keys and values")
+
+
+def test_keys_and_values_of_answers_under_way_are_counted_where_answers_are_written():
+    # 32 layers, 5 heads of 64 for keys and as many for values; 255 tokens with an answer of 50.
+    a_row = 32 * 2 * 5 * 64 * 255
+    norms = {"scope": "norms/last-6", "max_tokens": 512}
+    # 16 answers have some 4,096 tokens; one prompt more is what others begin with.
+    assert written(RunConfig(**norms)) == 17 * a_row * 4
+    assert written(RunConfig(**norms, micro_batch=1)) == 9 * a_row * 4
+    # On a GPU in half precision, in some 8,192 tokens.
+    assert written(RunConfig(**norms), on_cpu=False) == 33 * a_row * 2
+    # Prompts are cut to leave room for the answer.
+    assert written(RunConfig(**norms | {"max_tokens": 128})) == 33 * a_row * 4 * 128 // 255
+    assert written(RunConfig(**norms), task_writes=False) == 0
+    judged = RunConfig(**norms, objective="reward", reward_function="a:b")
+    assert written(judged, task_writes=False) == 17 * a_row * 4
+
+
 def test_scales_of_a_quantised_model_train():
     model = tiny_model(bits=4)
     real = prepare(model, RunConfig(scope="scales/last-2"))
