@@ -49,6 +49,7 @@ _GROUPS = {
     "mezo": "MeZO",
     "bp": "Backpropagation",
     "lora": "LoRA",
+    "ranks": "Several processes",
     "run": "Output",
 }
 # Set elsewhere on the screen.
