@@ -154,8 +154,8 @@ def _spread(values: list[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ({100 * min(values):.1f} - {100 * max(values):.1f})"
 
 
-def figure(runs: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against seconds and against forward passes: the mean over seeds, with its range."""
+def figure(runs: list[dict[str, Any]], path: Path, measure: str) -> None:
+    """Validation accuracy or loss against seconds and against forward passes: the mean over seeds, with its range."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -163,19 +163,22 @@ def figure(runs: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "mlxzo"
+    scale = 100 if measure == "accuracy" else 1
     fig, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for label in dict.fromkeys(r["label"] for r in runs):
         group = [r for r in runs if r["label"] == label]
         for axis, key in zip(axes, ("seconds", "forward_passes"), strict=True):
             grid = np.linspace(0, max(r["curve"][-1][key] for r in group), 60)
-            curves = [([p[key] for p in r["curve"]], [100 * p["accuracy"] for p in r["curve"]]) for r in group]
+            curves = [([p[key] for p in r["curve"]], [scale * p[measure] for p in r["curve"]]) for r in group]
             values = np.array([np.interp(grid, *curve) for curve in curves])
             (line,) = axis.plot(grid, values.mean(0), label=f"{label} ({len(group)})")
             axis.fill_between(grid, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), linewidth=0)
-    axes[0].axhline(100 * runs[0]["majority"], color="grey", linewidth=1, linestyle=":", label="majority class")
+    if measure == "accuracy":
+        axes[0].axhline(100 * runs[0]["majority"], color="grey", linewidth=1, linestyle=":", label="majority class")
     axes[0].set_xlabel("training seconds")
     axes[1].set_xlabel("forward passes")
-    axes[0].set_ylabel(f"validation accuracy, % ({runs[0]['validation_examples']} rows)")
+    unit = ", %" if measure == "accuracy" else ""
+    axes[0].set_ylabel(f"validation {measure}{unit} ({runs[0]['validation_examples']} rows)")
     axes[0].legend(fontsize=8)
     fig.suptitle(f"{runs[0]['config']['model']} on {runs[0]['task']}: mean over seeds and its range")
     fig.tight_layout()
@@ -201,6 +204,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.65, help="accuracy that the table gives the seconds to")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--figure", type=Path, help="draw what the output file holds")
+    parser.add_argument("--measure", choices=("accuracy", "loss"), default="accuracy", help="what the figure shows")
     arguments = parser.parse_args()
 
     recipes = dict(RECIPES.get(arguments.recipes, {}))
@@ -237,7 +241,7 @@ def main() -> None:
         sys.exit("nothing to show: name --recipes or --recipe")
     summary(runs, arguments.target)
     if arguments.figure:
-        figure(runs, arguments.figure)
+        figure(runs, arguments.figure, arguments.measure)
 
 
 if __name__ == "__main__":
