@@ -49,7 +49,6 @@ _GROUPS = {
     "mezo": "MeZO",
     "bp": "Backpropagation",
     "lora": "LoRA",
-    "ranks": "Several processes",
     "run": "Output",
 }
 # Set elsewhere on the screen.
