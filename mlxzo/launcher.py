@@ -28,6 +28,7 @@ from .errors import (
     MlxzoError,
     RankLost,
     RanksError,
+    WorkerDied,
 )
 from .hosts import Hosts
 from .runs import RunDirectory
@@ -160,15 +161,19 @@ class Launcher:
         reasons = [rank for rank in told if rank.failed.title not in (RankLost.title, Interrupted.title)]
         silent = [rank for rank in self._failed if rank.failed is None]
         if self._stops and not reasons:
-            reasons = [rank for rank in told if rank.failed.title == Interrupted.title]
+            said = next((rank.failed for rank in told if rank.failed.title == Interrupted.title), None)
+            if said is not None:
+                return Interrupted(said.message, said.fix, said.details)
+            return Interrupted("the run was stopped before it could say more", "`mlxzo train --resume RUN` goes on")
         first = next(iter(reasons or silent or told), None)
         if first is None:
             return RanksError("all ranks ended without a word", "`mlxzo train` without --hosts may say why")
         if first.failed is None:
             return _unexpected(first)
         failed = first.failed
-        alone = failed.title == Interrupted.title or len(self._ranks) == len(reasons)
-        message = failed.message if alone or failed.message.startswith("rank ") else f"{first.name}: {failed.message}"
+        # What all of them say is nobody's own.
+        own = len(reasons) < len(self._ranks) and not failed.message.startswith("rank ")
+        message = f"{first.name}: {failed.message}" if own else failed.message
         error = MlxzoError(message, failed.fix, failed.details)
         error.title, error.exit_code = failed.title, failed.exit_code
         return error
@@ -235,10 +240,12 @@ def _terminate(rank: _Rank) -> None:
 def _unexpected(rank: _Rank) -> MlxzoError:
     """Why a rank ended that said nothing of it: most often its machine could not be reached, or has no mlxzo."""
     lines = [line.strip() for line in rank.complaints.decode(errors="replace").splitlines() if line.strip()]
-    how = f"ended with code {rank.code}" if rank.code >= 0 else f"was ended by {signal.Signals(-rank.code).name}"
+    if rank.code < 0:
+        name = signal.Signals(-rank.code).name
+        return WorkerDied(f"{rank.name} was ended by {name} from outside", "`mlxzo train --resume RUN` goes on")
     said = f": {lines[-1]}" if lines else ""
     return RanksError(
-        f"{rank.name} {how}{said}",
+        f"{rank.name} ended with code {rank.code}{said}",
         f"see whether `ssh {rank.host} {sys.executable} -m mlxzo --version` works from here",
         lines[-6:-1],
     )

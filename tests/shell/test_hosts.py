@@ -144,6 +144,18 @@ time.sleep(600)
     assert "rank 1 (127.0.0.1) ended with code 1: No module named mlxzo" in error.message
 
 
+def test_a_rank_that_was_killed_is_told_from_one_that_could_not_start():
+    script = (
+        RANK
+        + """
+if rank == "1": os.kill(os.getpid(), 9)
+time.sleep(600)
+"""
+    )
+    _, error = end(Launcher(read_hosts("2"), [sys.executable, "-c", script]))
+    assert error.exit_code == 3 and "rank 1 (127.0.0.1) was ended by SIGKILL" in error.message
+
+
 def test_a_host_that_ssh_does_not_know_is_told():
     hosts = Hosts((Host("127.0.0.1", "127.0.0.1"), Host("no-such-host.invalid", "127.0.0.1")))
     _, error = end(Launcher(hosts, [sys.executable, "-c", RANK + "time.sleep(600)"]))
