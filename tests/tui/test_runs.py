@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shlex
-import time
 
 from mlxzo.cli import Parser
 from mlxzo.commands import train
@@ -169,29 +168,23 @@ def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
-def test_a_thousand_runs_open_in_a_second_and_keys_stay_quick(make_run, root):
+def test_a_thousand_runs_are_listed_and_moved_through(make_run, root):
+    """How fast: `python -m bench.tui`."""
     first = make_run(name="first")
     for number in range(1000):
         folder = root / f"copy-{number:04d}"
         folder.mkdir()
         for name in ("config.yaml", "result.json"):
             os.link(first.path / name, folder / name)
-    began = time.process_time()
 
     async def scenario(pilot):
-        # From making the app to a screenful of runs, in processor time: other programs do not count.
         await wait_for(pilot, "✓ finished")
-        opened = time.process_time() - began
         grid = pilot.app.screen.query_one(Grid)
-        await wait_for(pilot, lambda: len(grid.items) == 1001, 60)
-        slowest = 0.0
-        for _ in range(5):
-            start = time.thread_time()
-            grid.action_move(30)
-            strips = [grid.render_line(y) for y in range(grid.size.height)]
-            slowest = max(slowest, time.thread_time() - start)
-            assert strips
-        return opened, slowest
+        await wait_for(pilot, lambda: len(grid.items) == 1001)
+        before = screen_text(pilot)
+        await pilot.press(*["pagedown"] * 5)
+        await wait_for(pilot, lambda: screen_text(pilot) != before)
+        await pilot.press("end")
+        await wait_for(pilot, lambda: grid.item == grid.items[-1])
 
-    opened, slowest = drive(MlxzoApp(root=str(root)), scenario)
-    assert opened < 1.5 and slowest < 0.05
+    drive(MlxzoApp(root=str(root)), scenario)
