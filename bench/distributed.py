@@ -32,6 +32,7 @@ from typing import Any
 
 from bench.report import emit, machine, table
 from bench.slow_link import Link, relays
+from mlxzo import events
 from mlxzo.hosts import LOCALHOST, Host, Hosts
 from mlxzo.runs import RunDirectory
 from tests.tiny import tiny_folder
@@ -83,7 +84,7 @@ class StepTime:
 
 
 def train(options: Sequence[str], ranks: int = 1, link: Link | None = None) -> dict[str, Any]:
-    """The result of one run, with `step_seconds`, the median.
+    """The result of one run, with `step_seconds`, the median, and `step_bytes`, which rank 0 sends.
 
     Args:
         link: between the ranks; None: this machine's own.
@@ -101,8 +102,12 @@ def train(options: Sequence[str], ranks: int = 1, link: Link | None = None) -> d
             for process in processes:
                 process.kill()
         result = json.loads(shown)
-        steps = [event.seconds for event, _ in RunDirectory.open(result["run"]).events() if event.name == "step"]
-        return {**result, "step_seconds": statistics.median(steps[_WARM_STEPS:])}
+        steps = [event for event, _ in RunDirectory.open(result["run"]).events() if isinstance(event, events.Step)]
+        return {
+            **result,
+            "step_seconds": statistics.median(step.seconds for step in steps[_WARM_STEPS:]),
+            "step_bytes": statistics.fmean(step.bytes_sent for step in steps),
+        }
 
 
 def _start(
@@ -145,7 +150,7 @@ def measure(options: Sequence[str], arguments: argparse.Namespace) -> StepTime:
                 "delay_seconds": delay,
                 "step_seconds": result["step_seconds"],
                 "predicted_seconds": predicted,
-                "bytes_an_example_a_step": ranks * result["bytes_sent"] / result["steps"] / arguments.batch_size,
+                "bytes_an_example_a_step": result["step_bytes"] / arguments.batch_size,
                 "same_weights": result["final_sha256"] == alone["final_sha256"],
             }
             emit("ranks", model=arguments.model, **figures)
@@ -161,13 +166,13 @@ def measure(options: Sequence[str], arguments: argparse.Namespace) -> StepTime:
                 ]
             )
     print(f"\n{arguments.model}, one process: {1e3 * alone['step_seconds']:.0f} ms a step\n")
-    head = ["ranks", "delay, ms", "a step, ms", "predicted, ms", "off by, %", "bytes an example, all ranks"]
+    head = ["ranks", "delay, ms", "a step, ms", "predicted, ms", "off by, %", "bytes an example, each rank"]
     table([*head, "the weights of one process"], rows)
     for scope in ("lora", "full"):
         sent = train([*given, "--method", "bp", "--scope", scope, "--optimizer", "adam", "--steps", "10"], 2)
-        each = 2 * sent["bytes_sent"] / sent["steps"] / arguments.batch_size
+        each = sent["step_bytes"] / arguments.batch_size
         emit("backpropagation", model=arguments.model, scope=scope, ranks=2, bytes_an_example_a_step=each)
-        print(f"backpropagation, {scope}, 2 ranks: {each:,.0f} bytes an example a step")
+        print(f"backpropagation, {scope}, 2 ranks: {each:,.0f} bytes an example a step, each rank")
     return model
 
 

@@ -69,6 +69,7 @@ class Step(Event):
         directional_derivative: of several directions, their rms.
         padded_tokens: the padding counted too.
         alike: directions on whose two sides the batch scored just the same, so that they moved nothing.
+        bytes_sent: to other ranks, where there are some.
     """
 
     name: ClassVar[str] = "step"
@@ -88,6 +89,7 @@ class Step(Event):
     cache_bytes: int
     padded_tokens: int = 0
     alike: int = 0
+    bytes_sent: int = 0
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Trainer:
         stuck = Stuck(config.queries or 1)
         for step in range(past.step, config.steps):
             self._obey(step)
-            began = time.perf_counter()
+            began, sent = time.perf_counter(), self.team.bytes_sent
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
             batch = self.session.batch([examples[i] for i in indices])
             outcome = self.method.step(step, batch)
@@ -150,6 +150,7 @@ class Trainer:
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
                     alike=outcome.alike,
+                    bytes_sent=self.team.bytes_sent - sent,
                 )
             )
             if (news := self.team.news()) is not None:
