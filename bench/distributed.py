@@ -84,7 +84,9 @@ class StepTime:
 
 
 def train(options: Sequence[str], ranks: int = 1, link: Link | None = None) -> dict[str, Any]:
-    """The result of one run, with `step_seconds`, the median, and `step_bytes`, which rank 0 sends.
+    """The result of one run, with `step_seconds` and `step_bytes`, which rank 0 sends, on average.
+
+    Not the median: ranks wait for each other in turns, and every other step may be a short one.
 
     Args:
         link: between the ranks; None: this machine's own.
@@ -105,7 +107,7 @@ def train(options: Sequence[str], ranks: int = 1, link: Link | None = None) -> d
         steps = [event for event, _ in RunDirectory.open(result["run"]).events() if isinstance(event, events.Step)]
         return {
             **result,
-            "step_seconds": statistics.median(step.seconds for step in steps[_WARM_STEPS:]),
+            "step_seconds": statistics.fmean(step.seconds for step in steps[_WARM_STEPS:]),
             "step_bytes": statistics.fmean(step.bytes_sent for step in steps),
         }
 
