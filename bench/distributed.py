@@ -144,12 +144,13 @@ def measure(options: Sequence[str], arguments: argparse.Namespace) -> StepTime:
     rows = []
     for ranks in arguments.ranks:
         for delay in arguments.delays:
-            link = Link(delay)
+            link = Link(delay, arguments.bandwidth)
             result = train(given, ranks, link)
             predicted = model.mezo(ranks, link)
             figures = {
                 "ranks": ranks,
                 "delay_seconds": delay,
+                "bandwidth": arguments.bandwidth,
                 "step_seconds": result["step_seconds"],
                 "predicted_seconds": predicted,
                 "bytes_an_example_a_step": result["step_bytes"] / arguments.batch_size,
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a model's name, or tiny: a random one of 2 layers")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.025, 0.1], help="seconds, one way")
+    parser.add_argument("--bandwidth", type=float, help="bytes a second between ranks (default: as fast as they come)")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=16, help="examples of all ranks together")
     parser.add_argument("--faster", type=float, default=10.0, help="how much faster than this machine a Mac computes")
