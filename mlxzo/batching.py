@@ -236,7 +236,7 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
     split, whole_text = [], not example.prompt and len(example.candidates) == 1
     for candidate in example.candidates:
         joined = tokens(candidate)
-        start = _common_prefix(prompt, joined)
+        start = common_prefix(prompt, joined)
         if whole_text:
             start = max(1, start)
         if start >= len(joined):
@@ -308,7 +308,8 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
     return tokens
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
     count = 0
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .batching import Shapes
+from .batching import Shapes, common_prefix
 
 MAX_NEW_TOKENS = 50
 """Longest answer (Malladi et al. 2023, Appendix E.4)."""
@@ -80,7 +80,7 @@ def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...]
     for number in sorted(range(len(prompts)), key=lambda i: prompts[i]):
         # The last token is read anew, for what follows it.
         own = prompts[number][:-1]
-        common = _common(shared, own)
+        common = common_prefix(shared, own)
         if group and 2 * common >= max(longest, len(own)):
             group.append(number)
             shared, longest = shared[:common], max(longest, len(own))
@@ -110,12 +110,3 @@ def _parts(
         part.append(number)
     if part:
         yield tuple(part)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
