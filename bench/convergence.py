@@ -57,7 +57,7 @@ def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: di
     Args:
         shared: caches of the validation rows by number of frozen layers, which all runs share.
     """
-    session = open_session(config, lambda event: None)
+    session = open_session(config, events.ignore)
     # Two caches, so that an evaluation, whose time is not counted, computes nothing for a step.
     caches = {"train": PrefixCache(), "validation": shared.setdefault(session.scorer.layers, PrefixCache())}
     method = MeZO(session.scorer, session.trainable, config)
@@ -69,7 +69,7 @@ def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: di
         last = step == config.steps or seconds >= arguments.seconds
         if step % arguments.eval_every == 0 or last:
             session.scorer.cache = caches["validation"]
-            outcome = session.evaluate("validation", silent)
+            outcome = session.evaluate("validation", events.ignore)
             point = {
                 "step": step,
                 "forward_passes": step * passes_a_step,
@@ -102,10 +102,6 @@ def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: di
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data", "out", "name")},
         "curve": curve,
     }
-
-
-def silent(event: events.Event) -> None:
-    """Takes the events that nobody watches."""
 
 
 def progress(text: str) -> None:

@@ -13,16 +13,13 @@ seed 0. Other options, such as `--steps 10`, go to `mlxzo train`.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import mlxzo
-from bench.report import emit, machine, spread, table
+from bench.report import emit, machine, result_of, spread, table
 
 _REWARDS = Path(__file__).parent / "rewards"
 _ROWS = Path(mlxzo.__file__).parent / "tasks" / "data" / "reviews"
@@ -38,15 +35,6 @@ RUNS = {
     "accuracy": {name: [*_SCORES, "--objective", name] for name in ("accuracy", "soft-accuracy", "loss")},
     "reward": {"ten words": _WRITTEN},
 }
-
-
-def train(options: list[str], seed: int) -> dict[str, Any]:
-    """The result of one run."""
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "mlxzo", "train", *options, "--seed", str(seed), "--out", out, "--json"]
-        # Progress goes to our stderr; stdout is the result.
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def row(label: str, results: list[dict[str, Any]], scale: float) -> list[str]:
@@ -77,8 +65,7 @@ def main() -> None:
             continue
         results = []
         for seed in arguments.seeds:
-            result = train([*options, *further], seed)
-            result.pop("run")
+            result = result_of("train", *options, *further, "--seed", str(seed))
             emit("objectives", what=label, **result)
             results.append(result)
         rows.append(row(label, results, 100 if arguments.what == "accuracy" else 1))

@@ -9,12 +9,8 @@ Runs `mlxzo quickstart --json` once a seed, exactly as a user would.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 
-from bench.report import emit, machine, spread, table
+from bench.report import emit, machine, result_of, spread, table
 
 
 def main() -> None:
@@ -24,12 +20,7 @@ def main() -> None:
     emit("machine", **machine())
     results = []
     for seed in arguments.seeds:
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-m", "mlxzo", "quickstart", "--json", "--seed", str(seed), "--out", out]
-            # Progress goes to our stderr; stdout is the result.
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        result = json.loads(done.stdout)
-        result.pop("run")
+        result = result_of("quickstart", "--seed", str(seed))
         emit("quickstart", **result)
         results.append(result)
 

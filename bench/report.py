@@ -6,6 +6,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 from mlxzo import __version__
@@ -21,6 +24,20 @@ def machine() -> dict[str, Any]:
         "mlxzo": __version__,
         "packages": package_versions(),
     }
+
+
+def result_of(*arguments: str) -> dict[str, Any]:
+    """The result of one `mlxzo ARGUMENTS --json` that makes a run, exactly as a user would; the run is not kept.
+
+    Raises:
+        CalledProcessError: the command failed; its progress and its words went to our stderr.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "mlxzo", *arguments, "--out", out, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout)
+    result.pop("run")
+    return result
 
 
 def emit(figure: str, **values: Any) -> None:

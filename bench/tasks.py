@@ -6,15 +6,17 @@
 DIR holds a folder a task, named as the task, with train.jsonl, validation.jsonl and optionally test.jsonl in the public
 field names. Measured is the test split, or where there is none the validation split.
 
-The other computation takes mlx-lm's model as it is, one candidate at a time: full logits of the whole sequence, the
-log-softmax in NumPy's float64, the mean over the candidate's tokens. Where the model writes its answer, it is mlx-lm's
-own greedy generation, one prompt at a time. The first `--check` examples must agree answer by answer: `disagree` counts
-those that do not, `ties` those among them whose best two scores differ by less than 1e-4 (or logits, in writing).
+The other computation takes mlx-lm's model as it is, one candidate at a time: the logits of its tokens behind mlx-lm's
+own key-value cache of the prompt, the log-softmax in NumPy's float64, the mean over the candidate's tokens. Where the
+model writes its answer, it is mlx-lm's own greedy generation, one prompt at a time. The first `--check` examples must
+agree answer by answer: `disagree` counts those that do not, `ties` those among them whose best two scores differ by
+less than 1e-4 (or logits, in writing).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ load_fast_blas()
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from bench.report import emit, machine, table
 from mlxzo.config import RunConfig
@@ -73,11 +76,13 @@ def independent_answer(session: Session, example: Example) -> tuple[str, float]:
     scores = []
     prompt = tokenizer.encode(example.prompt)
     endings = [tokenizer.encode(example.prompt + candidate)[len(prompt) :] for candidate in example.candidates]
-    room = longest + 1 - max(map(len, endings))
+    context = _last(prompt, longest + 1 - max(map(len, endings)), tokenizer)
+    read = make_prompt_cache(model)
+    if len(context) > 1:
+        mx.eval(model(mx.array([context[:-1]]), cache=read))
     for ending in endings:
-        context = _last(prompt, room, tokenizer)
-        logits = np.array(model(mx.array([context + ending]))[0].astype(mx.float32), np.float64)
-        logits = logits[len(context) - 1 : -1]
+        tokens = mx.array([[context[-1], *ending[:-1]]])
+        logits = np.array(model(tokens, cache=copy.deepcopy(read))[0].astype(mx.float32), np.float64)
         largest = logits.max(axis=1, keepdims=True)
         log_probabilities = logits - largest - np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
         scores.append(log_probabilities[np.arange(len(ending)), ending].mean())

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from .errors import MlxzoError
+
 
 @dataclass(frozen=True)
 class Event:
@@ -226,6 +228,12 @@ class Failed(Event):
     exit_code: int
     needed_bytes: int | None = None
 
+    def error(self) -> MlxzoError:
+        """The error of another process as an exception of this one."""
+        error = MlxzoError(self.message, self.fix, self.details)
+        error.title, error.exit_code = self.title, self.exit_code
+        return error
+
 
 @dataclass(frozen=True)
 class Finished(Event):
@@ -237,6 +245,11 @@ class Finished(Event):
 
 Emit = Callable[[Event], None]
 """Takes the events of a run as they happen."""
+
+
+def ignore(event: Event) -> None:
+    """Takes the events that nobody watches."""
+
 
 _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 

@@ -107,14 +107,14 @@ class Voices:
             MlxzoError: the model or what it was tuned to cannot be had.
         """
         self._prompt_style, self._sampling = config.prompt_style, sampling
-        _, self._loaded = open_model(config, _silent)
+        _, self._loaded = open_model(config, events.ignore)
         self._slots: dict[str, Slot] = {}
         self._states: dict[str, dict[str, Any]] = {"base": {}}
         if source is not None:
             tuning = Tuning(self._loaded, config, source)
             self._slots = tuning.slots
             self._states["base"] = self._parameters()
-            tuning.apply(_silent)
+            tuning.apply(events.ignore)
             self._states["tuned"] = self._parameters()
 
     def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
@@ -151,7 +151,3 @@ class Voices:
             if not text.endswith("\ufffd"):
                 yield text[len(shown) :]
                 shown = text
-
-
-def _silent(event: events.Event) -> None:
-    """Takes the events that nobody watches."""

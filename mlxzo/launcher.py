@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,10 +173,7 @@ class Launcher:
         failed = first.failed
         # What all of them say is nobody's own.
         own = len(reasons) < len(self._ranks) and not failed.message.startswith("rank ")
-        message = f"{first.name}: {failed.message}" if own else failed.message
-        error = MlxzoError(message, failed.fix, failed.details)
-        error.title, error.exit_code = failed.title, failed.exit_code
-        return error
+        return (replace(failed, message=f"{first.name}: {failed.message}") if own else failed).error()
 
     def _heard(self, rank: _Rank, block: bytes) -> list[events.Event]:
         """Takes in what a rank wrote to stdout; returns events of rank 0."""

@@ -269,18 +269,14 @@ class _Window:
 
     def __init__(self, size: int):
         self._size = size
-        self._count = 0
-        self._costs, self._busy, self._waiting = ([0.0] * size for _ in range(3))
-        self.full = False
+        self._clear()
         self.busy_seconds: list[float] = []
         self.waiting_seconds: list[float] = []
 
     def add(self, costs: Sequence[float], busy: Sequence[float]) -> None:
         """Takes in an exchange: what each rank computed, and in how many seconds."""
         if self.full:
-            self.full = False
-            self._count = 0
-            self._costs, self._busy, self._waiting = ([0.0] * self._size for _ in range(3))
+            self._clear()
         slowest = max(busy)
         for rank in range(self._size):
             self._costs[rank] += costs[rank]
@@ -291,6 +287,11 @@ class _Window:
         if self.full:
             self.busy_seconds = [seconds / _WINDOW for seconds in self._busy]
             self.waiting_seconds = [seconds / _WINDOW for seconds in self._waiting]
+
+    def _clear(self) -> None:
+        self.full = False
+        self._count = 0
+        self._costs, self._busy, self._waiting = ([0.0] * self._size for _ in range(3))
 
     def speeds(self, before: Sequence[float]) -> list[float]:
         """The speed of each rank; that of before, in proportion, for one that had nothing to do."""

@@ -171,7 +171,7 @@ class Session:
             sampling: how tokens are drawn; None takes the likeliest ones.
         """
         prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
-        report = _reporter(_writing(split), "answers", emit or _silent)
+        report = _reporter(_writing(split), "answers", emit or events.ignore)
         return self._writer(view, sampling).write(prompts, report).answers
 
     def write_and_score(
@@ -240,10 +240,6 @@ class Session:
 
 def _writing(split: str) -> str:
     return f"writing answers on {split}"
-
-
-def _silent(event: events.Event) -> None:
-    """Takes the events that nobody watches."""
 
 
 def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:

@@ -41,6 +41,13 @@ def end(supervisors: Iterable[Supervisor]) -> None:
             supervisor.poll(0.1)
 
 
+def kill_workers(root: Path) -> None:
+    """Kills whatever still works at a run in `root`, whoever started it."""
+    for run in list_runs(root):
+        with contextlib.suppress(OSError, ValueError):
+            os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+
+
 def interrupt(command: Sequence[str], root: Path, ready: Callable[[], object]) -> tuple[int, str, str]:
     """Presses Ctrl-C on a command once `ready` says something; returns its exit code, its output and its errors.
 
@@ -56,8 +63,6 @@ def interrupt(command: Sequence[str], root: Path, ready: Callable[[], object]) -
         shown, told = process.communicate(timeout=90)
         return process.returncode, shown, told
     finally:
-        for run in list_runs(root):
-            with contextlib.suppress(OSError, ValueError):
-                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        kill_workers(root)
         process.kill()
         process.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -84,6 +85,4 @@ def _stopping(times: int) -> str:
 
 def _failure(failed: events.Failed, run: RunDirectory) -> MlxzoError:
     """The worker's error as an exception of this process."""
-    error = MlxzoError(failed.message, failed.fix, [*failed.details, f"run directory: {run.path}"])
-    error.title, error.exit_code = failed.title, failed.exit_code
-    return error
+    return dataclasses.replace(failed, details=[*failed.details, f"run directory: {run.path}"]).error()

@@ -87,9 +87,7 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
     if RELAY in os.environ:
         _print(outcome)
         return outcome.exit_code
-    error = MlxzoError(f"rank {rank}: {outcome.message}", outcome.fix, outcome.details)
-    error.title, error.exit_code = outcome.title, outcome.exit_code
-    raise error
+    raise dataclasses.replace(outcome, message=f"rank {rank}: {outcome.message}").error()
 
 
 def lead(run: RunDirectory, *, resume: bool, allow_code: bool) -> int:

@@ -17,6 +17,7 @@ from mlxzo.errors import ConfigError
 from mlxzo.runs import RunDirectory
 from mlxzo.supervisor import Supervisor
 from tests.tiny import tiny_folder
+from tests.workers import kill_workers
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,7 @@ def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_p
         send(run, "stop")
         assert wait_for(run, events.Failed).title == "Interrupted"
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        kill_workers(tmp_path)
 
 
 def test_what_is_not_running_or_not_known_is_refused_in_words(tmp_path):

@@ -17,6 +17,7 @@ from mlxzo.commands.quickstart import next_commands
 from mlxzo.config import RunConfig
 from mlxzo.runs import RunDirectory, list_runs
 from tests.tiny import tiny_folder
+from tests.workers import kill_workers
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +172,7 @@ def training(model, root):
             time.sleep(0.05)
         yield process, runs[0]
     finally:
-        for run in list_runs(root):
-            with contextlib.suppress(OSError, ValueError):
-                os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+        kill_workers(root)
         process.kill()
         process.communicate()
 

@@ -34,6 +34,7 @@ from ..planning import Prediction, pace, predict, sizes
 from ..widgets.cap import CapSlider, PeakBar
 from ..widgets.form import Field, Form
 from ..widgets.grid import Column, Grid
+from ..widgets.words import Words
 from .dialogs import FileDialog
 from .page import Page, title
 
@@ -106,7 +107,6 @@ class Setup(Page):
         self._checked = Checked(None)
         self._fits: dict[str, Prediction | None] = {}
         self._settling: Any = None
-        self._written: dict[str, object] = {}
         self._total_bytes, _ = system_memory()
 
     # Layout
@@ -157,7 +157,7 @@ class Setup(Page):
                         "A folder with the rows of the task: train and validation, and test if you like, as .jsonl, "
                         ".csv or .tsv. Empty: the task's own rows.",
                     )
-                    yield VerticalScroll(Static(id="preview"), can_focus=False)
+                    yield VerticalScroll(Words(id="preview"), can_focus=False)
             with VerticalScroll(id="options", classes="frame", can_focus=False) as form:
                 form.border_title = "Options"
                 yield Form(_form_groups(), id="form")
@@ -166,10 +166,10 @@ class Setup(Page):
                 yield Static("memory cap", classes="group-title")
                 yield CapSlider(self._total_bytes, id="cap-slider")
                 yield _input("cap", "no cap", "The most memory that training may take, such as 2GB; empty: no cap.")
-                yield Static(id="machine", markup=False)
+                yield Words(id="machine")
                 yield PeakBar(id="peak-bar")
-                yield VerticalScroll(Static(id="plan-text"), can_focus=False)
-                yield Static(id="reason", markup=False)
+                yield VerticalScroll(Words(id="plan-text"), can_focus=False)
+                yield Words(id="reason")
                 with Horizontal(id="start-row"):
                     yield Button("Start F9", id="start", variant="primary", compact=True, disabled=True)
                     yield Button("Race F8", id="race", compact=True, disabled=True)
@@ -354,26 +354,18 @@ class Setup(Page):
         self.query_one("#group-lora").display = "lora" in str(values.get("scope", ""))
         self.query_one("#models").border_title = title(f"Model · {Path(self._model_name).name}")
         self.query_one("#tasks").border_title = title(f"Task · {Path(values['task']).name}")
-        self._write("#preview", preview(checked))
+        self.query_one("#preview", Words).show(preview(checked))
         _, available = system_memory()
-        self._write("#machine", f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}")
+        self.query_one("#machine", Words).show(
+            f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}"
+        )
         self._show_plan(checked)
         reason = checked.reason
         self.query_one("#start", Button).disabled = bool(reason)
         self.query_one("#race", Button).disabled = bool(reason)
-        self._write("#reason", f"✗ {printable(reason)}" if reason else "✓ ready to start")
+        self.query_one("#reason", Words).show(f"✗ {printable(reason)}" if reason else "✓ ready to start")
         self.query_one("#reason").set_class(bool(reason), "-wrong")
         self.query_one("#model-list", Grid).redraw()
-
-    def _write(self, selector: str, content: Text | Group | str, key: object = None) -> None:
-        """Puts words in their place, and nothing where they are there already: that would lay out the whole screen.
-
-        Args:
-            key: what tells contents apart that do not compare.
-        """
-        if self._written.get(selector) != (key or content):
-            self._written[selector] = key or content
-            self.query_one(selector, Static).update(content)
 
     def _show_plan(self, checked: Checked) -> None:
         bar, plan = self.query_one(PeakBar), checked.plan
@@ -381,9 +373,8 @@ class Setup(Page):
         bar.show([part.bytes for part in plan.parts] if plan is not None else (), cap)
         if plan is None:
             known = "The figures of this model are not on this machine yet: they come with it when the run starts."
-            self._write(
-                "#plan-text", "The plan appears when the options are right." if checked.config is None else known
-            )
+            words = "The plan appears when the options are right." if checked.config is None else known
+            self.query_one("#plan-text", Words).show(words)
             return
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
         table.add_column(width=1)
@@ -398,7 +389,7 @@ class Setup(Page):
             # The reason why it cannot start stands below.
             what = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
             words.insert(0, Text(printable(what + plan.problem.fix)))
-        self._write("#plan-text", Group(table, "", *words), key=(plan, checked.time))
+        self.query_one("#plan-text", Words).show(Group(table, "", *words), key=(plan, checked.time))
 
     # Actions
 
