@@ -24,6 +24,7 @@ from .formatting import (
     format_share,
     loaded_line,
     memory_text,
+    objective_words,
     peak_memory_text,
     printable,
     ranks_text,
@@ -56,6 +57,7 @@ class RunView:
         self._wait_began: tuple[str, float] | None = None
         self._memory = ""
         self._ranks = ""
+        self._minimised = objective_words("loss")
         self._trains = False
         self.overall = ""
 
@@ -80,6 +82,7 @@ class RunView:
             case events.Progress():
                 self._transient(lambda: self._progress_lines(event))
             case events.Loaded():
+                self._minimised = objective_words(event.objective)
                 self._say(loaded_line(event))
             case events.Step():
                 self._transient(lambda: self._step_lines(event), final=event.step == event.steps)
@@ -124,7 +127,7 @@ class RunView:
         share = f"{100 * step.step / step.steps:.0f} %"
         head = f"step {step.step}/{step.steps}  {share}  {step.steps_per_second:.2f} steps/s"
         head += f"  ETA {format_seconds(step.eta_seconds)}"
-        loss = f"loss {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
+        loss = f"{self._minimised} {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
         text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
         return self._with_bar(step.step, step.steps, [head, text])
 
@@ -157,14 +160,19 @@ class RunsView(RunView):
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
         super().__init__(console, clock=clock)
         self._steps: dict[str, str] = {}
+        self._minimised_by: dict[str, str] = {}
         self._run = ""
 
     def show(self, event: events.Event, run: str = "") -> None:
         """Renders one event of the run with this id; without one it is of no single run."""
         self._run = run
         match event:
+            case events.Loaded():
+                self._minimised_by[run] = objective_words(event.objective)
+                super().show(event)
             case events.Step():
-                head = f"{run}: step {event.step}/{event.steps}  loss {format_loss(event.smoothed_loss)}"
+                minimised = self._minimised_by.get(run, objective_words("loss"))
+                head = f"{run}: step {event.step}/{event.steps}  {minimised} {format_loss(event.smoothed_loss)}"
                 self._steps[run] = f"{head}  ETA {format_seconds(event.eta_seconds)}"
                 self._transient(lambda: self._with_bar(0, None, list(self._steps.values())))
             case events.Finished() | events.Failed():
@@ -271,4 +279,7 @@ def waiting(text: str) -> Iterator[None]:
 def _gain(before: events.Evaluated | None, after: events.Evaluated) -> str:
     if before is None or before.metric != after.metric or after.metric in ("loss", "perplexity"):
         return ""
-    return f" ({100 * (after.value - before.value):+.1f} points over zero-shot)"
+    gain = after.value - before.value
+    return (
+        f" ({gain:+.3f} over zero-shot)" if after.metric == "reward" else f" ({100 * gain:+.1f} points over zero-shot)"
+    )

@@ -45,7 +45,7 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Loaded(Event):
-    """Model and data are ready: what trains, and how much of it."""
+    """Model and data are ready: what trains, how much of it, and what is minimised (the option `objective`)."""
 
     name: ClassVar[str] = "loaded"
     model: str
@@ -59,6 +59,7 @@ class Loaded(Event):
     validation_examples: int
     test_examples: int
     active_bytes: int
+    objective: str = "loss"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .batching import encode_prompt
 from .config import RunConfig
 from .errors import DataError
 from .models.causal import Slot
+from .models.folder import context_length
 from .models.loading import LoadedModel
 from .models.scope import Trainable
 from .probing import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
@@ -108,6 +109,7 @@ class Voices:
         """
         self._prompt_style, self._sampling = config.prompt_style, sampling
         _, self._loaded = open_model(config, events.ignore)
+        self._context = context_length(self._loaded.path)
         self._slots: dict[str, Slot] = {}
         self._states: dict[str, dict[str, Any]] = {"base": {}}
         if source is not None:
@@ -118,7 +120,12 @@ class Voices:
             self._states["tuned"] = self._parameters()
 
     def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-        """Continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece)."""
+        """Continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece). They end
+        where the model's context does.
+
+        Raises:
+            DataError: the prompt leaves them no room in it.
+        """
         for speaker, state in self._states.items():
             for name, value in state.items():
                 self._slots[name].set(value)
@@ -135,6 +142,13 @@ class Voices:
         example = in_style(Example(prompt, (), None), self._prompt_style)
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
         tokens = encode_prompt(example, tokenizer)
+        if self._context is not None:
+            max_new_tokens = min(max_new_tokens, self._context - len(tokens))
+        if max_new_tokens < 1:
+            raise DataError(
+                f"the prompt has {len(tokens)} tokens, and the model was made for {self._context}, answer included",
+                "shorten the prompt",
+            )
         shown = tokenizer.decode(tokens)
         places = count()
 

@@ -26,6 +26,7 @@ from .formatting import format_bytes
 from .generation import Writer
 from .memory.meter import mlx_memory, return_freed_memory, system_memory
 from .models.causal import CausalLM
+from .models.folder import context_length
 from .models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
@@ -123,6 +124,7 @@ class Session:
             adjust: what becomes of their scores before the likeliest candidate is taken.
         """
         started, task = time.perf_counter(), self.data.task
+        majority = majority_share(examples) if self.metric in METRICS else None
         values: dict[str, float] = {}
         if self.judge is not None or task.writes:
             answers, scored = self.write_and_score(split, examples, encoded, emit)
@@ -141,9 +143,7 @@ class Session:
             values = dict(zip(names, means.tolist(), strict=True))
         value = values.pop(self.metric, scored.loss)
         seconds = time.perf_counter() - started
-        return Evaluation(
-            self.metric, value, scored.loss, len(examples), majority_share(examples), seconds, more=values
-        )
+        return Evaluation(self.metric, value, scored.loss, len(examples), majority, seconds, more=values)
 
     def score(self, label: str, encoded: Sequence[EncodedExample], emit: events.Emit) -> Scored:
         """Scores of the candidates of examples, under the weights as they stand."""
@@ -343,6 +343,7 @@ def open_session(
             "use --objective accuracy",
         )
     resolved = find_model(config, emit)
+    config = within_context(config, resolved, emit)
     tokenizer = load_tokenizer(resolved)
     return_freed_memory()
     splits = encode_splits(config, data, tokenizer)
@@ -370,11 +371,21 @@ def open_session(
             validation_examples=len(splits["validation"]),
             test_examples=len(splits["test"]),
             active_bytes=mlx_memory().active_bytes,
+            objective=config.objective,
         )
     )
     for text in _remarks(session):
         emit(events.Note(text))
     return session
+
+
+def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit) -> RunConfig:
+    """The configuration with sequences no longer than the model was made for, which is told where they could be."""
+    context = context_length(resolved.path)
+    if context is None or config.max_tokens <= context:
+        return config
+    emit(events.Note(f"max_tokens is {context}, the context that {resolved.name} was made for: longer texts are cut"))
+    return replace(config, max_tokens=context)
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:

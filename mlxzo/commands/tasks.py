@@ -108,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from ..events import Progress
     from ..models.loading import load_tokenizer
     from ..names import check_names
-    from ..session import encode_splits, find_model
+    from ..session import encode_splits, find_model, within_context
     from ..tasks.registry import load_task
 
     config = check_names(RunConfig.from_mapping(config_values(arguments)).resolved())
@@ -116,6 +116,7 @@ def _check(arguments: argparse.Namespace) -> int:
     with RunView() as view:
         # Of its events, downloads alone: no model is loaded.
         resolved = find_model(config, lambda event: view.show(event) if isinstance(event, Progress) else None)
+        config = within_context(config, resolved, view.show)
     tokenizer = load_tokenizer(resolved)
     splits = encode_splits(config, loaded, tokenizer)
     found = [summarise(name, getattr(loaded, name), encoded) for name, encoded in splits.items() if encoded]

@@ -27,6 +27,15 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def context_length(folder: Path) -> int | None:
+    """Tokens of the longest sequence that a complete model was made for; None where its config.json does not say."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if isinstance(text := config.get("text_config"), dict):
+        config = text
+    length = config.get("max_position_embeddings")
+    return length if type(length) is int and length > 0 else None
+
+
 def folder_problems(folder: Path) -> list[str]:
     """What a folder lacks to be a model mlx-lm loads, one clause each; empty if it is complete."""
     problems = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,10 @@ def _load_tokenizer(path: Path, config: dict) -> Any:
     from mlx_lm.utils import load_tokenizer
 
     try:
-        # Said aloud, because transformers asks on the terminal when it is not.
-        return load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+        # No code, said aloud because transformers asks on the terminal when it is not; and no warning of its own about
+        # long texts, which are cut before a model reads them.
+        settings = {"trust_remote_code": False, "model_max_length": sys.maxsize}
+        return load_tokenizer(path, settings, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:  # transformers raises whatever a wrong file happens to cause
         raise ModelError(
             f"the tokenizer in {path} cannot be loaded",

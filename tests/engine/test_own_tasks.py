@@ -114,6 +114,19 @@ def test_data_is_checked_before_a_run(opinions, model, capsys):
     assert "line 4: has 1 cells" in problems and "line 5: the mood 'angry' is not glad or sad" in problems
 
 
+def test_nothing_is_longer_than_the_context_of_the_model(model, tmp_path, capsys):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "The clock struck nine. " * 200}) + "\n")
+    on = ("--task", "custom", "--data", str(tmp_path), "--model", str(model))
+    assert main(["tasks", "check", *on, "--max-tokens", "1000"]) == 0
+    said = capsys.readouterr()
+    assert f"max_tokens is 512, the context that {model.name} was made for" in " ".join(said.err.split())
+    assert "512 at most; 1 cut" in said.out and "indexing errors" not in said.err
+    assert main(["generate", "--model", str(model), "The clock struck nine. " * 200]) == 4
+    refused = " ".join(capsys.readouterr().err.split())
+    assert "tokens, and the model was made for 512, answer included Fix: shorten the prompt" in refused
+
+
 def test_a_task_is_shown_with_its_prompt(opinions, capsys):
     assert main(["tasks", "show", str(opinions[0])]) == 0
     said = capsys.readouterr().out

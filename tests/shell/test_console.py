@@ -1,12 +1,13 @@
 """What a person sees of a run, on a terminal, on a narrow one, without colour and in a log file."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from mlxzo import events
-from mlxzo.console import ResultTable, RunView, key_values, listing
+from mlxzo.console import ResultTable, RunsView, RunView, key_values, listing
 from mlxzo.formatting import describe, format_count, format_metric, format_seconds, printable
 
 
@@ -112,6 +113,24 @@ def test_what_a_run_is_part_of_stands_under_its_figures():
     assert file.getvalue().rstrip().endswith("run 3 of 12")
 
 
+def test_what_is_minimised_is_called_by_its_name():
+    loaded = replace(RUN[2], objective="soft-accuracy")
+    view, file = view_on(80, False)
+    view.show(loaded)
+    view.show(step(100))
+    assert "1 - soft accuracy 0.5000  smoothed 0.6000" in file.getvalue()
+
+    clock = Clock()
+    side_by_side = RunsView(Console(file=io.StringIO(), width=200), clock=clock)
+    side_by_side.show(loaded, "a")
+    side_by_side.show(replace(loaded, objective="loss"), "b")
+    for run in "ab":
+        clock.now += 20
+        side_by_side.show(step(100), run)
+    shown = side_by_side.console.file.getvalue()
+    assert "a: step 100/100  1 - soft accuracy 0.6000" in shown and "b: step 100/100  loss 0.6000" in shown
+
+
 def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
     view, file = view_on(80, False)
     view.show(step(100, loss=None))
@@ -130,6 +149,13 @@ def test_the_table_compares_on_the_test_split():
         ("training", "100 steps in 50 s, 2.00 steps/s"),
         ("peak memory", "812.0 MB (MLX's arrays 677.0 MB); cap 1.0 GB"),
     ]
+
+
+def test_a_reward_has_the_scale_of_its_judge():
+    table = ResultTable()
+    for event in (evaluated("zero-shot", "test", 0.464), evaluated("test", "test", 0.498)):
+        table.add(replace(event, metric="reward", majority=None))
+    assert table.rows()[:2] == [("zero-shot", "0.464"), ("tuned", "0.498 (+0.034 over zero-shot)")]
 
 
 def test_without_a_test_split_the_table_says_validation():
