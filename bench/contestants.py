@@ -80,7 +80,8 @@ def synthetic_examples(shape: Shape, ids: np.ndarray, seed: int = 0) -> list[Enc
             targets = ((*drawn[first_answer:], int(random.choice(ids))),)
             target = 0
         row = Row(tuple(drawn), first_answer - 1)
-        examples.append(EncodedExample((row,), targets, target, len(targets) > 1, truncated=False))
+        starts = ((0, row.first_position),) * len(targets)
+        examples.append(EncodedExample((row,), starts, targets, target, truncated=False))
     return examples
 
 

@@ -1,8 +1,9 @@
 """From examples to padded batches: tokens, supervised positions, and a data order that needs no state.
 
 A classification example is scored by the mean log-likelihood of each candidate's tokens after the prompt (Malladi et
-al. 2023, Appendix E.2). Where every candidate is one token after the same prompt, the prompt is one row and all
-candidates are read off one position; otherwise each candidate is a row of its own.
+al. 2023, Appendix E.2). The model reads the prompt with all but the last token of a candidate. What another candidate's
+sequence begins with is not read again: one-token candidates are read off the prompt of any other, and where all are one
+token they are read off one position.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence the model reads, and the positions whose next token is scored."""
+    """One sequence the model reads, and the first position of those, to its end, whose next token may be scored."""
 
     tokens: tuple[int, ...]
     first_position: int
@@ -41,16 +42,28 @@ class Row:
 class EncodedExample:
     """Tokens of one example.
 
-    `rows` has one entry if `shared` (all candidates are one token after the same prompt), else one a candidate;
-    `targets[c]` are the scored tokens of candidate c. `source` is the example that it was made of, if it was of one.
+    Attributes:
+        rows: sequences of which none begins with another.
+        starts: for each candidate the number of the row that it is read off, and the position in that row which its
+            first token follows.
+        targets: the scored tokens of each candidate.
+        target: the right candidate.
+        truncated: something of it was cut.
+        source: the example that it was made of, if it was of one.
     """
 
     rows: tuple[Row, ...]
+    starts: tuple[tuple[int, int], ...]
     targets: tuple[tuple[int, ...], ...]
     target: int
-    shared: bool
     truncated: bool
     source: Example | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are several candidates, all of them one token that is read off one position."""
+        one_place = len(set(self.starts)) == 1 and max(map(len, self.targets)) == 1
+        return one_place and self.candidates > 1
 
     @property
     def length(self) -> int:
@@ -67,7 +80,7 @@ class EncodedExample:
     @property
     def scored(self) -> int:
         """Positions that are scored."""
-        return 1 if self.shared else sum(map(len, self.targets))
+        return sum(len(row.tokens) - row.first_position for row in self.rows)
 
     @property
     def written(self) -> bool:
@@ -258,17 +271,30 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         )
     truncated = cut_texts or any(len(context) > room for context, _ in split)
     split = [(_keep_end(context, room, tokenizer), scored) for context, scored in split]
-    one_place = all(len(scored) == 1 and context == split[0][0] for context, scored in split)
-    shared = one_place and len(split) > 1
-    rows = [Row(tuple(context + scored[:-1]), len(context) - 1) for context, scored in split]
+    rows, starts = _rows([Row(tuple(context + scored[:-1]), len(context) - 1) for context, scored in split])
     return EncodedExample(
-        rows=tuple(rows[:1] if shared else rows),
+        rows=rows,
+        starts=starts,
         targets=tuple(tuple(scored) for _, scored in split),
         target=example.target,
-        shared=shared,
         truncated=truncated,
         source=example,
     )
+
+
+def _rows(asked: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[int, int], ...]]:
+    """The rows of an example and where in them its candidates start (see `EncodedExample`).
+
+    Args:
+        asked: the sequence that each candidate would be read off by itself.
+    """
+    sequences = [row.tokens for row in asked]
+    # The longest of all that begin with a sequence: nothing longer begins with that.
+    holders = [max((s for s in sequences if s[: len(own)] == own), key=len) for own in sequences]
+    read = list(dict.fromkeys(holders))
+    starts = tuple((read.index(holder), row.first_position) for holder, row in zip(holders, asked, strict=True))
+    firsts = [min(first for row, first in starts if row == number) for number in range(len(read))]
+    return tuple(map(Row, read, firsts)), starts
 
 
 def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int | None = None) -> list[int]:
@@ -364,18 +390,16 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
     entries: list[list[tuple[int, int]]] = []
     candidates: list[list[int]] = []
     for example in examples:
-        first_row, first_entry = len(row_tokens), len(entries)
-        row_tokens += [row.tokens for row in example.rows]
-        if example.shared:
-            positions.append(first_row * length + example.rows[0].first_position)
-            entries += [[(len(positions) - 1, scored[0])] for scored in example.targets]
-        else:
-            for offset, (row, scored) in enumerate(zip(example.rows, example.targets, strict=True)):
-                base = (first_row + offset) * length + row.first_position
-                first = len(positions)
-                positions += range(base, base + len(scored))
-                entries.append([(first + i, token) for i, token in enumerate(scored)])
-        candidates.append(list(range(first_entry, len(entries))))
+        # For each row, which of `positions` its token 0 would be.
+        zeros: list[int] = []
+        for row in example.rows:
+            zeros.append(len(positions) - row.first_position)
+            base = len(row_tokens) * length
+            positions += range(base + row.first_position, base + len(row.tokens))
+            row_tokens.append(row.tokens)
+        candidates.append(list(range(len(entries), len(entries) + example.candidates)))
+        for (row, start), scored in zip(example.starts, example.targets, strict=True):
+            entries.append([(zeros[row] + start + i, token) for i, token in enumerate(scored)])
 
     tokens = np.zeros((len(row_tokens), length), np.int32)
     for i, row in enumerate(row_tokens):

@@ -109,12 +109,12 @@ def sizes_of(loaded: TaskData, max_tokens: int) -> Data:
 
     def size(example: Example) -> ExampleSize:
         answers = [_tokens(candidate) for candidate in example.candidates]
-        # Label words are most often one token each, read at one place.
-        shared = len(answers) > 1 and max(map(len, example.candidates)) <= 2 * CHARACTERS_A_TOKEN + 1
+        # Label words are most often one token each, which is read off the prompt of any other.
+        longer = [len(candidate) > 2 * CHARACTERS_A_TOKEN + 1 for candidate in example.candidates]
+        shared = len(answers) > 1 and not any(longer)
         length = min(max_tokens, _tokens(example.prompt) + (0 if shared else max(answers)))
-        rows = 1 if shared else len(answers)
         scored = 1 if shared else sum(answers)
-        return ExampleSize(length, rows, len(answers), scored, shared, example.written)
+        return ExampleSize(length, max(1, sum(longer)), len(answers), scored, shared, example.written)
 
     train, validation, test = (
         tuple(size(example) for example in examples) for examples in (loaded.train, loaded.validation, loaded.test)

@@ -30,8 +30,9 @@ def single_token_examples() -> list[Example]:
 
 
 def several_token_examples() -> list[Example]:
-    words = (" terrible and empty", " great", " a moving story")
-    return [Example(f"{text} It was", words[: 2 + i % 2], i % 2) for i, text in enumerate(TEXTS)]
+    """Every second one with candidates that are read off the first one's row."""
+    words = (" terrible and empty", " great", "!", " terrible")
+    return [Example(f"{text} It was", words[: 2 + 2 * (i % 2)], i % 2) for i, text in enumerate(TEXTS)]
 
 
 def completion_examples() -> list[Example]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from mlxzo.batching import Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
+from mlxzo.batching import EncodedExample, Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
 from mlxzo.errors import DataError
 from mlxzo.models.loading import load_tokenizer
 from mlxzo.models.sources import resolve
@@ -34,12 +34,26 @@ def test_single_token_candidates_share_one_row():
 
 
 def test_longer_candidates_have_rows_of_their_own_and_lose_only_the_last_token():
-    example = several_token_examples()[0]
+    example = Example("wet grass It was", (" terrible and empty", " a moving story"), 0)
     encoded = encode(example, TOKENIZER, 64)
     assert not encoded.shared
     for row, scored, candidate in zip(encoded.rows, encoded.targets, example.candidates, strict=True):
         assert [*row.tokens, scored[-1]] == TOKENIZER.encode(example.prompt + candidate)
         assert row.tokens[row.first_position + 1 :] == scored[:-1]
+
+
+def test_what_another_candidate_s_sequence_begins_with_is_not_read_again():
+    example = Example("wet grass It was", (" a moving story", "!", " a moving tale", ".", " a mov", " a"), 2)
+    encoded = encode(example, TOKENIZER, 64)
+    assert not encoded.shared and len(encoded.rows) == 2
+    assert encoded.starts[1] == encoded.starts[3]
+    for (number, start), scored, candidate in zip(encoded.starts, encoded.targets, example.candidates, strict=True):
+        row = encoded.rows[number]
+        assert [*row.tokens[: start + 1], *scored] == TOKENIZER.encode(example.prompt + candidate)
+        # What is scored is what the row goes on with.
+        assert row.tokens[start + 1 : start + len(scored)] == scored[:-1]
+        assert row.first_position <= start and start + len(scored) <= len(row.tokens)
+    assert encoded.scored == sum(len(row.tokens) - row.first_position for row in encoded.rows)
 
 
 def test_a_lone_completion_is_never_shared_even_if_it_is_one_token():
@@ -50,8 +64,14 @@ def test_tokens_that_change_when_joined_belong_to_the_candidate():
     # Joined, "gre" + "at" is tokenised as one word, unlike the prompt alone.
     example = Example("It was gre", ("at", "y"), 0)
     encoded = encode(example, TOKENIZER, 64)
-    for row, scored, candidate in zip(encoded.rows, encoded.targets, example.candidates, strict=True):
-        assert [*row.tokens[: row.first_position + 1], *scored] == TOKENIZER.encode(example.prompt + candidate)
+    for number, (scored, candidate) in enumerate(zip(encoded.targets, example.candidates, strict=True)):
+        assert [*context(encoded, number), *scored] == TOKENIZER.encode(example.prompt + candidate)
+
+
+def context(encoded: EncodedExample, candidate: int) -> tuple[int, ...]:
+    """What comes before a candidate where it is read."""
+    row, start = encoded.starts[candidate]
+    return encoded.rows[row].tokens[: start + 1]
 
 
 def test_a_long_prompt_loses_its_beginning():
@@ -60,8 +80,8 @@ def test_a_long_prompt_loses_its_beginning():
     assert encoded.truncated
     assert all(len(row.tokens) <= 20 for row in encoded.rows)
     full = TOKENIZER.encode(example.prompt)
-    context = encoded.rows[0].tokens[: encoded.rows[0].first_position + 1]
-    assert list(context) == full[-len(context) :]
+    kept = context(encoded, 0)
+    assert list(kept) == full[-len(kept) :]
 
 
 @pytest.mark.parametrize(
@@ -165,12 +185,10 @@ def test_in_chat_style_a_candidate_follows_what_asks_for_it_and_is_scored_withou
     encoded = encode(in_style(Example("wet grass It was\n", candidates, 0), "chat"), tokenizer, 64)
     asked = "<|im_start|>user\nwet grass It was<|im_end|>\n<|im_start|>assistant\n"
     for number, (scored, candidate) in enumerate(zip(encoded.targets, candidates, strict=True)):
-        row = encoded.rows[0 if encoded.shared else number]
-        assert tokenizer.decode(row.tokens[: row.first_position + 1]) == asked
+        assert tokenizer.decode(context(encoded, number)) == asked
         assert tokenizer.decode(scored) == candidate.strip()
         joined = tokenizer.encode(asked + candidate.strip(), add_special_tokens=False)
-        assert [*row.tokens[: row.first_position + 1], *scored] == joined
-        assert row.tokens[row.first_position + 1 :] == (() if encoded.shared else scored[:-1])
+        assert [*context(encoded, number), *scored] == joined
 
 
 def test_in_chat_style_an_answer_of_its_own_words_is_learned_with_the_end_of_its_turn(tmp_path):

@@ -14,9 +14,11 @@ from mlxzo.evaluate import Evaluation
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
+from mlxzo.tasks.base import Example
 from mlxzo.zo.prefix_cache import DiskPrefixCache, PrefixCache
 from tests.engine.examples import (
     BATCHES,
+    TEXTS,
     TOKENIZER,
     completion_examples,
     several_token_examples,
@@ -99,6 +101,28 @@ def test_loss_and_scores_agree_with_full_logits(name, kind):
                 ours, theirs = ours - ours[0], theirs - theirs[0]
             assert np.allclose(ours[: len(theirs)], theirs, atol=2e-4)
     assert loss(causal, batch) == pytest.approx(reference_loss(reference, targets(batch)), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_candidates_that_share_a_row_score_as_each_by_itself(name):
+    causal = CausalLM(tiny_model(**MODELS[name]))
+    words = (" a moving story", "!", " a moving tale", ".", " a mov", " a")
+    examples = [Example(f"{text} It was", words, 0) for text in TEXTS]
+    encoded = [encode(example, TOKENIZER, 64) for example in examples]
+    assert {e.row_count for e in encoded} == {2}
+    grids = Scorer(causal).scores(batch := make_batch(encoded, Shapes()), causal.view())
+    for places, grid in zip(batch.places, grids, strict=True):
+        for example, ours in zip((examples[i] for i in places), grid, strict=True):
+            assert np.allclose(ours, [plain_score(causal.model, example, word) for word in words], atol=2e-4)
+
+
+def plain_score(model, example: Example, candidate: str) -> float:
+    """The mean log-likelihood of a candidate, from the logits of one whole sequence."""
+    prompt, joined = (TOKENIZER.encode(text) for text in (example.prompt, example.prompt + candidate))
+    start = next((i for i, (a, b) in enumerate(zip(prompt, joined, strict=False)) if a != b), len(prompt))
+    logits = np.array(model(mx.array([joined]))[0].astype(mx.float32), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return float(np.mean([logp[i - 1, joined[i]] for i in range(start, len(joined))]))
 
 
 @pytest.mark.parametrize("kind", BATCHES)

@@ -149,7 +149,7 @@ def test_a_step_peaks_where_it_is_predicted_to(method, scope):
     causal = CausalLM(model, mx.float32)
     stepper = make_method(Scorer(causal, trainable.frozen_layers), trainable, config)
     row = Row(tuple(i % 500 for i in range(128)), 127)
-    example = EncodedExample((row,), ((5,), (6,)), 0, shared=True, truncated=False)
+    example = EncodedExample((row,), ((0, row.first_position),) * 2, ((5,), (6,)), 0, truncated=False)
     batch = make_batch([example] * 4, Shapes.suited(True))
     stepper.step(0, batch)
     mx.synchronize()
@@ -166,8 +166,8 @@ def test_a_step_peaks_where_it_is_predicted_to(method, scope):
 
 def test_the_losses_of_a_mezo_run_do_not_depend_on_its_cap():
     shape = of_config(tiny_config("llama", hidden=128), "tiny")
-    run = RunConfig(scope="full", batch_size=4, seed=3, steps=3, lr=1e-4).resolved()
-    examples = [encode(example, TOKENIZER, 64) for example in several_token_examples()[:4]]
+    run = RunConfig(scope="full", batch_size=8, seed=3, steps=3, lr=1e-4).resolved()
+    examples = 2 * [encode(example, TOKENIZER, 64) for example in several_token_examples()[:4]]
     data = Data(tuple(examples) * 3, ())
     predictor = Predictor(shape, run, data, on_cpu=True)
     caps = (8_000_000_000, needed_bytes(smallest(predictor)))
