@@ -1,4 +1,4 @@
-"""A classification task of your own in a small YAML file. It is data: nothing in it is ever executed.
+"""A task of your own in a small YAML file. It is data: nothing in it is ever executed.
 
     name: tickets                              # letters, digits, dots, dashes, underscores
     template: "{subject}\\n{body}\\nUrgent?"   # fields of a row in braces; {{ and }} for braces
@@ -6,30 +6,36 @@
     label_field: priority                      # optional, `label` if absent
     description: support tickets               # optional
 
-All scalars are read as text, so `labels: [yes, no]` means what it says. The newline that ends a block scalar
-(`|`) is not part of the template.
+In place of labels, `answer_field: reply` has the model write its answer, and names the field with the gold one, or with
+a list of them.
+
+All scalars are read as text, so `labels: [yes, no]` means what it says. The newline that ends a block scalar (`|`) is
+not part of the template.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
-from .base import shown
+from .base import Task, require, require_text, require_texts, shown
 from .classification import Classification, Label
+from .questions import Questions
 from .template import Template
 
-KEYS = ("name", "template", "labels", "label_field", "description")
-_REQUIRED = ("name", "template", "labels")
+KEYS = ("name", "template", "labels", "label_field", "answer_field", "description")
+_REQUIRED = ("name", "template")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _MAX_BYTES = 2**16
 
 
-class YamlTask(Classification):
+class YamlLabels(Classification):
     """Rows: the fields of the template as text, and the label field."""
 
     def __init__(self, name: str, template: str, classes: tuple[Label, ...], label_field: str, description: str):
@@ -40,7 +46,25 @@ class YamlTask(Classification):
         self.label_field = label_field
 
 
-def read_task_yaml(path: str | Path) -> YamlTask:
+class YamlQuestions(Questions):
+    """Rows: the fields of the template as text, and the field with one gold answer or a list of them."""
+
+    def __init__(self, name: str, template: str, answer_field: str, description: str):
+        self.name = name
+        self.description = description
+        self.template = template
+        self.fields = (*Template(template).fields, answer_field)
+
+    def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        field = self.fields[-1]
+        several = isinstance(require(row, field), list)
+        gold = require_texts(row, field) if several else (require_text(row, field).strip(),)
+        if any("\n" in answer for answer in gold):
+            raise ValueError(f"{field!r} has several lines, and an answer ends with its line")
+        return gold
+
+
+def read_task_yaml(path: str | Path) -> Task:
     """The task a YAML file describes.
 
     Raises:
@@ -102,15 +126,20 @@ def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: li
     return entries
 
 
-def _task(entries: dict[str, yaml.Node], problems: list[str]) -> YamlTask | None:
+def _task(entries: dict[str, yaml.Node], problems: list[str]) -> Task | None:
     """The task of the entries, or None where problems stand in the way."""
     problems += [f"{key} is missing" for key in _REQUIRED if key not in entries]
+    writes = "answer_field" in entries
+    if writes and (others := [key for key in ("labels", "label_field") if key in entries]):
+        problems.append(f"answer_field has the model write its answers, and {others[0]} has it choose: leave one out")
+    elif not writes and "labels" not in entries:
+        problems.append("labels are missing, or answer_field where the model writes its answers")
     texts = {key: _text(key, node, problems) for key, node in entries.items() if key != "labels"}
     words = _words(entries["labels"], problems) if "labels" in entries else {}
     name = texts.get("name")
     if name and not _NAME.fullmatch(name):
         problems.append(f"name: {shown(name)} must be 1-50 letters, digits, dots, dashes or underscores")
-    label_field = texts.get("label_field") or "label"
+    target_field = (texts.get("answer_field") if writes else texts.get("label_field")) or "label"
     if texts.get("template"):
         try:
             template = Template(texts["template"])
@@ -119,12 +148,16 @@ def _task(entries: dict[str, yaml.Node], problems: list[str]) -> YamlTask | None
         else:
             if not template.fields:
                 problems.append("template: names no field; put one of your fields in braces, such as {text}")
-            if label_field in template.fields:
-                problems.append(f"template: {{{label_field}}} is the label, which would give the answer away")
+            if target_field in template.fields:
+                what = "what is asked for" if writes else "the label"
+                problems.append(f"template: {{{target_field}}} is {what}, which would give the answer away")
     if problems:
         return None
+    description = texts.get("description") or f"own task {name}"
+    if writes:
+        return YamlQuestions(name, texts["template"], target_field, description)
     classes = tuple(Label(label, word) for label, word in words.items())
-    return YamlTask(name, texts["template"], classes, label_field, texts.get("description") or f"own task {name}")
+    return YamlLabels(name, texts["template"], classes, target_field, description)
 
 
 def _text(key: str, node: yaml.Node, problems: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Questions that the model answers in its own words: SQuAD and DROP, with the prompts of Malladi et al. 2023.
+"""Questions that the model answers in its own words; SQuAD and DROP have the prompts of Malladi et al. 2023.
 
 Training is on the first gold answer and the end of its line. Evaluation writes an answer, up to the end of the line,
 and compares it with all gold answers (Rajpurkar et al. 2016).
@@ -13,25 +13,37 @@ from .base import Example, HubSource, Task, append, kind_of, require, require_te
 from .template import Template
 
 
-class _Answered(Task):
-    """Rows: the fields of the template as text, and an object with a list of gold answers."""
+class Questions(Task):
+    """Rows: the fields of the template as text, and gold answers."""
 
     metric = "f1"
     more_metrics = ("exact_match",)
-    answers_field: str
-    answers_key: str
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         template = Template(self.template)
         prompt = template.render({name: require_text(row, name).strip() for name in template.fields})
+        gold = self.gold_answers(row)
+        return Example(prompt, (append(prompt, gold[0])[1] + "\n",), 0, answers=gold)
+
+    def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """At least one; ValueError, with a sentence about the row, where it has none."""
+        raise NotImplementedError
+
+
+class _Held(Questions):
+    """Rows: the fields of the template as text, and an object with a list of gold answers."""
+
+    answers_field: str
+    answers_key: str
+
+    def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         held = require(row, self.answers_field)
         if not isinstance(held, Mapping):
             raise ValueError(f"{self.answers_field!r} must be an object, not {kind_of(held)}")
-        gold = require_texts(held, self.answers_key)
-        return Example(prompt, (append(prompt, gold[0])[1] + "\n",), 0, answers=gold)
+        return require_texts(held, self.answers_key)
 
 
-class Squad(_Answered):
+class Squad(_Held):
     """Rows: {"title": text, "context": text, "question": text, "answers": {"text": [text, ...]}}."""
 
     name = "squad"
@@ -53,7 +65,7 @@ class Squad(_Answered):
     }
 
 
-class Drop(_Answered):
+class Drop(_Held):
     """Rows: {"passage": text, "question": text, "answers_spans": {"spans": [text, ...]}}.
 
     As in Malladi et al. 2023, each of several spans counts as right by itself.

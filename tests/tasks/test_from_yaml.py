@@ -91,6 +91,28 @@ def test_a_task_loads_with_data_and_reports_bad_rows(tmp_path):
         load_task(RunConfig(task=str(path)))
 
 
+REPLIES = 'name: replies\ntemplate: "Q: {question}\\nA:"\nanswer_field: reply\n'
+
+
+@pytest.mark.parametrize("reply", ["42 ", ["42", "forty-two", "42"]])
+def test_answers_may_be_the_model_s_own_words(tmp_path, reply):
+    task = read(tmp_path, REPLIES)
+    assert (task.metric, task.more_metrics, task.fields) == ("f1", ("exact_match",), ("question", "reply"))
+    assert (task.labels, task.writes) == ((), True)
+    example = task.example_from_row({"question": "6 x 7?", "reply": reply})
+    assert (example.prompt, example.candidates) == ("Q: 6 x 7?\nA:", (" 42\n",))
+    assert example.answers == (("42",) if isinstance(reply, str) else ("42", "forty-two"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [("two\nlines", "several lines"), ([], "is empty"), (42, "must be text, not a number"), ([42], "must be text")],
+)
+def test_an_answer_that_cannot_be_written_is_refused(tmp_path, reply, words):
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, REPLIES).example_from_row({"question": "6 x 7?", "reply": reply})
+
+
 def test_every_problem_is_listed_at_once(tmp_path):
     text = "name: a b\ntemplat: '{text}'\nlabels: [x]\nlabel_feild: y\ndescription: [1]\n"
     assert problems(tmp_path, text) == [
@@ -117,6 +139,15 @@ BAD_FILES = [
     ("name: t\ntemplate: '{x}'\nlabels: a", "labels must be a mapping of label to word, or a list of words"),
     ("name: t\ntemplate: '{x}'\nlabels: [a, [b]]", "labels: a word must be text (line 3)"),
     ("name: t\ntemplate: '{x}'\nlabels: &l [a, *l]", "labels: a word must be text (line 3)"),
+    ("name: t\ntemplate: '{x}'", "labels are missing, or answer_field where the model writes its answers"),
+    (
+        HEAD + "template: '{x}'\nanswer_field: y",
+        "answer_field has the model write its answers, and labels has it choose: leave one out",
+    ),
+    (
+        "name: t\ntemplate: '{x} {y}'\nanswer_field: y",
+        "template: {y} is what is asked for, which would give the answer away",
+    ),
     ("- name", "must hold `key: value` lines"),
     ("", "must hold `key: value` lines"),
     ("name: 'x", "is not valid YAML at line 1, column 9: found unexpected end of stream"),
