@@ -394,9 +394,10 @@ def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
     Raises:
         DataError: one of them cannot be.
     """
+    rows = {"train": data.learned(config.objective), "validation": data.validation, "test": data.test}
     return {
-        split: [encode(example, tokenizer, config.max_tokens) for example in getattr(data, split)]
-        for split in ("train", "validation", "test")
+        split: [encode(example, tokenizer, config.max_tokens) for example in examples]
+        for split, examples in rows.items()
     }
 
 

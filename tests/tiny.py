@@ -56,7 +56,7 @@ def tiny_config(
         "head_dim": hidden // 4,
         "rms_norm_eps": 1e-6,
         "vocab_size": vocabulary,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 8192,
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,
         "torch_dtype": dtype,

@@ -85,7 +85,7 @@ def sizes(data: TaskData | None, config: RunConfig) -> Data:
     """The sizes of a task's examples, by their characters; of unseen ones an assumption."""
     if data is None:
         return Data.uniform(min(_UNSEEN_TOKENS, config.max_tokens))
-    return _sizes(data, config.max_tokens)
+    return _sizes(data, config.max_tokens, config.objective)
 
 
 # A moving cap asks again and again, and what is found of all examples together stays with them.

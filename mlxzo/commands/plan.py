@@ -125,7 +125,7 @@ def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
         from ..tasks.registry import load_task
 
         loaded = load_task(base)
-        data = sizes_of(loaded, base.max_tokens)
+        data = sizes_of(loaded, base.max_tokens, base.objective)
         longest = max(size.length for size in data.train)
         return data, f"{loaded.task.name}: up to {longest} tokens, at {CHARACTERS_A_TOKEN:g} characters each"
     tokens = base.max_tokens if arguments.tokens is None else arguments.tokens

@@ -22,7 +22,7 @@ from .speed import Calibration, seconds_per_step
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that a run's rows and their sizes follow from.
-_DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "seed")
+_DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "objective", "seed")
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class Room:
         return None not in together and sum(together) <= self.limit_bytes
 
 
-def sizes_of(loaded: TaskData, max_tokens: int) -> Data:
+def sizes_of(loaded: TaskData, max_tokens: int, objective: str) -> Data:
     """The sizes of a task's examples, guessed by their characters.
 
     Args:
-        max_tokens: longest sequence of a run.
+        max_tokens, objective: of the run.
     """
 
     def size(example: Example) -> ExampleSize:
@@ -117,7 +117,8 @@ def sizes_of(loaded: TaskData, max_tokens: int) -> Data:
         return ExampleSize(length, max(1, sum(longer)), len(answers), scored, shared, example.written)
 
     train, validation, test = (
-        tuple(size(example) for example in examples) for examples in (loaded.train, loaded.validation, loaded.test)
+        tuple(size(example) for example in examples)
+        for examples in (loaded.learned(objective), loaded.validation, loaded.test)
     )
     return Data(train, (*validation, *test))
 
@@ -134,6 +135,6 @@ def _sizes(*values: Any) -> Data | MlxzoError:
     """
     config = RunConfig(**dict(zip(_DATA, values, strict=True)))
     try:
-        return sizes_of(load_task(config), config.max_tokens)
+        return sizes_of(load_task(config), config.max_tokens, config.objective)
     except MlxzoError as error:
         return error

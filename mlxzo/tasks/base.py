@@ -79,6 +79,8 @@ class Task:
     """The prompt as shown to users, fields in braces."""
     fields: tuple[str, ...] = ()
     """Names of the fields a row must have, in the public dataset's own words."""
+    learns_the_answer: bool = False
+    """Whether training looks at the right candidate's tokens alone, not at all that there are to choose among."""
     hub: HubSource | None = None
     embedded: str | None = None
     """Folder under `mlxzo/tasks/data` with the task's own rows; None where the rows come from elsewhere."""
@@ -121,6 +123,12 @@ class TaskData:
     """`embedded`, `folder NAME` or `hub REPO`."""
     sha256: str
     """Of the examples used, in the order used: the same rows give the same hash wherever the files lie."""
+
+    def learned(self, objective: str) -> tuple[Example, ...]:
+        """The training examples as a run with this objective (an option) looks at them."""
+        if objective != "loss" or not self.task.learns_the_answer:
+            return self.train
+        return tuple(Example(each.prompt, each.gold[:1], 0, messages=each.messages) for each in self.train)
 
     @cached_property
     def duplicates_across_splits(self) -> int:

@@ -1,4 +1,8 @@
-"""Multiple choice: COPA and ReCoRD of SuperGLUE, whose candidates differ from row to row."""
+"""Multiple choice: COPA and ReCoRD of SuperGLUE, whose candidates differ from row to row.
+
+Training is on the right candidate alone, as in the scripts of Malladi et al. 2023 (`--train_as_classification False`).
+Each candidate is read after its whole passage, and an example of ReCoRD has some ten.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ class Copa(Task):
     """
 
     name = "copa"
+    learns_the_answer = True
     description = "the likelier cause or effect of two (COPA)"
     template = "{premise} so"
     fields = ("premise", "choice1", "choice2", "question", "label")
@@ -50,6 +55,7 @@ class Record(Task):
     """
 
     name = "record"
+    learns_the_answer = True
     description = "which entity of a news article a sentence about it leaves out (ReCoRD)"
     template = "{passage}\n-"
     fields = ("passage", "query", "entities", "answers")

@@ -8,6 +8,7 @@ import pytest
 
 from mlxzo.cli import main
 from tests.engine.test_runs_end_to_end import mlxzo
+from tests.tiny import tiny_folder
 
 TASK = """\
 # A task in a file: data, never executed.
@@ -114,17 +115,20 @@ def test_data_is_checked_before_a_run(opinions, model, capsys):
     assert "line 4: has 1 cells" in problems and "line 5: the mood 'angry' is not glad or sad" in problems
 
 
-def test_nothing_is_longer_than_the_context_of_the_model(model, tmp_path, capsys):
+def test_nothing_is_longer_than_the_context_of_the_model(tmp_path, capsys):
+    model = tiny_folder(tmp_path / "short")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 500}))
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": "The clock struck nine. " * 200}) + "\n")
     on = ("--task", "custom", "--data", str(tmp_path), "--model", str(model))
     assert main(["tasks", "check", *on, "--max-tokens", "1000"]) == 0
     said = capsys.readouterr()
-    assert f"max_tokens is 512, the context that {model.name} was made for" in " ".join(said.err.split())
-    assert "512 at most; 1 cut" in said.out and "indexing errors" not in said.err
+    assert "max_tokens is 500, the context that short was made for" in " ".join(said.err.split())
+    assert "500 at most; 1 cut" in said.out and "indexing errors" not in said.err
     assert main(["generate", "--model", str(model), "The clock struck nine. " * 200]) == 4
     refused = " ".join(capsys.readouterr().err.split())
-    assert "tokens, and the model was made for 512, answer included Fix: shorten the prompt" in refused
+    assert "tokens, and the model was made for 500, answer included Fix: shorten the prompt" in refused
 
 
 def test_a_task_is_shown_with_its_prompt(opinions, capsys):

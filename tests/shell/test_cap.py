@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 def greedy_data(tmp_path_factory):
     """Examples of 24 candidates and some 450 tokens, which stay whole: a forward pass takes some 100 MB and more."""
     folder = tmp_path_factory.mktemp("greedy")
-    labels = [f"{first} {second}" for first, second in itertools.product(("good", "bad", "dull"), "abcdefgh")]
+    labels = [f"{first} {second} story" for first, second in itertools.product(("good", "bad", "dull"), "abcdefgh")]
     for split, count in (("train", 96), ("validation", 1)):
         rows = [{"text": f"{i} " + "the film was long " * 60, "label": labels[i % 24]} for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,7 +3,7 @@
 import pytest
 
 from mlxzo.errors import ConfigError
-from mlxzo.tasks.base import append, labelled
+from mlxzo.tasks.base import Example, TaskData, append, labelled
 from mlxzo.tasks.classification import Classification
 from mlxzo.tasks.metrics import METRICS
 from mlxzo.tasks.registry import get_task, task_names
@@ -133,6 +133,18 @@ def test_record_counts_every_answer_as_right_and_offers_each_entity_once():
     assert len(example.candidates) == 3
     assert example.candidates[example.target].startswith(" C ")
     assert example.gold == (" C is happy, said C.", " A is happy, said A.")
+
+
+@pytest.mark.parametrize(("name", "alone"), [("copa", True), ("record", True), ("wic", False), ("squad", False)])
+def test_where_candidates_differ_from_row_to_row_the_right_one_is_learned_by_itself(name, alone):
+    row, prompt, right = PROMPTS[name]
+    task = get_task(name)
+    example = task.example_from_row(row)
+    data = TaskData(task, (example,), (example,), (), "here", "")
+    assert data.learned("accuracy") == data.train == (example,)
+    (learned,) = data.learned("loss")
+    assert learned == (Example(prompt, (right,), 0) if alone else example)
+    assert not alone or not learned.written
 
 
 def test_gold_answers_of_questions_are_kept_once_each():
