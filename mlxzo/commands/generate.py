@@ -96,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.serve:
         serve(voices, sys.stdin)
     else:
-        _say(voices, prompt, arguments.max_new_tokens, as_json=arguments.json)
+        # A conversation's answer is a turn of its own; in plain style it goes on in the prompt's line.
+        asked = f"{prompt}\n" if config.prompt_style == "chat" else prompt
+        _say(voices, prompt, asked, arguments.max_new_tokens, as_json=arguments.json)
     return EXIT_DONE
 
 
@@ -112,15 +114,19 @@ def _drawn(arguments: argparse.Namespace, name: str) -> Any:
     return parse_value(next(f for f in options() if f.name == name), text)
 
 
-def _say(voices: Voices, prompt: str, max_new_tokens: int, *, as_json: bool) -> None:
-    """Prints one answer of each model, as they speak unless it is to be JSON."""
+def _say(voices: Voices, prompt: str, asked: str, max_new_tokens: int, *, as_json: bool) -> None:
+    """Prints one answer of each model, as they speak unless it is to be JSON.
+
+    Args:
+        asked: the prompt as it stands before an answer.
+    """
     from ..formatting import printable
 
     # Whichever model speaks first is shown as it speaks; the other is shown after it.
     texts: dict[str, str] = {}
     for speaker, piece in voices.answer(prompt, max_new_tokens):
         if not as_json and speaker not in texts:
-            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(prompt), sep="", end="", flush=True)
+            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(asked), sep="", end="", flush=True)
         texts[speaker] = texts.get(speaker, "") + piece
         if not as_json:
             print(printable(piece), end="", flush=True)
