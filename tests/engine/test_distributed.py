@@ -92,6 +92,7 @@ def test_directions_of_one_sided_differences_are_shared_out_as_well(model, data,
     assert known(finish(command(shared, 2))) == known(expected)
 
 
+@pytest.mark.slow
 def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))

@@ -286,6 +286,7 @@ def test_training_with_lr_auto_measures_it_once_and_keeps_it(model, data, tmp_pa
     assert cli("eval", "--run", run.path, "--split", "validation").returncode == 0
 
 
+@pytest.mark.slow
 def test_training_with_scope_auto_tries_the_candidates_that_suit(model, data, tmp_path):
     small = ("--steps", 2, "--eval-every", 2, "--out", tmp_path, "--name", "a", "--json")
     done = cli("train", *common(model, data), "--scope", "auto", *small)

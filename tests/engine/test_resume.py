@@ -18,6 +18,7 @@ from mlxzo.resuming import resume_config
 from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.supervisor import Supervisor
 
+SLOW = pytest.mark.slow
 STEPS = 24
 METHODS = {
     "mezo": {"scope": "full", "lr": 1e-3},
@@ -74,7 +75,7 @@ def uninterrupted(model, data, tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["mezo", pytest.param("lora", marks=SLOW), pytest.param("bp", marks=SLOW)])
 def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):
     run = RunDirectory.create(config(model, data, tmp_path, method))
     assert isinstance(train(run, until=3), events.Failed)
