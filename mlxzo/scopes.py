@@ -64,7 +64,7 @@ class Scope:
 
     Attributes:
         kinds: of `KINDS`, in the order written; `full` stands alone.
-        last_layers: at least 1, or None.
+        last_layers: of `norms` 0 leaves the final norm alone.
         globs: of `match`: shell patterns over dotted parameter names; empty without it.
     """
 
@@ -77,7 +77,8 @@ class Scope:
         """Parses `KIND[+KIND...][/last-K]`, or `last-K` for every weight of the last K layers.
 
         Raises:
-            ConfigError: the text is neither, K is 0, a kind comes twice, or `full` comes with another.
+            ConfigError: the text is neither, a kind comes twice, `full` comes with another, or K is 0 and the kind not
+                `norms`.
         """
 
         def refuse(problem: str) -> NoReturn:
@@ -89,8 +90,6 @@ class Scope:
         layers = re.fullmatch(r"last-([0-9]+)", restriction) if slash else None
         if slash and not layers:
             refuse("is not known")
-        if layers and int(layers[1]) == 0:
-            refuse("asks for no layer at all")
         kinds: list[str] = []
         globs: tuple[str, ...] = ()
         for part in what.split("+"):
@@ -107,6 +106,8 @@ class Scope:
                     refuse("has an empty pattern")
         if "full" in kinds and len(kinds) > 1:
             refuse("joins full with another kind, and full is every weight already")
+        if layers and int(layers[1]) == 0 and kinds != ["norms"]:
+            refuse("asks for no layer at all")
         return Scope(tuple(kinds), int(layers[1]) if layers else None, globs)
 
     def __str__(self) -> str:

@@ -123,6 +123,11 @@ class Data:
         return sum(size.length * size.row_count for size in (*self.train, *self.evaluated))
 
     @functools.cached_property
+    def scored(self) -> int:
+        """Scored positions of all rows."""
+        return sum(size.scored for size in (*self.train, *self.evaluated))
+
+    @functools.cached_property
     def mean_length(self) -> float:
         """Tokens of a training example's row, on average."""
         return sum(size.length for size in self.train) / len(self.train)
@@ -289,7 +294,11 @@ class Predictor:
     @functools.cached_property
     def prefix_bytes(self) -> int:
         """Bytes of the frozen layers' output for every example; 0 where no layer is frozen."""
-        return self.c * self.shape.hidden * self.data.tokens if self.trained.frozen_layers else 0
+        if not self.trained.frozen_layers:
+            return 0
+        # Behind the last layer nothing looks from one position to another.
+        kept = self.data.scored if self.trained.frozen_layers == self.shape.layers else self.data.tokens
+        return self.c * self.shape.hidden * kept
 
     def _micro(self, batch: Sequence[Size], settings: Settings) -> _Micro:
         shapes = Shapes.suited(self.on_cpu, settings.micro_batch)

@@ -350,6 +350,7 @@ def test_quantised_models_give_the_same_losses_however_their_products_are_comput
         ("match:model.layers.1.*", {}, 1),
         ("match:model.layers.[12].*.v_proj.weight,model.norm.weight", {}, 1),
         ("match:model.norm.weight", {}, 3),
+        ("norms/last-0", {}, 3),
         ("match:lm_head.weight", {"tied": False}, 3),
         ("match:model.embed_tokens.weight", {}, 0),
         ("norms+match:*.down_proj.weight/last-2", {}, 1),

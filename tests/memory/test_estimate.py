@@ -17,6 +17,7 @@ from mlxzo.models.causal import CausalLM, parameter_slots
 from mlxzo.models.registry import find
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
+from mlxzo.zo.prefix_cache import PrefixCache
 from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
 from tests.tiny import tiny_config, tiny_model
 
@@ -32,7 +33,7 @@ def test_chunks_are_those_of_the_engine():
 @pytest.mark.parametrize(
     "scope",
     [
-        *("full", "last-1", "lora", "lora/last-2", "norms", "norms/last-1", "biases/last-2", "gains"),
+        *("full", "last-1", "lora", "lora/last-2", "norms", "norms/last-1", "norms/last-0", "biases/last-2", "gains"),
         *("norms+lora/last-1", "match:*.q_proj.*,model.norm.*", "match:*.norm.weight"),
     ],
 )
@@ -49,6 +50,16 @@ def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
     assert found.bytes == sum(slots[name].get().nbytes for name in real.names)
     assert found.frozen_layers == real.frozen_layers
     assert found.added_bytes == after - before
+
+
+@pytest.mark.parametrize("scope", ["full", "last-1", "norms/last-0"])
+def test_what_frozen_layers_give_is_predicted_as_it_is_kept(scope):
+    config, examples = RunConfig(scope=scope).resolved(), single_token_examples() + completion_examples()
+    encoded = tuple(encode(example, TOKENIZER, 64) for example in examples)
+    scorer = Scorer(CausalLM(tiny_model()), prepare(tiny_model(), config).frozen_layers, PrefixCache())
+    scorer.prefix(make_batch(encoded, Shapes()))
+    found = Predictor(of_config(tiny_config("llama"), "tiny"), config, Data(encoded, ()), on_cpu=True)
+    assert found.prefix_bytes == scorer.cache.nbytes
 
 
 def written(config: RunConfig, on_cpu: bool = True, task_writes: bool = True) -> int:

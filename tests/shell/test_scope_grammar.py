@@ -56,7 +56,7 @@ def test_full_of_the_last_layers_has_a_shorter_name():
         (" norms", "is not known"),
         ("norms/last--2", "is not known"),
         ("last-0", "asks for no layer"),
-        ("norms/last-0", "asks for no layer"),
+        ("norms+gains/last-0", "asks for no layer"),
         ("norms+norms", "names norms twice"),
         ("match:a+match:b", "names match twice"),
         ("full+norms", "full is every weight already"),
