@@ -16,7 +16,7 @@ from .errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, Mlx
 
 # Command -> module under mlxzo.commands, and what the overview says of it.
 COMMANDS = {
-    "quickstart": ("quickstart", "see it work: a small model, an embedded task, a few minutes"),
+    "quickstart": ("quickstart", "see it work: a small model, an embedded task, a minute or two"),
     "train": ("train", "fine-tune a model on a task"),
     "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
     "batch": ("batch", "many runs from one file: what is done is skipped, what is not goes on"),

@@ -219,8 +219,8 @@ class RunConfig:
     direction_scale: str = _option(
         "auto",
         "length of the entries of z: none (1), rms (of the tensor they belong to, when the run starts), or auto: rms "
-        f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['biases'].length:g} for biases, "
-        f"{STEP_SIZES['gains'].length:g} for gains, 1 for all else",
+        f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
+        f"{STEP_SIZES['biases'].length:g} for biases, {STEP_SIZES['gains'].length:g} for gains, 1 for all else",
         "mezo",
         choices=("auto", "none", "rms"),
     )

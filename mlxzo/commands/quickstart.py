@@ -1,9 +1,10 @@
-"""See it work: tune a small model on an embedded task, from nothing, in a few minutes.
+"""See it work: tune a small model on an embedded task, from nothing, in a minute or two.
 
   mlxzo quickstart
 
-It is `mlxzo train` with its defaults: a 135-million-parameter model learns to tell good reviews from bad by
-forward passes alone. The model is downloaded once; no account and no data are needed.
+A 135-million-parameter model learns to tell good reviews from bad by forward passes alone. Its final norm is what
+trains: what comes before is computed once for each review, and a step takes a fraction of a second. The run saves its
+options, for `mlxzo train`, as config.yaml. The model is downloaded once; no account and no data are needed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..runs import RunDirectory
 from .options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
+_RUN = {"scope": "norms/last-0", "batch_size": 64, "queries": 8, "steps": 200, "eval_every": 25}
 # A review that nothing has trained on, left where the label word comes.
 _PROMPT = "The soup was cold and nobody came to ask. The customer is"
 
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .foreground import train
     from .train import read_config
 
-    run = RunDirectory.create(read_config(config_values(arguments), None))
+    run = RunDirectory.create(read_config({**_RUN, **config_values(arguments)}, None))
     train(run, as_json=arguments.json)
     if not arguments.json:
         print("\nNext, try:")

@@ -14,12 +14,10 @@ import numpy as np
 
 from ..config import RunConfig
 from ..errors import ConfigError
+from ..scopes import STEP_SIZES
 from .adapters import add_biases, add_gains, add_lora, final_norm, layer_number, promote_norms
 from .causal import Slot, decoder, parameter_slots
 
-# Length of a direction entry of the final norm: it acts on the logits directly, and stands larger steps than the norms
-# inside the blocks, whose length is among STEP_SIZES.
-FINAL_NORM_LENGTH = 0.05
 # The squares of a tensor are summed in pieces of about this many elements.
 _PIECE_ELEMENTS = 1 << 22
 
@@ -169,7 +167,9 @@ def _direction_lengths(
         return dict.fromkeys(parameters, 1.0)
     if config.direction_scale == "auto" and sizes.length is not None:
         final = f"{final_norm}." if kind == "norms" else None
-        lengths = {n: FINAL_NORM_LENGTH if final and n.startswith(final) else sizes.length for n in parameters}
+        # It acts on the logits directly, and stands larger steps than the norms inside the blocks.
+        long = STEP_SIZES["final norm"].length
+        lengths = {n: long if final and n.startswith(final) else sizes.length for n in parameters}
         return {name: config.parsed_scope.pace(kind) * length for name, length in lengths.items()}
     lengths = {name: _rms(parameter) for name, parameter in parameters.items()}
     moving = [length for length in lengths.values() if length > 0.0]

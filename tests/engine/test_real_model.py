@@ -18,13 +18,13 @@ def mlxzo(*arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-def test_a_short_quickstart_learns_and_its_state_can_be_measured_again(tmp_path):
-    result = mlxzo("quickstart", "--steps", 60, "--out", tmp_path)
+def test_the_quickstart_learns_and_its_state_can_be_measured_again(tmp_path):
+    result = mlxzo("quickstart", "--out", tmp_path)
     before, after = result["zero_shot"]["test"], result["test"]
     assert before["majority"] == 0.5
     assert after["loss"] < before["loss"] - 0.3
-    # The whole gain takes more steps; three standard errors of no gain would be about as much.
-    assert after["value"] > before["value"] + 0.04
+    # Less than what was measured with three seeds, by a standard error and more.
+    assert after["value"] > before["value"] + 0.06
     again = mlxzo("eval", "--run", result["run"], "--split", "test")
     assert again["value"] == after["value"]
 

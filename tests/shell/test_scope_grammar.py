@@ -14,6 +14,7 @@ SCOPES = {
     "lora": Scope(("lora",)),
     "lora/last-12": Scope(("lora",), 12),
     "norms/last-6": Scope(("norms",), 6),
+    "norms/last-0": Scope(("norms",), 0),
     "norms+gains/last-6": Scope(("norms", "gains"), 6),
     "gains+norms/last-6": Scope(("gains", "norms"), 6),
     "scales": Scope(("scales",)),
@@ -99,10 +100,17 @@ def test_several_kinds_take_the_rate_of_the_first_and_perturb_none_too_far():
     assert mezo_defaults(turned)["eps"] * turned.pace("norms") == pytest.approx(defaults["eps"])
 
 
-@pytest.mark.parametrize("kind", ["norms", "biases", "gains", "lora", "scales"])
+def test_the_final_norm_alone_takes_steps_of_its_own():
+    scope = Scope.parse("norms/last-0")
+    assert scope.step_sizes("norms") is STEP_SIZES["final norm"]
+    assert mezo_defaults(scope)["lr"] == STEP_SIZES["final norm"].adaptive_lr != STEP_SIZES["norms"].adaptive_lr
+
+
+@pytest.mark.parametrize("text", ["norms", "norms/last-0", "biases", "gains", "lora", "scales"])
 @pytest.mark.parametrize("direction_scale", ["none", "rms"])
-def test_other_lengths_of_z_leave_typical_perturbations_and_steps_as_long(kind, direction_scale):
-    scope, sizes = Scope.parse(kind), STEP_SIZES[kind]
+def test_other_lengths_of_z_leave_typical_perturbations_and_steps_as_long(text, direction_scale):
+    scope = Scope.parse(text)
+    sizes = scope.step_sizes(scope.kinds[0])
     length = 1.0 if direction_scale == "none" else sizes.typical_rms
     for update in ("sgd", "adaptive"):
         usual, other = mezo_defaults(scope, update), mezo_defaults(scope, update, direction_scale)
