@@ -10,11 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 
 import numpy as np
 
-from .batching import Batch, EncodedExample, by_length
+from .batching import Batch, EncodedExample, Shapes, by_length
 from .scoring import Scorer, example_losses
 from .tasks.base import Example
 from .tasks.metrics import METRICS
@@ -78,6 +78,7 @@ def score(
     make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     team: Team | None = None,
+    reading: Shapes | None = None,
 ) -> Scored:
     """Scores the candidates of `examples` under the weights as they stand.
 
@@ -86,25 +87,45 @@ def score(
         make: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
         team: who shares the forward passes; None for nobody.
+        reading: what the rows of a batch begin with in common is read once, within these bounds (see
+            `Scorer.scores_by_reading`); None: each row is read whole.
     """
     team = team or Team()
     scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
-    view = scorer.causal.view()
     batches = by_length(examples, batch_size, make)
     while some := list(islice(batches, team.size)):
-        parts = tuple(part for _, batch in some for part in batch.parts)
-        places = tuple(tuple(indices[i] for i in place) for indices, batch in some for place in batch.places)
-        whole = Batch(parts, places)
-        pieces = [Piece(float(part.tokens.size), part.candidate.shape) for part in parts]
-        grids = team.together(pieces, lambda numbers, whole=whole: scorer.scores(whole.picked(numbers), view))
+        parts = [part for _, batch in some for part in batch.parts]
+        places = [[indices[i] for i in place] for indices, batch in some for place in batch.places]
+        grids = _grids(scorer, [batch for _, batch in some], team, reading)
         for part, numbers, grid in zip(parts, places, grids, strict=True):
-            losses[list(numbers)] = example_losses(grid, part.target)
+            losses[numbers] = example_losses(grid, part.target)
             for number, row in zip(numbers, grid, strict=True):
                 # Beyond an example's own candidates the grid is padding.
                 scored[number] = row[: examples[number].candidates]
         done += sum(len(indices) for indices, _ in some)
         on_progress(done, len(examples))
     return Scored(scored, losses)
+
+
+def _grids(scorer: Scorer, batches: Sequence[Batch], team: Team, reading: Shapes | None) -> Sequence[np.ndarray]:
+    """Scores of each micro-batch of some batches, one after the other: float64 [B, C]."""
+    view = scorer.causal.view()
+    parts = tuple(part for batch in batches for part in batch.parts)
+    if reading is None:
+        whole = Batch(parts, tuple(places for batch in batches for places in batch.places))
+        pieces = [Piece(float(part.tokens.size), part.candidate.shape) for part in parts]
+        return team.together(pieces, lambda numbers: scorer.scores(whole.picked(numbers), view))
+
+    def read(numbers: Sequence[int]) -> list[np.ndarray]:
+        grids = (scorer.scores_by_reading(batches[number], view, reading) for number in numbers)
+        return [np.concatenate(of_batch, axis=None) for of_batch in grids]
+
+    # A batch is one rank's, so that what is read together does not depend on how many ranks there are.
+    sizes = [sum(part.candidate.size for part in batch.parts) for batch in batches]
+    pieces = [Piece(float(batch.token_count), (size,)) for batch, size in zip(batches, sizes, strict=True)]
+    *ends, _ = accumulate(part.candidate.size for part in parts)
+    flat = np.split(np.concatenate(team.together(pieces, read)), ends)
+    return [grid.reshape(part.candidate.shape) for grid, part in zip(flat, parts, strict=True)]
 
 
 def choose(examples: Sequence[Example], scores: Sequence[np.ndarray]) -> list[str]:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, make_prompt_cache
 
 from .batching import Shapes
 from .models.causal import CausalLM
+from .prefill import Prefill
 from .prompt_reads import MAX_NEW_TOKENS, Prompt, Read, reads
 from .token_choice import Sampling, next_tokens
 from .zo.perturb import View
-
-# Caches grow by so many tokens at a time; mlx-lm's own 256 would be more than most answers and many prompts.
-_GROWTH = 32
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Writer:
         self._causal, self._tokenizer, self._shapes = causal, tokenizer, shapes
         self._longest, self._sampling = max_new_tokens, sampling
         self._view = causal.view() if view is None else view
-        kinds = {type(cache) for cache in _copies(make_prompt_cache(causal.model), 1)}
-        self.scores = causal.exposes_hidden and kinds <= {BatchKVCache, BatchRotatingKVCache}
+        self._prefill = Prefill(causal, self._view)
+        self.scores = self._prefill.forgets
 
     def write(
         self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -79,15 +77,11 @@ class Writer:
             on_progress: told how many answers of how many are written.
         """
         written = Written([""] * len(prompts), np.full(len(prompts), np.nan))
-        waiting, done = reads(prompts, self._shapes, self._longest)[::-1], 0
-        shared, beginning = (), make_prompt_cache(self._causal.model)
+        waiting, done = reads([prompt.row for prompt in prompts], self._shapes, self._longest)[::-1], 0
         under_way = _UnderWay()
         while waiting or under_way.answers:
             if waiting and self._have_room(under_way, waiting[-1], prompts):
-                read = waiting.pop()
-                if read.shared != shared:
-                    shared, beginning = read.shared, self._read_shared(read.shared)
-                self._begin(read, prompts, beginning, under_way, written.losses)
+                self._begin(waiting.pop(), prompts, under_way, written.losses)
             else:
                 tokens = mx.array([[answer.tokens[-1]] for answer in under_way.answers], mx.int32)
                 positions = mx.arange(len(under_way.answers))
@@ -105,47 +99,12 @@ class Writer:
         longest = max(len(prompts[number].tokens) for number in numbers) + self._longest
         return not under_way.answers or len(numbers) <= self._shapes.written(longest)
 
-    def _read_shared(self, tokens: tuple[int, ...]) -> list[Any]:
-        """Caches of one sequence that holds these tokens."""
-        caches = make_prompt_cache(self._causal.model)
-        if tokens:
-            row, last = mx.array([tokens], mx.int32), mx.array([len(tokens) - 1])
-            mx.eval(self._causal.read_on(row, caches, last, self._view))
-        return caches
-
-    def _begin(
-        self,
-        read: Read,
-        prompts: Sequence[Prompt],
-        beginning: Sequence[Any],
-        under_way: _UnderWay,
-        losses: np.ndarray,
-    ) -> None:
-        """Reads prompts, scores what is expected of them, and gives each answer its first token.
-
-        Args:
-            beginning: caches of one sequence that holds what the prompts share.
-        """
+    def _begin(self, read: Read, prompts: Sequence[Prompt], under_way: _UnderWay, losses: np.ndarray) -> None:
+        """Reads prompts, scores what is expected of them, and gives each answer its first token."""
         own = [prompts[number] for number in read.numbers]
-        start = len(read.shared)
-        length = max(len(prompt.read) for prompt in own) - start
-        rows = np.zeros((len(own), length), np.int32)
-        # Scored positions and where they begin; without an expected answer, only where the written one begins.
-        positions: list[int] = []
-        firsts: list[int] = []
-        for row, prompt in enumerate(own):
-            rows[row, : len(prompt.read) - start] = prompt.read[start:]
-            firsts.append(len(positions))
-            first = row * length + len(prompt.tokens) - start - 1
-            positions += range(first, first + max(1, len(prompt.expected)))
-        caches = _copies(beginning, len(own))
-        # What follows a prompt is as good as padding: it is forgotten when all is read.
-        lengths = [len(prompt.tokens) - start for prompt in own]
-        for cache in caches:
-            cache.prepare(lengths=lengths, right_padding=[length - kept for kept in lengths])
-        states = self._causal.read_on(mx.array(rows), caches, mx.array(positions), self._view)
-        for cache in caches:
-            cache.finalize()
+        states, caches = self._prefill.read(read.shared, [prompt.row for prompt in own])
+        # Without an expected answer, only what comes first is scored.
+        *firsts, _ = accumulate((max(1, len(prompt.expected)) for prompt in own), initial=0)
         answers = [_Answer(number) for number in read.numbers]
         self._lengthen(answers, states[mx.array(firsts)])
         if any(prompt.expected for prompt in own):
@@ -215,12 +174,3 @@ def _settle(caches: Sequence[Any]) -> None:
     would else stay until the next token, beside all that is read before it."""
     for cache in caches:
         mx.eval(cache.state)
-
-
-def _copies(caches: Sequence[Any], count: int) -> list[Any]:
-    """Caches of `count` sequences, each of which holds what those of one sequence hold."""
-    copies = [cache.merge([cache] * count) for cache in caches]
-    for cache in copies:
-        if hasattr(cache, "step"):
-            cache.step = _GROWTH
-    return copies

@@ -1,15 +1,17 @@
-"""Which prompts are read together, and what of them is read once: plain arithmetic on tokens, without MLX.
+"""Which sequences are read together, and what of them is read once: plain arithmetic on tokens, without MLX.
 
-Prompts often begin alike: several questions about one passage, or one set of demonstrations before every question. What
-they share is read once and its keys and values are copied, so that of each prompt only the rest is read.
+Prompts often begin alike: several questions about one passage, one set of demonstrations before every question, or one
+prompt before each of its candidates. What they share is read once and its keys and values are copied, so that of each
+only the rest is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from .batching import Shapes, common_prefix
+from .batching import Row, Shapes, common_prefix
 
 MAX_NEW_TOKENS = 50
 """Longest answer (Malladi et al. 2023, Appendix E.4)."""
@@ -31,43 +33,56 @@ class Prompt:
     expected: tuple[int, ...] = ()
 
     @property
-    def read(self) -> tuple[int, ...]:
-        """All tokens that are read: the last expected one is never an input."""
-        return self.tokens + self.expected[:-1]
+    def row(self) -> Row:
+        """What is read: the last expected token is never an input."""
+        return Row(self.tokens + self.expected[:-1], len(self.tokens) - 1)
 
 
 @dataclass(frozen=True)
 class Read:
-    """Prompts, by number, that are read in one pass after the `shared` tokens that all of them begin with."""
+    """Rows, by number, that are read in one pass after the `shared` tokens that all of them begin with."""
 
     numbers: tuple[int, ...]
     shared: tuple[int, ...] = ()
 
 
-def reads(prompts: Sequence[Prompt], shapes: Shapes, longest: int) -> list[Read]:
-    """Every prompt once, short ones first; reads that share a beginning follow each other.
+def reads(rows: Sequence[Row], shapes: Shapes, longest: int = 0) -> list[Read]:
+    """Every row once, short ones first; reads that share a beginning follow each other.
 
     Args:
-        shapes: bounds of what is read in one pass, and of the answers under way.
-        longest: tokens of an answer, at most.
+        rows: what is shared comes before their first scored position.
+        shapes: bounds of what is read in one pass, and of the keys and values that are held.
+        longest: tokens of an answer, at most, that follows each.
     """
     groups, alone = [], []
-    for shared, numbers in _alike([prompt.tokens for prompt in prompts]):
+    for shared, numbers in _alike([row.tokens[: row.first_position + 1] for row in rows]):
         if shared:
             groups.append((shared, numbers))
         else:
             alone += numbers
     found = []
     for shared, numbers in [*groups, ((), alone)]:
-        numbers = sorted(numbers, key=lambda i: (len(prompts[i].read), i))
-        parts = list(_parts(prompts, numbers, len(shared), shapes, longest))
-        # A group stays together, in the place of its shortest prompt; what shares nothing goes wherever it fits.
+        numbers = sorted(numbers, key=lambda i: (len(rows[i].tokens), i))
+        parts = list(_parts(rows, numbers, len(shared), shapes, longest))
+        # A group stays together, in the place of its shortest row; what shares nothing goes wherever it fits.
         places = [parts[0] if shared else part for part in parts]
         found += [
-            (len(prompts[place[0]].read), place[0], Read(part, shared))
+            (len(rows[place[0]].tokens), place[0], Read(part, shared))
             for place, part in zip(places, parts, strict=True)
         ]
     return [read for _, _, read in sorted(found, key=lambda entry: entry[:2])]
+
+
+def worth_sharing(rows: Sequence[Row], shapes: Shapes, share: float = 1.0) -> bool:
+    """Whether to read what rows begin with in common once takes less than half the tokens of reading each row whole.
+
+    Args:
+        share: of the layers that a whole row goes through, the others being remembered.
+    """
+    found = reads(rows, shapes)
+    shared = sum(len(beginning) for beginning, _ in groupby(read.shared for read in found))
+    rest = sum(len(rows[number].tokens) - len(read.shared) for read in found for number in read.numbers)
+    return 2 * (shared + rest) < share * sum(len(row.tokens) for row in rows)
 
 
 def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
@@ -97,13 +112,13 @@ def _worth(shared: tuple[int, ...], group: Sequence[int]) -> tuple[int, ...]:
 
 
 def _parts(
-    prompts: Sequence[Prompt], numbers: Sequence[int], shared: int, shapes: Shapes, longest: int
+    rows: Sequence[Row], numbers: Sequence[int], shared: int, shapes: Shapes, longest: int
 ) -> Iterator[tuple[int, ...]]:
-    """Prompts in order of length, cut so that what of them is read in one pass, and the answers that begin with it,
-    keep to `shapes`."""
+    """Rows in order of length, cut so that what of them is read in one pass, and the answers that begin with it, keep
+    to `shapes`."""
     part: list[int] = []
     for number in numbers:
-        length = len(prompts[number].read)
+        length = len(rows[number].tokens)
         if part and len(part) >= min(shapes.most_rows(length - shared), shapes.written(length + longest)):
             yield tuple(part)
             part = []

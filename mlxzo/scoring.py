@@ -7,14 +7,17 @@ summed in one fixed order.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from .batching import Batch, MicroBatch, Row
+from .batching import Batch, MicroBatch, Row, Shapes
 from .models.causal import CausalLM, at_positions
 from .models.standins import Given
+from .prefill import Prefill
+from .prompt_reads import reads
 from .zo.perturb import Stack, View
 from .zo.prefix_cache import PrefixCache
 
@@ -113,6 +116,31 @@ class Scorer:
             _scores(_values_from_hidden(causal, h, part, view), part)
             for h, part in zip(hidden, batch.parts, strict=True)
         ]
+
+    def scores_by_reading(self, batch: Batch, view: View, shapes: Shapes) -> list[np.ndarray]:
+        """The same to the rounding of float32, what rows begin with in common read once (see `prompt_reads`) and no
+        frozen layer's output kept.
+
+        Args:
+            shapes: bounds of what is read in one pass, and of the keys and values that are held.
+        """
+        rows = [Row(*row) for part in batch.parts for row in zip(part.rows, part.firsts, strict=True)]
+        states = [mx.array(0)] * len(rows)
+        prefill = Prefill(self.causal, view)
+        for read in reads(rows, shapes):
+            some = [rows[number] for number in read.numbers]
+            found, _ = prefill.read(read.shared, some)
+            *ends, _ = accumulate(len(row.tokens) - row.first_position for row in some)
+            own = mx.split(found, ends)
+            mx.eval(own)
+            for number, of_row in zip(read.numbers, own, strict=True):
+                states[number] = of_row
+        grids, done = [], 0
+        for part in batch.parts:
+            hidden = mx.concatenate(states[done : done + len(part.rows)])
+            grids.append(_scores(_values_from_hidden(self.causal, hidden, part, view), part))
+            done += len(part.rows)
+        return grids
 
     def losses(
         self,

@@ -31,7 +31,8 @@ from .models.loading import LoadedModel, count_parameters, load_model, load_toke
 from .models.scope import Trainable, prepare
 from .models.sources import ResolvedModel, resolve
 from .objectives import OfAnswers, judged_by, shortfall
-from .prompt_reads import MAX_NEW_TOKENS, Prompt
+from .prefill import Prefill
+from .prompt_reads import MAX_NEW_TOKENS, Prompt, worth_sharing
 from .reward import Answer, Judge
 from .scoring import Scorer
 from .tasks.base import Example, TaskData
@@ -154,7 +155,19 @@ class Session:
             make=self.batch,
             on_progress=_reporter(label, "examples", emit),
             team=self.team,
+            reading=self._reading(encoded),
         )
+
+    def _reading(self, encoded: Sequence[EncodedExample]) -> Shapes | None:
+        """Bounds within which an evaluation reads what its rows begin with in common once; None where that does not
+        pay, or the model cannot."""
+        # Keys and values of as many tokens as a forward pass would have take about as much memory as that pass.
+        shapes = replace(self.shapes, tokens=self.shapes.largest(encoded), written_share=1)
+        rows = [row for example in encoded for row in example.rows]
+        layers = len(self.causal.layers) or 1
+        remembered = self.scorer.layers / layers if self.scorer.cache is not None else 0.0
+        pays = worth_sharing(rows, shapes, 1.0 - remembered)
+        return shapes if pays and Prefill(self.causal).forgets else None
 
     def write(
         self,

@@ -8,7 +8,7 @@ from itertools import groupby
 import pytest
 
 from mlxzo.batching import Shapes
-from mlxzo.prompt_reads import Prompt, Read, reads
+from mlxzo.prompt_reads import Prompt, Read, reads, worth_sharing
 
 LONGEST = 10
 SHAPES = Shapes(tokens=200, written_share=4)
@@ -17,7 +17,7 @@ SHAPES = Shapes(tokens=200, written_share=4)
 def tokens_read(found: list[Read], prompts: list[Prompt]) -> int:
     """Tokens of all passes, padding included; what is shared counts once."""
     shared = {read.shared for read in found}
-    rest = [max(len(prompts[i].read) for i in read.numbers) - len(read.shared) for read in found]
+    rest = [max(len(prompts[i].row.tokens) for i in read.numbers) - len(read.shared) for read in found]
     return sum(map(len, shared)) + sum(len(read.numbers) * length for read, length in zip(found, rest, strict=True))
 
 
@@ -33,7 +33,7 @@ def questions(passages: int, each: int, passage: int = 100) -> list[Prompt]:
 
 def test_what_the_questions_about_a_passage_share_is_read_once():
     prompts = questions(passages=6, each=5)
-    found = reads(prompts, SHAPES, LONGEST)
+    found = reads([prompt.row for prompt in prompts], SHAPES, LONGEST)
     assert sorted(i for read in found for i in read.numbers) == list(range(30))
     assert len({read.shared for read in found}) == 6
     assert all(prompts[i].tokens[: len(read.shared)] == read.shared for read in found for i in read.numbers)
@@ -54,12 +54,21 @@ def test_what_the_questions_about_a_passage_share_is_read_once():
     ],
 )
 def test_prompts_with_little_in_common_share_nothing(prompts, why):
-    assert {read.shared for read in reads(prompts, SHAPES, LONGEST)} == {()}, why
+    assert {read.shared for read in reads([prompt.row for prompt in prompts], SHAPES, LONGEST)} == {()}, why
+
+
+def test_sharing_is_worth_it_where_it_saves_half_of_what_would_be_read():
+    alike = [prompt.row for prompt in questions(passages=6, each=5)]
+    # Some 900 tokens in place of 3,300.
+    assert worth_sharing(alike, SHAPES) and worth_sharing(alike, SHAPES, share=0.6)
+    assert not worth_sharing(alike, SHAPES, share=0.5)
+    assert not worth_sharing([prompt.row for prompt in questions(passages=30, each=1)], SHAPES)
+    assert not worth_sharing([], SHAPES)
 
 
 def test_equal_prompts_share_all_but_their_last_token():
     prompt = Prompt(tuple(range(80)), expected=(3, 4))
-    assert reads([prompt] * 3, SHAPES, LONGEST) == [Read((0, 1, 2), prompt.tokens[:-1])]
+    assert reads([prompt.row] * 3, SHAPES, LONGEST) == [Read((0, 1, 2), prompt.tokens[:-1])]
 
 
 @pytest.mark.parametrize("rows", [None, 2])
@@ -69,8 +78,8 @@ def test_passes_keep_to_the_bounds(rows):
     expected = [tuple(range(rng.randrange(0, 60))) for _ in range(80)]
     own = [Prompt(tuple(rng.randrange(500) for _ in range(rng.randrange(1, 150)))) for _ in range(40)]
     prompts = [Prompt(p.tokens, e) for p, e in zip([*own, *questions(4, 10)], expected, strict=True)]
-    for read in reads(prompts, shapes, LONGEST):
-        longest = max(len(prompts[i].read) for i in read.numbers)
+    for read in reads([prompt.row for prompt in prompts], shapes, LONGEST):
+        longest = max(len(prompts[i].row.tokens) for i in read.numbers)
         if len(read.numbers) > 1:
             assert len(read.numbers) * (longest - len(read.shared)) <= shapes.tokens
             assert len(read.numbers) * (longest + LONGEST) <= 4 * shapes.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -10,11 +11,13 @@ import pytest
 
 from mlxzo.batching import Shapes, by_length, encode, make_batch
 from mlxzo.config import RunConfig
-from mlxzo.evaluate import Evaluation
+from mlxzo.evaluate import Evaluation, score
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
+from mlxzo.prompt_reads import worth_sharing
 from mlxzo.scoring import Scorer
 from mlxzo.tasks.base import Example
+from mlxzo.team import Team
 from mlxzo.zo.prefix_cache import DiskPrefixCache, PrefixCache
 from tests.engine.examples import (
     BATCHES,
@@ -114,6 +117,38 @@ def test_candidates_that_share_a_row_score_as_each_by_itself(name):
     for places, grid in zip(batch.places, grids, strict=True):
         for example, ours in zip((examples[i] for i in places), grid, strict=True):
             assert np.allclose(ours, [plain_score(causal.model, example, word) for word in words], atol=2e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_candidates_and_prompts_begin_with_in_common_may_be_read_once(name):
+    causal = CausalLM(tiny_model(**MODELS[name]))
+    shown = "The film was a moving story. It was great\n\n" * 2
+    words = (" terrible and empty", " great", "!", " a moving story", " a moving tale")
+    examples = [Example(f"{shown}{text}. It was", words[: 3 + i % 3], i % 3) for i, text in enumerate(2 * TEXTS)]
+    encoded = [encode(example, TOKENIZER, 200) for example in examples]
+    assert worth_sharing([row for e in encoded for row in e.rows], Shapes())
+
+    def scored(reading: Shapes | None, team: Team | None = None):
+        make = partial(make_batch, shapes=Shapes())
+        return score(Scorer(causal), encoded, batch_size=4, make=make, team=team, reading=reading)
+
+    expected = scored(None)
+    for shapes in (Shapes(), Shapes(tokens=64, written_share=1), Shapes(rows=1)):
+        found = scored(shapes)
+        for ours, theirs in zip(found.scores, expected.scores, strict=True):
+            assert np.allclose(ours, theirs, rtol=0, atol=1e-4)
+        assert np.allclose(found.losses, expected.losses, rtol=0, atol=1e-4)
+        # Whoever computes what, the bits are the same.
+        assert np.array_equal(found.losses, scored(shapes, ThreeRanks()).losses)
+
+
+class ThreeRanks(Team):
+    """Each piece is computed by itself, as by the rank that has nothing else."""
+
+    size = 3
+
+    def together(self, pieces, compute, *, steady=False):
+        return [compute([number])[0] for number in range(len(pieces))]
 
 
 def plain_score(model, example: Example, candidate: str) -> float:
