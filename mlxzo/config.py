@@ -97,7 +97,7 @@ class RunConfig:
         "norms/last-6",
         "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
         "biases, gains or match:GLOB[,GLOB...] (parameters by name); several joined by +; /last-K after it for these "
-        "layers only",
+        "layers only (norms/last-0: the final norm alone)",
         "method",
     )
     steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
