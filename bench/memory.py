@@ -183,7 +183,7 @@ def _run(cell: Cell) -> dict[str, int]:
     scorer = Scorer(causal, trainable.frozen_layers)
     ids, shapes = ordinary_tokens(loaded, causal.vocabulary), micro_batch_shapes(config)
     examples = synthetic_examples(Shape(cell.tokens, cell.evaluated, cell.answer_tokens), ids, seed=1)
-    score(scorer, examples, batch_size=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
+    score(scorer, examples, rows=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
     if cell.written:
         prompts = [Prompt(e.rows[0].tokens[: 1 - cell.answer_tokens or None], e.targets[0]) for e in examples]
         Writer(causal, loaded.tokenizer, shapes).write(prompts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from .tasks.sampling import stable_permutation
 
 # Stands for an answer in a chat template; nothing that a template says by itself.
 _ANSWER = "[[the answer]]"
-# Examples of an evaluation that are scored at a time, and reported as one piece of progress.
+# Rows of an evaluation whose examples are scored at a time, and reported as one piece of progress.
 SCORED_AT_ONCE = 32
 
 
@@ -447,14 +447,22 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int
 
 
 def by_length(
-    examples: Sequence[EncodedExample], batch_size: int, make: Callable[[Sequence[EncodedExample]], Batch]
+    examples: Sequence[EncodedExample], rows: int, make: Callable[[Sequence[EncodedExample]], Batch]
 ) -> Iterator[tuple[list[int], Batch]]:
     """All examples once, in batches of similar length, each with its example numbers.
 
     Args:
+        rows: most of a batch, whose examples stay whole.
         make: cuts the examples of a batch into micro-batches, when its turn has come.
     """
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    while order:
+        count = within(rows, (examples[i] for i in order))
+        indices, order = order[:count], order[count:]
         yield indices, make([examples[i] for i in indices])
+
+
+def within(rows: int, examples: Iterable[Size]) -> int:
+    """How many of the first examples have at most so many rows together; one at least."""
+    together = accumulate(example.row_count for example in examples)
+    return max(1, sum(1 for _ in takewhile(lambda count: count <= rows, together)))

@@ -74,7 +74,7 @@ def score(
     scorer: Scorer,
     examples: Sequence[EncodedExample],
     *,
-    batch_size: int,
+    rows: int,
     make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     team: Team | None = None,
@@ -83,7 +83,7 @@ def score(
     """Scores the candidates of `examples` under the weights as they stand.
 
     Args:
-        batch_size: examples that each rank scores between two calls of `on_progress`.
+        rows: of the examples that each rank scores between two calls of `on_progress`.
         make: cuts them into forward passes.
         on_progress: told how many examples of how many are done.
         team: who shares the forward passes; None for nobody.
@@ -92,7 +92,7 @@ def score(
     """
     team = team or Team()
     scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
-    batches = by_length(examples, batch_size, make)
+    batches = by_length(examples, rows, make)
     while some := list(islice(batches, team.size)):
         parts = [part for _, batch in some for part in batch.parts]
         places = [[indices[i] for i in place] for indices, batch in some for place in batch.places]

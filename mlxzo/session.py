@@ -151,7 +151,7 @@ class Session:
         return score(
             self.scorer,
             encoded,
-            batch_size=SCORED_AT_ONCE,
+            rows=SCORED_AT_ONCE,
             make=self.batch,
             on_progress=_reporter(label, "examples", emit),
             team=self.team,

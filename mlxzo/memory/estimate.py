@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
-from ..batching import SCORED_AT_ONCE, Shapes, Size, cut
+from ..batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..config import RunConfig
 from ..prompt_reads import MAX_NEW_TOKENS
 from .coefficients import (
@@ -249,7 +249,8 @@ class Predictor:
         self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
         multiple = Shapes.suited(self.on_cpu).multiple
         self._batch = data.largest_batch(config.batch_size, multiple)
-        self._evaluated = data.largest("evaluated", SCORED_AT_ONCE, multiple)
+        largest = data.largest("evaluated", SCORED_AT_ONCE, multiple)
+        self._evaluated = largest[: within(SCORED_AT_ONCE, largest)]
 
     def estimate(self, settings: Settings) -> Estimate:
         """The memory of the run with these settings."""

@@ -30,8 +30,8 @@ def single_token_examples() -> list[Example]:
 
 
 def several_token_examples() -> list[Example]:
-    """Every second one with candidates that are read off the first one's row."""
-    words = (" terrible and empty", " great", "!", " terrible")
+    """Of two rows each; every second one with candidates that are read off these."""
+    words = (" terrible and empty", " a moving story", "!", " terrible")
     return [Example(f"{text} It was", words[: 2 + 2 * (i % 2)], i % 2) for i, text in enumerate(TEXTS)]
 
 

@@ -153,8 +153,11 @@ def test_any_step_can_be_asked_for_alone_and_the_seed_matters():
 
 
 def test_by_length_covers_all_examples_once():
-    encoded = [encode(example, TOKENIZER, 64) for example in several_token_examples()]
-    indices = [i for part, _ in by_length(encoded, 2, lambda part: make_batch(part, Shapes())) for i in part]
+    encoded = [encode(example, TOKENIZER, 64) for example in 4 * several_token_examples()]
+    parts = [part for part, _ in by_length(encoded, 5, lambda part: make_batch(part, Shapes()))]
+    indices = [i for part in parts for i in part]
+    # Each of them has two rows.
+    assert [len(part) for part in parts] == 10 * [2]
     assert sorted(indices) == list(range(len(encoded)))
     lengths = [encoded[i].length for i in indices]
     assert lengths == sorted(lengths)

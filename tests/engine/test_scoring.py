@@ -130,7 +130,7 @@ def test_what_candidates_and_prompts_begin_with_in_common_may_be_read_once(name)
 
     def scored(reading: Shapes | None, team: Team | None = None):
         make = partial(make_batch, shapes=Shapes())
-        return score(Scorer(causal), encoded, batch_size=4, make=make, team=team, reading=reading)
+        return score(Scorer(causal), encoded, rows=9, make=make, team=team, reading=reading)
 
     expected = scored(None)
     for shapes in (Shapes(), Shapes(tokens=64, written_share=1), Shapes(rows=1)):
