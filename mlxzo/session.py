@@ -164,9 +164,9 @@ class Session:
         # Keys and values of as many tokens as a forward pass would have take about as much memory as that pass.
         shapes = replace(self.shapes, tokens=self.shapes.largest(encoded), written_share=1)
         rows = [row for example in encoded for row in example.rows]
-        layers = len(self.causal.layers) or 1
-        remembered = self.scorer.layers / layers if self.scorer.cache is not None else 0.0
-        pays = worth_sharing(rows, shapes, 1.0 - remembered)
+        # Frozen layers are taken as remembered, wherever they are not: all ranks must come to the same.
+        frozen = self.scorer.layers / max(1, len(self.causal.layers))
+        pays = worth_sharing(rows, shapes, 1.0 - frozen)
         return shapes if pays and Prefill(self.causal).forgets else None
 
     def write(
