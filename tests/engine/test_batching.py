@@ -263,8 +263,6 @@ def test_in_a_real_chat_template_a_candidate_begins_where_the_assistant_is_asked
     example = in_style(task.example_from_row(task.sample_row), "chat")
     encoded, prompt = encode(example, tokenizer, 512), tuple(encode_prompt(example, tokenizer))
     assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
-    for row, scored, candidate in zip(
-        encoded.rows * (len(encoded.targets) if encoded.shared else 1), encoded.targets, example.candidates, strict=True
-    ):
-        assert row.tokens[: row.first_position + 1] == prompt
+    for number, (scored, candidate) in enumerate(zip(encoded.targets, example.candidates, strict=True)):
+        assert context(encoded, number) == prompt
         assert tokenizer.decode(scored).removesuffix("<|im_end|>\n") == candidate
