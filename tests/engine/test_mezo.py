@@ -14,9 +14,10 @@ from mlxzo.models import standins as standins_module
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.scope import prepare
 from mlxzo.scoring import Scorer
+from mlxzo.tasks.base import Example
 from mlxzo.zo import rounding
 from mlxzo.zo.perturb import Direction
-from tests.engine.examples import BATCHES, parameters
+from tests.engine.examples import BATCHES, TEXTS, batch_of, parameters
 from tests.tiny import tiny_model
 
 CASES = [
@@ -262,7 +263,8 @@ def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_shou
 
 @pytest.mark.slow
 def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind(monkeypatch):
-    batch = BATCHES["several"]()
+    words = (" terrible and empty", " great", " a moving story")
+    batch = batch_of([Example(f"{text} It was", words[: 2 + i % 2], i % 2) for i, text in enumerate(TEXTS)])
 
     def last_loss(dtype: mx.Dtype, seed: int) -> float:
         config = {"scope": "full", "lr": 2e-4, "steps": 300, "schedule": "constant", "seed": seed}
