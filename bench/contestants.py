@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -21,17 +21,17 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlxzo.batching import Batch, EncodedExample, MicroBatch, Row, Shapes, make_batch
-from mlxzo.config import RunConfig
-from mlxzo.methods.backprop import Backprop
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.batching import Batch, EncodedExample, MicroBatch, Row, Shapes, make_batch
+from mlxzo.engine.methods.backprop import Backprop
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.scoring import Scorer, example_losses
+from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.models.causal import CausalLM, Slot, slot_of
 from mlxzo.models.loading import LoadedModel
-from mlxzo.models.scope import prepare
-from mlxzo.scoring import Scorer, example_losses
-from mlxzo.session import compute_dtype, micro_batch_shapes
+from mlxzo.models.trainable import prepare
 from mlxzo.zo.perturb import Direction
-from mlxzo.zo.prefix_cache import PrefixCache
 
 Turn = Callable[[int], float | None]
 

@@ -20,17 +20,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
 from bench.report import emit, machine, table
-from mlxzo import events
-from mlxzo.batching import batch_indices
-from mlxzo.config import RunConfig
-from mlxzo.methods.mezo import MeZO
-from mlxzo.session import open_session
-from mlxzo.zo.prefix_cache import PrefixCache
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.batching import batch_indices
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.session import open_session
 
 # Named sets of recipes: label -> options beside those of the command line.
 GRID = {

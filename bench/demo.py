@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxzo import events
-from mlxzo.runs import RunDirectory
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory
 
 # Of the samples of memory, one in so many is kept.
 _MEMORY_EVERY = 2

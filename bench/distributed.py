@@ -32,9 +32,9 @@ from typing import Any
 
 from bench.report import emit, machine, table
 from bench.slow_link import Link, relays
-from mlxzo import events
-from mlxzo.hosts import LOCALHOST, Host, Hosts
-from mlxzo.runs import RunDirectory
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime.hosts import LOCALHOST, Host, Hosts
 from tests.tiny import tiny_folder
 
 # What a network does to a byte, one way. These are ours to assume: no Mac was at hand.

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -61,15 +61,15 @@ from bench.contestants import (
 )
 from bench.reference_torch import EPS, Reference
 from bench.report import emit, machine, table
-from mlxzo import events
-from mlxzo.batching import make_batch
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError, MlxzoError
-from mlxzo.formatting import describe, format_seconds
-from mlxzo.memory.meter import system_memory
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError, MlxzoError
+from mlxzo.core.formatting import describe, format_seconds
+from mlxzo.core.meter import system_memory
+from mlxzo.engine.batching import make_batch
+from mlxzo.engine.scoring import Scorer
+from mlxzo.engine.session import compute_dtype, micro_batch_shapes, on_cpu, open_model
 from mlxzo.models.causal import CausalLM
-from mlxzo.scoring import Scorer
-from mlxzo.session import compute_dtype, micro_batch_shapes, on_cpu, open_model
 
 # Threads that wait for work spin for a while: the next contestant starts when they have gone to sleep.
 PAUSE_SECONDS = 0.1

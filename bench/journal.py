@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -30,21 +30,21 @@ import mlx.core as mx
 
 from bench.contestants import Shape, ordinary_tokens, synthetic_examples
 from bench.report import emit, machine, table
-from mlxzo import checkpoints
-from mlxzo.batching import make_batch
-from mlxzo.config import RunConfig
-from mlxzo.exporting import Tuned
-from mlxzo.memory.meter import FootprintReader, footprint_bytes
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.core.meter import FootprintReader, footprint_bytes
+from mlxzo.engine import checkpoints
+from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.batching import make_batch
+from mlxzo.engine.checkpoint_file import save_state
+from mlxzo.engine.export import Tuned
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.scoring import Scorer
+from mlxzo.engine.session import compute_dtype, micro_batch_shapes
+from mlxzo.engine.tuned_model import replay_checked
 from mlxzo.models.causal import CausalLM, parameter_slots
 from mlxzo.models.loading import fingerprint
-from mlxzo.scoring import Scorer
-from mlxzo.session import compute_dtype, micro_batch_shapes
-from mlxzo.states import save_state
-from mlxzo.supervisor import worker_environment
-from mlxzo.tuning import replay_checked
+from mlxzo.runtime.supervisor import worker_environment
 from mlxzo.zo.journal import JournalWriter, Step, read
-from mlxzo.zo.prefix_cache import PrefixCache
 
 _SAVES = 3
 

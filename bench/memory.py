@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import emit, machine, table
-from mlxzo.config import RunConfig
+from mlxzo.core.config import RunConfig
+from mlxzo.core.meter import FootprintReader, footprint_bytes
+from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS, Prompt
 from mlxzo.memory.coefficients import coefficient
 from mlxzo.memory.estimate import Data, Estimate, estimate
-from mlxzo.memory.meter import FootprintReader, footprint_bytes
 from mlxzo.memory.plan import needed_bytes
-from mlxzo.memory.shape import shape_of
-from mlxzo.prompt_reads import MAX_NEW_TOKENS, Prompt
-from mlxzo.supervisor import worker_environment
+from mlxzo.models.architecture import shape_of
+from mlxzo.runtime.supervisor import worker_environment
 
 STEPS = 2
 SAMPLE_SECONDS = 0.005
@@ -159,21 +159,21 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 
 def _run(cell: Cell) -> dict[str, int]:
-    from mlxzo.blas import load_fast_blas
+    from mlxzo.core.blas import load_fast_blas
 
     load_fast_blas()
     import mlx.core as mx
 
     from bench.contestants import Shape, ordinary_tokens, synthetic_examples
-    from mlxzo.batching import SCORED_AT_ONCE, make_batch
-    from mlxzo.evaluate import score
-    from mlxzo.generation import Writer
-    from mlxzo.methods import make_method
+    from mlxzo.engine.batching import SCORED_AT_ONCE, make_batch
+    from mlxzo.engine.checkpoint_file import load_state, save_state
+    from mlxzo.engine.evaluation import score
+    from mlxzo.engine.generation import Writer
+    from mlxzo.engine.methods import make_method
+    from mlxzo.engine.scoring import Scorer
+    from mlxzo.engine.session import compute_dtype, micro_batch_shapes, open_model
     from mlxzo.models.causal import CausalLM
-    from mlxzo.models.scope import prepare
-    from mlxzo.scoring import Scorer
-    from mlxzo.session import compute_dtype, micro_batch_shapes, open_model
-    from mlxzo.states import load_state, save_state
+    from mlxzo.models.trainable import prepare
 
     mx.set_cache_limit(int(coefficient("default_cache_bytes")))
     config = cell.config

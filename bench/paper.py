@@ -17,10 +17,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlxzo.commands.compare import compare
-from mlxzo.comparison import Comparison, parse_contestant
-from mlxzo.errors import EXIT_INTERRUPTED, MlxzoError
-from mlxzo.formatting import describe
+from mlxzo.cli.commands.compare import compare
+from mlxzo.core.errors import EXIT_INTERRUPTED, MlxzoError
+from mlxzo.core.formatting import describe
+from mlxzo.experiments.comparison import Comparison, parse_contestant
 
 # Learning rates are mlxzo's defaults for scope and method; SGD has none, and gets what its error message names. Nothing
 # was tuned on these tasks for either method.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlxzo import events
-from mlxzo.console import ResultTable, RunView
-from mlxzo.runs import RunDirectory
+from mlxzo.cli.console import ResultTable, RunView
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory
 
 _WIDTH = 156
 

@@ -12,7 +12,7 @@ import tempfile
 from typing import Any
 
 from mlxzo import __version__
-from mlxzo.doctor import package_versions
+from mlxzo.runtime.doctor import package_versions
 
 
 def machine() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from mlxzo.config import RunConfig
-from mlxzo.runs import RunDirectory
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
 from tui.app import DEMO, MlxzoApp
 from tui.preferences import Preferences
 

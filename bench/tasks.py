@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
@@ -31,12 +31,12 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from bench.report import emit, machine, table
-from mlxzo.config import RunConfig
-from mlxzo.evaluate import choose, majority_share, mean_metric
-from mlxzo.formatting import format_metric
-from mlxzo.models.scope import Trainable
-from mlxzo.prompt_reads import MAX_NEW_TOKENS
-from mlxzo.session import Session, open_session
+from mlxzo.core.config import RunConfig
+from mlxzo.core.formatting import format_metric
+from mlxzo.engine.evaluation import choose, majority_share, mean_metric
+from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS
+from mlxzo.engine.session import Session, open_session
+from mlxzo.models.trainable import Trainable
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.registry import get_task, task_names
 

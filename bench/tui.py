@@ -32,10 +32,10 @@ from pathlib import Path
 
 from bench.report import emit, machine, table
 from bench.terminal import Terminal, terminal
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import worker_environment
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime.supervisor import worker_environment
 from tui.app import DEMO
 
 _RUNS, _POINTS = 1000, 20_000
@@ -234,7 +234,7 @@ def _last_step(run: RunDirectory) -> int:
 
 def _home(folder: Path) -> str:
     """A folder of mlxzo's that has the user's models and nothing else of it."""
-    from mlxzo.home import mlxzo_home
+    from mlxzo.core.home import mlxzo_home
 
     home = folder / "home"
     home.mkdir()
@@ -284,7 +284,7 @@ def _record(run: RunDirectory, points: int) -> None:
 @contextlib.contextmanager
 def _worker(run: RunDirectory) -> Iterator[subprocess.Popen]:
     """A process that holds the run's lock, as a worker does, and does nothing else."""
-    program = "import sys, time; from mlxzo.runs import RunDirectory; from pathlib import Path\n"
+    program = "import sys, time; from mlxzo.core.run_directory import RunDirectory; from pathlib import Path\n"
     program += "lock = RunDirectory(Path(sys.argv[1])).claim(); time.sleep(3600)"
     process = subprocess.Popen([sys.executable, "-P", "-c", program, str(run.path)], env=worker_environment())
     try:

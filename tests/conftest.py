@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: threads that wait for a busy core would make all of them crawl.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from mlxzo.blas import load_fast_blas
+from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mlxzo.runs import list_runs
-from mlxzo.supervisor import Supervisor
+from mlxzo.core.run_directory import list_runs
+from mlxzo.runtime.supervisor import Supervisor
 
 # The same line to events.jsonl and to the pipe. `run` is the run directory.
 PRELUDE = """

@@ -2,6 +2,6 @@
 
 import sys
 
-from mlxzo.cli import main
+from mlxzo.cli.main import main
 
 sys.exit(main(["tui", *sys.argv[1:]]))

@@ -13,16 +13,16 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import MlxzoError
-from mlxzo.resuming import resume_config
-from mlxzo.runs import BEST_STATE, RunDirectory
-from mlxzo.series import run_directory
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.run_directory import BEST_STATE, RunDirectory
+from mlxzo.experiments.queue import run_directory
+from mlxzo.runtime.resume import resume_config
 
 from .command_line import command_line
 from .feed import Replay, RunFeed
 from .preferences import Preferences
-from .racing import Racing, race
+from .race_runner import Racing, race
 from .screens.dialogs import Choice, error_dialog
 from .screens.export import ExportDialog
 from .screens.help import HelpDialog

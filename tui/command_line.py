@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from mlxzo.commands.options import flag
-from mlxzo.config import RunConfig, options
+from mlxzo.cli.options import flag
+from mlxzo.core.config import RunConfig, options
 
 # The options that the defaults of others depend on.
 _DECIDING = ("scope", "estimator", "method")

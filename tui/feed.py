@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.errors import MlxzoError
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import Supervisor
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime.supervisor import Supervisor
 
 from .history import History
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mlxzo import events
-from mlxzo.formatting import evaluated_line, format_seconds, loaded_line
+from mlxzo.core import events
+from mlxzo.core.formatting import evaluated_line, format_seconds, loaded_line
 
 
 class Column:

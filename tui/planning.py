@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import DoesNotFit, ModelError
-from mlxzo.files import format_bytes
-from mlxzo.formatting import format_seconds
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import DoesNotFit, ModelError
+from mlxzo.core.files import format_bytes
+from mlxzo.core.formatting import format_seconds
+from mlxzo.core.meter import system_memory
+from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.estimate import Component, Data, Predictor, estimate
 from mlxzo.memory.forecast import sizes_of
-from mlxzo.memory.meter import system_memory
 from mlxzo.memory.plan import settle, try_fit
-from mlxzo.memory.shape import shape_of
-from mlxzo.runs import RunDirectory
+from mlxzo.models.architecture import shape_of
 from mlxzo.tasks.base import TaskData
 
 # Taken for prompts that were not seen yet.

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxzo.files import write_atomic
-from mlxzo.home import mlxzo_home
+from mlxzo.core.files import write_atomic
+from mlxzo.core.home import mlxzo_home
 
 
 class Preferences:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .shape import ModelShape
+from ..models.architecture import ModelShape
 
-# As in mlxzo.inplace, which imports MLX; a test holds the two equal.
+# As in mlxzo.zo.inplace, which imports MLX; a test holds the two equal.
 CHUNK_BYTES = 16 * 2**20
 HALF_PRECISION_CHUNK_BYTES = CHUNK_BYTES // 8
 # Widths of a head for which MLX's attention on Metal never makes the scores whole in a forward pass; on the CPU, for

@@ -28,9 +28,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
-from ..batching import SCORED_AT_ONCE, Shapes, Size, cut, within
-from ..config import RunConfig
-from ..prompt_reads import MAX_NEW_TOKENS
+from ..core.config import RunConfig
+from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
+from ..engine.prefix_sharing import MAX_NEW_TOKENS
+from ..models.architecture import DTYPE_BYTES, ModelShape, Tensor
 from .coefficients import (
     CHUNK_BYTES,
     FUSED_HEAD_DIMS,
@@ -42,8 +43,7 @@ from .coefficients import (
     layer_width,
     mlp_width,
 )
-from .shape import DTYPE_BYTES, ModelShape, Tensor
-from .trained import Trained, trained
+from .trainable_sizes import Trained, trained
 
 
 @dataclass(frozen=True)

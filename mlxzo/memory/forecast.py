@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import DATA_OPTIONS, RunConfig
-from ..errors import MlxzoError
+from ..core.config import DATA_OPTIONS, RunConfig
+from ..core.errors import MlxzoError
+from ..models.architecture import shape_of
 from ..tasks.base import Example, TaskData
 from ..tasks.registry import load_task
 from .estimate import Data, ExampleSize, Predictor
 from .plan import needed_bytes, settle, smallest, try_fit
-from .shape import shape_of
-from .speed import Calibration, seconds_per_step
+from .step_time import Calibration, seconds_per_step
 
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.
 CHARACTERS_A_TOKEN = 3.5

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..errors import DoesNotFit
+from ..core.errors import DoesNotFit
 from .watch import Gauge
 
 SAMPLE_SECONDS = 0.05

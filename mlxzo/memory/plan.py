@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..config import RunConfig
-from ..errors import DoesNotFit
-from ..files import format_bytes
+from ..core.config import RunConfig
+from ..core.errors import DoesNotFit
+from ..core.files import format_bytes
+from ..models.architecture import ModelShape, of_entry
 from ..models.registry import load_registry
 from .coefficients import coefficient
 from .estimate import Component, Data, Estimate, Predictor, Settings
-from .shape import ModelShape, of_entry
 
 # With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
 # checkpointing, which costs a third more computation, is then the better way to save memory.

@@ -11,16 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import events
-from ..errors import DoesNotFit
-from ..files import format_bytes
-from .meter import (
-    FootprintReader,
-    memory_pressure,
-    mlx_memory,
-    swap_used_bytes,
-    system_memory,
-)
+from ..core import events
+from ..core.errors import DoesNotFit
+from ..core.files import format_bytes
+from ..core.meter import FootprintReader, memory_pressure, mlx_memory, swap_used_bytes, system_memory
 
 SAMPLE_SECONDS = 0.05
 # Near the cap, readings are closer together.

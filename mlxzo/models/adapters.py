@@ -11,8 +11,8 @@ import re
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import RunConfig
-from ..errors import ConfigError
+from ..core.config import RunConfig
+from ..core.errors import ConfigError
 from ..zo.noise import direction_key
 from .causal import Slot, decoder, parameter_slots, slot_of
 

@@ -19,9 +19,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..inplace import CHUNK_BYTES
+from ..zo.inplace import CHUNK_BYTES
 from ..zo.perturb import Direction, Perturbation, Stack, View
-from .standins import (
+from .chunked_logsumexp import streamed_logsumexp
+from .lazy_layers import (
     EmbeddingRows,
     Evaluated,
     Given,
@@ -34,7 +35,6 @@ from .standins import (
     chunks,
     weight_rows,
 )
-from .streaming import streamed_logsumexp
 
 
 @dataclass(frozen=True)

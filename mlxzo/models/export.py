@@ -15,9 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..config import RunConfig
-from ..errors import ConfigError
-from ..files import disk_full, is_disk_full, need_free_space, publish_folder
+from ..core.config import RunConfig
+from ..core.errors import ConfigError
+from ..core.files import disk_full, is_disk_full, need_free_space, publish_folder
 from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .adapters import BiasedLinear, GainedLinear, PromotedNorm
 from .causal import decoder, parameter_slots, slot_of

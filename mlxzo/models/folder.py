@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ModelError
-from ..files import Progress, Report, disk_full, is_disk_full, lock, publish_folder
+from ..core.errors import ModelError
+from ..core.files import Progress, Report, disk_full, is_disk_full, lock, publish_folder
 from .safetensors_file import safetensors_problem
 
 # Any of these sets of files is a tokenizer.

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import MlxzoError, ModelError
-from ..files import Progress, Report, disk_full, is_disk_full
+from ..core.errors import MlxzoError, ModelError
+from ..core.files import Progress, Report, disk_full, is_disk_full
 
 # What mlx-lm reads, and nothing that Python would execute or unpickle.
 ALLOW_PATTERNS = [

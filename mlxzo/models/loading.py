@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import ModelError
-from ..memory.meter import return_freed_memory
+from ..core.errors import ModelError
+from ..core.meter import return_freed_memory
 from .folder import check_folder
-from .sources import ResolvedModel
+from .resolve import ResolvedModel
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 

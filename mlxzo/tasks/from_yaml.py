@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .base import Task, require, require_text, require_texts, shown
 from .classification import Classification, Label
 from .questions import Questions

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..errors import DataError
+from ..core.errors import DataError
 from .base import Example, HubSource, Task
 from .sampling import stable_permutation
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DataError
+from ..core.errors import DataError
 from .base import Example, kind_of, shown
 
 MAX_LINE_BYTES = 16 * 2**20

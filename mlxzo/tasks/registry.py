@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig
-from ..errors import ConfigError, DataError
+from ..core.config import RunConfig
+from ..core.errors import ConfigError, DataError
 from .base import Example, Task, TaskData
 from .boolq import BoolQ
 from .chat import in_style

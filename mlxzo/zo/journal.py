@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomic
+from ..core.files import write_atomic
 
 FORMAT = 1
 RECORD_BYTES = 16

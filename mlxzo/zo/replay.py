@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..inplace import Slot
+from .apply import Terms, Update, move
+from .inplace import Slot
 from .journal import Header, Journal, Step
-from .move import Terms, Update, move
 from .perturb import Direction
-from .updates import Momentum
+from .update_rules import Momentum
 
 # Steps that share a pass: reading and writing the weights is then a small part of the work.
 _STEPS_A_PASS = 16

@@ -10,18 +10,18 @@ import mlx.optimizers as optimizers
 import numpy as np
 import pytest
 
-from mlxzo import inplace
-from mlxzo.batching import Batch, Shapes, encode, make_batch
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.methods import make_method
-from mlxzo.methods.backprop import Backprop
-from mlxzo.models import standins
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.batching import Batch, Shapes, encode, make_batch
+from mlxzo.engine.methods import make_method
+from mlxzo.engine.methods.backprop import Backprop
+from mlxzo.engine.scoring import Scorer
+from mlxzo.models import lazy_layers
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.scope import prepare
-from mlxzo.scoring import Scorer
+from mlxzo.models.trainable import prepare
 from mlxzo.tasks.base import Example
-from mlxzo.zo.prefix_cache import PrefixCache
+from mlxzo.zo import inplace
 from tests.engine.examples import (
     BATCHES,
     TOKENIZER,
@@ -263,7 +263,7 @@ def test_chunks_change_no_bit_of_an_update_and_nothing_of_a_gradient(options, sc
         _, gradient = method.gradients(batch)
         method._move(dict(gradient), 0, 1e-3)
         weights.append(stored(method))
-        monkeypatch.setattr(standins, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(lazy_layers, "CHUNK_BYTES", chunk_bytes)
         gradients.append(method.gradients(batch)[1])
     assert all(mx.array_equal(weight, weights[1][name]).item() for name, weight in weights[0].items())
     # A gradient of bfloat16 weights is rounded to their dtype.
@@ -358,7 +358,7 @@ def long_batch(count: int, shapes: Shapes) -> Batch:
 
 @pytest.mark.parametrize(("options", "scope"), [({"tied": False}, "full"), ({"tied": False}, "lora"), ({}, "lora")])
 def test_a_head_with_a_bias_is_differentiated_in_chunks(options, scope, monkeypatch):
-    monkeypatch.setattr(standins, "CHUNK_BYTES", 4 * 64 * 40)
+    monkeypatch.setattr(lazy_layers, "CHUNK_BYTES", 4 * 64 * 40)
     model = tiny_model(**options)
     if "tied" in options:
         model.lm_head.bias = mx.random.normal((model.lm_head.weight.shape[0],), key=mx.random.key(3))
@@ -372,7 +372,7 @@ def test_a_head_with_a_bias_is_differentiated_in_chunks(options, scope, monkeypa
 @pytest.mark.parametrize(("bits", "checkpointing"), [(None, "off"), (None, "on"), (4, "on")])
 def test_neither_all_logits_nor_the_whole_effective_head_are_alive(bits, checkpointing, monkeypatch):
     vocabulary = 8_000
-    monkeypatch.setattr(standins, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(lazy_layers, "CHUNK_BYTES", 2**16)
     options = {"vocabulary": vocabulary, "layers": 1, "bits": bits}
     method = backprop(options=options, compute_dtype=mx.float32, scope="lora", checkpointing=checkpointing)
     examples = [Example("The old clock", (" struck nine and the rain had stopped at last" * 4,), 0) for _ in range(2)]

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from mlxzo.baselines import after, calibrated, demonstrations, label_bias
-from mlxzo.cli import main
-from mlxzo.evaluate import Scored
+from mlxzo.cli.main import main
+from mlxzo.engine.baselines import after, calibrated, demonstrations, label_bias
+from mlxzo.engine.evaluation import Scored
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.chat import in_style
 from tests.tiny import tiny_folder

@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from mlxzo.batching import EncodedExample, Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
-from mlxzo.errors import DataError
+from mlxzo.core.errors import DataError
+from mlxzo.engine.batching import EncodedExample, Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
 from mlxzo.models.loading import load_tokenizer
-from mlxzo.models.sources import resolve
+from mlxzo.models.resolve import resolve
 from mlxzo.tasks.base import Example, Message
 from mlxzo.tasks.chat import in_style
 from mlxzo.tasks.registry import get_task, task_names

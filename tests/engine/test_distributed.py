@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.runs import JOURNAL, RunDirectory
-from mlxzo.supervisor import Supervisor, worker_environment
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import JOURNAL, RunDirectory
+from mlxzo.runtime.supervisor import Supervisor, worker_environment
 from mlxzo.zo.journal import steps_in
 from tests.engine.test_resume import told
 from tests.workers import interrupt
@@ -115,7 +115,7 @@ def workers_of(folder: Path, ranks: int) -> list[int]:
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
             environment = (process / "environ").read_bytes()
-            if b"mlxzo.worker" in words and str(folder).encode() in environment:
+            if b"mlxzo.runtime.worker" in words and str(folder).encode() in environment:
                 found.append(int(process.name))
     return found
 
@@ -201,7 +201,9 @@ def outcomes(configs: list[RunConfig], folder: Path) -> list[events.Event]:
     """How workers end that were started by hand, a rank each."""
     runs = [RunDirectory.create(config) for config in configs]
     with addresses(len(runs), folder) as file:
-        started = [start_by_hand(["-m", "mlxzo.worker", str(run.path)], rank, file) for rank, run in enumerate(runs)]
+        started = [
+            start_by_hand(["-m", "mlxzo.runtime.worker", str(run.path)], rank, file) for rank, run in enumerate(runs)
+        ]
     for process in started:
         process.communicate(timeout=180)
     return [run.outcome[0] for run in runs]
@@ -231,7 +233,7 @@ def test_a_port_that_is_taken_is_told(model, data, tmp_path):
         port = int(json.loads(file.read_text())[0][0].split(":")[1])
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        start_by_hand(["-m", "mlxzo.worker", str(run.path)], 0, file).communicate(timeout=120)
+        start_by_hand(["-m", "mlxzo.runtime.worker", str(run.path)], 0, file).communicate(timeout=120)
     failed = run.outcome[0]
     assert failed.exit_code == 4 and f"127.0.0.1:{port}" in failed.message and "in use" in failed.message
 
@@ -239,9 +241,9 @@ def test_a_port_that_is_taken_is_told(model, data, tmp_path):
 TEAM = """
 import json, sys
 import numpy as np
-from mlxzo import ranks
-from mlxzo.errors import RanksDisagree, RankLost
-from mlxzo.team import Piece, Wish
+from mlxzo.engine.distributed import mlx_communicator as ranks
+from mlxzo.core.errors import RanksDisagree, RankLost
+from mlxzo.engine.distributed.communicator import Piece, Wish
 rank = int(sys.argv[1])
 team = ranks.join(rank, lambda: None)
 team.beat()

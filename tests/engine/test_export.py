@@ -9,19 +9,19 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError, DoesNotFit, ModelError
-from mlxzo.exporting import export_job, replay_job
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError, DoesNotFit, ModelError
+from mlxzo.core.run_directory import BEST_STATE, JOURNAL, RunDirectory
+from mlxzo.engine.checkpoint_file import save_state
+from mlxzo.engine.export import export_job, replay_job
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.scoring import Scorer
+from mlxzo.engine.session import open_model
 from mlxzo.models import export as export_module
 from mlxzo.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import weights_fingerprint
-from mlxzo.models.scope import prepare
-from mlxzo.runs import BEST_STATE, JOURNAL, RunDirectory
-from mlxzo.scoring import Scorer
-from mlxzo.session import open_model
-from mlxzo.states import save_state
+from mlxzo.models.trainable import prepare
 from mlxzo.zo.journal import JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder

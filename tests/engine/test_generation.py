@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from mlx_lm import batch_generate, generate
 
-from mlxzo.batching import Shapes
-from mlxzo.generation import Writer
+from mlxzo.engine.batching import Shapes
+from mlxzo.engine.generation import Writer
+from mlxzo.engine.prefix_sharing import Prompt
+from mlxzo.engine.sampling import Sampling
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import load_model
-from mlxzo.models.sources import resolve
-from mlxzo.prompt_reads import Prompt
+from mlxzo.models.resolve import resolve
 from mlxzo.tasks.registry import get_task
-from mlxzo.token_choice import Sampling
 from tests.tiny import VOCABULARY, tiny_folder
 
 LONGEST = 12

@@ -6,16 +6,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo import inplace
-from mlxzo.config import RunConfig
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.scoring import Scorer
 from mlxzo.models import causal as causal_module
-from mlxzo.models import standins as standins_module
+from mlxzo.models import lazy_layers as standins_module
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.scope import prepare
-from mlxzo.scoring import Scorer
+from mlxzo.models.trainable import prepare
 from mlxzo.tasks.base import Example
-from mlxzo.zo import rounding
+from mlxzo.zo import inplace, rounding
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, TEXTS, batch_of, parameters
 from tests.tiny import tiny_model

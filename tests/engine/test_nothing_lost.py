@@ -15,23 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.methods.mezo import MeZO
-from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
-from mlxzo.supervisor import worker_environment
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.runtime.supervisor import worker_environment
 from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.zo.test_replay import CASES, mezo, same_bits, trained
 
 KILLS = 20
 # The worker, and the worker with a snapshot after every step instead of one in ten minutes.
-WORKER = "import sys; from mlxzo.worker import main; sys.exit(main(sys.argv[1:]))"
+WORKER = "import sys; from mlxzo.runtime.worker import main; sys.exit(main(sys.argv[1:]))"
 EAGER_WORKER = """if True:
     import sys
-    from mlxzo.blas import load_fast_blas
+    from mlxzo.core.blas import load_fast_blas
     load_fast_blas()
-    from mlxzo import checkpoints, worker
+    from mlxzo.engine import checkpoints; from mlxzo.runtime import worker
     checkpoints._SECONDS, checkpoints._SHARE = 0.0, float("inf")
     sys.exit(worker.main(sys.argv[1:]))
 """
@@ -168,13 +168,13 @@ def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tm
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     expected = to_the_end(run)["final_sha256"]
     program = f"""if True:
-        from mlxzo.blas import load_fast_blas
+        from mlxzo.core.blas import load_fast_blas
         load_fast_blas()
         from pathlib import Path
-        from mlxzo import inplace
+        from mlxzo.zo import inplace
         import os
         inplace.CHUNK_BYTES = int(os.environ["CHUNK_BYTES"])
-        from mlxzo.exporting import replay_job
+        from mlxzo.engine.export import replay_job
         done = replay_job(Path({str(run.path / JOURNAL)!r}), model=None, form="adapter", out=Path(os.environ["OUT"]),
                           dequantise=False, on_event=lambda event: None)
         print(done["sha256"])

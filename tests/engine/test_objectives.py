@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlxzo import events
-from mlxzo.cli import main
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.methods.mezo import MeZO
-from mlxzo.objectives import SCORE_OBJECTIVES
-from mlxzo.runs import RunDirectory
-from mlxzo.session import open_session
-from mlxzo.trainer import Stuck
+from mlxzo.cli.main import main
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.objectives import SCORE_OBJECTIVES
+from mlxzo.engine.session import open_session
+from mlxzo.engine.trainer import Stuck
 from mlxzo.zo.journal import read
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mlxzo.cli import main
+from mlxzo.cli.main import main
 from tests.engine.test_runs_end_to_end import mlxzo
 from tests.tiny import tiny_folder
 

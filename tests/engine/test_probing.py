@@ -13,11 +13,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.models.causal import CausalLM
-from mlxzo.models.scope import prepare
-from mlxzo.probing import (
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.lr_finder import (
     CANDIDATES,
     Probed,
     best_row,
@@ -28,11 +27,12 @@ from mlxzo.probing import (
     probe_session,
     schedule_share,
 )
-from mlxzo.runs import RunDirectory
-from mlxzo.scoring import Scorer, example_losses
-from mlxzo.session import open_session
+from mlxzo.engine.scoring import Scorer, example_losses
+from mlxzo.engine.session import open_session
+from mlxzo.models.causal import CausalLM
+from mlxzo.models.trainable import prepare
+from mlxzo.zo.curvature import Eps, Group, Sensitivity, Value, probe
 from mlxzo.zo.perturb import Direction, Perturbation
-from mlxzo.zo.probe import Eps, Group, Sensitivity, Value, probe
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder, tiny_model
 
@@ -231,7 +231,7 @@ def test_a_preference_among_the_labels_is_no_signal(model, tmp_path, monkeypatch
     report = probe_session(session, groups, lambda event: None, samples=12)
     assert report.bias > 0.1 and not report.rows[0].measured.known
     # Without the offsets it is taken for one.
-    monkeypatch.setattr("mlxzo.probing._CALIBRATED", 0)
+    monkeypatch.setattr("mlxzo.engine.lr_finder._CALIBRATED", 0)
     (row,) = probe_session(session, groups, lambda event: None, samples=12).rows
     assert row.measured.gradient.known
     assert row.measured.gradient.value > 10 * abs(report.rows[0].measured.gradient.value)

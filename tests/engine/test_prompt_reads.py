@@ -7,8 +7,8 @@ from itertools import groupby
 
 import pytest
 
-from mlxzo.batching import Shapes
-from mlxzo.prompt_reads import Prompt, Read, reads, worth_sharing
+from mlxzo.engine.batching import Shapes
+from mlxzo.engine.prefix_sharing import Prompt, Read, reads, worth_sharing
 
 LONGEST = 10
 SHAPES = Shapes(tokens=200, written_share=4)

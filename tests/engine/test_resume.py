@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.resuming import resume_config
-from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
-from mlxzo.supervisor import Supervisor
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.runtime.resume import resume_config
+from mlxzo.runtime.supervisor import Supervisor
 
 SLOW = pytest.mark.slow
 STEPS = 24

@@ -14,8 +14,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxzo import events
-from mlxzo.runs import RunDirectory
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory
 
 
 def mlxzo(*arguments: object, **more) -> subprocess.CompletedProcess:
@@ -189,9 +189,9 @@ def test_a_full_disk_while_saving_is_one_sentence_and_exit_code_3(model, data, t
 
 
 def test_a_saved_state_of_another_scope_is_refused_with_every_difference(finished):
-    from mlxzo.errors import ModelError
+    from mlxzo.core.errors import ModelError
+    from mlxzo.engine.checkpoint_file import load_state
     from mlxzo.models.causal import CausalLM
-    from mlxzo.states import load_state
     from tests.tiny import tiny_model
 
     _, run = finished
@@ -205,8 +205,8 @@ def test_a_saved_state_of_another_scope_is_refused_with_every_difference(finishe
 
 
 def test_states_keep_their_bits(tmp_path):
+    from mlxzo.engine.checkpoint_file import load_state, save_state
     from mlxzo.models.causal import CausalLM
-    from mlxzo.states import load_state, save_state
     from tests.tiny import tiny_model
 
     for dtype in (mx.float32, mx.bfloat16, mx.float16):

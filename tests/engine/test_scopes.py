@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.engine.checkpoint_file import load_state, save_state
+from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.models.causal import CausalLM, parameter_slots, slot_of
-from mlxzo.models.scope import Trainable, prepare
-from mlxzo.states import load_state, save_state
+from mlxzo.models.trainable import Trainable, prepare
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters
 from tests.engine.test_mezo import both_sides, direction, exact_derivative, loss, mezo, weights

@@ -9,16 +9,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo.batching import Shapes, by_length, encode, make_batch
-from mlxzo.config import RunConfig
-from mlxzo.evaluate import Evaluation, score
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.activation_cache import DiskPrefixCache, PrefixCache
+from mlxzo.engine.batching import Shapes, by_length, encode, make_batch
+from mlxzo.engine.distributed.communicator import Team
+from mlxzo.engine.evaluation import Evaluation, score
+from mlxzo.engine.prefix_sharing import worth_sharing
+from mlxzo.engine.scoring import Scorer
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.scope import prepare
-from mlxzo.prompt_reads import worth_sharing
-from mlxzo.scoring import Scorer
+from mlxzo.models.trainable import prepare
 from mlxzo.tasks.base import Example
-from mlxzo.team import Team
-from mlxzo.zo.prefix_cache import DiskPrefixCache, PrefixCache
 from tests.engine.examples import (
     BATCHES,
     TEXTS,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlxzo.errors import ModelError
+from mlxzo.core.errors import ModelError
+from mlxzo.engine.checkpoint_file import load_state, save_state
 from mlxzo.models.causal import Slot
-from mlxzo.states import load_state, save_state
 
 
 def slots(parameters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxzo.token_choice import Sampling, next_tokens
+from mlxzo.engine.sampling import Sampling, next_tokens
 
 LOGITS = np.array([1.0, -2.0, 0.5, 3.0, 2.0, -1.0], np.float32)
 DRAWS = 4000

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from mlxzo.cli import main
-from mlxzo.config import RunConfig
-from mlxzo.runs import RunDirectory
+from mlxzo.cli.main import main
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
 from tests.engine.test_resume import train
 from tests.tiny import tiny_folder
 

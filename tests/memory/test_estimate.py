@@ -4,20 +4,20 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-import mlxzo.inplace
-from mlxzo.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
-from mlxzo.config import RunConfig
+import mlxzo.zo.inplace
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
+from mlxzo.engine.methods import make_method
+from mlxzo.engine.scoring import Scorer
 from mlxzo.memory.coefficients import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
 from mlxzo.memory.estimate import Data, ExampleSize, Predictor, estimate
 from mlxzo.memory.plan import fit, needed_bytes, smallest
-from mlxzo.memory.shape import of_config, of_entry
-from mlxzo.memory.trained import trained
-from mlxzo.methods import make_method
+from mlxzo.memory.trainable_sizes import trained
+from mlxzo.models.architecture import of_config, of_entry
 from mlxzo.models.causal import CausalLM, parameter_slots
 from mlxzo.models.registry import find
-from mlxzo.models.scope import prepare
-from mlxzo.scoring import Scorer
-from mlxzo.zo.prefix_cache import PrefixCache
+from mlxzo.models.trainable import prepare
 from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
 from tests.tiny import tiny_config, tiny_model
 

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import DoesNotFit
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import DoesNotFit
 from mlxzo.memory.estimate import Data, Predictor, Settings
 from mlxzo.memory.plan import alternatives, fit, needed_bytes, settle, smallest
-from mlxzo.memory.shape import of_entry
-from mlxzo.memory.table import WAYS, Row, largest, recommend, table
+from mlxzo.memory.plan_table import WAYS, Row, largest, recommend, table
+from mlxzo.models.architecture import of_entry
 from mlxzo.models.registry import find, load_registry
 
 SHAPE = of_entry(find("smollm2-360m"))

@@ -5,8 +5,8 @@ import json
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxzo.errors import ModelError
-from mlxzo.memory.shape import of_config, of_entry, of_folder, shape_of
+from mlxzo.core.errors import ModelError
+from mlxzo.models.architecture import of_config, of_entry, of_folder, shape_of
 from mlxzo.models.registry import load_registry
 from tests.tiny import tiny_config, tiny_folder, tiny_model
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mlxzo.config import RunConfig
+from mlxzo.core.config import RunConfig
 from mlxzo.memory.estimate import Data, Predictor, Settings
-from mlxzo.memory.shape import ModelShape
 from mlxzo.memory.theory import Family, Setting, backpropagation, largest_ratio, mezo
+from mlxzo.models.architecture import ModelShape
 
 FAMILY = Family(aspect=64, mlp_ratio=3.0, head_dim=64)
 

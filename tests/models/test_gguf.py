@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxzo.errors import ModelError
-from mlxzo.models.gguf import convert_gguf, natural_weights
-from mlxzo.models.gguf_file import read_gguf
+from mlxzo.core.errors import ModelError
+from mlxzo.models.gguf.convert import convert_gguf, natural_weights
+from mlxzo.models.gguf.reader import read_gguf
 from mlxzo.models.loading import load_model
 from tests.models.gguf_writing import add_byte_level_tokenizer, finish, write_tiny_gguf
 from tests.tiny import TEXT, tiny_tokenizer
@@ -258,7 +258,7 @@ def test_what_cannot_be_converted_is_named(tmp_path):
 
 
 def test_llama_3_rotary_scaling_is_recognised(tmp_path):
-    from mlxzo.models.gguf import _llama3_factors
+    from mlxzo.models.gguf.convert import _llama3_factors
 
     scaling = {
         "rope_type": "llama3",

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlxzo.errors import ModelError
+from mlxzo.core.errors import ModelError
 from mlxzo.models.loading import count_parameters, load_model, weights_fingerprint
 from tests.tiny import tiny_folder, tiny_model
 

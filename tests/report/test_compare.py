@@ -7,13 +7,13 @@ import json
 import pytest
 from rich.console import Console
 
-from mlxzo import events
-from mlxzo.commands.compare import exit_code
-from mlxzo.console import listing
-from mlxzo.report.compare import Report, Spread
-from mlxzo.report.compared import ComparedRun, labelled
-from mlxzo.report.tables import csv_text, problems, short_table, spread_text, summary_table
-from mlxzo.runs import RunDirectory
+from mlxzo.cli.commands.compare import exit_code
+from mlxzo.cli.console import listing
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.experiments.report.run_record import ComparedRun, labelled
+from mlxzo.experiments.report.summary import Report, Spread
+from mlxzo.experiments.report.tables import csv_text, problems, short_table, spread_text, summary_table
 from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
 
 OPTIONS = {"memory_cap": "2GB"}

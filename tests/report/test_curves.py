@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlxzo.events import Resumed
-from mlxzo.report.curves import Curves
+from mlxzo.core.curves import Curves
+from mlxzo.core.events import Resumed
 from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, evaluated, finished, step, story
 
 

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mlxzo.errors import ConfigError
-from mlxzo.report import figures
-from mlxzo.report.compare import Report
-from mlxzo.report.files import write_report
-from mlxzo.report.html import page
+from mlxzo.core.errors import ConfigError
+from mlxzo.experiments.report import figures
+from mlxzo.experiments.report.html import page
+from mlxzo.experiments.report.summary import Report
+from mlxzo.experiments.report.write import write_report
 from tests.report.recorded import failed, finished, record, story
 
 NASTY = '<script>alert("x")</script> & $x_1$ \x1b[31m 中文'
@@ -176,7 +176,9 @@ def test_nothing_of_a_report_imports_mlx():
     import sys
 
     program = (
-        "import sys\nfrom mlxzo.report import compare, compared, curves, figures, files, html, tables\n"
+        "import sys\n"
+        "from mlxzo.core import curves\n"
+        "from mlxzo.experiments.report import figures, html, run_record, summary, tables, write\n"
         "sys.exit(', '.join({'mlx', 'mlx_lm', 'matplotlib', 'numpy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

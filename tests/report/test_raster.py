@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxzo.raster import Window, curve, log_ticks, ticks, time_ticks
+from mlxzo.core.braille import Window, curve, log_ticks, ticks, time_ticks
 
 
 def dots(bits):

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from mlxzo.batch import MOST_RUNS, Batch
-from mlxzo.cli import main
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
+from mlxzo.cli.main import main
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import JOURNAL, RunDirectory
+from mlxzo.experiments.dry_run import prospects
+from mlxzo.experiments.sweep import MOST_RUNS, Batch
 from mlxzo.memory.forecast import Room, forecast
-from mlxzo.memory.speed import Calibration
-from mlxzo.prospects import prospects
-from mlxzo.runs import JOURNAL, RunDirectory
+from mlxzo.memory.step_time import Calibration
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_what_is_to_be_done_about_each_run(read, tmp_path):
 
 
 def test_a_run_that_is_larger_than_the_machine_is_reported_and_not_begun(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mlxzo.prospects.system_memory", lambda: (10**8, 10**8))
+    monkeypatch.setattr("mlxzo.experiments.dry_run.system_memory", lambda: (10**8, 10**8))
     path = tmp_path / "b.yaml"
     path.write_text(f"seeds: 0\nout: {tmp_path / 'runs'}\n")
     assert main(["batch", str(path)]) == 3

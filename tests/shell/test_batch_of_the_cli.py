@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mlxzo import events
-from mlxzo.runs import RunDirectory, list_runs
+from mlxzo.core import events
+from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.tiny import tiny_folder
 from tests.workers import interrupt
 

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs a BLAS of its own")
 
-LOAD = "from mlxzo.blas import load_fast_blas; print(load_fast_blas())"
+LOAD = "from mlxzo.core.blas import load_fast_blas; print(load_fast_blas())"
 
 
 def load(home, **environment):
@@ -17,7 +17,7 @@ def load(home, **environment):
 
 
 def test_a_fast_blas_is_in_place_in_this_process():
-    from mlxzo.blas import load_fast_blas
+    from mlxzo.core.blas import load_fast_blas
 
     assert load_fast_blas() == load_fast_blas() is not None
 

@@ -13,14 +13,14 @@ import time
 import psutil
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.files import parse_bytes
-from mlxzo.memory.meter import FootprintReader
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.files import parse_bytes
+from mlxzo.core.meter import FootprintReader
+from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.watch import Thinning
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import Supervisor
-from mlxzo.worker import SKIP_PLAN
+from mlxzo.runtime.supervisor import Supervisor
+from mlxzo.runtime.worker import SKIP_PLAN
 from tests.tiny import tiny_folder
 from tests.workers import end
 
@@ -200,7 +200,7 @@ def test_a_stuck_worker_over_its_cap_is_killed_from_outside(stuck, held, least, 
     supervisor = stuck(
         f"""
         import time
-        from mlxzo.memory.meter import footprint_bytes
+        from mlxzo.core.meter import footprint_bytes
         held = b"x" * (int({held}) - footprint_bytes())
         print('{{"event": "note", "time": 1, "text": "%f"}}' % time.time(), flush=True)
         time.sleep(60)
@@ -238,10 +238,10 @@ def test_a_worker_whose_main_thread_is_stuck_ends_itself_and_says_why(tmp_path):
     program = """
         import sys, time
         from pathlib import Path
-        from mlxzo.memory.meter import footprint_bytes
+        from mlxzo.core.meter import footprint_bytes
         from mlxzo.memory.watch import Watch
-        from mlxzo.runs import RunDirectory
-        from mlxzo.worker import EventWriter, end_at_once
+        from mlxzo.core.run_directory import RunDirectory
+        from mlxzo.runtime.worker import EventWriter, end_at_once
         import mlx.core
         run = RunDirectory(Path(sys.argv[1]))
         write = EventWriter(run.events_path)
@@ -277,7 +277,7 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
     in_a_process_of_its_own("""
         import sys, time
         import mlx.core as mx
-        from mlxzo.memory.meter import FootprintReader
+        from mlxzo.core.meter import FootprintReader
         from mlxzo.memory.watch import Watch
 
         told = []
@@ -311,7 +311,7 @@ def test_the_watch_reads_on_while_mlx_computes_and_knows_the_peak_by_phase():
 def test_a_cap_is_seen_to_be_near_and_then_exceeded_and_growing_on_ends_the_process():
     in_a_process_of_its_own("""
         import threading, time
-        from mlxzo.memory.meter import footprint_bytes
+        from mlxzo.core.meter import footprint_bytes
         from mlxzo.memory.watch import Watch
 
         def wait(holds):

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from mlxzo.cli import COMMANDS, main
-from mlxzo.commands.options import flag
-from mlxzo.commands.train import read_config
-from mlxzo.config import RunConfig, options
-from mlxzo.errors import ConfigError
+from mlxzo.cli.commands.train import read_config
+from mlxzo.cli.main import COMMANDS, main
+from mlxzo.cli.options import flag
+from mlxzo.core.config import RunConfig, options
+from mlxzo.core.errors import ConfigError
 
 
 def run_cli(*arguments, **more):
@@ -133,7 +133,7 @@ def test_help_names_every_command_and_each_has_help_of_its_own(capsys):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["trian"], ["runs", "ls"]])
 def test_help_and_small_errors_import_nothing_heavy(arguments, tmp_path):
     program = (
-        "import sys\nfrom mlxzo.cli import main\nmain(sys.argv[1:])\n"
+        "import sys\nfrom mlxzo.cli.main import main\nmain(sys.argv[1:])\n"
         "heavy = {'mlx', 'mlx_lm', 'numpy', 'rich', 'textual', 'transformers', 'huggingface_hub', 'pyarrow', 'gguf'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mlxzo.comparison import Comparison, parse_contestant
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.experiments.comparison import Comparison, parse_contestant
 
 TWO = ["smollm2-135m bp lora lr=1e-3", "gemma-3-270m mezo norms/last-6"]
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from mlxzo.config import RunConfig, Scope, mezo_defaults, options
-from mlxzo.errors import ConfigError
+from mlxzo.core.config import RunConfig, Scope, mezo_defaults, options
+from mlxzo.core.errors import ConfigError
 
 
 def problems_of(values):

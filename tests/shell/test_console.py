@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mlxzo import events
-from mlxzo.console import ResultTable, RunsView, RunView, key_values, listing
-from mlxzo.formatting import describe, format_count, format_metric, format_seconds, printable
+from mlxzo.cli.console import ResultTable, RunsView, RunView, key_values, listing
+from mlxzo.core import events
+from mlxzo.core.formatting import describe, format_count, format_metric, format_seconds, printable
 
 
 def step(number, steps=100, loss=0.5):

@@ -10,12 +10,12 @@ import time
 
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.control import Inbox, send
-from mlxzo.errors import ConfigError
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import Supervisor
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime.control import Inbox, send
+from mlxzo.runtime.supervisor import Supervisor
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
@@ -113,7 +113,8 @@ def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_p
     config = RunConfig(model=model, scope="norms/last-2", steps=100_000, batch_size=4, out=str(tmp_path), name="orphan")
     run = RunDirectory.create(config)
     program = (
-        "import sys\nfrom mlxzo.runs import RunDirectory\nfrom mlxzo.supervisor import Supervisor\n"
+        "import sys\nfrom mlxzo.core.run_directory import RunDirectory\n"
+        "from mlxzo.runtime.supervisor import Supervisor\n"
         "Supervisor(RunDirectory.open(sys.argv[1])).start()\n"
     )
     subprocess.run([sys.executable, "-c", program, str(run.path)], check=True)

@@ -3,9 +3,9 @@
 import json
 import os
 
-from mlxzo import doctor
-from mlxzo.cli import main
-from mlxzo.commands.doctor import rows
+from mlxzo.cli.commands.doctor import rows
+from mlxzo.cli.main import main
+from mlxzo.runtime import doctor
 
 
 def test_json_is_valid_and_names_what_was_measured(capsys):

@@ -3,7 +3,7 @@
 import json
 import math
 
-from mlxzo import events
+from mlxzo.core import events
 
 STEP = events.Step(3, 10, 0.5, 0.6, 0.1, None, 0.2, 64, 5.0, 320.0, 1.4, 10, 20, 30)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mlxzo.files import folder_contents
+from mlxzo.core.files import folder_contents
 
 
 def test_a_folder_is_measured_while_others_remove_what_is_in_it(tmp_path, monkeypatch):

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from mlxzo.cli import main
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.hosts import Host, Hosts, read_hosts
-from mlxzo.launcher import Launcher
-from mlxzo.team import assign, check_spread, rank_of_environment
+from mlxzo.cli.main import main
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.engine.distributed.communicator import assign, check_spread, rank_of_environment
+from mlxzo.runtime.hosts import Host, Hosts, read_hosts
+from mlxzo.runtime.launcher import Launcher
 
 
 def file_of(folder, content) -> str:

@@ -7,13 +7,13 @@ import time
 import mlx.core as mx
 import pytest
 
-from mlxzo.memory.meter import FootprintReader, footprint_bytes, mlx_memory, system_memory
+from mlxzo.core.meter import FootprintReader, footprint_bytes, mlx_memory, system_memory
 
 
 def test_the_footprint_grows_with_what_is_held():
     # In a process of its own: here, what earlier tests left may be freed at any moment.
     program = """if True:
-        from mlxzo.memory.meter import footprint_bytes
+        from mlxzo.core.meter import footprint_bytes
         before = footprint_bytes()
         held = b"x" * 50_000_000
         print(footprint_bytes() - before)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mlxzo.cli import main
+from mlxzo.cli.main import main
 from mlxzo.models.registry import load_registry
 
 
@@ -17,7 +17,7 @@ def plan(capsys, *arguments):
 
 def test_the_whole_registry_is_answered_without_mlx():
     program = (
-        "import sys; from mlxzo.cli import main; code = main(['plan', '--memory-cap', '8GB', '--json']); "
+        "import sys; from mlxzo.cli.main import main; code = main(['plan', '--memory-cap', '8GB', '--json']); "
         "assert not {'mlx', 'mlx.core', 'mlx_lm', 'matplotlib'} & set(sys.modules); sys.exit(code)"
     )
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
-from mlxzo.errors import ConfigError, RewardError
-from mlxzo.reward import Answer, Judge
+from mlxzo.core.errors import ConfigError, RewardError
+from mlxzo.engine.reward import Answer, Judge
 
 ANSWERS = [
     Answer("How many?", "one two three", ("3",)),

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import __version__, events, schema
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError, DoesNotFit
-from mlxzo.runs import RunDirectory, list_runs
+from mlxzo import __version__
+from mlxzo.core import events, run_migrations
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError, DoesNotFit
+from mlxzo.core.run_directory import RunDirectory, list_runs
 
 FINISHED = events.Finished({"steps": 1})
 FAILED = events.Failed("Data", "wrong", "", [], 4)
@@ -171,8 +172,8 @@ def test_a_read_only_folder_is_a_clear_error():
     # In a child without root's rights, since root may write anywhere.
     program = (
         "import os, sys\n"
-        "from mlxzo.config import RunConfig\nfrom mlxzo.errors import ConfigError\n"
-        "from mlxzo.runs import RunDirectory\n"
+        "from mlxzo.core.config import RunConfig\nfrom mlxzo.core.errors import ConfigError\n"
+        "from mlxzo.core.run_directory import RunDirectory\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "try: RunDirectory.create(RunConfig(out=sys.argv[1]))\n"
         "except ConfigError as error: print(error.message)\n"
@@ -185,9 +186,12 @@ def test_a_read_only_folder_is_a_clear_error():
 
 def test_a_run_without_a_version_is_of_the_first_and_a_new_one_names_its_own(tmp_path):
     run = make(tmp_path, name="r")
-    assert json.loads((run.path / "schema.json").read_text()) == {"version": schema.VERSION, "mlxzo": __version__}
+    assert json.loads((run.path / "schema.json").read_text()) == {
+        "version": run_migrations.VERSION,
+        "mlxzo": __version__,
+    }
     (run.path / "schema.json").unlink()
-    assert schema.version_of(run.path) == 1
+    assert run_migrations.version_of(run.path) == 1
     assert RunDirectory.open("r", tmp_path / "runs").config.name == "r"
 
 
@@ -215,8 +219,8 @@ def version_3(monkeypatch):
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace("steps: 5", "steps: 10"))
 
-    monkeypatch.setattr(schema, "VERSION", 3)
-    monkeypatch.setattr(schema, "MIGRATIONS", {1: renamed, 2: doubled})
+    monkeypatch.setattr(run_migrations, "VERSION", 3)
+    monkeypatch.setattr(run_migrations, "MIGRATIONS", {1: renamed, 2: doubled})
 
 
 def old_run(tmp_path, version, text):
@@ -233,7 +237,7 @@ def test_older_runs_are_brought_up_to_date_step_by_step_and_once(tmp_path, versi
     folder = old_run(tmp_path, version, text)
     for _ in range(2):
         assert RunDirectory.open("old", tmp_path / "runs").config.steps == 10
-    assert schema.version_of(folder) == 3 and list_runs(tmp_path / "runs")[0].config.steps == 10
+    assert run_migrations.version_of(folder) == 3 and list_runs(tmp_path / "runs")[0].config.steps == 10
 
 
 def test_a_run_that_an_older_program_is_running_is_not_changed_under_it(tmp_path, version_3):

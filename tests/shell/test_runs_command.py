@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mlxzo import events
-from mlxzo.cli import main
-from mlxzo.report.curves import Curves
-from mlxzo.report.plots import plots
-from mlxzo.runs import RunDirectory, list_runs
+from mlxzo.cli.main import main
+from mlxzo.cli.plots import plots
+from mlxzo.core import events
+from mlxzo.core.curves import Curves
+from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.report.recorded import evaluated, failed, finished, memory, record, step, story
 
 

@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 
-from mlxzo import events
-from mlxzo.commands.quickstart import next_commands
-from mlxzo.config import RunConfig
-from mlxzo.runs import RunDirectory, list_runs
+from mlxzo.cli.commands.quickstart import next_commands
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_while_saving_is_reported_with_3(model, tmp_path):
     root = tmp_path / "runs"
     # The limit on a file's size is passed on to the worker, whose best state goes over it.
     program = (
-        "import resource, sys\nfrom mlxzo.cli import main\n"
+        "import resource, sys\nfrom mlxzo.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\nsys.exit(main(sys.argv[1:]))"
     )
     arguments = ["train", "--model", model, "--scope", "full", *SMALL, "--out", str(root)]

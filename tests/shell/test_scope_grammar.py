@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from mlxzo.config import RunConfig, Scope, mezo_defaults
-from mlxzo.errors import ConfigError
-from mlxzo.scopes import KINDS, STEP_SIZES
+from mlxzo.core.config import RunConfig, Scope, mezo_defaults
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.scope import KINDS, STEP_SIZES
 
 SCOPES = {
     "full": Scope(("full",)),

@@ -7,13 +7,14 @@ import textwrap
 
 import pytest
 
-from mlxzo import events, series
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import JOURNAL, RunDirectory
+from mlxzo.experiments import queue
+from mlxzo.experiments.queue import Ended, Pace, Series, changes, together
 from mlxzo.memory.forecast import Room
-from mlxzo.runs import JOURNAL, RunDirectory
-from mlxzo.series import Ended, Pace, Series, changes, together
-from mlxzo.supervisor import Supervisor
+from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
 
 
@@ -63,7 +64,7 @@ def worker(monkeypatch, tmp_path):
             more = ["--resume"] if resume else []
             return Supervisor(run, _command=[sys.executable, str(script), str(run.path), *more])
 
-        monkeypatch.setattr(series, "Supervisor", supervise)
+        monkeypatch.setattr(queue, "Supervisor", supervise)
 
     return become
 
@@ -175,13 +176,13 @@ def test_two_processes_share_the_runs_and_do_none_twice(tmp_path, worker):
     )
     program = f"""
         import sys
-        from mlxzo import series
-        from mlxzo.config import RunConfig
-        from mlxzo.supervisor import Supervisor
+        from mlxzo.experiments import queue
+        from mlxzo.core.config import RunConfig
+        from mlxzo.runtime.supervisor import Supervisor
         command = [sys.executable, {str(tmp_path / "worker.py")!r}]
-        series.Supervisor = lambda run, resume: Supervisor(run, _command=[*command, str(run.path)])
+        queue.Supervisor = lambda run, resume: Supervisor(run, _command=[*command, str(run.path)])
         configs = [RunConfig(out={str(tmp_path)!r}, name=name).resolved() for name in "abcd"]
-        ended = list(series.Series(configs, lambda run, event: None).run())
+        ended = list(queue.Series(configs, lambda run, event: None).run())
         assert sorted(item.run.id for item in ended) == list("abcd")
         assert [item.run.id for item in ended if item.failed] == ["c"]
     """

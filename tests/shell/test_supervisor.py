@@ -10,11 +10,11 @@ import time
 import psutil
 import pytest
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import Supervisor
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE, end
 
 
@@ -158,7 +158,7 @@ def test_a_worker_stopped_before_it_listens_counts_as_interrupted(start):
 
 
 def test_a_deaf_worker_is_killed_with_its_children_after_a_second_stop(start, monkeypatch):
-    monkeypatch.setattr("mlxzo.supervisor._GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("mlxzo.runtime.supervisor._GRACE_SECONDS", 0.5)
     supervisor = start(
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -239,7 +239,8 @@ def test_a_worker_outlives_its_supervisor_and_finishes(tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text(PRELUDE + "for i in range(1, 10): step(i); time.sleep(0.1)\nfinish()")
     program = (
-        "import sys, os\nfrom mlxzo.runs import RunDirectory\nfrom mlxzo.supervisor import Supervisor\n"
+        "import sys, os\nfrom mlxzo.core.run_directory import RunDirectory\n"
+        "from mlxzo.runtime.supervisor import Supervisor\n"
         "s = Supervisor(RunDirectory.open(sys.argv[1]), _command=[sys.executable, sys.argv[2], sys.argv[1]])\n"
         "s.start()\ns.poll(5)\nos.kill(os.getpid(), 9)\n"
     )

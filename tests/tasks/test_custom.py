@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import ConfigError, DataError
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import ConfigError, DataError
 from mlxzo.tasks.registry import get_task, load_task
 
 

@@ -5,7 +5,7 @@ import json
 import re
 
 from bench.task_table import PAGE, page
-from mlxzo.config import RunConfig
+from mlxzo.core.config import RunConfig
 from mlxzo.tasks.registry import get_task, load_task, task_names
 
 TEXT = PAGE.read_text(encoding="utf-8")

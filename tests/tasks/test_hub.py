@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from mlxzo.errors import DataError
+from mlxzo.core.errors import DataError
 from mlxzo.tasks.hub import TEST_ROWS, VALIDATION_ROWS, read_parquet
 from mlxzo.tasks.registry import get_task
 
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 # The client reads its endpoint once, at import: each case needs a process of its own.
 LOAD = """
 import json, sys
-from mlxzo.config import RunConfig
-from mlxzo.errors import MlxzoError
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import MlxzoError
 from mlxzo.tasks.registry import load_task
 progress = []
 try:

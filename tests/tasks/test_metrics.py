@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxzo.evaluate import Evaluation, mean_metric
+from mlxzo.engine.evaluation import Evaluation, mean_metric
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.metrics import METRICS, normalised
 

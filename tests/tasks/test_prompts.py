@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxzo.errors import ConfigError
+from mlxzo.core.errors import ConfigError
 from mlxzo.tasks.base import Example, TaskData, append, labelled
 from mlxzo.tasks.classification import Classification
 from mlxzo.tasks.metrics import METRICS

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mlxzo.config import RunConfig
-from mlxzo.errors import DataError
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import DataError
 from mlxzo.tasks.reading import MAX_LINE_BYTES
 from mlxzo.tasks.registry import load_task
 

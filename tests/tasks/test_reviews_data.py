@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mlxzo.tasks
-from mlxzo.config import RunConfig
+from mlxzo.core.config import RunConfig
 from mlxzo.tasks.registry import load_task
 
 FOLDER = Path(mlxzo.tasks.__file__).parent / "data" / "reviews"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo import series
-from mlxzo.config import RunConfig
-from mlxzo.runs import RunDirectory
-from mlxzo.supervisor import Supervisor
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.experiments import queue
+from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
 from tui import feed
 from tui.app import DEMO
@@ -54,7 +54,7 @@ def make_run(root):
 _WORKER = (
     PRELUDE
     + """
-from mlxzo.control import Inbox
+from mlxzo.runtime.control import Inbox
 from pathlib import Path
 run = Path(run)
 inbox = Inbox(run / "commands.jsonl")
@@ -96,7 +96,7 @@ def worker(tmp_path):
 
 @pytest.fixture
 def fake_workers(tmp_path, monkeypatch):
-    """Has the runs that the app starts, alone or in a series, done by workers that are made of a few lines."""
+    """Has the runs that the app starts, alone or in a queue, done by workers that are made of a few lines."""
     script = tmp_path / "series_worker.py"
 
     def supervisor(run: RunDirectory, *, resume: bool = False, _command: object = None) -> Supervisor:
@@ -104,7 +104,7 @@ def fake_workers(tmp_path, monkeypatch):
 
     def use(program: str) -> None:
         script.write_text(_WORKER + program)
-        for module in (series, feed):
+        for module in (queue, feed):
             monkeypatch.setattr(module, "Supervisor", supervisor)
 
     return use

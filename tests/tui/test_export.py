@@ -3,7 +3,7 @@
 import pytest
 from textual.widgets import Input
 
-from mlxzo.runs import BEST_STATE, JOURNAL
+from mlxzo.core.run_directory import BEST_STATE, JOURNAL
 from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp

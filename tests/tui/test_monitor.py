@@ -10,12 +10,13 @@ from datetime import datetime
 import pytest
 from textual.events import MouseScrollUp
 
-from mlxzo import control, events
-from mlxzo.runs import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.core import events
+from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.runtime import control
 from mlxzo.zo.journal import Header, JournalWriter, Step
 from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
-from tui.pace import Pace
+from tui.throttle import Pace
 from tui.widgets.chart import Chart
 
 from .driving import drive, every_size, fills, screen_text, wait_for

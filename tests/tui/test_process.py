@@ -9,7 +9,7 @@ import tui
 
 def test_the_app_never_imports_mlx():
     program = (
-        "import sys, tui.app, mlxzo.commands.tui\n"
+        "import sys, tui.app, mlxzo.cli.commands.tui\n"
         "found = [name for name in sys.modules if name == 'mlx' or name.startswith(('mlx.', 'mlx_lm'))]\n"
         "print(found)"
     )

@@ -5,13 +5,13 @@ import os
 
 from textual.widgets import TextArea
 
-from mlxzo import events
-from mlxzo.config import RunConfig
-from mlxzo.runs import BEST_STATE
+from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import BEST_STATE
 from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
-from tui.racing import race
+from tui.race_runner import race
 from tui.screens.try_it import TryIt
 from tui.widgets.chart import Chart
 from tui.widgets.keys import Keys

@@ -5,10 +5,10 @@ import json
 import os
 import shlex
 
-from mlxzo.cli import Parser
-from mlxzo.commands import train
-from mlxzo.commands.options import config_values, flag
-from mlxzo.config import RunConfig
+from mlxzo.cli.commands import train
+from mlxzo.cli.main import Parser
+from mlxzo.cli.options import config_values, flag
+from mlxzo.core.config import RunConfig
 from tui.app import MlxzoApp
 from tui.command_line import command_line
 from tui.widgets.grid import Grid

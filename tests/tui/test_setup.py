@@ -6,7 +6,7 @@ import pytest
 import yaml
 from textual.widgets import Button, Input
 
-from mlxzo.config import RunConfig, options
+from mlxzo.core.config import RunConfig, options
 from mlxzo.memory.forecast import forecast
 from mlxzo.tasks.registry import load_task
 from tests.tiny import tiny_folder

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from mlxzo.zo.probe import Eps, EpsCheck, Group, Sensitivity, eps_ranges, passes, probe, summarise
+from mlxzo.zo.curvature import Eps, EpsCheck, Group, Sensitivity, eps_ranges, passes, probe, summarise
 
 SIZE = 40
 CHECK = EpsCheck(1e-2, True, Eps(1e-3, 1.0))

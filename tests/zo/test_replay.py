@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlxzo import inplace
-from mlxzo.config import RunConfig
-from mlxzo.methods.mezo import MeZO
+from mlxzo.core.config import RunConfig
+from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.scoring import Scorer
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.scope import prepare
-from mlxzo.scoring import Scorer
+from mlxzo.models.trainable import prepare
+from mlxzo.zo import inplace
 from mlxzo.zo.journal import JournalWriter, read
 from mlxzo.zo.replay import replay
 from tests.engine.examples import BATCHES

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo import inplace
-from mlxzo.zo.move import Update, move
+from mlxzo.zo import inplace
+from mlxzo.zo.apply import Update, move
 from mlxzo.zo.noise import random_words
 from mlxzo.zo.perturb import Direction
 from mlxzo.zo.rounding import stochastic_round

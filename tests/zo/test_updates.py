@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxzo.schedule import learning_rate
+from mlxzo.core.lr_schedule import learning_rate
 from mlxzo.zo.estimators import fzoo, spsa
 from mlxzo.zo.perturb import Direction
-from mlxzo.zo.updates import Momentum, RunningRms, UpdateRule
+from mlxzo.zo.update_rules import Momentum, RunningRms, UpdateRule
 
 
 def rule(adaptive: bool, clip: float | None = None, decay: float = 0.9) -> UpdateRule:

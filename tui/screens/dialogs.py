@@ -10,9 +10,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
-from mlxzo import events
-from mlxzo.errors import MlxzoError
-from mlxzo.formatting import printable
+from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.formatting import printable
 
 from .page import title
 

@@ -15,11 +15,11 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
-from mlxzo import events
-from mlxzo.commands.export import default_out, result_rows
-from mlxzo.errors import MlxzoError
-from mlxzo.formatting import describe, format_amount, format_share, printable
-from mlxzo.runs import JOURNAL, RunDirectory
+from mlxzo.cli.commands.export import default_out, result_rows
+from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.formatting import describe, format_amount, format_share, printable
+from mlxzo.core.run_directory import JOURNAL, RunDirectory
 
 from ..child import Child
 from ..widgets.form import Pick

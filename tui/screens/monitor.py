@@ -10,13 +10,14 @@ from textual.containers import Container
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxzo import control, events
-from mlxzo.errors import MlxzoError
-from mlxzo.files import format_bytes
-from mlxzo.runs import RunDirectory
+from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.files import format_bytes
+from mlxzo.core.run_directory import RunDirectory
+from mlxzo.runtime import control
 
 from ..feed import Replay, RunFeed
-from ..figures import (
+from ..panels import (
     draw_accuracy,
     draw_loss,
     draw_memory,
@@ -27,9 +28,9 @@ from ..figures import (
     samples_text,
     status_text,
 )
-from ..pace import Pace
+from ..throttle import Pace
 from ..widgets.chart import Chart, percent, plain, size
-from ..widgets.words import Panel
+from ..widgets.text import Panel
 from .dialogs import error_dialog
 from .page import Page, title
 

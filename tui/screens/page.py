@@ -14,7 +14,7 @@ from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
 
-from mlxzo.formatting import printable
+from mlxzo.core.formatting import printable
 
 from ..widgets.keys import Keys
 from ..widgets.navigation import Navigation

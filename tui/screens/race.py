@@ -12,17 +12,17 @@ from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxzo import events
-from mlxzo.files import format_bytes
-from mlxzo.formatting import format_metric, format_seconds, objective_words, printable
+from mlxzo.core import events
+from mlxzo.core.files import format_bytes
+from mlxzo.core.formatting import format_metric, format_seconds, objective_words, printable
 
 from ..feed import RunFeed
-from ..figures import state_words
 from ..history import History
-from ..pace import Pace
+from ..panels import state_words
+from ..throttle import Pace
 from ..widgets.chart import MARKS, Chart, Rule, Series, percent, plain, size
 from ..widgets.grid import Column, Grid, Openable
-from ..widgets.words import Words
+from ..widgets.text import Words
 from .page import Page
 
 _LOOK_SECONDS = 0.5

@@ -18,13 +18,13 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo.errors import MlxzoError
-from mlxzo.formatting import printable
-from mlxzo.runs import RunDirectory
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.formatting import printable
+from mlxzo.core.run_directory import RunDirectory
 
-from ..batches import Batch, progress, read_batches
 from ..feed import DIED
-from ..listing import MARKS, Entry, changed, in_batches, look
+from ..run_list import MARKS, Entry, changed, in_batches, look
+from ..sweeps import Batch, progress, read_batches
 from ..widgets.grid import Column, Grid, Openable
 from .dialogs import Choice
 from .page import Page, title

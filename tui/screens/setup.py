@@ -19,22 +19,22 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo.commands.train import check_names
-from mlxzo.config import RunConfig, options
-from mlxzo.errors import ConfigError, MlxzoError
-from mlxzo.files import format_bytes, parse_bytes
-from mlxzo.formatting import format_count, printable
-from mlxzo.memory.meter import system_memory
+from mlxzo.cli.commands.train import check_names
+from mlxzo.core.config import RunConfig, options
+from mlxzo.core.errors import ConfigError, MlxzoError
+from mlxzo.core.files import format_bytes, parse_bytes
+from mlxzo.core.formatting import format_count, printable
+from mlxzo.core.meter import system_memory
 from mlxzo.models.registry import load_registry
 from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.registry import get_task, load_task, task_names
 
-from ..listing import newest_first
 from ..planning import Prediction, pace, predict, sizes
+from ..run_list import newest_first
 from ..widgets.cap import CapSlider, PeakBar
 from ..widgets.form import Field, Form
 from ..widgets.grid import Column, Grid
-from ..widgets.words import Words
+from ..widgets.text import Words
 from .dialogs import FileDialog
 from .page import Page, title
 

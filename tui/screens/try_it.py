@@ -17,14 +17,14 @@ from textual.containers import Horizontal
 from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
-from mlxzo.commands.generate import LONGEST
-from mlxzo.errors import MlxzoError
-from mlxzo.formatting import printable
-from mlxzo.runs import BEST_STATE, RunDirectory
+from mlxzo.cli.commands.generate import LONGEST
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.formatting import printable
+from mlxzo.core.run_directory import BEST_STATE, RunDirectory
 from mlxzo.tasks.registry import get_task
 
 from ..child import Child
-from ..widgets.words import Panel
+from ..widgets.text import Panel
 from .dialogs import error_dialog
 from .page import Page, title
 

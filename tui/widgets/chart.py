@@ -16,7 +16,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from mlxzo.raster import BLANK, Window, curve, log_ticks, ticks, time_ticks
+from mlxzo.core.braille import BLANK, Window, curve, log_ticks, ticks, time_ticks
 
 STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
 # The series of a comparison differ in mark and colour.

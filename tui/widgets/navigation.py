@@ -6,8 +6,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from mlxzo.files import format_bytes
-from mlxzo.memory.meter import system_memory
+from mlxzo.core.files import format_bytes
+from mlxzo.core.meter import system_memory
 
 # Mode -> key and name, in the order shown.
 PLACES = {

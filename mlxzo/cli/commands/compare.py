@@ -1,0 +1,193 @@
+"""Compare models, methods and scopes on one task, under one memory cap and one budget of time or steps.
+
+  mlxzo compare --task sst2 --data DIR --memory-cap 2GB --minutes 10 --seeds 0,1,2 \\
+      --contestant "smollm2-135m bp lora lr=1e-3" --contestant "gemma-3-270m mezo norms/last-6"
+  mlxzo compare --config comparison.yaml
+  mlxzo compare --runs runs/RUN runs/RUN --report DIR
+
+A contestant is MODEL [METHOD] [SCOPE] [OPTION=VALUE ...]; name=NAME gives it a name of its own. In a file it may also
+be a mapping of options:
+
+  task: sst2
+  memory_cap: 2GB
+  minutes: 10
+  seeds: [0, 1, 2]
+  contestants:
+    - {name: backpropagation, model: smollm2-135m, method: bp, scope: lora, lr: 1e-3}
+    - gemma-3-270m mezo norms/last-6
+
+Flags win over the file; all other options are those of `mlxzo train` and hold for every contestant that does not set
+its own. --minutes counts steps and evaluations on the validation split, not loading, zero-shot and test. With it, steps
+are as many as fit and the schedule is constant, unless they are given: a schedule goes by steps, never by the clock.
+
+Runs follow one another, each in a process of its own, and are ordinary runs in the folder --out. The same command again
+skips those that have finished and goes on with the others. A contestant that does not fit the cap or fails does not
+keep the others from running. Table and report (HTML, SVG, PNG, CSV, JSON) are brought up to date after each run.
+
+Exit code: 0 if every run finished, or was found not to fit before it began; else that of the first run that failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.config import RunConfig, options
+from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from ...core.formatting import printable
+from ..options import add_config_options, add_json, config_values, print_json
+
+if TYPE_CHECKING:
+    from ...core.run_directory import RunDirectory
+    from ...experiments.comparison import Comparison
+    from ...experiments.report.summary import Report
+
+# Options of a run that a comparison has words of its own for.
+_NOT_SHARED = ("model", "max_seconds", "seed", "name")
+_OWN = ("name", "minutes", "seeds", "contestants")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of options and contestants")
+    parser.add_argument(
+        "--contestant",
+        action="append",
+        metavar="TEXT",
+        dest="contestants",
+        help="a contestant, such as `smollm2-135m mezo lora`; once for each, instead of those of the file",
+    )
+    parser.add_argument("--minutes", metavar="X", help="time of each run (default: no limit, and --steps end it)")
+    parser.add_argument("--seeds", metavar="N,N,...", help="seeds that each contestant runs with (default: 0)")
+    parser.add_argument(
+        "--name", metavar="TEXT", help="name of the comparison (default: made of task and shared options)"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", metavar="RUN", help="compare these runs, directories or ids in --out, and train nothing"
+    )
+    parser.add_argument("--report", metavar="DIR", help="folder of the report (default: that of the name, in --out)")
+    add_json(parser)
+    add_config_options(parser, [field.name for field in options() if field.name not in _NOT_SHARED])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.runs:
+        return _compare_runs(arguments)
+    comparison = read_comparison(arguments)
+    return compare(comparison, Path(arguments.report) if arguments.report else None, as_json=arguments.json)
+
+
+def read_comparison(arguments: argparse.Namespace) -> Comparison:
+    """The comparison of flags over a file.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
+    from ...experiments.comparison import Comparison
+
+    flags: dict[str, Any] = config_values(arguments)
+    flags |= {key: value for key in _OWN if (value := getattr(arguments, key)) is not None}
+    values = {**(RunConfig.read_yaml(arguments.config) if arguments.config else {}), **flags}
+    return Comparison.from_mapping(values, source=arguments.config or "")
+
+
+def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool = False) -> int:
+    """Runs what is missing of a comparison, keeps its report up to date and prints it; returns the exit code.
+
+    Args:
+        folder: where the report goes; None for the comparison's own folder.
+
+    Raises:
+        MlxzoError: runs of these names are others, or the disk is full.
+    """
+    from ...core.events import Event, Note, Step
+    from ...experiments.queue import Series
+    from ...experiments.report.run_record import ComparedRun
+    from ...experiments.report.summary import Report
+    from ...experiments.report.write import write_report
+    from ..console import RunView
+    from ..foreground import signals_to
+
+    folder = (folder or comparison.folder).expanduser().absolute()
+    planned = comparison.runs()
+
+    def report() -> Report:
+        found = Report.of(comparison.name, [ComparedRun.planned(each.contestant, each.config) for each in planned])
+        write_report(found, folder, comparison.to_yaml())
+        return found
+
+    with RunView() as view:
+
+        def emit(_: RunDirectory, event: Event) -> None:
+            if isinstance(event, Step):
+                view.overall = series.position()
+            view.show(event)
+
+        series = Series((each.config for each in planned), emit, lambda: tell())
+        series.check()
+        with signals_to(series, view) as tell:
+            found = report()
+            view.show(Note(f"the report is in {folder}"))
+            for contestant in comparison.contestants:
+                if contestant.problem:
+                    view.show(Note(f"{contestant.name} is going to fail: {contestant.problem}"))
+            for ended in series.run():
+                view.overall = ""
+                if ended.failed:
+                    view.show(Note(f"{ended.run.id}: {ended.failed.message}"))
+                if ended.seconds is not None:
+                    found = report()
+    show(found, folder, as_json=as_json)
+    return EXIT_INTERRUPTED if series.stopping else exit_code(found)
+
+
+def exit_code(report: Report) -> int:
+    """0 if every run finished or was found not to fit before it began, else that of the first that failed."""
+    failed = [run.failed for run in report.runs if run.failed and run.status != "does not fit"]
+    return failed[0].exit_code if failed else EXIT_DONE
+
+
+def show(report: Report, folder: Path, *, as_json: bool) -> None:
+    """Prints a report as a table and sentences, or as one JSON document."""
+    from ...experiments.report.tables import numbered, problems, short_table, status_text
+    from ...experiments.report.write import PAGE
+    from ..console import listing, output
+
+    if as_json:
+        print_json({**report.to_dict(), "report": str(folder)})
+        return
+    console = output()
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(printable(line), markup=False, soft_wrap=True)
+
+    for each in report.contenders:
+        say(numbered(report, each) + ("" if each.status == "finished" else f" ({status_text(each)})"))
+    header, rows = short_table(report)
+    say("")
+    console.print(listing(header, rows, right=tuple(header[1:])))
+    say("", report.verdict(), *report.remarks(), *(f"{name}: {text}" for name, text in problems(report)))
+    say(f"Report: {folder / PAGE}")
+
+
+def _compare_runs(arguments: argparse.Namespace) -> int:
+    """A report of runs that exist, each run's contestant told by its configuration."""
+    import hashlib
+
+    from ...core.run_directory import RunDirectory
+    from ...experiments.report.run_record import labelled
+    from ...experiments.report.summary import Report
+    from ...experiments.report.write import write_report
+
+    if arguments.contestants or arguments.config:
+        raise ConfigError("--runs compares runs that exist", "leave out --contestant and --config, or leave out --runs")
+    root = getattr(arguments, "out", RunConfig.out)
+    runs = list(dict.fromkeys(RunDirectory.open(text, root) for text in arguments.runs))
+    digest = hashlib.sha256("\n".join(run.id for run in runs).encode()).hexdigest()[:6]
+    name = arguments.name or f"compare-runs-{digest}"
+    folder = Path(arguments.report or Path(root) / name).expanduser().absolute()
+    report = Report.of(name, labelled(runs))
+    write_report(report, folder)
+    show(report, folder, as_json=arguments.json)
+    return EXIT_DONE

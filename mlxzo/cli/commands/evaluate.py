@@ -1,0 +1,121 @@
+"""Measure a model, or a tuned run, on a task.
+
+  mlxzo eval --model smollm2-135m --task reviews
+  mlxzo eval --run runs/RUN --split validation
+  mlxzo eval --adapter DIR --task sst2
+  mlxzo eval --journal RUN-ID.mlxzo
+  mlxzo eval --task sst2 --shots 4
+  mlxzo eval --task sst2 --baselines
+
+A run and a journal know model and task, an adapter the model; flags change them. Demonstrations are training examples,
+drawn by --seed; those that do not fit into --max-tokens are left out. Calibration divides the labels' probabilities by
+those that they have for inputs that say nothing (Zhao et al. 2021).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ...core.config import DATA_OPTIONS
+from ...core.errors import EXIT_DONE, ConfigError
+from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
+
+if TYPE_CHECKING:
+    from ...engine.tuned_source import Source
+    from ...tasks.base import Task
+
+_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "prompt_style", "max_tokens", "batch_size", "seed", "out")
+_SHOTS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="the examples to use (default: test)"
+    )
+    parser.add_argument(
+        "--shots",
+        metavar="K",
+        help="put K training examples of each label before every prompt, or K in all where candidates differ from "
+        f"example to example (default: 0; with --baselines {_SHOTS})",
+    )
+    parser.add_argument("--calibrate", action="store_true", help="take the model's preference among the labels out")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="a table: majority class, zero-shot and in-context, each calibrated too where the task has labels",
+    )
+    add_json(parser)
+    add_config_options(parser, _OPTIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .train import read_tuned_config
+
+    shots = _shots(arguments.shots)
+    source = source_of(arguments)
+    config = read_tuned_config(config_values(arguments), source)
+    from ...core.blas import load_fast_blas
+
+    load_fast_blas()
+    from ...engine.baselines import Baseline, that_suit
+    from ...engine.side_by_side import evaluate_job
+    from ..console import RunView, key_values, listing, output
+
+    def ways(task: Task) -> list[Baseline]:
+        if arguments.baselines:
+            return that_suit(task, shots or _SHOTS)
+        return [Baseline(shots or 0, arguments.calibrate)]
+
+    with RunView() as view:
+        results = evaluate_job(config, source=source, split=arguments.split, on_event=view.show, ways=ways)
+    if arguments.json:
+        print_json(results if arguments.baselines else results[0])
+    elif arguments.baselines:
+        output().print(listing(["", results[0]["metric"], "loss", "time"], _table(results), right=("loss", "time")))
+    else:
+        output().print(key_values(rows(results[0], config.model, source)))
+    return EXIT_DONE
+
+
+def _shots(text: str | None) -> int | None:
+    """Raises ConfigError unless the flag's text is a whole number from 0."""
+    if text is None:
+        return None
+    if not (text.isdecimal() and text.isascii() and len(text) <= 4):
+        raise ConfigError(f"--shots: expected a whole number from 0 to 9999, not {text!r}", "try --shots 4")
+    return int(text)
+
+
+def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str]]:
+    """The lines of the table of one evaluation."""
+    from ...core.formatting import format_loss, format_metric, format_seconds
+
+    metric = result["metric"]
+    lines = [("model", model if source is None else f"{model}, tuned by {source.path}"), ("task", result["task"])]
+    if result["shots"] or result["calibrate"]:
+        lines.append(("asked", result["asked"]))
+    if result.get("majority") is not None:
+        lines.append(("majority class", format_metric(metric, result["majority"])))
+    lines.append(
+        (metric, f"{format_metric(metric, result['value'])} on {result['examples']} {result['split']} examples")
+    )
+    lines += [(name, format_metric(name, value)) for name, value in result["more"].items()]
+    if metric != "loss":
+        lines.append(("loss", format_loss(result["loss"])))
+    lines.append(("time", format_seconds(result["seconds"])))
+    return lines
+
+
+def _table(results: list[dict]) -> list[list[str]]:
+    """Baselines side by side."""
+    from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
+
+    first, table = results[0], []
+    if first["majority"] is not None:
+        table.append(["majority class", format_metric(first["metric"], first["majority"]), "-", "-"])
+    for result in results:
+        value = format_metric(result["metric"], result["value"]) + more_metrics_text(result["more"])
+        table.append([result["asked"], value, format_loss(result["loss"]), format_seconds(result["seconds"])])
+    return table

@@ -1,0 +1,107 @@
+"""Make a run's best state into something to use or to give away.
+
+  mlxzo export RUN --to adapter   a folder for `mlx_lm.generate --adapter-path`
+  mlxzo export RUN --to fused     a whole model folder, for everything that reads mlx-lm's models
+  mlxzo export RUN --to journal   one file of kilobytes, from which `mlxzo replay` rebuilds the weights to the bit
+
+LoRA pairs that are fused with quantised weights are rounded to the quantisation; --dequantize keeps them exact and
+makes the model as large as an unquantised one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import EXIT_DONE
+from ...core.events import Emit, Event, Finished, to_json
+from ...core.files import format_bytes
+from ..options import add_json, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder `runs`")
+    parser.add_argument("--to", choices=("adapter", "fused", "journal"), required=True, help="the form to make")
+    parser.add_argument("--out", metavar="PATH", help="folder or file to make (default: <run id>-<form>, here)")
+    add_dequantize(parser)
+    add_json(parser)
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="with --json, for programs: what is being done, as the events of a run, an object a line; the last is "
+        "`finished` and has the result",
+    )
+
+
+def add_dequantize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dequantize", action="store_true", help="with --to fused: store a quantised model as a floating one"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ...core.run_directory import RunDirectory
+
+    found = RunDirectory.open(arguments.run)
+    out = Path(arguments.out or default_out(found.id, arguments.to)).expanduser().absolute()
+    from ...core.blas import load_fast_blas
+
+    load_fast_blas()
+    from ...engine.export import export_job
+
+    def job(on_event: Emit) -> dict[str, Any]:
+        return export_job(found, form=arguments.to, out=out, dequantise=arguments.dequantize, on_event=on_event)
+
+    if arguments.json and arguments.stream:
+        _tell(Finished(job(_tell)))
+        return EXIT_DONE
+    from ..console import RunView
+
+    with RunView() as view:
+        done = job(view.show)
+    show(done, arguments.json)
+    return EXIT_DONE
+
+
+def default_out(run_id: str, form: str) -> str:
+    """The name of what is made, where none is given."""
+    return f"{run_id}.mlxzo" if form == "journal" else f"{run_id}-{form}"
+
+
+def _tell(event: Event) -> None:
+    print(to_json(event, time.time()), flush=True)
+
+
+def show(done: dict[str, Any], as_json: bool) -> None:
+    """Prints what was written, and how to use it."""
+    if as_json:
+        print_json(done)
+        return
+    from ..console import key_values, output
+
+    output().print(key_values(result_rows(done)))
+
+
+def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what was written, and how to use it."""
+    rows = [("written", done["out"])]
+    if "bytes" in done:
+        rows.append(("size", format_bytes(done["bytes"])))
+    if "step" in done:
+        rows.append(("state", f"of step {done['step']}"))
+    if "verified" in done:
+        checked = "those of the run, to the bit" if done["verified"] else "the journal has no fingerprint to check by"
+        rows.append(("weights", f"{done['steps']} steps replayed; {checked}"))
+    if done.get("requantised"):
+        rows.append(
+            ("rounded", f"{done['requantised']} LoRA pairs, to the quantisation of the base; --dequantize avoids it")
+        )
+    uses = {
+        "adapter": 'mlx_lm.generate --model BASE --adapter-path {0} --prompt "..."',
+        "fused": 'mlxzo generate --model {0} "..."',
+        "journal": "mlxzo replay {0} --out FOLDER",
+    }
+    rows.append(("use", uses[done["form"]].format(done["out"])))
+    return rows

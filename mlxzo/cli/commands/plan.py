@@ -1,0 +1,285 @@
+"""What fits in a memory cap: models against ways of training them, predicted without loading a model.
+
+  mlxzo plan --memory-cap 8GB
+  mlxzo plan --memory-cap 8GB --model qwen3-1.7b --tokens 1024 --batch-size 8
+  mlxzo plan --memory-cap 4GB --task sst2 --data sst2_rows --figure plan.svg
+
+A figure is a run's predicted footprint with the largest micro-batch that fits, everything included: weights,
+activations, gradients, the optimiser's state, MLX's cache and the Python process itself. `x` marks what does not fit,
+with the least it would take. One --model prints its components for each way of training it.
+
+Times are guesses from rates that --calibrate measures on this machine once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.config import RunConfig
+from ...core.errors import EXIT_DONE, ConfigError, DoesNotFit
+from ..options import add_config_options, add_json, config_values, print_json
+
+if TYPE_CHECKING:
+    from ...memory.estimate import Data
+    from ...memory.plan_table import Row
+    from ...memory.step_time import Calibration
+    from ...models.architecture import ModelShape
+
+# Of the machine's memory, where no cap is given: the rest is for the system and other programs.
+_SHARE = 0.75
+_OPTIONS = (
+    *("task", "data", "train_examples", "train_per_label", "max_tokens"),
+    *("batch_size", "steps", "dtype", "optimizer", "lora_rank"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-cap",
+        dest="cap",
+        metavar="SIZE",
+        help=f"such as 8GB (default: {_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
+    )
+    parser.add_argument(
+        "--model",
+        dest="models",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name from `mlxzo models` or a folder; repeatable",
+    )
+    parser.add_argument("--tokens", metavar="N", type=int, help="length of every example (default: 512, or the task's)")
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine's speed first, and keep it")
+    parser.add_argument(
+        "--figure", metavar="FILE", type=Path, help="draw model size against memory: .svg, .png or .pdf"
+    )
+    add_json(parser)
+    add_config_options(parser, _OPTIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ...memory.plan_table import recommend, table
+    from ...memory.step_time import calibrate, load_calibration
+
+    base = RunConfig.from_mapping(config_values(arguments))
+    cap = _cap(arguments.cap)
+    _check_figure(arguments.figure)
+    data, source = _data(arguments, base)
+    shapes = _shapes(arguments.models)
+    calibration = calibrate() if arguments.calibrate else load_calibration()
+    rows = table(shapes, base, data, cap, calibration=calibration)
+    _need_room(rows, cap)
+    advice = recommend(rows, cap)
+    if arguments.figure:
+        from ...memory.plan_figure import draw
+
+        draw(rows, cap, source, arguments.figure)
+    if arguments.json:
+        print_json(_document(rows, cap, base, source, advice, calibration))
+        return EXIT_DONE
+    _print(rows, cap, base, source, advice, calibration, one=len(arguments.models) == 1)
+    if arguments.figure:
+        print(f"\nFigure: {arguments.figure}")
+    return EXIT_DONE
+
+
+def _cap(text: str | None) -> int:
+    """The cap in bytes.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    from ...core.files import parse_bytes
+
+    if text is None:
+        from ...core.meter import system_memory
+
+        return int(_SHARE * system_memory()[0])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--memory-cap: {error}", "give a number and a unit: --memory-cap 8GB") from None
+
+
+def _check_figure(path: Path | None) -> None:
+    if path is not None and path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"--figure: {path} is none of .svg, .png and .pdf", "end the file's name with one of them")
+
+
+def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
+    """Sizes of the examples, and where they come from, in words.
+
+    Raises:
+        ConfigError: --tokens is out of range or goes with a task; DataError: the task's rows cannot be read.
+    """
+    from ...memory.estimate import Data
+
+    given = config_values(arguments)
+    if arguments.tokens is not None and ("task" in given or "data" in given):
+        raise ConfigError("--tokens is the length of made-up examples, and a task has its own", "give one of the two")
+    if "task" in given or "data" in given:
+        from ...memory.forecast import CHARACTERS_A_TOKEN, sizes_of
+        from ...tasks.registry import load_task
+
+        loaded = load_task(base)
+        data = sizes_of(loaded, base.max_tokens, base.objective)
+        longest = max(size.length for size in data.train)
+        return data, f"{loaded.task.name}: up to {longest} tokens, at {CHARACTERS_A_TOKEN:g} characters each"
+    tokens = base.max_tokens if arguments.tokens is None else arguments.tokens
+    if not 1 <= tokens <= 2**20:
+        raise ConfigError(f"--tokens: expected a whole number from 1 to {2**20}, not {tokens}", "try --tokens 512")
+    return Data.uniform(tokens), f"examples of {tokens} tokens"
+
+
+def _shapes(names: Sequence[str]) -> list[ModelShape]:
+    from ...models.architecture import of_entry, shape_of
+    from ...models.registry import load_registry
+
+    return [shape_of(name) for name in names] if names else [of_entry(entry) for entry in load_registry().values()]
+
+
+def _need_room(rows: Sequence[Row], cap: int) -> None:
+    """Raises DoesNotFit where the cap is below what the process takes before it has a model."""
+    from ...core.files import format_bytes
+
+    runtime = min(sum(p.bytes for p in row.components if p.name in ("runtime", "tokenizer")) for row in rows)
+    if cap < runtime:
+        raise DoesNotFit(
+            f"the cap of {format_bytes(cap)} is below what Python, MLX and a tokenizer take before there is a model, "
+            f"{format_bytes(runtime)}",
+            "give a larger --memory-cap: the smallest models want about 1GB",
+        )
+
+
+def _document(
+    rows: Sequence[Row], cap: int, base: RunConfig, source: str, advice: str, calibration: Calibration | None
+) -> dict[str, Any]:
+    import dataclasses
+
+    from ...memory.coefficients import COEFFICIENTS
+
+    return {
+        "memory_cap_bytes": cap,
+        "data": source,
+        "batch_size": base.batch_size,
+        "steps": base.steps,
+        "recommendation": advice,
+        "calibration": dataclasses.asdict(calibration) if calibration else None,
+        "rows": [{**dataclasses.asdict(row), "hours": row.hours(base.steps)} for row in rows],
+        "coefficients": {name: dataclasses.asdict(c) for name, c in COEFFICIENTS.items()},
+    }
+
+
+def _print(
+    rows: Sequence[Row],
+    cap: int,
+    base: RunConfig,
+    source: str,
+    advice: str,
+    calibration: Calibration | None,
+    *,
+    one: bool,
+) -> None:
+    from ...core.files import format_bytes
+    from ..console import listing, output
+
+    console = output()
+    console.print(f"Cap {format_bytes(cap)}; {source}; batches of {base.batch_size}", markup=False)
+    if one:
+        _print_components(rows)
+    else:
+        print()
+        _print_models(rows, console)
+    print()
+    columns = [
+        "way",
+        "largest model" if not one else "model",
+        "footprint",
+        "MLX peak",
+        "micro-batch",
+        "step",
+        f"{base.steps} steps",
+    ]
+    console.print(listing(columns, _best(rows, base.steps), right=("footprint", "MLX peak", "micro-batch", "step")))
+    if calibration is None:
+        print("\nNo times: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
+    for assumed in {f"{row.model}: {text}" for row in rows for text in row.assumed}:
+        console.print(f"Assumed of {assumed}.", markup=False)
+    console.print(f"\nChoose {advice}" if any(row.fits for row in rows) else f"\n{advice}", markup=False)
+
+
+def _print_models(rows: Sequence[Row], console: Any) -> None:
+    """Models against ways, those that fit most ways first."""
+    from ...core.files import format_bytes
+    from ...core.formatting import format_count
+    from ...memory.plan_table import WAYS
+    from ..console import listing
+
+    columns = list(dict.fromkeys(_column(way.name) for way in WAYS))
+    models: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        models.setdefault(row.model, {})[_column(row.way.name)] = row
+    groups: dict[str, list[list[str]]] = {}
+    for name, ways in sorted(models.items(), key=lambda item: next(iter(item[1].values())).parameters):
+        first = next(iter(ways.values()))
+        cells = [
+            "" if (row := ways.get(column)) is None else ("" if row.fits else "x ") + format_bytes(row.footprint_bytes)
+            for column in columns
+        ]
+        backward = any(row.fits for row in ways.values() if row.way.method == "bp")
+        forward = any(row.fits for row in ways.values() if row.way.method == "mezo")
+        title = "backpropagation fits" if backward else "only MeZO fits" if forward else "nothing fits"
+        groups.setdefault(title, []).append([name, format_count(first.parameters), first.weights, *cells])
+    for title in ("backpropagation fits", "only MeZO fits", "nothing fits"):
+        if title in groups:
+            console.print(f"{title.capitalize()}", markup=False, style="bold")
+            console.print(listing(["model", "size", "weights", *columns], groups[title], right=("size", *columns)))
+            print()
+
+
+def _column(way: str) -> str:
+    """Quantised and floating models share the columns of LoRA."""
+    return way.replace("QLoRA", "LoRA").replace(", checkpointing", " ckpt")
+
+
+def _print_components(rows: Sequence[Row]) -> None:
+    from ...core.files import format_bytes
+    from ...memory.plan import component_lines
+
+    for row in rows:
+        verdict = "fits" if row.fits else "does not fit; at the least"
+        print(f"\n{row.model}, {row.way.name}: {verdict} {format_bytes(row.footprint_bytes)}")
+        for line in component_lines(row.components):
+            print(f"  {line}")
+
+
+def _best(rows: Sequence[Row], steps: int) -> list[list[str]]:
+    """A line for the largest model of each way."""
+    from ...core.files import format_bytes
+    from ...core.formatting import format_seconds
+    from ...memory.plan_table import WAYS, largest
+
+    found = largest(rows)
+    lines = []
+    for way in WAYS:
+        row = found.get(way.name)
+        if row is None:
+            if any(other.way == way for other in rows):
+                lines.append([way.name, "none fits", "", "", "", "", ""])
+            continue
+        seconds = row.seconds_per_step
+        lines.append(
+            [
+                way.name,
+                row.model,
+                format_bytes(row.footprint_bytes),
+                format_bytes(row.peak_bytes),
+                str(row.micro_batch),
+                format_seconds(seconds),
+                format_seconds(None if seconds is None else steps * seconds),
+            ]
+        )
+    return lines

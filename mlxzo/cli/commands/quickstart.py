@@ -1,0 +1,52 @@
+"""See it work: tune a small model on an embedded task, from nothing, in a minute or two.
+
+  mlxzo quickstart
+
+A 135-million-parameter model learns to tell good reviews from bad by forward passes alone. Its final norm is what
+trains: what comes before is computed once for each review, and a step takes a fraction of a second. The run saves its
+options, for `mlxzo train`, as config.yaml. The model is downloaded once; no account and no data are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+
+from ...core.errors import EXIT_DONE
+from ...core.run_directory import RunDirectory
+from ..options import add_config_options, add_json, config_values
+
+_OPTIONS = ("seed", "steps", "out")
+_RUN = {"scope": "norms/last-0", "batch_size": 64, "queries": 8, "steps": 200, "eval_every": 25}
+# A review that nothing has trained on, left where the label word comes.
+_PROMPT = "The soup was cold and nobody came to ask. The customer is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_config_options(parser, _OPTIONS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..foreground import train
+    from .train import read_config
+
+    run = RunDirectory.create(read_config({**_RUN, **config_values(arguments)}, None))
+    train(run, as_json=arguments.json)
+    if not arguments.json:
+        print("\nNext, try:")
+        for command in next_commands(run):
+            print(f"  {command}")
+    return EXIT_DONE
+
+
+def next_commands(run: RunDirectory) -> list[str]:
+    """Three commands that go on from a finished run, ready to paste."""
+    near = os.path.relpath(run.path)
+    path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
+    return [
+        f"mlxzo generate --run {path} {shlex.quote(_PROMPT)}",
+        f"mlxzo runs show {path}",
+        f"mlxzo train --config {path}/config.yaml --steps {2 * run.config.steps} --seed {run.config.seed + 1}",
+    ]

@@ -1,0 +1,46 @@
+"""Rebuild a run's weights from its journal and the base model, and check that they are the run's, to the bit.
+
+mlxzo replay RUN-ID.mlxzo --out tuned                        an mlx-lm adapter folder
+mlxzo replay RUN-ID.mlxzo --to fused --out tuned             a whole mlx-lm model
+mlxzo replay runs/RUN/journal.bin --model DIR --out tuned    of another copy of the base model
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...core.errors import EXIT_DONE
+from ..options import add_json
+from .export import add_dequantize, show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("journal", metavar="JOURNAL", help="an exported journal, or a run's journal.bin")
+    parser.add_argument("--model", help="the base model (default: the one that the journal names)")
+    parser.add_argument("--to", choices=("adapter", "fused"), default="adapter", help="the form (default: adapter)")
+    parser.add_argument("--out", metavar="DIR", help="folder to make (default: <journal's name>-<form>, here)")
+    add_dequantize(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.journal).expanduser()
+    out = Path(arguments.out or f"{path.stem}-{arguments.to}").expanduser().absolute()
+    from ...core.blas import load_fast_blas
+
+    load_fast_blas()
+    from ...engine.export import replay_job
+    from ..console import RunView
+
+    with RunView() as view:
+        done = replay_job(
+            path,
+            model=arguments.model,
+            form=arguments.to,
+            out=out,
+            dequantise=arguments.dequantize,
+            on_event=view.show,
+        )
+    show(done, arguments.json)
+    return EXIT_DONE

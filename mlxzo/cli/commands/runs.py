@@ -1,0 +1,334 @@
+"""List runs, show, compare and remove them, and steer one that is running, whoever started it.
+
+mlxzo runs ls
+mlxzo runs ls --status failed --model gemma --sort accuracy
+mlxzo runs show RUN
+mlxzo runs diff RUN RUN
+mlxzo runs rm RUN
+mlxzo runs pause RUN
+mlxzo runs continue RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, get_args
+
+from ...core import events
+from ...core.config import RunConfig
+from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
+from ...core.files import format_bytes, parse_bytes
+from ...core.formatting import format_metric, format_seconds, printable
+from ...core.run_directory import RunDirectory, Status, list_runs
+from ...runtime.control import COMMANDS, send
+from ..options import add_config_options, add_json, print_json
+
+# Options that `ls` looks for a text in.
+_FILTERS = ("model", "task", "method")
+_LOWER_IS_BETTER = ("loss", "perplexity")
+_WIDEST_PLOT = 80
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    ls = actions.add_parser("ls", help="list the runs, oldest first")
+    show = actions.add_parser("show", help="show one run, with little plots")
+    diff = actions.add_parser("diff", help="in which options and results two runs differ")
+    rm = actions.add_parser("rm", help="remove runs, with all that they hold")
+    steering = {command: actions.add_parser(command, help=help) for command, help in COMMANDS.items()}
+    ls.add_argument("text", metavar="TEXT", nargs="*", help="only runs with this in id, status, model, task or method")
+    ls.add_argument("--status", action="append", choices=get_args(Status), help="only runs that stand so; repeatable")
+    for name in _FILTERS:
+        ls.add_argument(f"--{name}", metavar="TEXT", help=f"only runs whose {name} has this text in it")
+    ls.add_argument(
+        "--sort",
+        choices=tuple(_SORT_KEYS),
+        default="started",
+        help="what to sort by (default: started); by accuracy, the best comes first",
+    )
+    ls.add_argument("--reverse", action="store_true", help="the other way round")
+    rm.add_argument("runs", metavar="RUN", nargs="+", help="ids of runs in the folder --out")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (show, *steering.values()):
+        action.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    for name in ("one", "other"):
+        diff.add_argument(name, metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    for action in (ls, show, diff, rm):
+        add_json(action)
+    for action in (ls, show, diff, rm, *steering.values()):
+        add_config_options(action, ("out",))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    root = getattr(arguments, "out", RunConfig.out)
+    match arguments.action:
+        case "ls":
+            _list(arguments, root)
+        case "show":
+            _show(RunDirectory.open(arguments.run, root), arguments.json)
+        case "diff":
+            _diff([RunDirectory.open(text, root) for text in (arguments.one, arguments.other)], arguments.json)
+        case "rm":
+            _remove(arguments.runs, root, asks=not arguments.yes, as_json=arguments.json)
+        case command:
+            found = RunDirectory.open(arguments.run, root)
+            send(found, command)
+            print(f"{found.id} is asked to {command}")
+    return EXIT_DONE
+
+
+def _list(arguments: argparse.Namespace, root: str) -> None:
+    everything = [summary(found) for found in list_runs(root)]
+    found = [each for each in everything if _matches(each, arguments)]
+    found.sort(key=_SORT_KEYS[arguments.sort])
+    if arguments.reverse:
+        found.reverse()
+    if arguments.json:
+        print_json(found)
+    elif not everything:
+        print(f"No runs in {root}. `mlxzo quickstart` makes the first.")
+    elif not found:
+        print(f"None of the {len(everything)} runs in {root} is so.")
+    else:
+        from ..console import listing, output
+
+        columns = ["run", "started", "status", "steps", "zero-shot", "tuned"]
+        output().print(listing(columns, [_row(item) for item in found], right=("steps", "zero-shot", "tuned")))
+
+
+def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
+    """Whether a run is among those asked for; capitals do not count."""
+
+    def has(name: str, text: str) -> bool:
+        return text.lower() in str(found.get(name, "")).lower()
+
+    return (
+        (not wanted.status or found["status"] in wanted.status)
+        and all(has(name, text) for name in _FILTERS if (text := getattr(wanted, name)) is not None)
+        and all(any(has(name, text) for name in ("id", "status", "scope", *_FILTERS)) for text in wanted.text)
+    )
+
+
+def _by_accuracy(found: dict[str, Any]) -> tuple[bool, float]:
+    """The best first, whichever way is better; runs without a measurement last."""
+    _, after = evaluations(found["result"])
+    value = after.get("value") if after else None
+    if not isinstance(value, int | float):
+        return True, 0.0
+    return False, value if after.get("metric") in _LOWER_IS_BETTER else -value
+
+
+_SORT_KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "started": lambda found: found["started"],
+    "accuracy": _by_accuracy,
+    "status": lambda found: found["status"],
+    "name": lambda found: found["id"],
+}
+
+
+def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> None:
+    """Removes runs, all of them or, where one cannot be, none.
+
+    Raises:
+        ConfigError: lists every run that cannot be removed; or nobody can be asked.
+    """
+    found: dict[str, RunDirectory] = {}
+    problems: list[str] = []
+    for text in texts:
+        try:
+            each = RunDirectory.inside(text, root)
+        except ConfigError as error:
+            problems.append(error.message)
+            continue
+        found[each.id] = each
+        if each.worker_is_alive():
+            problems.append(f"the run {each.id} is running: stop it first with `mlxzo runs stop {each.id}`")
+    if problems:
+        raise ConfigError("nothing was removed", "name runs that `mlxzo runs ls` lists and that do not run", problems)
+    if asks and not _confirmed(list(found.values())):
+        print("Nothing was removed.", file=sys.stderr)
+        return
+    for each in found.values():
+        each.remove()
+    if as_json:
+        print_json({"removed": list(found)})
+    else:
+        print(printable(f"Removed {', '.join(found)}"))
+
+
+def _confirmed(found: Sequence[RunDirectory]) -> bool:
+    """Asks on the terminal.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigError("nothing was removed, since there is no terminal to ask on", "give --yes")
+    for each in found:
+        print(printable(f"  {each.id} ({each.status})"), file=sys.stderr)
+    print("Remove them with all that they hold? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _diff(pair: Sequence[RunDirectory], as_json: bool) -> None:
+    """Prints the options in which two runs differ, and then their results."""
+    from ...experiments.report.run_record import ComparedRun
+
+    both = [ComparedRun(each.id, each.config, each) for each in pair]
+    configs = [each.config.to_dict() for each in both]
+    figures = [each.to_dict() for each in both]
+    # A result names some options, too.
+    apart = {*configs[0], "contestant", "run", "memory_cap_bytes"}
+    chosen = {name: [each[name] for each in configs] for name in configs[0] if name not in ("name", "out")}
+    reached = {name: [each[name] for each in figures] for name in figures[0] if name not in apart}
+    changed, results = (
+        {name: values for name, values in found.items() if values[0] != values[1]} for found in (chosen, reached)
+    )
+    if as_json:
+        print_json({"runs": [each.id for each in pair], "options": changed, "results": results})
+        return
+    from ..console import listing, output
+
+    console = output()
+    ids = [each.id for each in pair]
+    metrics = [str(each["metric"]) for each in figures]
+    for title, rows in (
+        ("option", [[name, *map(_option_text, values)] for name, values in changed.items()]),
+        ("result", [[name, *map(_figure_text, (name, name), values, metrics)] for name, values in results.items()]),
+    ):
+        if rows:
+            console.print(listing([title, *ids], rows))
+        else:
+            console.print(f"No {title} differs.")
+
+
+def _option_text(value: Any) -> str:
+    return "auto" if value is None else str(value)
+
+
+def _figure_text(name: str, value: Any, metric: str) -> str:
+    """A figure of `ComparedRun.to_dict` in words, with its unit."""
+    if value is None:
+        return "-"
+    if name in ("majority", "test", "best_validation", "zero_shot_validation", "zero_shot_test"):
+        return format_metric(metric, value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name == "steps_per_second":
+        return f"{value:.2f}"
+    return format_seconds(value) if "seconds" in name else str(value)
+
+
+def summary(run: RunDirectory) -> dict[str, Any]:
+    """What a list says of a run; `problem` is set where its configuration cannot be read."""
+    found: dict[str, Any] = {"id": run.id, "path": str(run.path), "started": run.started(), "status": run.status}
+    step = run.last_event(events.Step)
+    found["step"], steps = (step.step, step.steps) if isinstance(step, events.Step) else (0, None)
+    try:
+        config = run.config
+        found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed", "steps")}
+    except MlxzoError as error:
+        found["problem"] = " ".join([error.message, *error.details])
+    found["result"] = run.result()
+    # Of a run that its time ends, the configuration names more steps than there are.
+    found["steps"] = (found["result"] or {}).get("steps") or steps or found.get("steps")
+    return found
+
+
+def _row(found: dict[str, Any]) -> list[str]:
+    started = datetime.fromtimestamp(found["started"]).strftime("%Y-%m-%d %H:%M")
+    if "problem" in found:
+        return [found["id"], started, f"unreadable: {found['problem']}", "", "", ""]
+    before, after = evaluations(found["result"])
+    return [
+        found["id"],
+        started,
+        found["status"],
+        f"{found['step']}/{found['steps']}",
+        _metric(before),
+        _metric(after),
+    ]
+
+
+def evaluations(result: dict[str, Any] | None) -> tuple[dict | None, dict | None]:
+    """The zero-shot and the tuned evaluation in a result: on the test split, or on validation where there is none."""
+    for split, tuned in (("test", ("test",)), ("validation", ("best", "validation"))):
+        after = _inside(result, *tuned)
+        if after is not None:
+            return _inside(result, "zero_shot", split), after
+    return None, None
+
+
+def _inside(value: Any, *keys: str) -> dict | None:
+    """A mapping inside nested mappings; None where a file of another version, or a damaged one, has none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else None
+
+
+def _metric(evaluation: dict | None) -> str:
+    if not evaluation or not isinstance(evaluation.get("value"), int | float):
+        return "-"
+    return format_metric(str(evaluation.get("metric")), evaluation["value"])
+
+
+def _show(run: RunDirectory, as_json: bool) -> None:
+    past = [event for event, _ in run.events()]
+    if as_json:
+        shown = [dataclasses.asdict(event) for event in past if isinstance(event, events.Evaluated)]
+        saved = [dataclasses.asdict(event) for event in past if isinstance(event, events.Saved)]
+        print_json({**summary(run), "evaluations": shown, "saved": saved[-1:], "config": _config(run)})
+        return
+    from ...core.formatting import describe, evaluated_line
+    from ..console import ResultTable, key_values, output
+
+    found = summary(run)
+    table = ResultTable()
+    lines = []
+    for event in past:
+        table.add(event)
+        if isinstance(event, events.Evaluated):
+            lines.append(evaluated_line(event))
+        elif isinstance(event, events.Note):
+            lines.append(f"Note: {event.text}")
+    console = output()
+    started = datetime.fromtimestamp(found["started"]).strftime("%Y-%m-%d %H:%M:%S")
+    facts = [("run", run.id), ("path", str(run.path)), ("started", started)]
+    status = found["status"]
+    if "problem" in found:
+        facts.append(("problem", found["problem"]))
+    else:
+        facts += [(name, str(found[name])) for name in ("model", "task", "method", "scope", "seed")]
+        status += f", step {found['step']} of {found['steps']}"
+    console.print(key_values([*facts, ("status", status), *table.rows()]))
+    if lines:
+        print()
+    for line in lines:
+        print(line)
+    if console.encoding.startswith("utf"):
+        for line in _plots(run, past, console.width):
+            print(line)
+    if past and isinstance(past[-1], events.Failed):
+        print("\n" + describe(past[-1]))
+
+
+def _plots(run: RunDirectory, past: Sequence[events.Event], width: int) -> list[str]:
+    from ...core.curves import Curves
+    from ..plots import plots
+
+    curves = Curves()
+    for event in past:
+        curves.add(event)
+    cap = (_config(run) or {}).get("memory_cap")
+    return plots(curves, min(width, _WIDEST_PLOT), None if cap is None else parse_bytes(cap))
+
+
+def _config(run: RunDirectory) -> dict[str, Any] | None:
+    try:
+        return run.config.to_dict()
+    except MlxzoError:
+        return None

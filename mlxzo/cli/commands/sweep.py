@@ -1,0 +1,228 @@
+"""Run many runs from one file: named one by one, spanned by grids, or both, each with every seed.
+
+  mlxzo batch rates.yaml --dry-run
+  mlxzo batch rates.yaml
+  mlxzo batch rates.yaml --jobs 2 --memory-cap 6GB
+
+  name: rates                 # optional: the file's own name
+  out: runs                   # folder of the runs
+  seeds: [0, 1]               # optional; every run with every seed
+  defaults:                   # options of all runs, as `mlxzo train --help` lists them
+    task: sst2
+    memory_cap: 2GB
+  runs:                       # runs one by one; the name is optional
+    - {name: backpropagation, method: bp, scope: lora, steps: 500}
+  grid:                       # every combination of the lists; several grids as a list, each with a name if you like
+    lr: [1e-3, 3e-4]
+    scope: [lora, norms/last-6]
+    model: gemma-3-270m       # no list: holds for the whole grid
+
+Runs are ordinary runs in the folder, called by the batch's name, what the grid varies (or their own name) and their
+seed. The same command again skips what has finished, goes on with what has not, and tries once more what failed. What
+`mlxzo train --resume` lets change (steps, memory_cap) may have been changed in the file for runs that are not done. One
+that fails does not keep the others from running. A run that another command is running is left until the others are
+done, so that two batches can share one file.
+
+--jobs runs several at a time, for as long as their memory caps (of a run without one, the memory predicted for it) stay
+together within --memory-cap. A run that needs more than that runs alone.
+
+After each run, summary.jsonl in the folder of the batch's name holds one JSON object a run.
+
+Exit code: 0 if every run has finished; else that of the first run of the file that failed; 130 after Ctrl-C, which
+leaves every run so that the same command goes on with it. With --dry-run: 3 if a run is predicted not to fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from ...core.files import format_bytes, parse_bytes
+from ...core.formatting import format_metric, format_seconds, printable
+from ..options import add_config_options, add_json, print_json
+
+if TYPE_CHECKING:
+    from ...core.events import Event
+    from ...core.run_directory import RunDirectory
+    from ...experiments.dry_run import Prospect
+    from ...experiments.queue import Series
+    from ...experiments.sweep import Batch, PlannedRun
+
+_MOST_JOBS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the YAML file of runs")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and what it takes; train nothing")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="most runs at one time (default: 1)")
+    parser.add_argument(
+        "--memory-cap",
+        dest="cap",
+        metavar="SIZE",
+        help="memory that runs at one time share, such as 8GB (default: what the machine has free when it starts)",
+    )
+    add_json(parser)
+    add_config_options(parser, ("out",))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ...core.run_directory import is_run
+    from ...experiments.sweep import Batch
+
+    problems = []
+    if not 1 <= arguments.jobs <= _MOST_JOBS:
+        problems.append(f"--jobs must be 1 to {_MOST_JOBS}")
+    limit = None
+    try:
+        limit = None if arguments.cap is None else parse_bytes(arguments.cap)
+    except ValueError as error:
+        problems.append(f"--memory-cap: {error}")
+    if problems:
+        raise ConfigError("; ".join(problems), "`mlxzo batch --help` shows what it takes")
+    batch = Batch.read(arguments.file, getattr(arguments, "out", None))
+    if is_run(batch.folder):
+        raise ConfigError(f"{batch.folder}, where the summary goes, is a run", "give the batch another name")
+    if arguments.dry_run:
+        return _dry_run(batch, as_json=arguments.json)
+    return _run(batch, arguments.jobs, limit, as_json=arguments.json)
+
+
+def _series(runs: Iterable[PlannedRun], emit: Callable[[RunDirectory, Event], None], **more: Any) -> Series:
+    """The runs as a series, once it is sure that those of these names are these runs.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    from ...experiments.queue import Series
+    from ...runtime.resume import CHANGEABLE
+
+    series = Series((each.config for each in runs), emit, changeable=CHANGEABLE, **more)
+    series.check()
+    return series
+
+
+def _prospects(batch: Batch) -> list[Prospect]:
+    from ...experiments.dry_run import prospects
+    from ..console import waiting
+
+    with waiting("Predicting memory and time"):
+        return prospects(batch.runs)
+
+
+def _dry_run(batch: Batch, *, as_json: bool) -> int:
+    """Prints what is to be done; see the top of this file for the exit code."""
+    _series(batch.runs, lambda run, event: None)
+    found = _prospects(batch)
+    seconds = [each.seconds for each in found]
+    total = None if None in seconds else sum(seconds)
+    code = EXIT_DOES_NOT_FIT if any(each.fits is False for each in found) else EXIT_DONE
+    if as_json:
+        hours = None if total is None else total / 3600
+        print_json({"batch": batch.name, "runs": [each.to_dict() for each in found], "hours": hours})
+        return code
+    from ..console import listing, output
+
+    console = output()
+    columns = ["run", "state", "steps", "predicted", "cap", "fits", "time"]
+    console.print(listing(columns, [_row(each) for each in found], right=("steps", "predicted", "cap", "time")))
+    time = "a time that is not known" if total is None else f"about {format_seconds(total)}"
+    lines = ["", f"{sum(not each.is_done for each in found)} of {len(found)} runs to do, whose steps take {time}."]
+    lines += dict.fromkeys(f"{each.planned.config.model}: {each.unknown}" for each in found if each.unknown)
+    if any(each.seconds is None and not each.unknown for each in found):
+        lines.append("No times: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
+    for line in lines:
+        console.print(printable(line), markup=False, soft_wrap=True)
+    return code
+
+
+def _row(each: Prospect) -> list[str]:
+    config = each.planned.config
+    begin = [str(config.name), each.state, f"{each.step}/{config.steps}"]
+    if each.is_done:
+        return [*begin, "", "", "", ""]
+    cap = "none" if config.memory_cap_bytes is None else format_bytes(config.memory_cap_bytes)
+    size = "unknown" if each.predicted_bytes is None else format_bytes(each.predicted_bytes)
+    fits = {None: "unknown", True: "yes", False: "no"}[each.fits]
+    return [*begin, size, cap, fits, "unknown" if each.seconds is None else format_seconds(each.seconds)]
+
+
+def _run(batch: Batch, jobs: int, limit: int | None, *, as_json: bool) -> int:
+    """Runs what is missing, keeps the summary up to date and prints it; returns the exit code."""
+    from ...core.events import Note, Step
+    from ...core.meter import system_memory
+    from ...experiments.report.sweep_summary import exit_code, record, refused, write_summary
+    from ...memory.forecast import Room
+    from ..console import RunsView, RunView
+    from ..foreground import signals_to
+
+    found = _prospects(batch)
+    records = {each.planned.config.name: record(each.planned) for each in found}
+    # A run that the machine has no room for would only have the system end it, or another program.
+    left_out = {each.planned.config.name: problem for each in found if (problem := each.too_large) is not None}
+    for each in batch.runs:
+        if each.config.name in left_out:
+            records[each.config.name] = refused(each, left_out[each.config.name])
+    claims = {each.planned.config.name: each.claim_bytes for each in found}
+    room = Room(system_memory()[1] if limit is None else limit, claims)
+    planned = {each.config.name: each for each in batch.runs if each.config.name not in left_out}
+    with RunView() if jobs == 1 else RunsView() as view:
+
+        def emit(run: RunDirectory, event: Event) -> None:
+            if isinstance(event, Step):
+                view.overall = series.position()
+            if isinstance(view, RunsView):
+                view.show(event, run.id)
+            else:
+                view.show(event)
+
+        series = _series(planned.values(), emit, tick=lambda: tell(), jobs=jobs, admits=room.admits)
+        write_summary(records.values(), batch.folder)
+        with signals_to(series, view) as tell:
+            for name, problem in left_out.items():
+                view.show(Note(f"{name} is left out: {problem.message}"))
+            for ended in series.run():
+                view.overall = ""
+                if ended.failed:
+                    view.show(Note(f"{ended.run.id}: {ended.failed.message}"))
+                records[ended.run.id] = record(planned[ended.run.id])
+                write_summary(records.values(), batch.folder)
+    code = EXIT_INTERRUPTED if series.stopping else exit_code(records.values())
+    _show(batch, list(records.values()), code, as_json=as_json)
+    return code
+
+
+def _show(batch: Batch, records: Sequence[dict[str, Any]], code: int, *, as_json: bool) -> None:
+    """Prints what has come of the runs, as a table and sentences or as one JSON document."""
+    from ...experiments.report.sweep_summary import SUMMARY
+    from ..console import listing, output
+
+    path: Path = batch.folder / SUMMARY
+    if as_json:
+        print_json({"batch": batch.name, "summary": str(path), "exit_code": code, "runs": records})
+        return
+
+    def metric(each: dict[str, Any], name: str) -> str:
+        return "-" if each[name] is None else format_metric(each["metric"], each[name])
+
+    rows = [
+        [
+            each["id"],
+            each["status"],
+            *(metric(each, name) for name in ("majority", "zero_shot", "value")),
+            format_seconds(each["seconds"]) if each["steps"] else "-",
+            "-" if each["peak_bytes"] is None else format_bytes(each["peak_bytes"]),
+        ]
+        for each in records
+    ]
+    console = output()
+    columns = ["run", "status", "majority", "zero-shot", "tuned", "time", "peak memory"]
+    console.print(listing(columns, rows, right=tuple(columns[2:])))
+    statuses = [each["status"] for each in records]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    lines = ["", f"{len(records)} runs: {counts}"]
+    lines += [f"{each['id']}: {each['problem']}" for each in records if each["problem"]]
+    for line in (*lines, f"Summary: {path}"):
+        console.print(printable(line), markup=False, soft_wrap=True)

@@ -1,0 +1,157 @@
+"""Fine-tune a model on a task.
+
+  mlxzo train --model smollm2-135m --task reviews
+  mlxzo train --task custom --data my_data --scope lora --steps 2000
+  mlxzo train --config run.yaml --seed 1 --json > result.json
+  mlxzo train --task custom --data my_data --objective reward --reward-command "python score.py" --allow-code
+  mlxzo train --resume RUN
+  mlxzo train --hosts 2 ...            two processes on this machine
+  mlxzo train --hosts hosts.json ...   one on each machine of a hosts file (docs/distributed.md)
+
+Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
+Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force. However a run ended, --resume goes on
+where it stopped, and ends with the very weights that it would have had; --steps gives it more steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...core.config import RunConfig
+from ...core.errors import EXIT_DONE
+from ...runtime.hosts import LOCALHOST
+from ...runtime.launcher import RELAY
+from ...runtime.preflight import check_names
+from ..options import add_config_options, add_json, config_values
+
+if TYPE_CHECKING:
+    from ...core.run_directory import RunDirectory
+    from ...engine.tuned_source import Source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
+    source.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its directory or id")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the judge that --reward-command or --reward-function names, wherever those options come from",
+    )
+    parser.add_argument(
+        "--hosts",
+        metavar="FILE|N",
+        help="share the work: a hosts file of mlx.launch, or a number of processes on this machine",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="with --hosts, the port of rank 0, and each other rank has the next (default: 32323; here, a free one)",
+    )
+    add_json(parser)
+    add_config_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ...engine.distributed.communicator import rank_of_environment
+
+    if arguments.hosts is not None:
+        return _launch(arguments)
+    rank = rank_of_environment()
+    if rank:
+        return _follow(arguments, rank)
+    found, resume = _open(arguments)
+    if rank == 0 and RELAY in os.environ:
+        from ..distributed import lead
+
+        return lead(found, resume=resume, allow_code=arguments.allow_code)
+    from ..foreground import train
+
+    train(found, as_json=arguments.json, resume=resume, allow_code=arguments.allow_code)
+    return EXIT_DONE
+
+
+def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
+    """The run to train, and whether it goes on."""
+    from ...core.run_directory import RunDirectory
+
+    config, found = _read(arguments)
+    if found is None:
+        return RunDirectory.create(config), False
+    found.settle(config)
+    return found, True
+
+
+def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None]:
+    """The configuration to train by, which may run the code that it names, and the run to go on with, if any."""
+    from ...core.run_directory import RunDirectory
+    from ...engine.reward import check_consent
+
+    flags, found = config_values(arguments), None
+    if arguments.resume is not None:
+        from ...runtime.resume import resume_config
+
+        found = RunDirectory.open(arguments.resume, flags.pop("out", RunConfig.out))
+        config = resume_config(found, flags)
+    else:
+        config = read_config(flags, arguments.config)
+    check_consent(config, arguments.allow_code)
+    return config, found
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    """Starts the same command as the ranks of a run."""
+    from ...engine.distributed.communicator import check_spread
+    from ...runtime.hosts import read_hosts
+    from ..distributed import arguments_of, train_on
+
+    hosts = read_hosts(arguments.hosts)
+    # What is wrong is better told before there are ranks.
+    config, found = _read(arguments)
+    if len(hosts.hosts) == 1 and hosts.hosts[0].ssh == LOCALHOST:
+        arguments.hosts = None
+        return run(arguments)
+    check_spread(config, len(hosts.hosts))
+    flags = config_values(arguments)
+    if hosts.shares is not None:
+        flags.setdefault("shares", hosts.shares)
+    resume = None if found is None else str(found.path)
+    given = arguments_of(flags, arguments.config, resume, arguments.allow_code)
+    train_on(hosts, given, arguments.port, as_json=arguments.json)
+    return EXIT_DONE
+
+
+def _follow(arguments: argparse.Namespace, rank: int) -> int:
+    """Trains as a rank that keeps nothing."""
+    from ..distributed import follow
+
+    resume = arguments.resume is not None
+    flags = config_values(arguments)
+    # Of a run that goes on, rank 0 has the configuration.
+    config = RunConfig.from_mapping(flags).resolved() if resume else _read(arguments)[0]
+    return follow(config, rank, resume=resume, allow_code=arguments.allow_code)
+
+
+def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
+    """The resolved configuration of flags over a YAML file, with names checked and paths made absolute.
+
+    Raises:
+        ConfigError: every unknown option and bad value at once; an unknown task.
+        ModelError: a name that no model has.
+    """
+    values = {**(RunConfig.read_yaml(file) if file else {}), **flags}
+    config = RunConfig.from_mapping(values, source=file or "").resolved()
+    return check_names(config)
+
+
+def read_tuned_config(flags: dict[str, Any], source: Source | None) -> RunConfig:
+    """The configuration that `source` names with flags over it; without a source, that of the flags alone.
+
+    Raises:
+        ConfigError, ModelError: as `read_config`, and where what `source` names cannot be read.
+    """
+    known = {} if source is None else source.options()
+    return check_names(RunConfig.from_mapping({**known, **flags}).resolved())

@@ -1,0 +1,285 @@
+"""Shows a run's events to a person: a live line and a table on a terminal, plain lines anywhere else.
+
+Everything goes to stderr, so that stdout is free for results. Words and marks carry the meaning, colour only adds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..core import events
+from ..core.formatting import (
+    evaluated_line,
+    format_amount,
+    format_loss,
+    format_metric,
+    format_seconds,
+    format_share,
+    loaded_line,
+    memory_text,
+    objective_words,
+    peak_memory_text,
+    printable,
+    ranks_text,
+)
+
+_PLAIN_SECONDS = 10.0
+_PHASES = {
+    "load": "Loading the model and the data",
+    "probe": "Probing gradient and curvature",
+    "baseline": "Zero-shot, before training",
+    "train": "Training",
+    "evaluate": "Evaluating",
+    "test": "Evaluating on the test split",
+    "save": "Saving",
+}
+
+
+class RunView:
+    """Renders events one by one; a context manager, since a live line has to be taken down.
+
+    Attributes:
+        overall: a line under those of the run in hand, for what the run is part of; empty for none.
+    """
+
+    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
+        self.console = console or Console(stderr=True, highlight=False)
+        self._clock = clock
+        self._live: Live | None = None
+        self._last_plain = -_PLAIN_SECONDS
+        self._wait_began: tuple[str, float] | None = None
+        self._memory = ""
+        self._ranks = ""
+        self._minimised = objective_words("loss")
+        self._trains = False
+        self.overall = ""
+
+    def __enter__(self) -> RunView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._take_down()
+
+    def show(self, event: events.Event) -> None:
+        """Renders one event; kinds that have nothing to show are passed over."""
+        match event:
+            case events.Phase(phase="evaluate" | "save"):
+                # Every evaluation has a line of its own when it is done.
+                pass
+            case events.Phase(phase="train") if self._trains:
+                # Back from an evaluation.
+                pass
+            case events.Phase():
+                self._trains = event.phase == "train"
+                self._say(_PHASES.get(event.phase, event.phase) + (f": {event.detail}" if event.detail else ""))
+            case events.Progress():
+                self._transient(lambda: self._progress_lines(event))
+            case events.Loaded():
+                self._minimised = objective_words(event.objective)
+                self._say(loaded_line(event))
+            case events.Step():
+                self._transient(lambda: self._step_lines(event), final=event.step == event.steps)
+            case events.Evaluated():
+                self._say(evaluated_line(event), style="bold" if event.best else "")
+            case events.Memory():
+                self._memory = f"  memory {memory_text(event)}"
+            case events.Ranks():
+                self._ranks = f"  {ranks_text(event)}"
+            case events.Paused():
+                self._say(
+                    f"Paused after step {event.step}: `mlxzo runs continue RUN` goes on, `mlxzo runs stop RUN` ends"
+                )
+            case events.Continued():
+                self._say(f"Continued after {format_seconds(event.seconds)}")
+            case events.Note():
+                self._say(f"Note: {event.text}")
+
+    def _say(self, text: str, style: str = "") -> None:
+        """A line that stays."""
+        self._take_down()
+        # The terminal wraps, so that a path can be copied whole.
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
+
+    def _transient(self, lines: Callable[[], list[Text]], final: bool = False) -> None:
+        """Lines that the next ones replace; where there is no terminal, the text of them now and then."""
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, transient=True, auto_refresh=False)
+                self._live.start()
+            self._live.update(Group(*lines()), refresh=True)
+        elif final or self._clock() - self._last_plain >= _PLAIN_SECONDS:
+            self._last_plain = self._clock()
+            self.console.print(Text("  ".join(line.plain for line in lines())), soft_wrap=True)
+
+    def _take_down(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _step_lines(self, step: events.Step) -> list[Text]:
+        share = f"{100 * step.step / step.steps:.0f} %"
+        head = f"step {step.step}/{step.steps}  {share}  {step.steps_per_second:.2f} steps/s"
+        head += f"  ETA {format_seconds(step.eta_seconds)}"
+        loss = f"{self._minimised} {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
+        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
+        return self._with_bar(step.step, step.steps, [head, text])
+
+    def _progress_lines(self, progress: events.Progress) -> list[Text]:
+        if self._wait_began is None or self._wait_began[0] != progress.label:
+            self._wait_began = (progress.label, self._clock())
+        text = progress.label
+        if progress.total:
+            text += f": {format_share(progress.done, progress.total, progress.unit)}"
+            seconds = self._clock() - self._wait_began[1]
+            if 0 < progress.done < progress.total and seconds > 1:
+                text += f"  ETA {format_seconds(seconds * (progress.total - progress.done) / progress.done)}"
+        elif progress.done:
+            text += f": {format_amount(progress.done, progress.unit)}"
+        return self._with_bar(progress.done, progress.total, [printable(text)])
+
+    def _with_bar(self, done: float, total: float | None, lines: list[str]) -> list[Text]:
+        texts = [Text(line) for line in (*lines, self.overall) if line]
+        width = min(60, self.console.width - 1)
+        if total and self.console.is_terminal and width >= 20:
+            full, empty = ("━", "─") if self.console.encoding.startswith("utf") else ("#", "-")
+            filled = round(width * min(1.0, done / total))
+            texts.insert(0, Text.assemble((full * filled, "green"), (empty * (width - filled), "dim")))
+        return texts
+
+
+class RunsView(RunView):
+    """Renders events of several runs side by side: each has one live line, and begins those that stay with its id."""
+
+    def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
+        super().__init__(console, clock=clock)
+        self._steps: dict[str, str] = {}
+        self._minimised_by: dict[str, str] = {}
+        self._run = ""
+
+    def show(self, event: events.Event, run: str = "") -> None:
+        """Renders one event of the run with this id; without one it is of no single run."""
+        self._run = run
+        match event:
+            case events.Loaded():
+                self._minimised_by[run] = objective_words(event.objective)
+                super().show(event)
+            case events.Step():
+                minimised = self._minimised_by.get(run, objective_words("loss"))
+                head = f"{run}: step {event.step}/{event.steps}  {minimised} {format_loss(event.smoothed_loss)}"
+                self._steps[run] = f"{head}  ETA {format_seconds(event.eta_seconds)}"
+                self._transient(lambda: self._with_bar(0, None, list(self._steps.values())))
+            case events.Finished() | events.Failed():
+                self._steps.pop(run, None)
+            case events.Phase() | events.Progress() | events.Memory():
+                # A line each would be too much of several runs.
+                pass
+            case _:
+                super().show(event)
+
+    def _say(self, text: str, style: str = "") -> None:
+        super()._say(text if self._run in text else f"{self._run}: {text}", style)
+
+
+class ResultTable:
+    """Gathers the evaluations of a run and shows, on one split, what training was worth."""
+
+    def __init__(self) -> None:
+        self._evaluations: list[events.Evaluated] = []
+        self._train_seconds = 0.0
+        self._steps = 0
+        self._tokens = self._padded_tokens = 0
+        self._memory: events.Memory | None = None
+
+    def add(self, event: events.Event) -> None:
+        if isinstance(event, events.Evaluated):
+            self._evaluations.append(event)
+        elif isinstance(event, events.Step):
+            self._train_seconds += event.seconds
+            self._steps += 1
+            self._tokens += event.tokens
+            self._padded_tokens += event.padded_tokens
+        elif isinstance(event, events.Memory):
+            self._memory = event
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of every line of the table."""
+        last = next((item for item in reversed(self._evaluations) if item.kind == "test"), None)
+        if last is None:
+            # No test split, or stopped before it: the best on validation, which tuning has seen.
+            best = (item for item in reversed(self._evaluations) if item.kind == "validation" and item.best)
+            last = next(best, None)
+        rows = []
+        if last is not None:
+            split = last.split
+            before = next((e for e in self._evaluations if e.kind == "zero-shot" and e.split == split), None)
+            if last.majority is not None:
+                rows.append(("majority class", format_metric(last.metric, last.majority)))
+            if before is not None:
+                rows.append(("zero-shot", format_metric(before.metric, before.value)))
+            rows.append(("tuned", format_metric(last.metric, last.value) + _gain(before, last)))
+            rows.append(("measured by", f"{last.metric} on {last.examples} {split} examples"))
+        if self._steps:
+            speed = self._steps / self._train_seconds if self._train_seconds else 0.0
+            training = f"{self._steps} steps in {format_seconds(self._train_seconds)}, {speed:.2f} steps/s"
+            if self._padded_tokens:
+                training += f"; {100 * (1 - self._tokens / self._padded_tokens):.0f} % of all tokens were padding"
+            rows.append(("training", training))
+        if self._memory is not None:
+            rows.append(("peak memory", peak_memory_text(self._memory)))
+        return rows
+
+    def show(self, console: Console, run: str) -> None:
+        console.print(key_values([*self.rows(), ("run", run)]))
+
+
+def key_values(rows: list[tuple[str, str]]) -> Table:
+    """A two-column table without lines, which folds on narrow terminals."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(Text(label, style="dim"), Text(printable(value)))
+    return table
+
+
+def listing(columns: list[str], rows: list[list[str]], *, right: tuple[str, ...] = ()) -> Table:
+    """A table for a list of things: the first column never wraps, the columns named in `right` are figures."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, overflow="fold", justify="right" if column in right else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def output() -> Console:
+    """The console for results on stdout. Where that is no terminal, lines are long, so that scripts can read them."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr while something without progress of its own goes on."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(printable(text))):
+        yield
+
+
+def _gain(before: events.Evaluated | None, after: events.Evaluated) -> str:
+    if before is None or before.metric != after.metric or after.metric in ("loss", "perplexity"):
+        return ""
+    gain = after.value - before.value
+    return (
+        f" ({gain:+.3f} over zero-shot)" if after.metric == "reward" else f" ({100 * gain:+.1f} points over zero-shot)"
+    )

@@ -1,0 +1,156 @@
+"""`mlxzo train` over several processes: what starts them, and what each of them does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..core import events
+from ..core.config import RunConfig
+from ..core.errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError, WorkerDied
+from ..core.run_directory import RunDirectory
+from ..runtime.hosts import Hosts
+from ..runtime.launcher import RELAY, Launcher
+from ..runtime.supervisor import Supervisor
+from .console import ResultTable, RunView, output
+from .foreground import signals_to
+from .options import print_json
+
+_POLL_SECONDS = 0.25
+# A launcher ends ranks because another one has failed. Who does not notice so long waits for nothing.
+_GRACE_SECONDS = 4.0
+
+
+def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_json: bool) -> None:
+    """Starts `mlxzo train` with these arguments as the ranks of a run, shows rank 0's events and prints its result.
+
+    Raises:
+        MlxzoError: the run did not finish; title, fix and exit code are those of the rank that failed first.
+    """
+    launcher = Launcher(hosts, [sys.executable, "-m", "mlxzo", "train", *arguments], port)
+    table = ResultTable()
+    with RunView() as view, signals_to(launcher, view) as tell:
+        launcher.start()
+        while launcher.running:
+            for event in launcher.poll(_POLL_SECONDS):
+                table.add(event)
+                view.show(event)
+            tell()
+    error, run = launcher.error(), launcher.run
+    if error is not None:
+        if run is not None:
+            _keep(error, run)
+            error.details = [*error.details, *([run.kept()] if run.path.is_dir() else []), f"run directory: {run.path}"]
+        raise error
+    if as_json:
+        print_json({**launcher.result, "run": str(run.path)})
+    table.show(view.console if as_json else output(), str(run.path))
+
+
+def _keep(error: MlxzoError, run: RunDirectory) -> None:
+    """Writes why the run ended where rank 0 could only tell that another rank was lost, if that is on this machine."""
+    last = run.outcome[0] if run.path.is_dir() and run.outcome else None
+    if isinstance(last, events.Failed) and last.message != error.message:
+        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
+            file.write(events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
+
+
+def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> int:
+    """Trains as a rank that keeps nothing; returns its exit code.
+
+    Args:
+        config: what this machine was told; of a run that is resumed, rank 0 knows the rest.
+
+    Raises:
+        MlxzoError: it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"mlxzo-rank{rank}-") as folder:
+        run = RunDirectory.create(dataclasses.replace(config, out=folder, name=f"rank{rank}"))
+        supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
+        outcome = _attend(supervisor)
+    if isinstance(outcome, events.Finished):
+        return EXIT_DONE
+    if outcome.exit_code == EXIT_INTERRUPTED:
+        # As it was asked to: the launcher need not end the others for it.
+        return EXIT_DONE
+    if outcome.title == WorkerDied.title:
+        # What it had reached is of no use without rank 0.
+        outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` goes on, with or without it", details=[])
+    if RELAY in os.environ:
+        _print(outcome)
+        return outcome.exit_code
+    raise dataclasses.replace(outcome, message=f"rank {rank}: {outcome.message}").error()
+
+
+def lead(run: RunDirectory, *, resume: bool, allow_code: bool) -> int:
+    """Trains as rank 0 of a launcher of ours, which is told every event; returns the exit code."""
+    print(json.dumps({"run": str(run.path)}), flush=True)
+    supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
+    outcome = _attend(supervisor, _print)
+    return outcome.exit_code if isinstance(outcome, events.Failed) else EXIT_DONE
+
+
+def _attend(supervisor: Supervisor, tell: events.Emit = lambda event: None) -> events.Finished | events.Failed:
+    """Starts a worker and stays with it to its end; returns its last event.
+
+    Args:
+        tell: given every event.
+    """
+    relays = RELAY in os.environ
+    force_at: float | None = None
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal force_at
+        supervisor.stop()
+        if number == signal.SIGTERM:
+            force_at = time.monotonic() + _GRACE_SECONDS
+
+    for number in (signal.SIGTERM,) if relays else (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+    if relays:
+        os.set_blocking(sys.stdin.fileno(), False)
+    supervisor.start()
+    while supervisor.running:
+        for event in supervisor.poll(_POLL_SECONDS):
+            tell(event)
+        if relays:
+            for _ in range(_stops()):
+                supervisor.stop()
+        if force_at is not None and time.monotonic() > force_at:
+            force_at = None
+            supervisor.stop()
+    return supervisor.outcome
+
+
+def _stops() -> int:
+    """How often the launcher has asked to stop since this was last called."""
+    try:
+        return os.read(sys.stdin.fileno(), 4096).count(b"stop")
+    except OSError:
+        return 0
+
+
+def _print(event: events.Event) -> None:
+    # The launcher may be gone: the run goes on without it.
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), events.to_json(event, time.time()).encode() + b"\n")
+
+
+def arguments_of(flags: dict[str, str], config: str | None, resume: str | None, allow_code: bool) -> list[str]:
+    """The command line that says the same on another rank, with files by their whole path."""
+    from .options import flag
+
+    given = [word for name, value in flags.items() for word in (flag(name), value)]
+    if config is not None:
+        given += ["--config", str(Path(config).expanduser().absolute())]
+    if resume is not None:
+        given += ["--resume", resume]
+    return [*given, *(["--allow-code"] if allow_code else [])]

@@ -1,0 +1,161 @@
+"""The command `mlxzo`: arguments in, exit code out. A command's module is imported only when it is the one to run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from .. import __version__
+from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
+
+# Command -> module under mlxzo.cli.commands, and what the overview says of it.
+COMMANDS = {
+    "quickstart": ("quickstart", "see it work: a small model, an embedded task, a minute or two"),
+    "train": ("train", "fine-tune a model on a task"),
+    "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
+    "batch": ("sweep", "many runs from one file: what is done is skipped, what is not goes on"),
+    "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
+    "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
+    "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
+    "generate": ("generate", "try a tuned model beside its base"),
+    "export": ("export", "make a tuned model into an mlx-lm adapter, an mlx-lm model, or a file of kilobytes"),
+    "replay": ("replay", "rebuild tuned weights from a journal, and check them"),
+    "runs": ("runs", "list, show, compare and remove runs, pause or stop one"),
+    "models": ("models", "list the models known by name"),
+    "tasks": ("tasks", "list the tasks"),
+    "tui": ("tui", "the terminal app: set up, watch, race and try runs"),
+    "doctor": ("doctor", "report on this machine: device, memory, speed, versions"),
+}
+
+
+class UsageError(ConfigError):
+    """Arguments that the command line does not understand."""
+
+    title = "Usage"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a typed error, and names the option that an unknown one may have meant."""
+
+    def __init__(self, **more: object):
+        super().__init__(**{"allow_abbrev": False, **more})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"`{self.prog} --help` shows what it takes")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = sorted({name for parser in _with_subparsers(self) for name in parser._option_string_actions})
+            options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
+            problems = [f"unknown option {text}{_nearest(text, known)}" for text in options]
+            self.error("; ".join(problems) or f"unexpected argument {unknown[0]!r}")
+        return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; no exception leaves it, and no traceback is printed."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a stand-in; it is no reason to stop.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; without this, Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get("MLXZO_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        known = error if isinstance(error, MlxzoError) else _unexpected(error)
+        report(known, as_json="--json" in arguments)
+        return known.exit_code
+
+
+def report(error: MlxzoError, *, as_json: bool = False) -> None:
+    """Prints an error for a person on stderr, or as {"error": {...}} on stdout."""
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}, indent=2))
+        return
+    from ..core.formatting import describe
+
+    print(describe(error), file=sys.stderr)
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name not in COMMANDS:
+        # Prints help or the version and exits, or raises for anything else.
+        return _overview(arguments or ["--help"])
+    module = importlib.import_module(f"mlxzo.cli.commands.{COMMANDS[name][0]}")
+    parser = Parser(
+        prog=f"mlxzo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    try:
+        parsed = parser.parse_args(arguments[1:])
+    except SystemExit as done:  # --help
+        return int(done.code or EXIT_DONE)
+    return module.run(parsed)
+
+
+def _overview(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="mlxzo",
+        description="Fine-tune language models in the memory that running them takes (MeZO on Apple's MLX).",
+        epilog="`mlxzo COMMAND --help` explains a command. Begin with `mlxzo quickstart`.",
+    )
+    parser.add_argument("--version", action="version", version=f"mlxzo {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    word = arguments[0]
+    if not word.startswith("-"):
+        raise UsageError(
+            f"unknown command {word!r}{_nearest(word, list(COMMANDS))}", f"choose one of {', '.join(COMMANDS)}"
+        )
+    try:
+        parser.parse_args(arguments)
+    except SystemExit as done:  # --help, --version
+        return int(done.code or EXIT_DONE)
+    return EXIT_DONE
+
+
+def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
+
+
+def _nearest(text: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _unexpected(error: Exception) -> MlxzoError:
+    from ..core.errors import InternalError
+
+    known = InternalError(
+        f"{type(error).__name__}: {error}",
+        "this is a mistake in mlxzo: please report it with the command and the output under MLXZO_DEBUG=1",
+    )
+    assert known.exit_code == EXIT_INTERNAL
+    return known

@@ -1,0 +1,109 @@
+"""Flags of the commands: those of RunConfig's fields, generated, and the few that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.config import Option, RunConfig, options, value_type
+
+if TYPE_CHECKING:
+    from ..engine.tuned_source import Source
+
+_GROUP_TITLES = {
+    "model": "model",
+    "task": "task and data",
+    "method": "training",
+    "mezo": "MeZO",
+    "bp": "backpropagation",
+    "lora": "LoRA",
+    "ranks": "several processes or machines",
+    "run": "evaluation and output",
+}
+
+
+def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
+    """Adds a flag for each option of a run, or each named one. Values stay text: RunConfig checks them all at once."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in options():
+        if names is not None and field.name not in names:
+            continue
+        option: Option = field.metadata["option"]
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(_GROUP_TITLES.get(option.group, option.group))
+        groups[option.group].add_argument(
+            flag(field.name),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            metavar=_metavar(field, option),
+            help=_help(field, option).replace("%", "%%"),
+        )
+
+
+def flag(name: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run that were given as flags."""
+    given = vars(arguments)
+    return {field.name: given[field.name] for field in options() if field.name in given}
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result to stdout as one JSON document")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Flags for what a model was tuned by; `source_of` reads them."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    source.add_argument("--adapter", metavar="DIR", help="an adapter folder, of `mlxzo export` or of mlx-lm")
+    source.add_argument("--journal", metavar="FILE", help="a journal, of `mlxzo export` or a run's journal.bin")
+
+
+def source_of(arguments: argparse.Namespace) -> Source | None:
+    """What the model was tuned by, as the flags name it.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from ..core.run_directory import RunDirectory
+    from ..engine.tuned_source import Source
+
+    if arguments.run is not None:
+        return Source("run", RunDirectory.open(arguments.run, getattr(arguments, "out", RunConfig.out)).path)
+    for kind in ("adapter", "journal"):
+        if (path := getattr(arguments, kind)) is not None:
+            return Source(kind, Path(path).expanduser().absolute())
+    return None
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; keys keep their order."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _metavar(field: dataclasses.Field, option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return {str: "TEXT", int: "N", float: "X"}[value_type(field)]
+
+
+def _help(field: dataclasses.Field, option: Option) -> str:
+    facts = [option.unit] if option.unit else []
+    if option.minimum is not None:
+        low = f"above {option.minimum:g}" if option.exclusive_minimum else f"at least {option.minimum:g}"
+        facts.append(low)
+    if field.default is None:
+        facts.append(f"default: {option.auto}")
+    else:
+        facts.append(f"default: {field.default}" + (f"; all: {option.auto}" if option.auto not in ("", "all") else ""))
+        if option.auto == "all":
+            facts[-1] += ", or `all`"
+    return f"{option.help} ({'; '.join(facts)})"

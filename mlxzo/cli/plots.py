@@ -1,0 +1,72 @@
+"""Little plots of a run for a terminal, in braille: its loss, what it measured, and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+# Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
+from ..core.braille import BLANK, Window, curve
+from ..core.curves import Curves
+from ..core.files import format_bytes
+from ..core.formatting import format_loss, format_metric, format_seconds
+
+_HEIGHT = 5
+_NARROWEST = 30
+
+
+def plots(curves: Curves, width: int, cap_bytes: int | None = None) -> list[str]:
+    """A run's plots as lines of at most `width` characters; those that would have fewer than two points are left out.
+
+    Args:
+        cap_bytes: the run's memory cap, named where there is one.
+    """
+    lines: list[str] = []
+    smoothed = [(each.step, each.smoothed_loss) for each in curves.steps]
+    lines += _plot("training loss, smoothed", smoothed, format_loss, _step, width)
+    if curves.validation:
+        metric = curves.zero_shot["validation"].metric if "validation" in curves.zero_shot else "metric"
+        measured = [(each.step, each.value) for each in curves.validation]
+        lines += _plot(f"validation {metric}", measured, lambda value: format_metric(metric, value), _step, width)
+    cap = "" if cap_bytes is None else f", cap {format_bytes(cap_bytes)}"
+    footprints = [(each.seconds, each.bytes) for each in curves.footprints]
+    lines += _plot(f"memory{cap}", footprints, lambda value: format_bytes(int(value)), format_seconds, width)
+    return lines
+
+
+def _step(number: float) -> str:
+    return f"step {number:.0f}"
+
+
+def _plot(
+    title: str,
+    points: Sequence[tuple[float, float | None]],
+    y_text: Callable[[float], str],
+    x_text: Callable[[float], str],
+    width: int,
+) -> list[str]:
+    """One plot: its title, the curve beside its highest and lowest value, and where it begins and ends."""
+    # A loss that is not finite is None. The time of a run that went on begins again where its last state was.
+    ordered = sorted((place, np.nan if value is None else value) for place, value in points)
+    x, y = np.array(ordered, dtype=float).reshape(-1, 2).T
+    known = np.isfinite(y)
+    if known.sum() < 2 or x[-1] <= x[0]:
+        return []
+    low, high = float(y[known].min()), float(y[known].max())
+    labels = [y_text(high), y_text(low)]
+    margin = max(map(len, labels))
+    columns = max(_NARROWEST, width) - margin - 2
+    # A flat curve lies in the middle.
+    pad = 0.0 if high > low else abs(high) or 1.0
+    bits = curve(x, y, Window(x[0], x[-1], low - pad, high + pad), columns, _HEIGHT)
+    rows = ["".join(chr(BLANK + int(cell)) for cell in row).rstrip(chr(BLANK)) for row in bits]
+    sides = [""] * _HEIGHT
+    if pad:
+        sides[_HEIGHT // 2] = labels[0]
+    else:
+        sides[0], sides[-1] = labels
+    begin, end = x_text(x[0]), x_text(x[-1])
+    axis = f"{begin}{end:>{max(len(end) + 1, columns - len(begin))}}"
+    body = [f"{side:>{margin}} ┤{row}" for side, row in zip(sides, rows, strict=True)]
+    return ["", title, *body, f"{'':>{margin}}  {axis}"]

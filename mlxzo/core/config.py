@@ -1,0 +1,641 @@
+"""RunConfig: the one definition of every option of a run.
+
+The command-line flags, the YAML schema and the terminal UI's form are generated from the fields below, so a
+default, a unit or a help text is written once. Nothing here imports MLX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+from .files import parse_bytes
+from .scope import STEP_SIZES, Scope, bp_defaults, mezo_defaults
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user needs to know of one option, beside its type and default."""
+
+    help: str
+    group: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: bool = False
+    auto: str = ""
+    """What `None` stands for, in words; empty where the option must have a value."""
+
+
+def _option(default: Any, help: str, group: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(help=help, group=group, **more)})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run. (config, seed, base weights) fix every bit of a MeZO run."""
+
+    # What is trained, and on what.
+    model: str = _option(
+        "smollm2-135m", "model: a name from `mlxzo models`, a Hugging Face id, a folder or a .gguf file", "model"
+    )
+    dtype: str = _option(
+        "auto",
+        "dtype of the weights at rest; auto keeps what is stored",
+        "model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    task: str = _option("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
+    data: str | None = _option(
+        None,
+        "folder with train.jsonl, validation.jsonl and optionally test.jsonl (or .csv, or .tsv)",
+        "task",
+        auto="the task's own data",
+    )
+    prompt_style: str = _option(
+        "plain",
+        "plain: prompts as the task words them; chat: each as a user's turn in the model's own chat template, for "
+        "models tuned to converse",
+        "task",
+        choices=("plain", "chat"),
+    )
+    train_examples: int | None = _option(
+        1000, "training examples to use, drawn by the seed", "task", minimum=1, auto="all"
+    )
+    train_per_label: int | None = _option(
+        None,
+        "training examples of each label (k-shot), drawn by the seed, in place of --train-examples",
+        "task",
+        minimum=1,
+        auto="as they come",
+    )
+    validation_examples: int | None = _option(
+        200, "validation examples to use at each evaluation", "task", minimum=1, auto="all"
+    )
+    test_examples: int | None = _option(1000, "test examples to use at the end", "task", minimum=1, auto="all")
+    max_tokens: int = _option(
+        512, "longest sequence; longer prompts lose their beginning", "task", unit="tokens", minimum=8, maximum=131072
+    )
+    # How it is trained.
+    method: str = _option(
+        "mezo",
+        "optimisation method: mezo (forward passes only) or bp (backpropagation)",
+        "method",
+        choices=("mezo", "bp"),
+    )
+    scope: str = _option(
+        "norms/last-6",
+        "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
+        "biases, gains or match:GLOB[,GLOB...] (parameters by name); several joined by +; /last-K after it for these "
+        "layers only (norms/last-0: the final norm alone)",
+        "method",
+    )
+    steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    max_seconds: float | None = _option(
+        None,
+        "end the run after the step that reaches this time: that of all steps and of the evaluations on the validation "
+        "split, but not of loading, zero-shot and test. No clock changes a step: the schedule goes by --steps",
+        "method",
+        unit="seconds",
+        minimum=0.0,
+        maximum=1e9,
+        exclusive_minimum=True,
+        auto="no limit",
+    )
+    batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
+    micro_batch: int | None = _option(
+        None,
+        "most sequences in one forward pass; smaller takes less memory and gives the same losses",
+        "method",
+        minimum=1,
+        maximum=4096,
+        auto="as many as suit the device",
+    )
+    lr: float | None = _option(
+        None,
+        "learning rate",
+        "method",
+        minimum=0.0,
+        maximum=1e6,
+        exclusive_minimum=True,
+        auto="that of the method, scope and update; auto: measured (see --probe)",
+    )
+    schedule: str = _option(
+        "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
+    )
+    warmup_steps: int = _option(0, "first steps, in which the rate rises along a line", "method", minimum=0)
+    weight_decay: float | None = _option(
+        None,
+        "share of each matrix taken away a step, times the learning rate, whatever the gradient; vectors keep theirs",
+        "method",
+        minimum=0.0,
+        maximum=1e6,
+        auto="0.01 for adamw, 0 for all else",
+    )
+    memory_cap: str | None = _option(
+        None,
+        "most memory the run may take, such as 8GB or 900MB; it is fitted to the cap before it starts and held to it",
+        "method",
+        auto="no cap",
+    )
+    probe: str = _option(
+        "off",
+        "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, and "
+        "choose lr by them (--lr auto says the same), or scope and lr (--scope auto)",
+        "method",
+        choices=("off", "lr", "scope"),
+    )
+    seed: int = _option(
+        0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
+    )
+    # MeZO.
+    objective: str = _option(
+        "loss",
+        "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and wants a "
+        "large --batch-size; soft-accuracy (1 less the probability of the right answer); f1 or exact_match of written "
+        "answers; or reward (1 less what your own program or function says of them)",
+        "mezo",
+        choices=("loss", "accuracy", "soft-accuracy", "f1", "exact_match", "reward"),
+    )
+    reward_command: str | None = _option(
+        None,
+        "with objective reward, the program that judges answers: a JSON object a line in (prompt, answer, gold), one "
+        "out (score); it runs only where the command line says --allow-code",
+        "mezo",
+        auto="none",
+    )
+    reward_function: str | None = _option(
+        None,
+        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, found in the "
+        "current folder; it runs only where the command line says --allow-code",
+        "mezo",
+        auto="none",
+    )
+    reward_seconds: float = _option(
+        60.0,
+        "longest that the judge may take for one answer",
+        "mezo",
+        unit="seconds",
+        minimum=0.0,
+        maximum=86400.0,
+        exclusive_minimum=True,
+    )
+    temperature: float = _option(
+        0.0,
+        "where the objective is of written answers: draw their tokens by the model's probabilities, its logits divided "
+        "by this, for steps; 0 takes the likeliest tokens, as evaluations always do",
+        "mezo",
+        minimum=0.0,
+        maximum=100.0,
+    )
+    top_p: float = _option(
+        1.0,
+        "with a temperature, draw only among the likeliest tokens that together have this probability",
+        "mezo",
+        minimum=0.0,
+        exclusive_minimum=True,
+        maximum=1.0,
+    )
+    eps: float | None = _option(
+        None,
+        "perturbation scale: the loss is read at w + eps*z and w - eps*z",
+        "mezo",
+        minimum=0.0,
+        maximum=10.0,
+        exclusive_minimum=True,
+        auto="the default of the scope",
+    )
+    directions: str = _option("sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian"))
+    direction_scale: str = _option(
+        "auto",
+        "length of the entries of z: none (1), rms (of the tensor they belong to, when the run starts), or auto: rms "
+        f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
+        f"{STEP_SIZES['biases'].length:g} for biases, {STEP_SIZES['gains'].length:g} for gains, 1 for all else",
+        "mezo",
+        choices=("auto", "none", "rms"),
+    )
+    estimator: str = _option(
+        "spsa",
+        "spsa: the loss on both sides of each direction; fzoo: on one side, against a shared clean loss, divided by "
+        "the losses' standard deviation",
+        "mezo",
+        choices=("spsa", "fzoo"),
+    )
+    queries: int | None = _option(
+        None, "random directions a step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
+    )
+    sides: str = _option(
+        "separate",
+        "separate: one forward pass a perturbed copy of the weights; stacked: all copies of LoRA adapters in one, "
+        "which takes more memory for activations",
+        "mezo",
+        choices=("separate", "stacked"),
+    )
+    clip: float | None = _option(
+        None,
+        "a derivative counts at most this many times its running rms",
+        "mezo",
+        minimum=0.0,
+        exclusive_minimum=True,
+        maximum=1e6,
+        auto="3 for adaptive and fzoo, no limit for sgd",
+    )
+    momentum: float = _option(
+        0.0,
+        "weight of past steps (heavy ball); their directions are made again, so each step costs more noise",
+        "mezo",
+        minimum=0.0,
+        maximum=0.99,
+    )
+    update: str | None = _option(
+        None,
+        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, so lr is the length of a step)",
+        "mezo",
+        choices=("sgd", "adaptive"),
+        auto="the default of the scope",
+    )
+    lora_targets: str = _option(
+        "auto",
+        "linear layers that get an adapter: auto (queries and values), all, or names such as q_proj,v_proj,o_proj",
+        "lora",
+    )
+    lora_rank: int = _option(8, "rank of the LoRA adapters", "lora", minimum=1, maximum=1024)
+    lora_scale: float = _option(
+        2.0, "multiplier of the LoRA product (alpha / rank)", "lora", minimum=0.0, exclusive_minimum=True, maximum=1e4
+    )
+    prefix_cache: str = _option(
+        "auto",
+        "keep the output of frozen layers, once an example: in memory or in a file of the run; auto does where it pays "
+        "and fits",
+        "mezo",
+        choices=("auto", "ram", "disk", "off"),
+    )
+    # Backpropagation.
+    optimizer: str = _option(
+        "adam",
+        "optimiser; adamw is adam with weight decay, and sgd needs --lr",
+        "bp",
+        choices=("sgd", "adam", "adamw"),
+    )
+    checkpointing: str = _option(
+        "auto",
+        "gradient checkpointing: keep only the input of each layer and compute the rest again; auto: where the memory "
+        "cap asks for it",
+        "bp",
+        choices=("auto", "on", "off"),
+    )
+    # Several processes or machines (docs/distributed.md).
+    parallel: str = _option(
+        "data",
+        "what the ranks of a run on several machines share out: data (the micro-batches of a step) or directions (the "
+        "perturbed copies of the weights; of mezo only); the weights that come out are the same",
+        "ranks",
+        choices=("data", "directions"),
+    )
+    shares: str | None = _option(
+        None,
+        "how much of the work each rank gets, such as 2,1,1; it changes who computes what, and no weight",
+        "ranks",
+        auto="as fast as each is found to be, and equal ones for bp",
+    )
+    check_every: int = _option(
+        100, "steps between comparisons of all ranks' weights, by their SHA-256", "ranks", minimum=1
+    )
+    stall_seconds: float = _option(
+        120.0,
+        "longest that ranks wait for one of them, once all are loaded",
+        "ranks",
+        unit="seconds",
+        minimum=1.0,
+        maximum=86400.0,
+    )
+    # Evaluation and output.
+    eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
+    out: str = _option("runs", "folder that holds the run directories", "run")
+    name: str | None = _option(None, "name of the run", "run", auto="made of model, task, method and seed")
+
+    def __post_init__(self) -> None:
+        problems = [text for f in options() for text in _problems(f, getattr(self, f.name))]
+        if self.estimator == "fzoo" and self.queries == 1:
+            problems.append("queries: fzoo needs at least 2 random directions a step")
+        if self.sides == "stacked" and not self.scope.startswith("lora"):
+            problems.append("sides: only the scope lora can be stacked; use separate")
+        if self.sides == "stacked" and self.parallel == "directions":
+            problems.append("parallel: stacked copies of the weights run in one pass: use data, or separate sides")
+        problems += self._problems_of_the_objective()
+        if self.objective != "loss" and self.probe != "off":
+            problems.append(f"probe: it measures the loss, which is not what {self.objective} minimises; give --lr")
+        if self.method == "bp":
+            problems += self._problems_of_backpropagation()
+        if problems:
+            raise _configuration_error(problems)
+
+    def _problems_of_the_objective(self) -> list[str]:
+        problems = []
+        judges = [name for name in ("reward_command", "reward_function") if getattr(self, name) is not None]
+        if self.objective == "reward" and len(judges) != 1:
+            problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
+        if self.objective != "reward" and judges:
+            problems.append(f"{judges[0]}: it is for the objective reward")
+        if self.reward_function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.reward_function):
+            problems.append(f"reward_function: expected MODULE:FUNCTION, not {self.reward_function!r}")
+        if self.temperature and not self.writes:
+            problems.append(f"temperature: with the objective {self.objective} no answers are written in steps")
+        if self.top_p < 1.0 and not self.temperature:
+            problems.append("top_p: it is for drawn answers: give a temperature as well")
+        if self.writes and self.sides == "stacked":
+            problems.append(
+                f"sides: the answers that {self.objective} judges are written one copy of the weights at a time"
+            )
+        return problems
+
+    def _problems_of_backpropagation(self) -> list[str]:
+        problems = []
+        if self.probe != "off":
+            problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
+        if self.objective != "loss":
+            problems.append(
+                f"objective: {self.objective} is for the method mezo: backpropagation follows the gradient of the loss"
+            )
+        if self.sides == "stacked":
+            problems.append("sides: only the method mezo has two sides; use separate")
+        if self.parallel == "directions":
+            problems.append("parallel: only the method mezo has directions; use data")
+        if self.optimizer == "sgd" and self.lr is None:
+            problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
+        return problems
+
+    @property
+    def parsed_scope(self) -> Scope:
+        return Scope.parse(self.scope)
+
+    @property
+    def memory_cap_bytes(self) -> int | None:
+        return None if self.memory_cap is None else parse_bytes(self.memory_cap)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the objective is of answers that the model writes."""
+        return self.objective in ("f1", "exact_match", "reward")
+
+    @property
+    def awaits_probe(self) -> bool:
+        """Whether the learning rate is still to be measured."""
+        return self.probe != "off" and self.lr is None
+
+    def resolved(self) -> RunConfig:
+        """The same configuration with every `None` that depends on the scope filled in, but what a probe chooses."""
+        defaults = bp_defaults(self.parsed_scope, self.optimizer) if self.method == "bp" else self._mezo_defaults()
+        return dataclasses.replace(
+            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
+        )
+
+    def _mezo_defaults(self) -> dict[str, Any]:
+        defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
+        defaults["weight_decay"] = 0.0
+        defaults["queries"] = 8 if self.estimator == "fzoo" else 1
+        # Two losses that happen to lie close together would make a step of fzoo as long as you like.
+        if defaults["update"] == "adaptive" or self.estimator == "fzoo":
+            defaults["clip"] = 3.0
+        if self.awaits_probe:
+            # Where a probe finds nothing, `unprobed` fills these in.
+            del defaults["lr"], defaults["eps"]
+        return defaults
+
+    def unprobed(self) -> RunConfig:
+        """The same, resolved as if there were no probe."""
+        return dataclasses.replace(dataclasses.replace(self, probe="off").resolved(), probe=self.probe)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back, options grouped and explained."""
+        lines = ["# mlxzo run configuration: `mlxzo train --config FILE` reads it"]
+        group = None
+        for f in options():
+            option = f.metadata["option"]
+            if option.group != group:
+                group = option.group
+                lines.append(f"\n# {group}")
+            value = yaml.safe_dump(getattr(self, f.name), default_flow_style=True, allow_unicode=True)
+            value = value.removesuffix("...\n").strip()
+            lines.append(f"{f.name}: {value}  # {option.help}")
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any], *, source: str = "") -> RunConfig:
+        """Builds a configuration from option names and values, each a Python value or the text of one.
+
+        Raises:
+            ConfigError: lists every unknown name (with the nearest valid one) and every bad value at once.
+        """
+        known = {f.name: f for f in options()}
+        problems: list[str] = []
+        parsed: dict[str, Any] = {}
+        for key, raw in _words_for_the_probe(values, problems).items():
+            if key not in known:
+                problems.append(_no_such_option(key))
+                continue
+            try:
+                parsed[key] = parse_value(known[key], raw)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+        try:
+            config = RunConfig(**parsed)
+        except ConfigError as error:
+            problems += error.details or [error.message]
+        if problems:
+            raise _configuration_error(problems, source)
+        return config
+
+    @staticmethod
+    def read_yaml(path: str | Path) -> dict[str, Any]:
+        """The mapping in a YAML file, unchecked beyond being a mapping.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML (with line and column), or is not a mapping.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}", "check the path") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+        try:
+            # The C-free safe loader constructs plain values only: no code runs from a YAML file.
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            raise ConfigError(
+                f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}", "correct that line"
+            ) from None
+        if values is None:
+            return {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold `option: value` lines", "see `mlxzo train --help` for the options")
+        return values
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """`2,1,1` as numbers.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0.0 < share < math.inf for share in shares):
+        raise ValueError(f"expected positive numbers with commas between them, such as 2,1,1, not {text!r}")
+    return shares
+
+
+def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`lr: auto` and `scope: auto` in terms of the option `probe`; adds to `problems` where they do not go together."""
+    values = dict(values)
+    auto = {key for key in ("lr", "scope") if str(values.get(key)).lower() == "auto"}
+    if "scope" in auto:
+        if "lr" not in auto and values.get("lr") is not None:
+            problems.append("scope: auto chooses the learning rate as well: leave lr out, or name a scope")
+        del values["scope"]
+        values["probe"] = "scope"
+    elif "lr" in auto and values.get("probe") != "scope":
+        values["probe"] = "lr"
+    return values
+
+
+DATA_OPTIONS = ("task", "data", "train_examples", "train_per_label", "validation_examples", "test_examples")
+"""The options that say which rows a run sees; training rows depend on its seed as well."""
+
+
+def options() -> tuple[dataclasses.Field, ...]:
+    """The fields of RunConfig, in order; each carries its Option under metadata['option']."""
+    return dataclasses.fields(RunConfig)
+
+
+def option_problems(name: Any, raw: Any) -> list[str]:
+    """What is wrong with an option and a value of it, text or Python's, whatever the other options are."""
+    f = next((f for f in options() if f.name == name), None)
+    if f is None:
+        return [_no_such_option(name)]
+    if name in ("lr", "scope") and str(raw).lower() == "auto":
+        return []
+    try:
+        return _problems(f, parse_value(f, raw))
+    except ValueError as error:
+        return [f"{name}: {error}"]
+
+
+def _no_such_option(name: Any) -> str:
+    near = difflib.get_close_matches(str(name).replace("-", "_"), [f.name for f in options()], n=1, cutoff=0.5)
+    return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def value_type(f: dataclasses.Field) -> type:
+    """str, int or float: the type of an option that is set."""
+    return {"str": str, "int": int, "float": float}[f.type.split(" ")[0]]
+
+
+def parse_value(f: dataclasses.Field, raw: Any) -> Any:
+    """Turns a raw value (text from the command line or a form, or a YAML scalar) into the option's type.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    option: Option = f.metadata["option"]
+    if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
+        return None
+    kind = value_type(f)
+    # YAML takes the bare words on and off for truth values.
+    if isinstance(raw, bool) and (word := "on" if raw else "off") in option.choices:
+        return word
+    if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+    if kind is str:
+        return str(raw)
+    try:
+        number = float(raw)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}") from None
+    if kind is float:
+        return number
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+    # Integers beyond 2**53 must not pass through a float.
+    return raw if isinstance(raw, int) else int(raw) if re.fullmatch(r"[+-]?\d+", str(raw).strip()) else int(number)
+
+
+def _describe(kind: type, option: Option) -> str:
+    if option.choices:
+        return "one of " + ", ".join(option.choices)
+    name = {str: "text", int: "a whole number", float: "a number"}[kind]
+    unit = f" of {option.unit}" if option.unit else ""
+    low = option.minimum
+    if low is None:
+        return name + unit
+    bound = f"above {low:g}" if option.exclusive_minimum else f"of at least {low:g}"
+    return f"{name}{unit} {bound}" + (f" and at most {option.maximum:g}" if option.maximum is not None else "")
+
+
+def _problems(f: dataclasses.Field, value: Any) -> list[str]:
+    """What is wrong with an option's value, in sentences: its type and range, then the grammar of a text."""
+    if problem := _problem(f, value):
+        return [problem]
+    try:
+        if f.name == "scope":
+            Scope.parse(value)
+        elif f.name == "memory_cap" and value is not None:
+            parse_bytes(value)
+        elif f.name == "shares" and value is not None:
+            parse_shares(value)
+    except ConfigError as error:
+        return [f"{error.message}: {error.fix}"]
+    except ValueError as error:
+        return [f"{f.name}: {error}"]
+    if f.name == "name" and value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        return [
+            f"name: {value!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a letter or "
+            "digit"
+        ]
+    return []
+
+
+def _problem(f: dataclasses.Field, value: Any) -> str | None:
+    option: Option = f.metadata["option"]
+    if value is None:
+        return None if option.auto else f"{f.name}: must have a value"
+    kind = value_type(f)
+    ok = isinstance(value, str) if kind is str else isinstance(value, (int, float)) and math.isfinite(value)
+    if ok and option.choices and value not in option.choices:
+        near = difflib.get_close_matches(str(value), option.choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{f.name}: expected {_describe(kind, option)}, not {value!r}{hint}"
+    if ok and option.minimum is not None:
+        ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
+    if ok and option.maximum is not None:
+        ok = value <= option.maximum
+    if ok and kind is str and not value.strip():
+        ok = False
+    return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {value!r}"
+
+
+def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigError:
+    problems = list(problems)
+    where = f"{source}: " if source else ""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")
+    fix = "`mlxzo train --help` lists every option with its range"
+    return ConfigError(message, fix, problems if len(problems) > 1 else ())

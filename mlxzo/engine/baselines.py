@@ -1,0 +1,146 @@
+"""What tuning is held against: a model as it is, shown demonstrations in its context, its label bias taken out.
+
+In-context learning puts labelled examples before the question (Brown et al. 2020). Contextual calibration divides the
+labels' probabilities by what they are for inputs that say nothing (Zhao et al. 2021, arXiv 2102.09690).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..core import events
+from ..core.errors import ConfigError
+from ..tasks.base import Example, Task
+from ..tasks.chat import after_turns, in_style
+from ..tasks.classification import Classification
+from ..tasks.sampling import stable_permutation
+from .batching import encode
+from .evaluation import Evaluation, Scored, share_candidates
+from .prefix_sharing import MAX_NEW_TOKENS
+from .scoring import example_losses
+from .session import Session
+
+SEPARATOR = "\n\n"
+"""Between demonstrations, as in Malladi et al. 2023."""
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Inputs that say nothing, of Zhao et al. 2021."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A way of asking a model.
+
+    Attributes:
+        shots: demonstrations of each label, or in all where candidates differ from example to example.
+        calibrate: contextual calibration.
+    """
+
+    shots: int = 0
+    calibrate: bool = False
+
+    @property
+    def name(self) -> str:
+        shown = f"{self.shots}-shot" if self.shots else "zero-shot"
+        return f"{shown}, calibrated" if self.calibrate else shown
+
+
+def that_suit(task: Task, shots: int) -> list[Baseline]:
+    """Zero-shot and in-context, each with calibration where the task has labels."""
+    both = (False, True) if isinstance(task, Classification) else (False,)
+    return [Baseline(count, calibrate) for count in (0, shots) for calibrate in both]
+
+
+def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit) -> Evaluation:
+    """Measures a session's weights as they stand on one split, asked in the way of a baseline.
+
+    Raises:
+        ConfigError: the task has no labels to calibrate, or its prompts take no demonstrations.
+    """
+    task = session.data.task
+    if baseline.calibrate and not isinstance(task, Classification):
+        raise ConfigError(
+            f"the task {task.name} has no fixed set of labels, so there is nothing to calibrate",
+            "leave --calibrate out",
+        )
+    if baseline.shots and not all(map(_takes_demonstrations, getattr(session.data, split))):
+        raise ConfigError(
+            f"the rows of {task.name} have no plain prompts to put demonstrations before", "leave --shots out"
+        )
+    shown = demonstrations(session.data.train, baseline.shots, session.config.seed)
+    asked = [_asked(session, example, shown) for example in getattr(session.data, split)]
+    if short := sum(count < len(shown) for _, count in asked):
+        emit(
+            events.Note(
+                f"{short} of {len(asked)} prompts have room for fewer than {len(shown)} demonstrations within "
+                f"max_tokens ({session.config.max_tokens}); the first ones are left out"
+            )
+        )
+    examples = [example for example, _ in asked]
+    tokenizer, longest = session.loaded.tokenizer, session.config.max_tokens
+    encoded = [encode(example, tokenizer, longest) for example in examples]
+    if not (baseline.calibrate and isinstance(task, Classification)):
+        return session.measure(split, examples, encoded, emit)
+    empty = [in_style(task.content_free(text), session.config.prompt_style) for text in CONTENT_FREE]
+    inputs = [encode(_asked(session, each, shown)[0], tokenizer, longest) for each in empty if each.prompt.strip()]
+    bias = label_bias(session.score("content-free inputs", inputs, emit))
+    targets = np.array([example.target for example in encoded])
+    return session.measure(split, examples, encoded, emit, lambda scored: calibrated(scored, bias, targets))
+
+
+def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+    """`shots` examples of each label, or in all where candidates differ, drawn by `seed`, in the order drawn.
+
+    Where there are fewer of a label, all of them.
+    """
+    by_label = share_candidates(examples)
+    found: list[Example] = []
+    taken: dict[int | None, int] = {}
+    for i in stable_permutation(len(examples), "shots", seed):
+        label = examples[i].target if by_label else None
+        if taken.get(label, 0) < shots:
+            taken[label] = taken.get(label, 0) + 1
+            found.append(examples[i])
+    return found
+
+
+def after(shown: Sequence[Example], example: Example) -> Example:
+    """An example whose prompt comes after demonstrations, each with its answer: as text, or as turns."""
+    if example.messages:
+        return after_turns(shown, example)
+    before = [(one.prompt + one.candidates[one.target]).rstrip() + SEPARATOR for one in shown if one.target is not None]
+    return replace(example, prompt="".join(before) + example.prompt)
+
+
+def _takes_demonstrations(example: Example) -> bool:
+    """Whether it is one question, rather than a conversation or a text."""
+    return bool(example.prompt) and len(example.messages) <= 1
+
+
+def label_bias(scored: Scored) -> np.ndarray:
+    """Log of the labels' mean probabilities, float64 [C], from the scores of content-free inputs."""
+    grid = np.stack(scored.scores)
+    likelihoods = np.exp(grid - grid.max(axis=1, keepdims=True))
+    return np.log((likelihoods / likelihoods.sum(axis=1, keepdims=True)).mean(axis=0))
+
+
+def calibrated(scored: Scored, bias: np.ndarray, targets: np.ndarray) -> Scored:
+    """Scores with a bias [C] taken out, and the losses that go with them.
+
+    Args:
+        targets: int [N], the right label of each example.
+    """
+    grid = np.stack(scored.scores) - bias
+    return Scored(list(grid), example_losses(grid, targets))
+
+
+def _asked(session: Session, example: Example, shown: Sequence[Example]) -> tuple[Example, int]:
+    """The example after as many of the demonstrations, the last ones, as fit before it, and how many those are."""
+    room = session.config.max_tokens - (MAX_NEW_TOKENS if session.data.task.writes else 0)
+    for first in range(len(shown)):
+        candidate = after(shown[first:], example)
+        if not encode(candidate, session.loaded.tokenizer, room).truncated:
+            return candidate, len(shown) - first
+    return example, 0

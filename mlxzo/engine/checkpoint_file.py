@@ -1,0 +1,123 @@
+"""Saved states: the trainable parameters of a run as one safetensors file, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..core.errors import DoesNotFit, ModelError
+from ..core.files import disk_full, fsync_folder, is_disk_full, need_free_space
+from ..models.causal import Slot
+from ..models.loading import described, fingerprint
+from ..models.safetensors_file import (
+    TensorPlan,
+    safetensors_header,
+    safetensors_problem,
+    tensor_pieces,
+    write_safetensors,
+)
+
+_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+# Large tensors are copied out of MLX in pieces of about this many elements.
+_PIECE_ELEMENTS = 1 << 22
+
+
+def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) -> int:
+    """Writes parameters to `path` atomically, and flushes them to the disk; returns the file's bytes.
+
+    Args:
+        step: how many steps they have taken.
+
+    Raises:
+        DoesNotFit: the disk is full; an earlier file of that name is still whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    purpose = f"the state {path.name}"
+    need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, purpose)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_safetensors(temporary, _plans(parameters), metadata=_metadata(fingerprint(parameters), step))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise disk_full(purpose) from None
+        raise DoesNotFit(f"{path} cannot be written: {error.strerror}", "choose another folder with --out") from None
+    fsync_folder(path.parent)
+    return path.stat().st_size
+
+
+def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> int:
+    """Puts a saved state into the parameters `names` of a model; returns how many steps it has taken.
+
+    It is checked in small pieces before anything changes, and no parameter is held twice.
+
+    Raises:
+        ModelError: the file is missing or damaged, or is not of this model and scope (every difference is listed).
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no saved state at {path}", "the run saved none: train it again")
+    if problem := safetensors_problem(path):
+        raise _damaged(path, problem)
+    try:
+        state, metadata = mx.load(str(path), return_metadata=True)
+    except RuntimeError as error:
+        raise _damaged(path, str(error)) from None
+    problems = [f"{name} is missing" for name in names if name not in state]
+    problems += [f"{name} is not a trained parameter of this run" for name in state if name not in names]
+    for name in sorted(set(names) & set(state)):
+        have, want = state[name], slots[name].get()
+        if (have.shape, have.dtype) != (want.shape, want.dtype):
+            problems.append(f"{name} is {have.dtype} {have.shape}, and the model has {want.dtype} {want.shape}")
+    if problems:
+        raise ModelError(f"the saved state {path} is of another model or scope", "name the run's own model", problems)
+    step = int(metadata["step"]) if metadata.get("step", "").isdecimal() else -1
+    # The header is looked at as well: every byte of the file is then one that was saved.
+    header = safetensors_header(_plans(state), _metadata(_fingerprint_of_file(path, state), step))
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            raise _damaged(path, "its bytes are not those that were saved")
+    for name in names:
+        # The old value goes before the new one is read.
+        slots[name].set(state.pop(name))
+        mx.eval(slots[name].get())
+    return step
+
+
+def _fingerprint_of_file(path: Path, tensors: Mapping[str, mx.array]) -> str:
+    """What `fingerprint` gives for the tensors of a file, which need not be in memory for it."""
+    digest = hashlib.sha256()
+    for name, pieces in tensor_pieces(path, sorted(tensors)):
+        digest.update(described(name, tensors[name]))
+        for piece in pieces:
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, problem: str) -> ModelError:
+    return ModelError(f"the saved state {path} is damaged: {problem}", "train the run again")
+
+
+def _plans(parameters: Mapping[str, mx.array]) -> list[TensorPlan]:
+    return [TensorPlan(name, _DTYPES[p.dtype], p.shape, _pieces_of(p)) for name, p in parameters.items()]
+
+
+def _metadata(sha256: str, step: int) -> dict[str, str]:
+    """What the header says: the step, and a check of it and of the fingerprint of the tensors."""
+    check = hashlib.sha256(f"{step} {sha256}".encode()).hexdigest()
+    return {"step": str(step), "sha256": check}
+
+
+def _pieces_of(parameter: mx.array):
+    def pieces() -> Iterator[np.ndarray]:
+        flat = parameter.reshape(-1)
+        # numpy has no bfloat16: its bits travel as uint16, as safetensors wants them.
+        flat = flat.view(mx.uint16) if parameter.dtype == mx.bfloat16 else flat
+        for start in range(0, flat.size, _PIECE_ELEMENTS):
+            yield np.array(flat[start : start + _PIECE_ELEMENTS])
+
+    return pieces

@@ -1,0 +1,152 @@
+"""MeZO: forward passes along random directions, then one step along them.
+
+Malladi et al., *Fine-Tuning Language Models with Just Forward Passes* (arXiv 2305.17333), Algorithm 1, with weights
+perturbed lazily instead of in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ...core.config import RunConfig
+from ...core.lr_schedule import learning_rate
+from ...models.trainable import Trainable
+from ...zo.apply import Terms, Update, move
+from ...zo.estimators import ESTIMATORS, Point
+from ...zo.journal import Header, Journal, JournalWriter, Parameter, Step, as_float32
+from ...zo.noise import NOISE_VERSION
+from ...zo.perturb import Direction
+from ...zo.replay import Replayed, replay
+from ...zo.update_rules import Momentum, UpdateRule
+from ..batching import Batch
+from ..distributed.communicator import Piece, Team, shares_points
+from ..objectives import SCORE_OBJECTIVES, OfAnswers
+from ..scoring import Scorer
+from . import StepResult
+
+
+class MeZO:
+    """Zeroth-order steps on the parameters in `trainable`.
+
+    An estimator finds derivatives along the step's directions, the update rule makes factors of them, and one pass
+    over the weights applies w -= sum c_i z_i. Everything random follows from the seed and the step, so a step can be
+    repeated exactly.
+    """
+
+    journal: JournalWriter | None = None
+    """Where each step is recorded before the weights move; None for nowhere."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        trainable: Trainable,
+        config: RunConfig,
+        of_answers: OfAnswers | None = None,
+        team: Team | None = None,
+    ):
+        """
+        Args:
+            of_answers: what is minimised, where the objective is of the answers that the model writes.
+            team: who shares the forward passes; None for nobody.
+        """
+        self.scorer, self.causal = scorer, scorer.causal
+        self.trainable, self.config = trainable, config
+        self.team = team or Team()
+        self.estimator = ESTIMATORS[config.estimator]
+        # Of what the model writes where there is something to judge that by, else of its scores.
+        self.of_answers = of_answers
+        self.of_scores = SCORE_OBJECTIVES.get(config.objective)
+        self.rule = UpdateRule(config.update == "adaptive", config.clip)
+        self.momentum = Momentum(config.momentum)
+        self.scales = {name: trainable.scales.get(name, 1.0) for name in trainable.names}
+
+    def step(self, step: int, batch: Batch) -> StepResult:
+        config = self.config
+        lr = learning_rate(config.lr, config.schedule, step, config.steps, config.warmup_steps)
+        directions = [
+            Direction(config.seed, step, index, config.directions, self.scales) for index in range(config.queries)
+        ]
+        estimate = self.estimator(lambda points: self.losses(batch, points), directions, config.eps)
+        # Rounded as a journal keeps them, so that what is made of its records is what was made here.
+        loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
+        if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
+            *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
+            if self.journal is not None:
+                self.journal.append(Step(tuple(derivatives), tuple(factors), loss, decay))
+            terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
+            self.move(terms, step, decay)
+        return StepResult(loss, lr, _summary(derivatives), alike=sum(d == 0.0 for d in derivatives))
+
+    def state(self) -> dict[str, mx.array]:
+        """Nothing: all of it follows from the journal."""
+        return {}
+
+    def restore(self, state: Mapping[str, mx.array], step: int) -> None:
+        """Nothing (see `resume`)."""
+
+    def header(self, base_sha256: str) -> Header:
+        """What the journal of this run begins with."""
+        weights = {name: self.causal.slots[name].get() for name in self.trainable.names}
+        parameters = tuple(
+            Parameter(name, str(weight.dtype).removeprefix("mlx.core."), tuple(weight.shape), self.scales[name])
+            for name, weight in weights.items()
+        )
+        return Header(self.config.to_dict(), base_sha256, parameters, NOISE_VERSION)
+
+    def resume(self, journal: Journal, step: int) -> None:
+        """Brings weights that stand after `step` steps, and the state of the update rule, to the journal's end."""
+        replay(self.causal.slots, journal, step)
+        past = Replayed(journal.header)
+        for number, recorded in enumerate(journal):
+            self.rule.rms.update(recorded.derivatives)
+            self.momentum.terms(past.own_terms(number, recorded))
+
+    def losses(self, batch: Batch, points: Sequence[Point]) -> list[float]:
+        """Means of the objective at w + eps z for each point (z, eps); the stored weights stay as they are, to the bit.
+
+        A team shares out the micro-batches or the points. What comes back are values of single examples, so that every
+        rank takes the mean of the same numbers in the same order.
+        """
+        if shares_points(self.config):
+            whole = [Piece(1.0, (batch.size,))] * len(points)
+            values = self.team.together(whole, lambda numbers: self._values(batch, [points[i] for i in numbers]))
+            return [float(side.mean()) for side in values]
+        parts = [
+            Piece(float(part.tokens.size), (len(points), len(places)))
+            for part, places in zip(batch.parts, batch.places, strict=True)
+        ]
+
+        def compute(numbers: Sequence[int]) -> list[np.ndarray]:
+            sides = np.stack(self._values(batch.picked(numbers), points))
+            return np.split(sides, np.cumsum([len(batch.places[i]) for i in numbers])[:-1], axis=1)
+
+        sides = np.empty((len(points), batch.size))
+        for places, values in zip(batch.places, self.team.together(parts, compute), strict=True):
+            sides[:, list(places)] = values
+        return [float(side.mean()) for side in sides]
+
+    def _values(self, batch: Batch, points: Sequence[Point]) -> list[np.ndarray]:
+        """The objective of each example at each point: float64 [B] a point."""
+        views = [self.causal.view(direction, eps) for direction, eps in points]
+        if self.of_answers is not None:
+            return [self.of_answers(batch, view) for view in views]
+        # Frozen first layers give every point the same hidden states: they run once.
+        prefix = self.scorer.prefix(batch)
+        if self.config.sides == "stacked":
+            return self.scorer.stacked_losses(batch, views, prefix, self.of_scores)
+        return [self.scorer.losses(batch, view, prefix, self.of_scores) for view in views]
+
+    def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
+        """Applies an update to the parameters that train (see `zo.move`)."""
+        move(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
+
+
+def _summary(derivatives: Sequence[float]) -> float:
+    """The derivative itself, or the rms of several."""
+    if len(derivatives) == 1:
+        return derivatives[0]
+    return math.sqrt(sum(d * d for d in derivatives) / len(derivatives))

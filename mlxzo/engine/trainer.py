@@ -1,0 +1,303 @@
+"""The training loop that all methods share: batch, step, now and then an evaluation, the best state kept."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from ..core import events
+from ..core.errors import Diverged, DoesNotFit, Interrupted
+from ..core.meter import mlx_memory
+from ..core.run_directory import BEST_STATE
+from ..models.loading import fingerprint
+from .batching import batch_indices
+from .checkpoint_file import load_state, save_state
+from .checkpoints import Checkpoints, Past
+from .evaluation import Evaluation
+from .session import Session
+
+# The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
+_SMOOTHING = 0.98
+_SPEED_WINDOW = 50
+# Above this share of directions that tell nothing, the user is told.
+_MANY_ALIKE = 0.3
+
+
+class Steering(Protocol):
+    """What the run is asked to do while it runs (see `steering.Steering`)."""
+
+    def wait_while_paused(self, step: int) -> None:
+        """Waits while the run is paused, `step` steps done; raises Interrupted or DoesNotFit where it must end."""
+        ...
+
+    def takes(self, command: str) -> bool:
+        """Whether `evaluate` or `shrink` was asked for since this last said so."""
+        ...
+
+    def is_over(self, late: bool) -> bool:
+        """Whether the time that the run may take is over, by this process's clock (`late`) or another's."""
+        ...
+
+
+class Trainer:
+    """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
+
+    def __init__(self, session: Session, checkpoints: Checkpoints, steering: Steering):
+        self.session, self.checkpoints, self.steering = session, checkpoints, steering
+        self.method, self.emit = checkpoints.method, checkpoints.emit
+        self.team = session.team
+        self.best_path = checkpoints.run.path / BEST_STATE
+        self.past = Past()
+        self.evaluate_seconds = 0.0
+
+    def fit(self, *, resume: bool = False) -> dict[str, Any]:
+        """Trains to the end and returns the result, as result.json holds it.
+
+        Args:
+            resume: go on where the run was interrupted.
+
+        Raises:
+            Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
+            its memory cap. In all cases the best state so far is on disk.
+        """
+        self.team.beat()
+        if resume:
+            self.past = self.checkpoints.resume()
+        else:
+            self.checkpoints.begin()
+        if self.past.step == 0:
+            self._begin()
+        self.emit(events.Phase("train"))
+        try:
+            self._train()
+        except (Interrupted, DoesNotFit):
+            # A disk that is full, or was the reason, leaves the last snapshot as it is.
+            with contextlib.suppress(OSError, DoesNotFit):
+                self.checkpoints.close(self.past.step)
+            raise
+        self.checkpoints.close(self.past.step)
+        sha256 = fingerprint(self.session.trained_parameters())
+        self.team.same("weights after the last step", sha256)
+        test = self._test()
+        return self._result(test, sha256)
+
+    def _begin(self) -> None:
+        """What comes before the first step."""
+        # Before anything is computed: from here on, whatever ends the run leaves a state that can be used.
+        self._save_best(0)
+        self.emit(events.Phase("baseline"))
+        self.past.best = None
+        for split in ("validation", "test"):
+            if self.session.splits[split]:
+                self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
+        self.past.best = (0, self.past.zero_shot["validation"])
+        if not math.isfinite(self.past.best[1].loss):
+            raise Diverged(
+                "the loss of the model is not a finite number even before training",
+                "try --dtype float32; if that does not help, the weights are damaged",
+            )
+
+    def _train(self) -> None:
+        config, examples, past = self.session.config, self.session.splits["train"], self.past
+        if past.step and (past.unsettled or self._is_due(past.step)):
+            self._validate(past.step)
+        smoothed, weight = 0.0, 0.0
+        for loss in past.losses:
+            smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
+        recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+        stuck = Stuck(config.queries or 1)
+        for step in range(past.step, config.steps):
+            self._obey(step)
+            began, sent = time.perf_counter(), self.team.bytes_sent
+            indices = batch_indices(len(examples), config.batch_size, config.seed, step)
+            batch = self.session.batch([examples[i] for i in indices])
+            outcome = self.method.step(step, batch)
+            if not math.isfinite(outcome.loss):
+                raise Diverged(
+                    f"the loss of step {step + 1} is not a finite number",
+                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {past.best[0]}, is saved",
+                )
+            seconds = time.perf_counter() - began
+            past.step = step + 1
+            past.train_seconds += seconds
+            past.losses.append(outcome.loss)
+            smoothed, weight = _smooth(smoothed, outcome.loss), _smooth(weight, 1.0)
+            past.tokens += batch.token_count
+            past.padded_tokens += batch.padded_token_count
+            recent.append((seconds, batch.token_count))
+            window = sum(s for s, _ in recent)
+            memory = mlx_memory()
+            steps = self._expected_steps(step + 1, window / len(recent))
+            self.emit(
+                events.Step(
+                    step=step + 1,
+                    steps=steps,
+                    loss=outcome.loss,
+                    smoothed_loss=smoothed / weight,
+                    lr=outcome.lr,
+                    directional_derivative=outcome.directional_derivative,
+                    seconds=seconds,
+                    tokens=batch.token_count,
+                    padded_tokens=batch.padded_token_count,
+                    steps_per_second=len(recent) / window,
+                    tokens_per_second=sum(t for _, t in recent) / window,
+                    eta_seconds=self._eta(step + 1, steps, window / len(recent)),
+                    active_bytes=memory.active_bytes,
+                    peak_bytes=memory.peak_bytes,
+                    cache_bytes=memory.cache_bytes,
+                    alike=outcome.alike,
+                    bytes_sent=self.team.bytes_sent - sent,
+                )
+            )
+            if (news := self.team.news()) is not None:
+                self.emit(news)
+            if self.team.size > 1 and past.step % config.check_every == 0:
+                weights = fingerprint(self.session.trained_parameters())
+                self.team.same(f"weights after step {past.step}", weights)
+            past.alike += outcome.alike
+            if said := stuck.after(outcome.alike):
+                self.emit(events.Note(said))
+            if self._is_due(step + 1) or self._out_of_time:
+                self._validate(step + 1)
+            self.checkpoints.keep(step + 1)
+            # Asked again, since evaluations count.
+            if self._out_of_time:
+                break
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation comes after `step` steps."""
+        return step % self.session.config.eval_every == 0 or step == self.session.config.steps
+
+    def _obey(self, step: int) -> None:
+        """Does what was asked for since the last step; `step` steps are done."""
+        self.steering.wait_while_paused(step)
+        self._shrink_if_asked()
+        if self.steering.takes("evaluate"):
+            self._validate(step)
+
+    def _shrink_if_asked(self) -> None:
+        if self.steering.takes("shrink") and (done := self.session.shrink()):
+            self.emit(events.Note(f"to take less memory: {done}"))
+
+    def _validate(self, step: int) -> None:
+        self.emit(events.Phase("evaluate"))
+        outcome = self._evaluate("validation", "validation", step)
+        self.past.validation_seconds += outcome.seconds
+        if outcome.better_than(self.past.best[1]):
+            self.past.best = (step, outcome)
+            self._save_best(step)
+        self.emit(events.Phase("train"))
+
+    def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
+        def report(event: events.Event) -> None:
+            self.emit(event)
+            # An evaluation is long: it too takes less memory as soon as it has to.
+            self._shrink_if_asked()
+
+        outcome = self.session.evaluate(split, report)
+        if split == "validation":
+            self.evaluate_seconds = outcome.seconds
+        best = kind == "validation" and outcome.better_than(self.past.best[1])
+        self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
+        return outcome
+
+    def _test(self) -> Evaluation | None:
+        """The best state on the test split, which nothing before has used to choose anything."""
+        session = self.session
+        load_state(self.best_path, session.causal.slots, session.trainable.names)
+        if not session.splits["test"]:
+            return None
+        self.emit(events.Phase("test", f"the best state, of step {self.past.best[0]}"))
+        return self._evaluate("test", "test", self.past.best[0])
+
+    def _save_best(self, step: int) -> None:
+        self.emit(events.Phase("save"))
+        size = save_state(self.best_path, self.session.trained_parameters(), step)
+        self.emit(events.Saved(str(BEST_STATE), step, size))
+
+    @property
+    def _out_of_time(self) -> bool:
+        limit = self.session.config.max_seconds
+        seconds = self.past.train_seconds + self.past.validation_seconds
+        return limit is not None and self.steering.is_over(seconds >= limit)
+
+    def _expected_steps(self, done: int, step_seconds: float) -> int:
+        """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
+        config = self.session.config
+        if config.max_seconds is None:
+            return config.steps
+        left = config.max_seconds - self.past.train_seconds - self.past.validation_seconds
+        step_seconds += self.evaluate_seconds / config.eval_every
+        return min(config.steps, done + max(0, math.ceil(left / step_seconds)))
+
+    def _eta(self, done: int, steps: int, step_seconds: float) -> float:
+        """Seconds left until so many steps are made, evaluations included."""
+        every = self.session.config.eval_every
+        evaluations = math.ceil(steps / every) - done // every
+        test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
+        return (steps - done) * step_seconds + (evaluations + test) * self.evaluate_seconds
+
+    def _result(self, test: Evaluation | None, sha256: str) -> dict[str, Any]:
+        session, config, past = self.session, self.session.config, self.past
+        window = max(1, min(_SPEED_WINDOW, len(past.losses) // 2))
+        return {
+            "schema": 1,
+            "status": "finished",
+            "model": session.resolved.name,
+            "task": session.data.task.name,
+            "method": config.method,
+            "scope": config.scope,
+            "seed": config.seed,
+            "steps": past.step,
+            "stopped_by": "steps" if past.step == config.steps else "time",
+            "metric": session.metric,
+            "zero_shot": {split: asdict(outcome) for split, outcome in past.zero_shot.items()},
+            "best": {"step": past.best[0], "validation": asdict(past.best[1])},
+            "test": asdict(test) if test else None,
+            "training_loss": {
+                "first": sum(past.losses[:window]) / window,
+                "last": sum(past.losses[-window:]) / window,
+                "steps_averaged": window,
+            },
+            "objective": config.objective,
+            "alike_share": past.alike / (past.step * (config.queries or 1)),
+            "final_sha256": sha256,
+            "train_seconds": past.train_seconds,
+            "validation_seconds": past.validation_seconds,
+            "steps_per_second": past.step / past.train_seconds,
+            "padding_share": 1.0 - past.tokens / past.padded_tokens,
+            "ranks": self.team.size,
+            "bytes_sent": self.team.bytes_sent,
+        }
+
+
+class Stuck:
+    """Says once, over the first steps, that most of a run's directions tell nothing.
+
+    Args:
+        queries: directions a step.
+    """
+
+    def __init__(self, queries: int):
+        self._queries = queries
+        self._steps = self._alike = 0
+
+    def after(self, alike: int) -> str:
+        """What is to be told, mostly nothing, after a step with `alike` directions whose sides scored the same."""
+        self._steps, self._alike = self._steps + 1, self._alike + alike
+        share = self._alike / (self._queries * self._steps)
+        if self._steps != _SPEED_WINDOW or share <= _MANY_ALIKE:
+            return ""
+        return (
+            f"on {share:.0%} of the directions so far the batch scored just the same on both sides, which tells "
+            "nothing: a larger --batch-size or --eps sees more, and --objective soft-accuracy always does"
+        )
+
+
+def _smooth(mean: float, value: float) -> float:
+    """An exponential mean after one more value."""
+    return _SMOOTHING * mean + (1 - _SMOOTHING) * value

@@ -1,0 +1,53 @@
+"""What a model was tuned by: a run, an mlx-lm adapter folder, or a journal. Nothing here imports MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.errors import ConfigError, DataError
+from ..core.run_directory import RunDirectory
+from ..models.adapter_folder import adapter_config
+from ..zo.journal import Journal, JournalError, read
+
+Kind = Literal["run", "adapter", "journal"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where what was tuned lies: a run's directory, an adapter's folder, or a journal's file."""
+
+    kind: Kind
+    path: Path
+
+    def options(self) -> dict[str, Any]:
+        """What it says of the configuration it was made with: all of it, or of an adapter the base model alone.
+
+        Raises:
+            MlxzoError: it is not there or damaged.
+        """
+        if self.kind == "run":
+            return RunDirectory(self.path).config.to_dict()
+        if self.kind == "journal":
+            return dict(read_journal(self.path).header.config)
+        model = adapter_config(self.path).get("model")
+        return {"model": model} if isinstance(model, str) else {}
+
+
+def read_journal(path: Path) -> Journal:
+    """Reads a journal.
+
+    Raises:
+        ConfigError: there is none. DataError: it is damaged, or no journal.
+    """
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no journal at {path}", "check the path; only MeZO runs have one (journal.bin)"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+    except JournalError as error:
+        raise DataError(str(error), "copy it again from where it came from") from None

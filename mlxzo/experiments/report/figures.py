@@ -1,0 +1,226 @@
+"""The figure of a comparison: accuracy against seconds, and peak memory against the cap.
+
+Colours are Okabe and Ito's, which colour-blind people tell apart, and never the only sign: every contestant has a
+marker and a number of its own, and lines of backpropagation are dashed. The same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+from ...core.files import format_bytes
+from ...core.formatting import format_metric, printable
+from .summary import LOSSES, Report
+from .tables import numbered, status_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+# Without the yellow, too faint on white, and the black, which a dark page would swallow.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_ZERO_SHOT_DASHES = ((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (6, 3)), (0, (1, 4)))
+_METHODS = {"mezo": "-", "bp": (0, (5, 2))}
+# Inches: of the figure without its legend, of a contestant's bar with its name, and of a row of the legend.
+_WIDTH, _HEIGHT, _BAR, _LEGEND_ROW = 11.0, 4.2, 0.48, 0.2
+_FONT_SIZE = 9.0
+# Characters that fit: of a name beside others in the legend, and above a bar.
+_LEGEND_CHARACTERS, _BAR_CHARACTERS = 160, 62
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure that are not the contestants': any that SVG knows."""
+
+    ink: str
+    faint: str
+    paper: str
+
+
+# Matplotlib draws with these colours, which no contestant has, and another theme's then take their places.
+LIGHT = Theme("#1a1a1b", "#c4c4c5", "#fffffe")
+DARK = Theme("#e8e8e8", "#4a4a4a", "#16181c")
+# Taken from the page that the figure is part of.
+PAGE = Theme("var(--ink)", "var(--faint)", "var(--paper)")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The figure of a report: `png`, of 150 dots an inch, and SVG in any theme."""
+
+    png: bytes
+    light_svg: str
+
+    def svg(self, theme: Theme = LIGHT) -> str:
+        """SVG that may stand alone or in a page. Its text is text, and it refers to nothing outside."""
+        text = self.light_svg
+        for before, after in zip(astuple(LIGHT), astuple(theme), strict=True):
+            text = text.replace(before, after)
+        return text
+
+
+def draw(report: Report) -> Drawn:
+    """Draws a report; takes a second or two."""
+    import matplotlib
+
+    settings = {
+        "font.family": "sans-serif",
+        # Verdana is as wide as the font that the figure is laid out with, and where the one lacks the other is there.
+        "font.sans-serif": ["DejaVu Sans", "Verdana"],
+        "font.size": _FONT_SIZE,
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "mlxzo",
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), LIGHT.ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), LIGHT.paper),
+        "grid.color": LIGHT.faint,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A name in letters that the font lacks: a box in the PNG, and text like any other in the SVG.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure = _figure(report)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return Drawn(png.getvalue(), _embeddable(svg.getvalue().decode(), report))
+
+
+def _embeddable(text: str, report: Report) -> str:
+    """SVG as a page can hold it: without document type and metadata, and with a title for those who cannot see it."""
+    text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
+    title = escape(printable(f"{report.metric} against seconds and peak memory of {report.name}"))
+    return re.sub(r"(<svg [^>]*)>", rf'\1 role="img"><title>{title}</title>', text, count=1) + "\n"
+
+
+def _figure(report: Report) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    race, memory = figure.subplots(1, 2, width_ratios=(3, 2))
+    lines = _race(race, report)
+    _memory(memory, report)
+    names = [_short(str(line.get_label()), _LEGEND_CHARACTERS // 2) for line in lines]
+    columns = max(1, min(4, _LEGEND_CHARACTERS // (max(map(len, names)) + 8)))
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2, columnspacing=1.6
+    )
+    height = max(_HEIGHT, _BAR * (len(report.contenders) + 1))
+    figure.set_size_inches(_WIDTH, height + _LEGEND_ROW * math.ceil(len(names) / columns))
+    return figure
+
+
+def _race(axes: Axes, report: Report) -> list[Line2D]:
+    """Validation metric against time, with zero-shot and majority lines; returns what the legend names."""
+    is_share = report.metric not in LOSSES
+    factor = 100.0 if is_share else 1.0
+    bands = [each.band() for each in report.contenders]
+    longest = max([point[0] for band in bands for point in band], default=0.0)
+    unit, name = (60.0, "minutes") if longest >= 600 else (1.0, "seconds")
+    lines = []
+    for number, (each, band) in enumerate(zip(report.contenders, bands, strict=True)):
+        if len(band) < 2:
+            continue
+        times = [point[0] / unit for point in band]
+        mean, low, high = ([factor * point[i] for point in band] for i in (1, 2, 3))
+        (line,) = axes.plot(
+            times,
+            mean,
+            label=printable(numbered(report, each)) + ("" if each.finished else f" ({each.status})"),
+            color=_colour(number),
+            linestyle=_METHODS.get(each.config.method, "-"),
+            linewidth=1.7,
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=5,
+            # Contestants that lie on each other show their markers in turn.
+            markevery=(number % 3, max(1, len(times) // 10)) if len(times) > 10 else None,
+        )
+        axes.fill_between(times, low, high, color=_colour(number), alpha=0.16, linewidth=0)
+        lines.append(line)
+    for number, (model, value) in enumerate(_zero_shot(report).items()):
+        dashes = _ZERO_SHOT_DASHES[number % len(_ZERO_SHOT_DASHES)]
+        label = f"zero-shot, {model}: {format_metric(report.metric, value)}"
+        lines.append(axes.axhline(factor * value, color=LIGHT.ink, linewidth=1.0, linestyle=dashes, label=label))
+    if (majority := report.majority("validation")) is not None and is_share:
+        label = f"majority class: {format_metric(report.metric, majority)}"
+        lines.append(axes.axhline(factor * majority, color=LIGHT.ink, linewidth=0.8, alpha=0.55, label=label))
+    axes.set_xlabel(f"{name} of steps and validation")
+    axes.set_ylabel(f"validation {report.metric}" + (", %" if is_share else ""))
+    axes.set_title("mean over seeds and its range; backpropagation is dashed", fontsize=_FONT_SIZE, loc="left")
+    axes.set_xlim(left=0)
+    _plain(axes)
+    if not bands or longest == 0:
+        axes.text(0.5, 0.6, "nothing trained yet", transform=axes.transAxes, ha="center")
+    return lines or [axes.plot([], [], label="no runs", color=LIGHT.ink)[0]]
+
+
+def _memory(axes: Axes, report: Report) -> None:
+    """A bar of its peak a contestant, MLX's share of it marked, its name above it, and the cap."""
+    cap = report.config.memory_cap_bytes
+    count = len(report.contenders)
+    peaks = [
+        max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
+        for each in report.contenders
+    ]
+    # One that needs many times the cap would leave the others no room: its bar runs out of the picture.
+    limit = 1.3 * max([*peaks, cap or 0.0, 1.0]) / 1e9
+    for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
+        place = count - number
+        name = _short(printable(numbered(report, each)), _BAR_CHARACTERS)
+        # Over the line of the cap, which would strike it through.
+        over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
+        axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
+        axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
+        if each.peak_bytes:
+            axes.vlines(each.peak_bytes.high / 1e9, place - 0.34, place + 0.06, color=LIGHT.ink, linewidth=1.4)
+        words = [format_bytes(int(peak))] if peak else []
+        if each.status != "finished":
+            words.append(status_text(each))
+        if each.needed_bytes is not None:
+            # Empty, since nothing has taken so much.
+            needed = min(each.needed_bytes / 1e9, 2 * limit)
+            axes.barh(place - 0.14, needed, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
+        axes.text(peak / 1e9 + 0.015 * limit, place - 0.14, ", ".join(words), va="center", fontsize=8, bbox=over)
+    axes.set_xlim(0, limit)
+    axes.set_ylim(0.45, count + 0.75)
+    axes.set_yticks([])
+    axes.set_xlabel("GB")
+    title = "peak footprint, MLX's arrays marked |"
+    if cap is not None:
+        axes.axvline(cap / 1e9, color=LIGHT.ink, linewidth=1.4, linestyle=(0, (6, 3)))
+        title += f"; cap {format_bytes(cap)} (dashed)"
+    axes.set_title(title, fontsize=_FONT_SIZE, loc="left")
+    _plain(axes, across=False)
+
+
+def _plain(axes: Axes, across: bool = True) -> None:
+    """Axes without a box, with a faint grid across the figures that are read off."""
+    axes.spines[["top", "right"]].set_visible(False)
+    if not across:
+        axes.spines["left"].set_visible(False)
+    axes.grid(axis="both" if across else "x", linewidth=0.6, alpha=0.6)
+    axes.set_axisbelow(True)
+
+
+def _zero_shot(report: Report) -> dict[str, float]:
+    """Each model's validation metric before training; it does not depend on seed or method."""
+    found: dict[str, float] = {}
+    for run in report.runs:
+        if "validation" in run.curves.zero_shot:
+            found.setdefault(run.model_name, run.curves.zero_shot["validation"].value)
+    return found
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,134 @@
+"""One run of a comparison: what it was asked to do and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from ...core import events
+from ...core.config import RunConfig, options
+from ...core.curves import Curves
+from ...core.run_directory import RunDirectory
+from ..comparison import label_of
+from ..queue import run_directory
+
+Status = Literal["finished", "running", "does not fit", "failed", "interrupted", "not run"]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run of a contestant: its configuration and where it lies, whether it has been run or not."""
+
+    contestant: str
+    config: RunConfig
+    run: RunDirectory
+
+    @staticmethod
+    def planned(contestant: str, config: RunConfig) -> ComparedRun:
+        """A run that may be still to come, in the place that its configuration names."""
+        return ComparedRun(contestant, config, run_directory(config))
+
+    @cached_property
+    def curves(self) -> Curves:
+        return Curves.read(self.run.events())
+
+    @cached_property
+    def status(self) -> Status:
+        """How the run stands. `does not fit`: it was predicted not to, and so never began."""
+        if not self.run.events_path.exists() and not self.run.worker_is_alive():
+            return "not run"
+        status = self.run.status
+        if status in ("finished", "running", "interrupted"):
+            return status
+        return "failed" if self.needed_bytes is None else "does not fit"
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """What a run that does not fit was predicted to need."""
+        return self.failed.needed_bytes if self.failed else None
+
+    @property
+    def failed(self) -> events.Failed | None:
+        return self.curves.outcome if isinstance(self.curves.outcome, events.Failed) else None
+
+    @property
+    def model_name(self) -> str:
+        """The model without the folders of a path."""
+        return Path(self.config.model.rstrip("/")).name
+
+    @property
+    def steps(self) -> int:
+        return self.curves.steps[-1].step if self.curves.steps else 0
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Of training alone."""
+        return self.steps / self.curves.training_seconds if self.curves.training_seconds else None
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty where the run did not come so far."""
+        try:
+            found = json.loads((self.run.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure of the run, as CSV and JSON hold it; times in seconds, memory in bytes."""
+        curves, config = self.curves, self.config
+        zero_shot = curves.zero_shot
+        measured = curves.test or zero_shot.get("validation")
+        return {
+            "contestant": self.contestant,
+            "run": self.run.id,
+            "status": self.status,
+            "model": config.model,
+            "task": config.task,
+            "method": config.method,
+            "scope": config.scope,
+            "lr": config.lr,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "metric": measured.metric if measured else None,
+            "majority": measured.majority if measured else None,
+            "zero_shot_validation": zero_shot["validation"].value if "validation" in zero_shot else None,
+            "zero_shot_test": zero_shot["test"].value if "test" in zero_shot else None,
+            "best_validation": curves.best.value if curves.best else None,
+            "best_step": curves.best.step if curves.best else None,
+            "seconds_to_best": curves.best.seconds if curves.best else None,
+            "test": curves.test.value if curves.test else None,
+            "steps": self.steps,
+            "steps_per_second": self.steps_per_second,
+            "seconds": curves.seconds,
+            "training_seconds": curves.training_seconds,
+            "peak_bytes": curves.peak_bytes,
+            "footprint_bytes": curves.footprint_bytes,
+            "needed_bytes": self.needed_bytes,
+            "memory_cap_bytes": config.memory_cap_bytes,
+            "problem": self.failed.message if self.failed else None,
+        }
+
+
+def labelled(runs: Sequence[RunDirectory]) -> list[ComparedRun]:
+    """Runs that were made for themselves as contestants: those that differ in seed, name and place only are one.
+
+    A contestant is called by model, method and scope, and by the options in which such contestants differ.
+
+    Raises:
+        ConfigError: a configuration cannot be read.
+    """
+    # Micro-batches and the prefix cache, which a memory cap settles by each run's data, change no result.
+    apart = {"seed", "name", "out", "data", "micro_batch", "prefix_cache"}
+    configs = [run.config for run in runs]
+    named = {"model", "method", "scope"}
+    keys = [
+        field.name
+        for field in options()
+        if field.name not in apart | named and len({getattr(config, field.name) for config in configs}) > 1
+    ]
+    return [ComparedRun(label_of(config, keys), config, run) for config, run in zip(configs, runs, strict=True)]

@@ -1,0 +1,197 @@
+"""What fits under a cap: models against ways of training them, the largest model of each way, and what to choose.
+
+Imports no MLX and loads no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..core.config import RunConfig
+from ..core.files import format_bytes
+from ..models.architecture import ModelShape
+from .estimate import Component, Data, Predictor, runs_on_cpu
+from .plan import smallest, try_fit
+from .step_time import Calibration, seconds_per_step
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of training a model.
+
+    Attributes:
+        name: as tables call it.
+        quantised: True where it takes a quantised model, False a floating one, None either.
+    """
+
+    name: str
+    method: str
+    scope: str
+    checkpointing: str = "off"
+    quantised: bool | None = None
+
+    def suits(self, shape: ModelShape) -> bool:
+        return self.quantised in (None, shape.quantised)
+
+    def config(self, base: RunConfig) -> RunConfig:
+        """The run of `base` trained this way."""
+        changes = {"method": self.method, "scope": self.scope, "checkpointing": self.checkpointing}
+        # Step sizes depend on method and scope; the memory does not depend on them.
+        return dataclasses.replace(base, **changes, lr=None, eps=None, update=None, queries=None, clip=None).resolved()
+
+
+WAYS = (
+    Way("MeZO full", "mezo", "full", quantised=False),
+    Way("MeZO LoRA", "mezo", "lora"),
+    Way("MeZO scales", "mezo", "scales", quantised=True),
+    Way("BP full", "bp", "full", quantised=False),
+    Way("BP full, checkpointing", "bp", "full", "on", quantised=False),
+    Way("BP LoRA", "bp", "lora", quantised=False),
+    Way("BP LoRA, checkpointing", "bp", "lora", "on", quantised=False),
+    Way("BP QLoRA", "bp", "lora", quantised=True),
+    Way("BP QLoRA, checkpointing", "bp", "lora", "on", quantised=True),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model trained one way.
+
+    Attributes:
+        fits: under the cap; all figures are then those of the run with the largest micro-batch that fits, else of the
+            one that takes least.
+        micro_batch: sequences in its micro-batches.
+        seconds_per_step: a guess; None without a calibration.
+        components: of the footprint.
+    """
+
+    model: str
+    parameters: int
+    weights: str
+    quantised: bool
+    way: Way
+    fits: bool
+    footprint_bytes: int
+    peak_bytes: int
+    micro_batch: int
+    seconds_per_step: float | None
+    components: tuple[Component, ...]
+    assumed: tuple[str, ...] = ()
+
+    def hours(self, steps: int) -> float | None:
+        return None if self.seconds_per_step is None else steps * self.seconds_per_step / 3600
+
+
+def table(
+    shapes: Iterable[ModelShape],
+    base: RunConfig,
+    data: Data,
+    cap_bytes: int,
+    *,
+    on_cpu: bool | None = None,
+    calibration: Calibration | None = None,
+    ways: Sequence[Way] = WAYS,
+) -> list[Row]:
+    """Every model trained in every way that suits it, in the order given.
+
+    Args:
+        base: what the runs have in common: batch size, optimiser, rank, dtype.
+    """
+    cpu = runs_on_cpu() if on_cpu is None else on_cpu
+    configs = [(way, way.config(base)) for way in ways]
+    return [
+        _row(shape, way, config, data, cap_bytes, cpu, calibration)
+        for shape in shapes
+        for way, config in configs
+        if way.suits(shape)
+    ]
+
+
+def _row(
+    shape: ModelShape,
+    way: Way,
+    config: RunConfig,
+    data: Data,
+    cap_bytes: int,
+    on_cpu: bool,
+    calibration: Calibration | None,
+) -> Row:
+    predictor = Predictor(shape, config, data, on_cpu)
+    found = try_fit(predictor, cap_bytes)
+    predicted = found.estimate if found else smallest(predictor)
+    settled = found.config if found else config
+    return Row(
+        model=shape.name,
+        parameters=shape.parameters,
+        weights=f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype),
+        quantised=shape.quantised,
+        way=way,
+        fits=found is not None,
+        footprint_bytes=predicted.footprint_bytes,
+        peak_bytes=predicted.peak_bytes,
+        micro_batch=predicted.micro_batch_rows,
+        seconds_per_step=seconds_per_step(shape, settled, data, calibration) if calibration else None,
+        components=predicted.components,
+        assumed=shape.assumed,
+    )
+
+
+def largest(rows: Iterable[Row]) -> dict[str, Row]:
+    """The largest model that fits, by the name of the way; of models of one size the one whose weights take more."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        before = found.get(row.way.name)
+        if row.fits and (before is None or _size(row) > _size(before)):
+            found[row.way.name] = row
+    return found
+
+
+def recommend(rows: Sequence[Row], cap_bytes: int) -> str:
+    """What to choose under the cap, in one sentence.
+
+    Backpropagation on LoRA adapters takes nearly as little memory as MeZO and converges far faster (2510.03425,
+    2506.21833), so it is what to choose wherever it fits; MeZO is for models that only it fits, and for all weights
+    where backpropagation has no room for their gradients.
+    """
+    fitting = [row for row in rows if row.fits]
+    cap = format_bytes(cap_bytes)
+    if not fitting:
+        least = min(rows, key=lambda row: row.footprint_bytes)
+        need = format_bytes(least.footprint_bytes)
+        return f"Nothing fits under {cap}: the least is {least.model} with {least.way.name}, at {need}."
+    backward = [row for row in fitting if row.way.method == "bp" and row.way.scope == "lora"]
+    forward = [row for row in fitting if row.way.method == "mezo"]
+    best = max(backward, key=_preference, default=None)
+    beyond = max(forward, key=_preference, default=None)
+    if best is None:
+        return (
+            f"{beyond.model} with {beyond.way.name} ({format_bytes(beyond.footprint_bytes)}): under {cap} "
+            "backpropagation fits no model, not even on adapters with checkpointing."
+        )
+    name = f"{best.model} with {best.way.name} ({format_bytes(best.footprint_bytes)})"
+    if beyond is not None and beyond.parameters > best.parameters:
+        return (
+            f"{beyond.model} with {beyond.way.name} ({format_bytes(beyond.footprint_bytes)}), which is larger than any "
+            f"that backpropagation fits under {cap}; up to {name}, backpropagation converges far faster."
+        )
+    whole = [
+        max((row for row in fitting if row.way.method == method and row.way.scope == "full"), key=_size, default=None)
+        for method in ("mezo", "bp")
+    ]
+    sentence = f"{name}: backpropagation fits, and converges far faster than MeZO"
+    sentence += " at nearly the same memory" if best.way.checkpointing == "on" else ""
+    if whole[0] is not None and (whole[1] is None or whole[0].parameters > whole[1].parameters):
+        sentence += f"; to tune all weights, MeZO fits {whole[0].model}"
+        sentence += f", and backpropagation no more than {whole[1].model}" if whole[1] else ""
+    return sentence + "."
+
+
+def _size(row: Row) -> tuple[int, bool]:
+    return row.parameters, not row.quantised
+
+
+def _preference(row: Row) -> tuple[int, bool, bool]:
+    """Larger models first, then floating weights, then what needs no checkpointing."""
+    return *_size(row), row.way.checkpointing != "on"

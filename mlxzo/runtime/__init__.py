@@ -1,0 +1,1 @@
+"""One run as processes: supervisor, worker, control, resume, ranks on hosts."""

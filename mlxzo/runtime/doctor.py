@@ -1,0 +1,212 @@
+"""A report on this machine: what a run would use, how fast it is, and what would make it better.
+
+Every probe stands alone: one that fails says so in its place. What touches MLX runs in a child process
+(`python -m mlxzo.runtime.doctor`), so that a broken installation is reported and not suffered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from ..core.files import folder_contents
+from ..core.home import mlxzo_home
+
+_PACKAGES = ("mlxzo", "mlx", "mlx-lm", "numpy", "huggingface_hub", "transformers", "tokenizers")
+_GEMM_SIZE = 1024
+_GEMM_SECONDS = 1.0
+_MLX_SECONDS = 120.0
+_HUB_SECONDS = 6.0
+_LITTLE_MEMORY_BYTES = 2e9
+# A CPU core does well over this with any tuned BLAS, and under it with the reference BLAS.
+_SLOW_GFLOPS_A_CORE = 15.0
+
+
+def examine() -> dict[str, Any]:
+    """The whole report, ready for JSON; a probe that failed is {"error": why}."""
+    report: dict[str, Any] = {
+        "system": _probe(_system),
+        "mlx": _probe(_mlx_in_child),
+        "versions": _probe(package_versions),
+        "compiler": _probe(_compiler),
+        "cache": _probe(_cache),
+        "hub": _probe(_hub),
+    }
+    report["advice"] = advice(report)
+    return report
+
+
+def advice(report: dict[str, Any]) -> list[str]:
+    """What the user could do, a sentence each, most important first."""
+    mlx, system = report["mlx"], report["system"]
+    lines = []
+    if "error" in mlx:
+        lines.append(f"MLX does not work here ({mlx['error']}): install mlxzo again in a fresh virtual environment.")
+    on_cpu = mlx.get("device") == "cpu"
+    if on_cpu and mlx.get("cuda_package"):
+        lines.append(
+            "The CUDA backend is installed but not in use: run "
+            f"`pip install --force-reinstall --no-deps {mlx['cuda_package']}`."
+        )
+    if on_cpu and sys.platform == "linux" and not mlx.get("blas"):
+        lines.append("No fast BLAS: `pip install ngsolve-openblas` (x86-64), or the system's libopenblas0 package.")
+    elif on_cpu and system.get("load", 0) > (system.get("cores") or 1):
+        lines.append(
+            f"Other programs keep the {system['cores']} cores busy (load {system['load']}): a run beside them "
+            "can be ten times slower. End them, or set OPENBLAS_NUM_THREADS to the cores that are left."
+        )
+    elif on_cpu and 0 < mlx.get("gemm_float32_gflops", 0) < _SLOW_GFLOPS_A_CORE * (system.get("cores") or 1):
+        lines.append(
+            "The BLAS is slow for this processor: close other programs, or try OPENBLAS_CORETYPE=Haswell or SkylakeX."
+        )
+    if sys.platform == "darwin" and platform.machine() != "arm64":
+        lines.append("This Python runs as x86-64: install an arm64 Python, or MLX cannot use the GPU.")
+    if on_cpu and not report["compiler"].get("path"):
+        lines.append("No C++ compiler: mx.compile runs uncompiled and slower; install g++.")
+    if system.get("memory_available_bytes", _LITTLE_MEMORY_BYTES) < _LITTLE_MEMORY_BYTES:
+        lines.append("Little memory is free: close other programs, or choose a smaller model and batch.")
+    if not report["hub"].get("reachable"):
+        lines.append(
+            "The model hub cannot be reached: models with a mirror (`mlxzo models`), local folders and .gguf files "
+            "still work; HF_ENDPOINT names another hub."
+        )
+    return lines
+
+
+def _probe(probe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return probe()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _system() -> dict[str, Any]:
+    from ..core.meter import system_memory
+
+    total, available = system_memory()
+    facts = {
+        "os": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "memory_bytes": total,
+        "memory_available_bytes": available,
+        # Processes that want a core, averaged over the last minute.
+        "load": round(os.getloadavg()[0], 2),
+    }
+    if sys.platform == "darwin":
+        limit = subprocess.run(["sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, timeout=5)
+        # 0 stands for the system's own choice, which is the recommended working set.
+        facts["wired_limit_mb"] = int(limit.stdout) if limit.stdout.strip().isdigit() else None
+    return facts
+
+
+def package_versions() -> dict[str, Any]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _compiler() -> dict[str, Any]:
+    return {"path": shutil.which("g++") or shutil.which("clang++")}
+
+
+def _cache() -> dict[str, Any]:
+    home = mlxzo_home()
+    found = folder_contents(home)
+    return {"path": str(home), "bytes": found.bytes, "files": found.files}
+
+
+def _hub() -> dict[str, Any]:
+    from ..models import hub
+
+    # In a thread, since looking up a name may block for far longer than the connection's own limit.
+    answer: list[str | None] = []
+    thread = threading.Thread(target=lambda: answer.append(hub.why_unreachable()), daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS)
+    why = answer[0] if answer else f"no answer within {_HUB_SECONDS:g} s"
+    return {"endpoint": hub.endpoint(), "reachable": why is None, "why": why}
+
+
+def _mlx_in_child() -> dict[str, Any]:
+    from .supervisor import worker_environment
+
+    command = [sys.executable, "-P", "-m", "mlxzo.runtime.doctor"]
+    try:
+        child = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_MLX_SECONDS,
+            env=worker_environment(),
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {_MLX_SECONDS:g} s"}
+    if child.returncode < 0:
+        return {"error": f"it was ended by {signal.Signals(-child.returncode).name}"}
+    if child.returncode != 0:
+        last = child.stderr.strip().splitlines()[-1:] or ["no word"]
+        return {"error": last[0]}
+    # Libraries may print before us.
+    return json.loads(child.stdout.strip().splitlines()[-1])
+
+
+def _mlx() -> dict[str, Any]:
+    from ..core.blas import load_fast_blas
+
+    blas = load_fast_blas()
+    import mlx.core as mx
+
+    device = mx.default_device()
+    kind = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
+    facts: dict[str, Any] = {"device": kind, "blas": blas, "cuda_package": _cuda_package()}
+    try:
+        described = mx.device_info()
+    except Exception:
+        described = {}
+    facts["device_name"] = described.get("device_name")
+    facts["architecture"] = described.get("architecture")
+    facts["device_memory_bytes"] = described.get("memory_size")
+    facts["recommended_working_set_bytes"] = described.get("max_recommended_working_set_size")
+    facts["gemm_float32_gflops"] = _gemm_gflops(mx, mx.float32)
+    facts["gemm_bfloat16_gflops"] = _gemm_gflops(mx, mx.bfloat16)
+    return facts
+
+
+def _gemm_gflops(mx: Any, dtype: Any, repeats: int = 5) -> float:
+    """Median speed of a square matrix product, in 10^9 floating-point operations a second."""
+    key = mx.random.key(0)
+    a = mx.random.normal((_GEMM_SIZE, _GEMM_SIZE), key=key).astype(dtype)
+    mx.eval(a @ a)
+    seconds = []
+    while len(seconds) < repeats and sum(seconds) < _GEMM_SECONDS:
+        began = time.perf_counter()
+        mx.eval(a @ a)
+        seconds.append(time.perf_counter() - began)
+    return round(2 * _GEMM_SIZE**3 / statistics.median(seconds) / 1e9, 1)
+
+
+def _cuda_package() -> str | None:
+    names = (distribution.metadata["Name"] or "" for distribution in metadata.distributions())
+    return next((name for name in names if name.replace("_", "-").startswith("mlx-cuda")), None)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_mlx()))

@@ -1,0 +1,162 @@
+"""The machines of a run, from a number of processes on this one or from a hosts file. Imports no MLX.
+
+A hosts file is that of `mlx.launch`, and `mlx.distributed_config` writes one:
+
+    {"hosts": [{"ssh": "mac1.local", "ips": ["10.0.0.1"]},
+               {"ssh": "mac2.local", "ips": ["10.0.0.2"], "share": 2}]}
+
+Each machine is one rank, the first of them rank 0. `share`, which is ours, is how much of the work it gets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+
+LOCALHOST = "127.0.0.1"
+# That of mlx.launch; each rank has the next.
+FIRST_PORT = 32323
+_MOST_RANKS = 256
+_PORT_TRIES = 64
+
+
+@dataclass(frozen=True)
+class Host:
+    """One rank's machine: the name that ssh knows it by, and its address on the network that the ranks share."""
+
+    ssh: str
+    ip: str
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The machines of a run, by rank.
+
+    Attributes:
+        envs: `NAME=VALUE` for the environment of every rank.
+        shares: of the work, such as `1,2`; None where the file says nothing of them.
+    """
+
+    hosts: tuple[Host, ...]
+    envs: tuple[str, ...] = ()
+    shares: str | None = None
+
+    def addresses(self, port: int | None) -> list[str]:
+        """Where each rank listens.
+
+        Args:
+            port: of rank 0, each other rank has the next; None: the usual one, or where all ranks are on this machine
+                one that is free.
+        """
+        if port is None:
+            local = all(host.ip == LOCALHOST for host in self.hosts)
+            port = _free_ports(len(self.hosts)) if local else FIRST_PORT
+        return [f"{host.ip}:{port + rank}" for rank, host in enumerate(self.hosts)]
+
+
+def read_hosts(text: str) -> Hosts:
+    """What `--hosts` names: a number of processes on this machine, or a file.
+
+    Raises:
+        ConfigError: the file is missing, is no JSON, or does not describe machines; every problem at once.
+    """
+    if text.isdecimal():
+        count = int(text)
+        if not 1 <= count <= _MOST_RANKS:
+            raise ConfigError(
+                f"--hosts {text}: from 1 to {_MOST_RANKS} processes can share a run", "give another number"
+            )
+        return Hosts((Host(LOCALHOST, LOCALHOST),) * count)
+    path = Path(text).expanduser()
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the hosts file {path} cannot be read: {error.strerror or error}",
+            "name a file, or a number of processes on this machine; `mlx.distributed_config` writes hosts files",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"the hosts file {path} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}",
+            "correct that line",
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the hosts file {path} is not UTF-8 text", "save it as UTF-8") from None
+    problems: list[str] = []
+    hosts = _read(described, problems)
+    if problems:
+        raise ConfigError(
+            f"the hosts file {path}: " + (problems[0] if len(problems) == 1 else f"{len(problems)} problems"),
+            'each host is {"ssh": NAME, "ips": [ADDRESS]} (docs/distributed.md)',
+            problems if len(problems) > 1 else (),
+        )
+    return hosts
+
+
+def _read(described: Any, problems: list[str]) -> Hosts:
+    """The hosts of a file's content; what is wrong with it goes to `problems`."""
+    whole = described if isinstance(described, dict) else {"hosts": described}
+    backend, envs, entries = whole.get("backend") or "ring", whole.get("envs", []), whole.get("hosts")
+    if backend != "ring":
+        problems.append(
+            f"backend: --hosts starts a ring, and `mlx.launch ... mlxzo train` what else there is, such as {backend!r}"
+        )
+    if not isinstance(envs, list) or not all(isinstance(env, str) and "=" in env for env in envs):
+        problems.append("envs: expected a list of texts NAME=VALUE")
+        envs = []
+    if not isinstance(entries, list) or not entries:
+        problems.append("hosts: expected a list of at least one host")
+        entries = []
+    hosts = [_read_host(entry, rank, problems) for rank, entry in enumerate(entries[:_MOST_RANKS])]
+    shares = [entry.get("share") for entry in entries if isinstance(entry, dict)]
+    if any(share is not None for share in shares):
+        if not all(isinstance(share, int | float) and not isinstance(share, bool) and share > 0 for share in shares):
+            problems.append("share: give every host a positive number, or none of them")
+        return Hosts(tuple(hosts), tuple(envs), ",".join(map(str, shares)))
+    return Hosts(tuple(hosts), tuple(envs))
+
+
+def _read_host(entry: Any, rank: int, problems: list[str]) -> Host:
+    name = f"host {rank + 1}"
+    if not isinstance(entry, dict):
+        problems.append(f"{name}: expected an object, not {entry!r}")
+        return Host("", "")
+    ssh, ips = entry.get("ssh"), entry.get("ips")
+    # What begins with a dash would be an option of ssh.
+    if not isinstance(ssh, str) or not ssh.strip() or ssh.startswith("-"):
+        problems.append(f"{name}: ssh: expected the name that ssh knows the machine by, not {ssh!r}")
+    if not isinstance(ips, list) or not ips:
+        problems.append(f"{name}: ips: expected a list with the machine's address, not {ips!r}")
+        return Host("", "")
+    try:
+        ip = str(ipaddress.IPv4Address(ips[0]))
+    except ValueError:
+        problems.append(f"{name}: ips: {ips[0]!r} is no IPv4 address")
+        ip = ""
+    return Host(LOCALHOST if ssh == "localhost" else str(ssh), ip)
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody uses now."""
+    for _ in range(_PORT_TRIES):
+        with socket.socket() as found:
+            found.bind((LOCALHOST, 0))
+            first = found.getsockname()[1]
+        if first + count <= 1 << 16 and all(_is_free(port) for port in range(first, first + count)):
+            return first
+    return FIRST_PORT
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.bind((LOCALHOST, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,48 @@
+"""Going on with an interrupted run: what may change, and what must stay as it was. Nothing here imports MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.config import RunConfig
+from ..core.errors import ConfigError
+from ..core.run_directory import RunDirectory
+
+# Options that leave the steps that are done as they are, and the weights that follow from them.
+CHANGEABLE = (
+    *("steps", "eval_every", "memory_cap", "micro_batch", "prefix_cache", "checkpointing"),
+    *("parallel", "shares", "check_every", "stall_seconds"),
+)
+
+
+def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `run` goes on with: its own, with changed values of options that may change.
+
+    More steps than before are allowed; a schedule that falls to zero then falls by the new number of steps from where
+    the run stands.
+
+    Raises:
+        ConfigError: the run is running, or finished and not to get more steps, or an option would change that must not
+            (all of them are named).
+    """
+    before = run.config
+    after = RunConfig.from_mapping({**before.to_dict(), **changes})
+    if run.status == "running":
+        raise ConfigError(f"the run {run.id} is running", "wait for it, or stop it with `mlxzo runs stop`")
+    problems = [
+        f"{name}: {getattr(before, name)} in the run, {getattr(after, name)} now"
+        for name in changes
+        if name not in CHANGEABLE and getattr(before, name) != getattr(after, name)
+    ]
+    if problems:
+        raise ConfigError(
+            f"the run {run.id} cannot go on with other options" + (f": {problems[0]}" if len(problems) == 1 else ""),
+            f"only {', '.join(CHANGEABLE)} may change; start a new run for the rest",
+            problems if len(problems) > 1 else (),
+        )
+    if run.result() is not None and after.steps <= before.steps:
+        raise ConfigError(
+            f"the run {run.id} is finished, with {before.steps} steps", "give it more with --steps, or start a new run"
+        )
+    return after

@@ -1,0 +1,290 @@
+"""Runs a worker as a child process: starts it, relays its events, stops it, holds its cap, and explains its death.
+
+Training is always in a child, since running out of memory on Metal aborts the process and cannot be caught. The
+worker appends its events to events.jsonl by itself and prints the same lines to a pipe; the supervisor only relays
+them, so a worker outlives a supervisor that dies. Nothing here imports MLX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import select
+import signal
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..core import events
+from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
+from ..core.files import format_bytes
+from ..core.run_directory import RunDirectory
+from ..memory.guard import Guard
+from .control import forget
+
+_POLL_SECONDS = 0.25
+_GRACE_SECONDS = 5.0
+_LOG_TAIL_BYTES = 8192
+
+# What most often lies behind each signal that nobody asked for.
+_CAUSES = {
+    signal.SIGKILL: "it was ended from outside, most often because the system ran out of memory",
+    signal.SIGSEGV: "it touched memory it did not have, most often because an allocation failed",
+    signal.SIGABRT: "it gave up, most often because an allocation failed",
+    signal.SIGBUS: "it touched memory it did not have, most often because an allocation failed or the disk is full",
+    signal.SIGILL: "it met an instruction that this processor lacks, most often from the BLAS library",
+    signal.SIGTERM: "it was asked to end from outside",
+}
+
+
+class Supervisor:
+    """One worker of one run. Every method is for one thread, but `stop`, which may be called from any.
+
+    Args:
+        resume: the run was interrupted and goes on.
+        allow_code: the user has said that what the configuration names may be run (see `reward`).
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        resume: bool = False,
+        allow_code: bool = False,
+        _command: Sequence[str] | None = None,
+    ):
+        self.run = run
+        flags = [flag for flag, given in (("--resume", resume), ("--allow-code", allow_code)) if given]
+        self._command = list(_command or (sys.executable, "-P", "-m", "mlxzo.runtime.worker", str(run.path), *flags))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe = -1
+        self._partial = b""
+        self._ended = False
+        self._stops = 0
+        self._kill_at: float | None = None
+        self._last_step: events.Step | None = None
+        self._guard: Guard | None = None
+        self._outcome: events.Finished | events.Failed | None = None
+
+    def start(self, lock: int | None = None) -> None:
+        """Starts the worker in a session of its own, so that a Ctrl-C in the terminal does not reach it.
+
+        Args:
+            lock: a descriptor that holds the run's lock (see `RunDirectory.claim`), the caller's to close; None takes
+                the lock here.
+
+        Raises:
+            ConfigError: the run has a worker already, or its configuration cannot be read.
+        """
+        # Read apart: the worker settles what is left open, and `run.config` is read once.
+        cap_bytes = RunDirectory(self.run.path).config.memory_cap_bytes
+        held = self.run.claim() if lock is None else lock
+        if held is None:
+            raise ConfigError(
+                f"the run {self.run.id} is running already", f"watch it with `mlxzo runs show {self.run.id}`"
+            )
+        try:
+            self._launch(held)
+        finally:
+            if lock is None:
+                os.close(held)
+        if cap_bytes is not None:
+            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
+            self._guard = Guard(self._process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
+
+    def _launch(self, lock: int) -> None:
+        """Starts the process. Its copy of the lock's descriptor keeps the lock until it ends."""
+        read, write = os.pipe()
+        try:
+            forget(self.run)
+            with self.run.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=write,
+                    stderr=log,
+                    start_new_session=True,
+                    env=worker_environment(),
+                    pass_fds=(lock,),
+                )
+            os.pwrite(lock, f"{self._process.pid}\n".encode(), 0)
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        os.set_blocking(read, False)
+        self._pipe = read
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and not self._ended
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the run, as the command line returns it; None while it runs."""
+        if not self._ended:
+            return None
+        return self._outcome.exit_code if isinstance(self._outcome, events.Failed) else EXIT_DONE
+
+    @property
+    def outcome(self) -> events.Finished | events.Failed | None:
+        """The event the run ended with; None while it runs."""
+        return self._outcome if self._ended else None
+
+    def events(self) -> Iterator[events.Event]:
+        """The worker's events as they come, until it has ended; the last is a Finished or a Failed."""
+        while self.running:
+            yield from self.poll(_POLL_SECONDS)
+
+    def poll(self, timeout: float = 0.0) -> list[events.Event]:
+        """Waits up to `timeout` seconds for events and returns those that came; the last ones once it has ended."""
+        if not self.running:
+            return []
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._signal(signal.SIGKILL)
+        # The process is looked at before the pipe is read, so that nothing it wrote last is missed. The end of the
+        # pipe is no sign of its own: a child of the worker may hold the other end open, or the worker may close it.
+        ended = self._process.poll() is not None
+        if not ended and self._pipe < 0:
+            time.sleep(min(timeout, _POLL_SECONDS))
+        elif not ended:
+            select.select([self._pipe], [], [], timeout)
+        found = self._read()
+        if ended:
+            found += self._finish()
+        return found
+
+    def stop(self) -> None:
+        """Asks the worker to end: it finishes its step, saves and reports. Called again, it ends it by force.
+
+        The second call sends SIGTERM, and SIGKILL after a grace of 5 s (while `poll` or `events` is being called);
+        the third sends SIGKILL. Safe in a signal handler: it takes no lock and does not wait.
+        """
+        if not self.running:
+            return
+        self._stops += 1
+        self._signal({1: signal.SIGINT, 2: signal.SIGTERM}.get(self._stops, signal.SIGKILL))
+        if self._stops == 2:
+            self._kill_at = time.monotonic() + _GRACE_SECONDS
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Popen.send_signal does not signal a process that has been waited for, whose id may be another's by now.
+        with contextlib.suppress(ProcessLookupError):
+            if number == signal.SIGKILL and self._process.poll() is None:
+                # The worker leads its session, so that what it started ends with it.
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.send_signal(number)
+
+    def _holds_cap(self) -> bool:
+        """Whether the worker says that it is held to its cap; from the file, since nobody may be polling."""
+        memory = self.run.last_event(events.Memory)
+        return isinstance(memory, events.Memory) and memory.cap_bytes is not None
+
+    def _read(self) -> list[events.Event]:
+        """The whole lines that are in the pipe now."""
+        while self._pipe >= 0:
+            try:
+                block = os.read(self._pipe, 1 << 16)
+            except BlockingIOError:
+                break
+            if not block:
+                self._close_pipe()
+            self._partial += block
+        *lines, self._partial = self._partial.split(b"\n")
+        found = [event for event, _ in events.read(line.decode("utf-8", errors="replace") for line in lines)]
+        for event in found:
+            if isinstance(event, events.Step):
+                self._last_step = event
+            elif isinstance(event, events.Finished | events.Failed):
+                self._outcome = event
+        return found
+
+    def _close_pipe(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+        self._pipe = -1
+
+    def _finish(self) -> list[events.Event]:
+        """Closes the run, with a Failed event in place of the last word that a dead worker could not say."""
+        self._close_pipe()
+        if self._guard is not None:
+            self._guard.stop()
+        self._ended = True
+        if self._outcome is not None:
+            return []
+        error = self._explain(self._process.returncode)
+        fields = error.to_dict()
+        self._outcome = events.Failed(**fields)
+        # A full disk must not hide the explanation.
+        with contextlib.suppress(OSError), self.run.events_path.open("ab") as file:
+            # The worker may have died in the middle of a line.
+            file.write(b"\n" + events.to_json(self._outcome, time.time()).encode() + b"\n")
+        return [self._outcome]
+
+    def _explain(self, returncode: int) -> MlxzoError:
+        """Why a worker ended that said neither Finished nor Failed."""
+        if self._guard is not None and self._guard.killed:
+            return self._guard.exceeded(self.run.kept())
+        details = self._reached()
+        show = f"`mlxzo runs show {self.run.path}` shows what it reached"
+        if self._stops:
+            how = "by force, before it could save its last steps" if self._stops > 1 else "before it could say more"
+            return Interrupted(f"the run was stopped {how}", show, details)
+        if returncode < 0:
+            number = -returncode
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            cause = _CAUSES.get(number, "it was ended by a signal that mlxzo did not send")
+            return WorkerDied(
+                f"the training process was ended by {name}: {cause}",
+                "use a smaller --batch-size or --max-tokens, a smaller --scope or a smaller --model, or close other "
+                f"programs; {show}",
+                details,
+            )
+        return InternalError(
+            self._last_log_line() or f"the worker ended with code {returncode} and without a result",
+            f"please report it with {self.run.log_path}",
+            details,
+        )
+
+    def _reached(self) -> list[str]:
+        if self._last_step is None:
+            return ["it had not finished its first step"]
+        step = self._last_step
+        memory = f"{format_bytes(step.active_bytes)} in use by MLX, {format_bytes(step.peak_bytes)} at the peak"
+        return [f"last step: {step.step} of {step.steps}, {memory}", self.run.kept()]
+
+    def _last_log_line(self) -> str:
+        with contextlib.suppress(OSError), self.run.log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines()]
+            return next((line for line in reversed(lines) if line), "")
+        return ""
+
+
+def worker_environment() -> dict[str, str]:
+    """The worker's environment: ours, and what has to be set before MLX starts."""
+    environment = {
+        # A crash writes where it happened to worker.log.
+        "PYTHONFAULTHANDLER": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Else the macOS watchdog ends long command buffers while the display is on (MLX issue 3267).
+        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
+        **os.environ,
+    }
+    # The worker leaves the current folder out of its search path (-P), so that a user's yaml.py cannot get in its
+    # way, and must still find the very package that this process runs, installed or not.
+    package = str(Path(importlib.util.find_spec("mlxzo").origin).parent.parent)
+    if package not in (*site.getsitepackages(), site.getusersitepackages()):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    return environment
