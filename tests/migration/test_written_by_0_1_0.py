@@ -1,0 +1,88 @@
+"""A user's files of version 0.1.0, from before modules moved: runs, a journal, an adapter, a batch file.
+
+`written_by_0.1.0/` was written by the code of commit 7f636ba: on a two-layer model, runs that finished, one killed by
+SIGKILL after step 5, one interrupted by SIGINT, a batch of four, an exported adapter and an exported journal. `@FOLDER@` in
+its text files stands for where the folder lies.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlxzo.cli import main
+from mlxzo.core.config import RunConfig
+from mlxzo.core.run_directory import RunDirectory
+
+WRITTEN = Path(__file__).parent / "written_by_0.1.0"
+TEXTS = ("config.yaml", "adapter_config.json")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A copy of the files, made the current folder."""
+    folder = tmp_path / "written"
+    shutil.copytree(WRITTEN, folder)
+    for path in (path for name in TEXTS for path in folder.rglob(name)):
+        path.write_text(path.read_text().replace("@FOLDER@", str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def mlxzo(folder, capsys):
+    """Runs a command in `folder` and returns what its `--json` says."""
+
+    def run(*arguments: str) -> dict | list:
+        code = main([*arguments, "--json"])
+        shown = capsys.readouterr().out
+        assert code == 0, shown
+        return json.loads(shown)
+
+    return run
+
+
+def test_every_run_is_listed_with_its_status(folder):
+    statuses = {path.name: RunDirectory.open(path.name).status for path in (folder / "runs").glob("*-*")}
+    assert statuses == {
+        **dict.fromkeys(("mezo-done", "bp-done", "lora-done"), "finished"),
+        **{f"rates-lr-{lr}-s{seed}": "finished" for lr in (0.1, 0.2) for seed in (0, 1)},
+        "mezo-killed": "died",
+        "bp-interrupted": "interrupted",
+    }
+
+
+@pytest.mark.parametrize(("cut", "whole"), [("mezo-killed", "mezo-done"), ("bp-interrupted", "bp-done")])
+def test_a_run_that_was_cut_goes_on_to_the_weights_of_the_whole_one(mlxzo, cut, whole):
+    result = mlxzo("train", "--resume", cut)
+    assert result["steps"] == 12
+    assert result["final_sha256"] == RunDirectory.open(whole).result()["final_sha256"]
+
+
+def test_a_journal_is_replayed_to_the_weights_that_it_names(mlxzo, folder):
+    mlxzo("replay", "tuned.mlxzo", "--to", "fused", "--out", "tuned")
+    assert (folder / "tuned" / "model.safetensors").is_file()
+
+
+def test_an_adapter_evaluates_as_the_run_that_it_was_exported_from(mlxzo):
+    data = ("--model", "model", "--task", "custom", "--data", "data")
+    of_adapter = mlxzo("eval", *data, "--adapter", "adapter")
+    of_run = mlxzo("eval", "--run", "lora-done")
+    for name in ("value", "loss", "examples", "more"):
+        assert of_adapter[name] == of_run[name]
+
+
+def test_a_batch_that_is_done_stays_done(mlxzo, folder):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("events.jsonl")}
+    mlxzo("batch", "rates.yaml")
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("events.jsonl")}
+
+
+def test_a_configuration_trains_again(mlxzo, folder):
+    values = RunConfig.read_yaml(folder / "runs" / "mezo-done" / "config.yaml")
+    assert values["prefix_cache"] == "ram"
+    again = mlxzo("train", "--config", "runs/mezo-done/config.yaml", "--name", "again")
+    assert again["final_sha256"] == RunDirectory.open("mezo-done").result()["final_sha256"]
