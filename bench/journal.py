@@ -30,6 +30,7 @@ import mlx.core as mx
 
 from bench.contestants import Shape, ordinary_tokens, synthetic_examples
 from bench.report import emit, machine, table
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.meter import FootprintReader, footprint_bytes
 from mlxzo.engine import checkpoints
@@ -43,7 +44,6 @@ from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.engine.tuned_model import replay_checked
 from mlxzo.models.causal import CausalLM, parameter_slots
 from mlxzo.models.loading import fingerprint
-from mlxzo.runtime.supervisor import worker_environment
 from mlxzo.zo.journal import JournalWriter, Step, read
 
 _SAVES = 3

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import emit, machine, table
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.meter import FootprintReader, footprint_bytes
 from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS, Prompt
@@ -39,7 +40,6 @@ from mlxzo.memory.coefficients import coefficient
 from mlxzo.memory.estimate import Data, Estimate, estimate
 from mlxzo.memory.plan import needed_bytes
 from mlxzo.models.architecture import shape_of
-from mlxzo.runtime.supervisor import worker_environment
 
 STEPS = 2
 SAMPLE_SECONDS = 0.005

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from mlxzo.runtime.supervisor import worker_environment
+from mlxzo.core.child_process import worker_environment
 
 _QUIET_SECONDS = 0.3
 _LIMIT_SECONDS = 120.0

@@ -33,9 +33,9 @@ from pathlib import Path
 from bench.report import emit, machine, table
 from bench.terminal import Terminal, terminal
 from mlxzo.core import events
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
-from mlxzo.runtime.supervisor import worker_environment
 from tui.app import DEMO
 
 _RUNS, _POINTS = 1000, 20_000
@@ -234,7 +234,7 @@ def _last_step(run: RunDirectory) -> int:
 
 def _home(folder: Path) -> str:
     """A folder of mlxzo's that has the user's models and nothing else of it."""
-    from mlxzo.core.home import mlxzo_home
+    from mlxzo.core.files import mlxzo_home
 
     home = folder / "home"
     home.mkdir()

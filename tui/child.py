@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.errors import MlxzoError
-from mlxzo.runtime.supervisor import worker_environment
 
 # Of a line of an answer; far more than any has.
 _LONGEST_LINE = 1 << 24

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from mlxzo.cli.options import flag
 from mlxzo.core.config import RunConfig, options
+from mlxzo.core.options import flag
 
 # The options that the defaults of others depend on.
 _DECIDING = ("scope", "estimator", "method")

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
-from mlxzo.core.files import format_bytes
 from mlxzo.core.formatting import (
     format_amount,
+    format_bytes,
     format_count,
     format_loss,
     format_metric,

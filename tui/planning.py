@@ -10,8 +10,7 @@ from pathlib import Path
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit, ModelError
-from mlxzo.core.files import format_bytes
-from mlxzo.core.formatting import format_seconds
+from mlxzo.core.formatting import format_bytes, format_seconds
 from mlxzo.core.meter import system_memory
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.estimate import Component, Data, Predictor, estimate

@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxzo.core.files import write_atomic
-from mlxzo.core.home import mlxzo_home
+from mlxzo.core.files import mlxzo_home, write_atomic
 
 
 class Preferences:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from mlxzo.core import events
-from mlxzo.core.files import format_bytes
+from mlxzo.core.formatting import format_bytes
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.zo.journal import JournalError, steps_in
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from mlxzo.cli.commands.runs import evaluations
 from mlxzo.core import events
 from mlxzo.core.formatting import format_metric
 from mlxzo.core.run_directory import RunDirectory, Status
+from mlxzo.core.run_history import evaluations
 
 # In C where PyYAML was built with it: a thousand configurations have to be read.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -146,7 +146,7 @@ def _print(event: events.Event) -> None:
 
 def arguments_of(flags: dict[str, str], config: str | None, resume: str | None, allow_code: bool) -> list[str]:
     """The command line that says the same on another rank, with files by their whole path."""
-    from .options import flag
+    from ..core.options import flag
 
     given = [word for name, value in flags.items() for word in (flag(name), value)]
     if config is not None:

@@ -9,21 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.config import Option, RunConfig, options, value_type
+from ..core.config import RunConfig, options
+from ..core.options import GROUP_TITLES, Option, flag, value_type
 
 if TYPE_CHECKING:
     from ..engine.tuned_source import Source
-
-_GROUP_TITLES = {
-    "model": "model",
-    "task": "task and data",
-    "method": "training",
-    "mezo": "MeZO",
-    "bp": "backpropagation",
-    "lora": "LoRA",
-    "ranks": "several processes or machines",
-    "run": "evaluation and output",
-}
 
 
 def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
@@ -34,7 +24,7 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
             continue
         option: Option = field.metadata["option"]
         if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(_GROUP_TITLES.get(option.group, option.group))
+            groups[option.group] = parser.add_argument_group(GROUP_TITLES.get(option.group, option.group))
         groups[option.group].add_argument(
             flag(field.name),
             dest=field.name,
@@ -42,11 +32,6 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
             metavar=_metavar(field, option),
             help=_help(field, option).replace("%", "%%"),
         )
-
-
-def flag(name: str) -> str:
-    """`batch_size` -> `--batch-size`."""
-    return "--" + name.replace("_", "-")
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:

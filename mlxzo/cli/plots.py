@@ -9,8 +9,7 @@ import numpy as np
 # Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
 from ..core.braille import BLANK, Window, curve
 from ..core.curves import Curves
-from ..core.files import format_bytes
-from ..core.formatting import format_loss, format_metric, format_seconds
+from ..core.formatting import format_bytes, format_loss, format_metric, format_seconds
 
 _HEIGHT = 5
 _NARROWEST = 30

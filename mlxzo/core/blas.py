@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import ConfigError
-from .home import mlxzo_home
+from .files import mlxzo_home
 
 _FORTRAN = "libgfortran.so.5"
 _OPENBLAS = "libopenblas.so.0"

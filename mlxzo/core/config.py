@@ -8,37 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .errors import ConfigError
-from .files import parse_bytes
+from .formatting import parse_bytes
+from .options import option_field, parse_value, value_problems
 from .scope import STEP_SIZES, Scope, bp_defaults, mezo_defaults
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a user needs to know of one option, beside its type and default."""
-
-    help: str
-    group: str
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    exclusive_minimum: bool = False
-    auto: str = ""
-    """What `None` stands for, in words; empty where the option must have a value."""
-
-
-def _option(default: Any, help: str, group: str, **more: Any) -> Any:
-    return field(default=default, metadata={"option": Option(help=help, group=group, **more)})
 
 
 @dataclass(frozen=True)
@@ -46,62 +27,62 @@ class RunConfig:
     """Everything that decides a run. (config, seed, base weights) fix every bit of a MeZO run."""
 
     # What is trained, and on what.
-    model: str = _option(
+    model: str = option_field(
         "smollm2-135m", "model: a name from `mlxzo models`, a Hugging Face id, a folder or a .gguf file", "model"
     )
-    dtype: str = _option(
+    dtype: str = option_field(
         "auto",
         "dtype of the weights at rest; auto keeps what is stored",
         "model",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    task: str = _option("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
-    data: str | None = _option(
+    task: str = option_field("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
+    data: str | None = option_field(
         None,
         "folder with train.jsonl, validation.jsonl and optionally test.jsonl (or .csv, or .tsv)",
         "task",
         auto="the task's own data",
     )
-    prompt_style: str = _option(
+    prompt_style: str = option_field(
         "plain",
         "plain: prompts as the task words them; chat: each as a user's turn in the model's own chat template, for "
         "models tuned to converse",
         "task",
         choices=("plain", "chat"),
     )
-    train_examples: int | None = _option(
+    train_examples: int | None = option_field(
         1000, "training examples to use, drawn by the seed", "task", minimum=1, auto="all"
     )
-    train_per_label: int | None = _option(
+    train_per_label: int | None = option_field(
         None,
         "training examples of each label (k-shot), drawn by the seed, in place of --train-examples",
         "task",
         minimum=1,
         auto="as they come",
     )
-    validation_examples: int | None = _option(
+    validation_examples: int | None = option_field(
         200, "validation examples to use at each evaluation", "task", minimum=1, auto="all"
     )
-    test_examples: int | None = _option(1000, "test examples to use at the end", "task", minimum=1, auto="all")
-    max_tokens: int = _option(
+    test_examples: int | None = option_field(1000, "test examples to use at the end", "task", minimum=1, auto="all")
+    max_tokens: int = option_field(
         512, "longest sequence; longer prompts lose their beginning", "task", unit="tokens", minimum=8, maximum=131072
     )
     # How it is trained.
-    method: str = _option(
+    method: str = option_field(
         "mezo",
         "optimisation method: mezo (forward passes only) or bp (backpropagation)",
         "method",
         choices=("mezo", "bp"),
     )
-    scope: str = _option(
+    scope: str = option_field(
         "norms/last-6",
         "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
         "biases, gains or match:GLOB[,GLOB...] (parameters by name); several joined by +; /last-K after it for these "
         "layers only (norms/last-0: the final norm alone)",
         "method",
     )
-    steps: int = _option(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
-    max_seconds: float | None = _option(
+    steps: int = option_field(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
+    max_seconds: float | None = option_field(
         None,
         "end the run after the step that reaches this time: that of all steps and of the evaluations on the validation "
         "split, but not of loading, zero-shot and test. No clock changes a step: the schedule goes by --steps",
@@ -112,8 +93,8 @@ class RunConfig:
         exclusive_minimum=True,
         auto="no limit",
     )
-    batch_size: int = _option(16, "training examples a step", "method", minimum=1, maximum=4096)
-    micro_batch: int | None = _option(
+    batch_size: int = option_field(16, "training examples a step", "method", minimum=1, maximum=4096)
+    micro_batch: int | None = option_field(
         None,
         "most sequences in one forward pass; smaller takes less memory and gives the same losses",
         "method",
@@ -121,7 +102,7 @@ class RunConfig:
         maximum=4096,
         auto="as many as suit the device",
     )
-    lr: float | None = _option(
+    lr: float | None = option_field(
         None,
         "learning rate",
         "method",
@@ -130,11 +111,11 @@ class RunConfig:
         exclusive_minimum=True,
         auto="that of the method, scope and update; auto: measured (see --probe)",
     )
-    schedule: str = _option(
+    schedule: str = option_field(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
     )
-    warmup_steps: int = _option(0, "first steps, in which the rate rises along a line", "method", minimum=0)
-    weight_decay: float | None = _option(
+    warmup_steps: int = option_field(0, "first steps, in which the rate rises along a line", "method", minimum=0)
+    weight_decay: float | None = option_field(
         None,
         "share of each matrix taken away a step, times the learning rate, whatever the gradient; vectors keep theirs",
         "method",
@@ -142,24 +123,24 @@ class RunConfig:
         maximum=1e6,
         auto="0.01 for adamw, 0 for all else",
     )
-    memory_cap: str | None = _option(
+    memory_cap: str | None = option_field(
         None,
         "most memory the run may take, such as 8GB or 900MB; it is fitted to the cap before it starts and held to it",
         "method",
         auto="no cap",
     )
-    probe: str = _option(
+    probe: str = option_field(
         "off",
         "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, and "
         "choose lr by them (--lr auto says the same), or scope and lr (--scope auto)",
         "method",
         choices=("off", "lr", "scope"),
     )
-    seed: int = _option(
+    seed: int = option_field(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
     )
     # MeZO.
-    objective: str = _option(
+    objective: str = option_field(
         "loss",
         "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and wants a "
         "large --batch-size; soft-accuracy (1 less the probability of the right answer); f1 or exact_match of written "
@@ -167,21 +148,21 @@ class RunConfig:
         "mezo",
         choices=("loss", "accuracy", "soft-accuracy", "f1", "exact_match", "reward"),
     )
-    reward_command: str | None = _option(
+    reward_command: str | None = option_field(
         None,
         "with objective reward, the program that judges answers: a JSON object a line in (prompt, answer, gold), one "
         "out (score); it runs only where the command line says --allow-code",
         "mezo",
         auto="none",
     )
-    reward_function: str | None = _option(
+    reward_function: str | None = option_field(
         None,
         "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, found in the "
         "current folder; it runs only where the command line says --allow-code",
         "mezo",
         auto="none",
     )
-    reward_seconds: float = _option(
+    reward_seconds: float = option_field(
         60.0,
         "longest that the judge may take for one answer",
         "mezo",
@@ -190,7 +171,7 @@ class RunConfig:
         maximum=86400.0,
         exclusive_minimum=True,
     )
-    temperature: float = _option(
+    temperature: float = option_field(
         0.0,
         "where the objective is of written answers: draw their tokens by the model's probabilities, its logits divided "
         "by this, for steps; 0 takes the likeliest tokens, as evaluations always do",
@@ -198,7 +179,7 @@ class RunConfig:
         minimum=0.0,
         maximum=100.0,
     )
-    top_p: float = _option(
+    top_p: float = option_field(
         1.0,
         "with a temperature, draw only among the likeliest tokens that together have this probability",
         "mezo",
@@ -206,7 +187,7 @@ class RunConfig:
         exclusive_minimum=True,
         maximum=1.0,
     )
-    eps: float | None = _option(
+    eps: float | None = option_field(
         None,
         "perturbation scale: the loss is read at w + eps*z and w - eps*z",
         "mezo",
@@ -215,8 +196,10 @@ class RunConfig:
         exclusive_minimum=True,
         auto="the default of the scope",
     )
-    directions: str = _option("sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian"))
-    direction_scale: str = _option(
+    directions: str = option_field(
+        "sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian")
+    )
+    direction_scale: str = option_field(
         "auto",
         "length of the entries of z: none (1), rms (of the tensor they belong to, when the run starts), or auto: rms "
         f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
@@ -224,24 +207,24 @@ class RunConfig:
         "mezo",
         choices=("auto", "none", "rms"),
     )
-    estimator: str = _option(
+    estimator: str = option_field(
         "spsa",
         "spsa: the loss on both sides of each direction; fzoo: on one side, against a shared clean loss, divided by "
         "the losses' standard deviation",
         "mezo",
         choices=("spsa", "fzoo"),
     )
-    queries: int | None = _option(
+    queries: int | None = option_field(
         None, "random directions a step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
     )
-    sides: str = _option(
+    sides: str = option_field(
         "separate",
         "separate: one forward pass a perturbed copy of the weights; stacked: all copies of LoRA adapters in one, "
         "which takes more memory for activations",
         "mezo",
         choices=("separate", "stacked"),
     )
-    clip: float | None = _option(
+    clip: float | None = option_field(
         None,
         "a derivative counts at most this many times its running rms",
         "mezo",
@@ -250,30 +233,30 @@ class RunConfig:
         maximum=1e6,
         auto="3 for adaptive and fzoo, no limit for sgd",
     )
-    momentum: float = _option(
+    momentum: float = option_field(
         0.0,
         "weight of past steps (heavy ball); their directions are made again, so each step costs more noise",
         "mezo",
         minimum=0.0,
         maximum=0.99,
     )
-    update: str | None = _option(
+    update: str | None = option_field(
         None,
         "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, so lr is the length of a step)",
         "mezo",
         choices=("sgd", "adaptive"),
         auto="the default of the scope",
     )
-    lora_targets: str = _option(
+    lora_targets: str = option_field(
         "auto",
         "linear layers that get an adapter: auto (queries and values), all, or names such as q_proj,v_proj,o_proj",
         "lora",
     )
-    lora_rank: int = _option(8, "rank of the LoRA adapters", "lora", minimum=1, maximum=1024)
-    lora_scale: float = _option(
+    lora_rank: int = option_field(8, "rank of the LoRA adapters", "lora", minimum=1, maximum=1024)
+    lora_scale: float = option_field(
         2.0, "multiplier of the LoRA product (alpha / rank)", "lora", minimum=0.0, exclusive_minimum=True, maximum=1e4
     )
-    prefix_cache: str = _option(
+    prefix_cache: str = option_field(
         "auto",
         "keep the output of frozen layers, once an example: in memory or in a file of the run; auto does where it pays "
         "and fits",
@@ -281,13 +264,13 @@ class RunConfig:
         choices=("auto", "ram", "disk", "off"),
     )
     # Backpropagation.
-    optimizer: str = _option(
+    optimizer: str = option_field(
         "adam",
         "optimiser; adamw is adam with weight decay, and sgd needs --lr",
         "bp",
         choices=("sgd", "adam", "adamw"),
     )
-    checkpointing: str = _option(
+    checkpointing: str = option_field(
         "auto",
         "gradient checkpointing: keep only the input of each layer and compute the rest again; auto: where the memory "
         "cap asks for it",
@@ -295,23 +278,23 @@ class RunConfig:
         choices=("auto", "on", "off"),
     )
     # Several processes or machines (docs/distributed.md).
-    parallel: str = _option(
+    parallel: str = option_field(
         "data",
         "what the ranks of a run on several machines share out: data (the micro-batches of a step) or directions (the "
         "perturbed copies of the weights; of mezo only); the weights that come out are the same",
         "ranks",
         choices=("data", "directions"),
     )
-    shares: str | None = _option(
+    shares: str | None = option_field(
         None,
         "how much of the work each rank gets, such as 2,1,1; it changes who computes what, and no weight",
         "ranks",
         auto="as fast as each is found to be, and equal ones for bp",
     )
-    check_every: int = _option(
+    check_every: int = option_field(
         100, "steps between comparisons of all ranks' weights, by their SHA-256", "ranks", minimum=1
     )
-    stall_seconds: float = _option(
+    stall_seconds: float = option_field(
         120.0,
         "longest that ranks wait for one of them, once all are loaded",
         "ranks",
@@ -320,12 +303,12 @@ class RunConfig:
         maximum=86400.0,
     )
     # Evaluation and output.
-    eval_every: int = _option(50, "steps between evaluations on the validation split", "run", minimum=1)
-    out: str = _option("runs", "folder that holds the run directories", "run")
-    name: str | None = _option(None, "name of the run", "run", auto="made of model, task, method and seed")
+    eval_every: int = option_field(50, "steps between evaluations on the validation split", "run", minimum=1)
+    out: str = option_field("runs", "folder that holds the run directories", "run")
+    name: str | None = option_field(None, "name of the run", "run", auto="made of model, task, method and seed")
 
     def __post_init__(self) -> None:
-        problems = [text for f in options() for text in _problems(f, getattr(self, f.name))]
+        problems = [text for f in options() for text in value_problems(f, getattr(self, f.name))]
         if self.estimator == "fzoo" and self.queries == 1:
             problems.append("queries: fzoo needs at least 2 random directions a step")
         if self.sides == "stacked" and not self.scope.startswith("lora"):
@@ -488,21 +471,6 @@ class RunConfig:
         return values
 
 
-def parse_shares(text: str) -> tuple[float, ...]:
-    """`2,1,1` as numbers.
-
-    Raises:
-        ValueError: with a sentence naming what is expected.
-    """
-    try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = ()
-    if not shares or not all(0.0 < share < math.inf for share in shares):
-        raise ValueError(f"expected positive numbers with commas between them, such as 2,1,1, not {text!r}")
-    return shares
-
-
 def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """`lr: auto` and `scope: auto` in terms of the option `probe`; adds to `problems` where they do not go together."""
     values = dict(values)
@@ -534,7 +502,7 @@ def option_problems(name: Any, raw: Any) -> list[str]:
     if name in ("lr", "scope") and str(raw).lower() == "auto":
         return []
     try:
-        return _problems(f, parse_value(f, raw))
+        return value_problems(f, parse_value(f, raw))
     except ValueError as error:
         return [f"{name}: {error}"]
 
@@ -542,94 +510,6 @@ def option_problems(name: Any, raw: Any) -> list[str]:
 def _no_such_option(name: Any) -> str:
     near = difflib.get_close_matches(str(name).replace("-", "_"), [f.name for f in options()], n=1, cutoff=0.5)
     return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def value_type(f: dataclasses.Field) -> type:
-    """str, int or float: the type of an option that is set."""
-    return {"str": str, "int": int, "float": float}[f.type.split(" ")[0]]
-
-
-def parse_value(f: dataclasses.Field, raw: Any) -> Any:
-    """Turns a raw value (text from the command line or a form, or a YAML scalar) into the option's type.
-
-    Raises:
-        ValueError: with a sentence naming what is expected.
-    """
-    option: Option = f.metadata["option"]
-    if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
-        return None
-    kind = value_type(f)
-    # YAML takes the bare words on and off for truth values.
-    if isinstance(raw, bool) and (word := "on" if raw else "off") in option.choices:
-        return word
-    if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
-    if kind is str:
-        return str(raw)
-    try:
-        number = float(raw)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}") from None
-    if kind is float:
-        return number
-    if not math.isfinite(number) or number != int(number):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
-    # Integers beyond 2**53 must not pass through a float.
-    return raw if isinstance(raw, int) else int(raw) if re.fullmatch(r"[+-]?\d+", str(raw).strip()) else int(number)
-
-
-def _describe(kind: type, option: Option) -> str:
-    if option.choices:
-        return "one of " + ", ".join(option.choices)
-    name = {str: "text", int: "a whole number", float: "a number"}[kind]
-    unit = f" of {option.unit}" if option.unit else ""
-    low = option.minimum
-    if low is None:
-        return name + unit
-    bound = f"above {low:g}" if option.exclusive_minimum else f"of at least {low:g}"
-    return f"{name}{unit} {bound}" + (f" and at most {option.maximum:g}" if option.maximum is not None else "")
-
-
-def _problems(f: dataclasses.Field, value: Any) -> list[str]:
-    """What is wrong with an option's value, in sentences: its type and range, then the grammar of a text."""
-    if problem := _problem(f, value):
-        return [problem]
-    try:
-        if f.name == "scope":
-            Scope.parse(value)
-        elif f.name == "memory_cap" and value is not None:
-            parse_bytes(value)
-        elif f.name == "shares" and value is not None:
-            parse_shares(value)
-    except ConfigError as error:
-        return [f"{error.message}: {error.fix}"]
-    except ValueError as error:
-        return [f"{f.name}: {error}"]
-    if f.name == "name" and value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        return [
-            f"name: {value!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a letter or "
-            "digit"
-        ]
-    return []
-
-
-def _problem(f: dataclasses.Field, value: Any) -> str | None:
-    option: Option = f.metadata["option"]
-    if value is None:
-        return None if option.auto else f"{f.name}: must have a value"
-    kind = value_type(f)
-    ok = isinstance(value, str) if kind is str else isinstance(value, (int, float)) and math.isfinite(value)
-    if ok and option.choices and value not in option.choices:
-        near = difflib.get_close_matches(str(value), option.choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{f.name}: expected {_describe(kind, option)}, not {value!r}{hint}"
-    if ok and option.minimum is not None:
-        ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
-    if ok and option.maximum is not None:
-        ok = value <= option.maximum
-    if ok and kind is str and not value.strip():
-        ok = False
-    return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {value!r}"
 
 
 def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigError:

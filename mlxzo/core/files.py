@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import DoesNotFit
+from .formatting import format_bytes
 
 BLOCK_BYTES = 1 << 20
 
@@ -132,34 +132,6 @@ def folder_contents(folder: Path) -> FolderContents:
     return FolderContents(sum(sizes), len(sizes))
 
 
-def format_bytes(count: int) -> str:
-    """`count` bytes for people: 512 B, 1.5 MB, 2.3 GB (powers of ten, as disks are sold)."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """The bytes that `8GB`, `900 MB`, `1.5GiB`, `750m` or a bare number of bytes stands for.
-
-    Raises:
-        ValueError: with a sentence naming what is expected.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not match or match[2] not in _UNITS:
-        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
-    size = float(match[1]) * _UNITS[match[2]]
-    if not 1 <= size < 2**53:
-        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
-    return int(size)
-
-
 def need_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise DoesNotFit unless the disk that holds `folder` has `needed_bytes` free."""
     free = shutil.disk_usage(folder).free
@@ -187,3 +159,8 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def mlxzo_home() -> Path:
+    """The cache folder, absolute; it need not exist yet."""
+    return Path(os.environ.get("MLXZO_HOME") or "~/.cache/mlxzo").expanduser().absolute()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from . import events
 from .errors import MlxzoError
-from .files import format_bytes
+
+if TYPE_CHECKING:
+    from . import events
 
 
 def describe(problem: MlxzoError | events.Failed) -> str:
@@ -118,3 +121,59 @@ def format_loss(value: float | None) -> str:
     """Four decimals, as losses are compared."""
     # A value that is not finite travels as null.
     return "not finite" if value is None else f"{value:.4f}"
+
+
+def default_out(run_id: str, form: str) -> str:
+    """The name of what is made, where none is given."""
+    return f"{run_id}.mlxzo" if form == "journal" else f"{run_id}-{form}"
+
+
+def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of what was written, and how to use it."""
+    rows = [("written", done["out"])]
+    if "bytes" in done:
+        rows.append(("size", format_bytes(done["bytes"])))
+    if "step" in done:
+        rows.append(("state", f"of step {done['step']}"))
+    if "verified" in done:
+        checked = "those of the run, to the bit" if done["verified"] else "the journal has no fingerprint to check by"
+        rows.append(("weights", f"{done['steps']} steps replayed; {checked}"))
+    if done.get("requantised"):
+        rows.append(
+            ("rounded", f"{done['requantised']} LoRA pairs, to the quantisation of the base; --dequantize avoids it")
+        )
+    uses = {
+        "adapter": 'mlx_lm.generate --model BASE --adapter-path {0} --prompt "..."',
+        "fused": 'mlxzo generate --model {0} "..."',
+        "journal": "mlxzo replay {0} --out FOLDER",
+    }
+    rows.append(("use", uses[done["form"]].format(done["out"])))
+    return rows
+
+
+def format_bytes(count: int) -> str:
+    """`count` bytes for people: 512 B, 1.5 MB, 2.3 GB (powers of ten, as disks are sold)."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes that `8GB`, `900 MB`, `1.5GiB`, `750m` or a bare number of bytes stands for.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+    size = float(match[1]) * _UNITS[match[2]]
+    if not 1 <= size < 2**53:
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+    return int(size)
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

@@ -57,3 +57,7 @@ def next_tokens(
     return [
         sampling.token(row, answer, position) for row, answer, position in zip(logits, answers, positions, strict=True)
     ]
+
+
+# Tokens of an answer.
+LONGEST = 4096

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..core import events
 from ..core.errors import DoesNotFit
-from ..core.files import format_bytes
+from ..core.formatting import format_bytes
 from ..core.meter import system_memory
 from ..memory.forecast import Forecast, forecast
 from ..memory.step_time import load_calibration

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.config import RunConfig, option_problems, options, parse_value
+from ..core.config import RunConfig, option_problems, options
 from ..core.errors import ConfigError, MlxzoError
+from ..core.options import parse_value
 from ..runtime.preflight import check_names
 from .naming import LONGEST_NAME, read_name, read_seeds, slug
 from .yaml_lines import Lines

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
-from ..core.files import format_bytes
+from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape, of_entry
 from ..models.registry import load_registry
 from .coefficients import coefficient

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..core.config import RunConfig
-from ..core.files import format_bytes
+from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape
 from .estimate import Component, Data, Predictor, runs_on_cpu
 from .plan import smallest, try_fit

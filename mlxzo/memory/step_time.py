@@ -24,8 +24,7 @@ from typing import Any
 
 from ..core.config import RunConfig
 from ..core.errors import InternalError
-from ..core.files import write_atomic
-from ..core.home import mlxzo_home
+from ..core.files import mlxzo_home, write_atomic
 from ..models.architecture import DTYPE_BYTES, ModelShape
 from .coefficients import FUSED_HEAD_DIMS, layer_width
 from .estimate import Data
@@ -75,7 +74,7 @@ def calibrate() -> Calibration:
     Raises:
         InternalError: the child failed, with its last words.
     """
-    from ..runtime.supervisor import worker_environment
+    from ..core.child_process import worker_environment
 
     command = [sys.executable, "-P", "-m", "mlxzo.memory.step_time"]
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core import events
 from ..core.errors import DoesNotFit
-from ..core.files import format_bytes
+from ..core.formatting import format_bytes
 from ..core.meter import FootprintReader, memory_pressure, mlx_memory, swap_used_bytes, system_memory
 
 SAMPLE_SECONDS = 0.05

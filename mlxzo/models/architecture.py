@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
-from ..core.home import mlxzo_home
+from ..core.files import mlxzo_home
 from . import pypi_mirror
 from .folder import folder_problems
 from .registry import MODEL_TYPES, ModelEntry, Quantization, find, load_registry

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ModelError
-from ..core.files import Progress, Report, ignore_progress
-from ..core.home import mlxzo_home
+from ..core.files import Progress, Report, ignore_progress, mlxzo_home
 from . import hub, pypi_mirror
 from .folder import check_folder, folder_problems, make_once
 from .gguf.convert import CONVERTER_VERSION, convert_gguf, natural_weights

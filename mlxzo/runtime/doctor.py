@@ -20,8 +20,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from ..core.files import folder_contents
-from ..core.home import mlxzo_home
+from ..core.files import folder_contents, mlxzo_home
 
 _PACKAGES = ("mlxzo", "mlx", "mlx-lm", "numpy", "huggingface_hub", "transformers", "tokenizers")
 _GEMM_SIZE = 1024
@@ -145,7 +144,7 @@ def _hub() -> dict[str, Any]:
 
 
 def _mlx_in_child() -> dict[str, Any]:
-    from .supervisor import worker_environment
+    from ..core.child_process import worker_environment
 
     command = [sys.executable, "-P", "-m", "mlxzo.runtime.doctor"]
     try:

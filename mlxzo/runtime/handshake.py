@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core import events
-from ..core.config import RunConfig, parse_shares
+from ..core.config import RunConfig
 from ..core.files import write_atomic
+from ..core.options import parse_shares
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from ..engine.distributed.communicator import Team, check_spread, rank_of_environment, shares_points
 from .steering import Steering

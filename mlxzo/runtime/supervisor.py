@@ -8,20 +8,18 @@ them, so a worker outlives a supervisor that dies. Nothing here imports MLX.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import select
 import signal
-import site
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from ..core import events
+from ..core.child_process import worker_environment
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
-from ..core.files import format_bytes
+from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
 from ..memory.guard import Guard
 from .control import forget
@@ -269,22 +267,3 @@ class Supervisor:
             lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines()]
             return next((line for line in reversed(lines) if line), "")
         return ""
-
-
-def worker_environment() -> dict[str, str]:
-    """The worker's environment: ours, and what has to be set before MLX starts."""
-    environment = {
-        # A crash writes where it happened to worker.log.
-        "PYTHONFAULTHANDLER": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Else the macOS watchdog ends long command buffers while the display is on (MLX issue 3267).
-        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
-        **os.environ,
-    }
-    # The worker leaves the current folder out of its search path (-P), so that a user's yaml.py cannot get in its
-    # way, and must still find the very package that this process runs, installed or not.
-    package = str(Path(importlib.util.find_spec("mlxzo").origin).parent.parent)
-    if package not in (*site.getsitepackages(), site.getusersitepackages()):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return environment

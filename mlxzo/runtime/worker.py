@@ -23,7 +23,8 @@ from ..core import events
 from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
-from ..core.files import disk_full, format_bytes, is_disk_full
+from ..core.files import disk_full, is_disk_full
+from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
 from ..engine.batching import EncodedExample
 from ..engine.distributed.communicator import Team

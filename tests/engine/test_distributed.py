@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from mlxzo.core import events
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
-from mlxzo.runtime.supervisor import Supervisor, worker_environment
+from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.zo.journal import steps_in
 from tests.engine.test_resume import told
 from tests.workers import interrupt

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from mlxzo.core import events
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.engine.methods.mezo import MeZO
-from mlxzo.runtime.supervisor import worker_environment
 from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.zo.test_replay import CASES, mezo, same_bits, trained

@@ -1,8 +1,8 @@
 """A user's files of version 0.1.0, from before modules moved: runs, a journal, an adapter, a batch file.
 
 `written_by_0.1.0/` was written by the code of commit 7f636ba: on a two-layer model, runs that finished, one killed by
-SIGKILL after step 5, one interrupted by SIGINT, a batch of four, an exported adapter and an exported journal. `@FOLDER@` in
-its text files stands for where the folder lies.
+SIGKILL after step 5, one interrupted by SIGINT, a batch of four, an exported adapter and an exported journal.
+`@FOLDER@` in its text files stands for where the folder lies.
 """
 
 from __future__ import annotations

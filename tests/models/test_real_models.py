@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
 
-from mlxzo.core.files import ignore_progress
-from mlxzo.core.home import mlxzo_home
+from mlxzo.core.files import ignore_progress, mlxzo_home
 from mlxzo.models.gguf.reader import read_gguf
 from mlxzo.models.loading import load_model
 from mlxzo.models.pypi_mirror import _join_files, fetch_mirror

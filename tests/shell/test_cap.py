@@ -15,7 +15,7 @@ import pytest
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
-from mlxzo.core.files import parse_bytes
+from mlxzo.core.formatting import parse_bytes
 from mlxzo.core.meter import FootprintReader
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.watch import Thinning

@@ -8,9 +8,9 @@ import pytest
 
 from mlxzo.cli.commands.train import read_config
 from mlxzo.cli.main import COMMANDS, main
-from mlxzo.cli.options import flag
 from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import ConfigError
+from mlxzo.core.options import flag
 
 
 def run_cli(*arguments, **more):

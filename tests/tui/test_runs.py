@@ -7,8 +7,9 @@ import shlex
 
 from mlxzo.cli.commands import train
 from mlxzo.cli.main import Parser
-from mlxzo.cli.options import config_values, flag
+from mlxzo.cli.options import config_values
 from mlxzo.core.config import RunConfig
+from mlxzo.core.options import flag
 from tui.app import MlxzoApp
 from tui.command_line import command_line
 from tui.widgets.grid import Grid

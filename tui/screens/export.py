@@ -15,10 +15,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
-from mlxzo.cli.commands.export import default_out, result_rows
 from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
-from mlxzo.core.formatting import describe, format_amount, format_share, printable
+from mlxzo.core.formatting import default_out, describe, format_amount, format_share, printable, result_rows
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 
 from ..child import Child

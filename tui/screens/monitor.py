@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
-from mlxzo.core.files import format_bytes
+from mlxzo.core.formatting import format_bytes
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.runtime import control
 

@@ -13,8 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxzo.core import events
-from mlxzo.core.files import format_bytes
-from mlxzo.core.formatting import format_metric, format_seconds, objective_words, printable
+from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, objective_words, printable
 
 from ..feed import RunFeed
 from ..history import History

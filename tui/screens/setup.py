@@ -19,13 +19,12 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo.cli.commands.train import check_names
 from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import ConfigError, MlxzoError
-from mlxzo.core.files import format_bytes, parse_bytes
-from mlxzo.core.formatting import format_count, printable
+from mlxzo.core.formatting import format_bytes, format_count, parse_bytes, printable
 from mlxzo.core.meter import system_memory
 from mlxzo.models.registry import load_registry
+from mlxzo.runtime.preflight import check_names
 from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.registry import get_task, load_task, task_names
 

@@ -17,10 +17,10 @@ from textual.containers import Horizontal
 from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
-from mlxzo.cli.commands.generate import LONGEST
 from mlxzo.core.errors import MlxzoError
 from mlxzo.core.formatting import printable
 from mlxzo.core.run_directory import BEST_STATE, RunDirectory
+from mlxzo.engine.sampling import LONGEST
 from mlxzo.tasks.registry import get_task
 
 from ..child import Child

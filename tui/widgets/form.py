@@ -18,7 +18,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from mlxzo.core.config import Option
+from mlxzo.core.options import Option
 
 # Cells for the names of options, to the left of all values.
 _NAME_WIDTH = 20

@@ -6,7 +6,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from mlxzo.core.files import format_bytes
+from mlxzo.core.formatting import format_bytes
 from mlxzo.core.meter import system_memory
 
 # Mode -> key and name, in the order shown.

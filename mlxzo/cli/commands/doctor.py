@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The report's lines for a person; a failed probe shows why it failed."""
-    from ...core.files import format_bytes
+    from ...core.formatting import format_bytes
 
     system, mlx, cache, hub = (report[name] for name in ("system", "mlx", "cache", "hub"))
     lines: list[tuple[str, str]] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
-from ...core.files import format_bytes
+from ...core.formatting import default_out, result_rows
 from ..options import add_json, print_json
 
 
@@ -65,11 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def default_out(run_id: str, form: str) -> str:
-    """The name of what is made, where none is given."""
-    return f"{run_id}.mlxzo" if form == "journal" else f"{run_id}-{form}"
-
-
 def _tell(event: Event) -> None:
     print(to_json(event, time.time()), flush=True)
 
@@ -82,26 +77,3 @@ def show(done: dict[str, Any], as_json: bool) -> None:
     from ..console import key_values, output
 
     output().print(key_values(result_rows(done)))
-
-
-def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of what was written, and how to use it."""
-    rows = [("written", done["out"])]
-    if "bytes" in done:
-        rows.append(("size", format_bytes(done["bytes"])))
-    if "step" in done:
-        rows.append(("state", f"of step {done['step']}"))
-    if "verified" in done:
-        checked = "those of the run, to the bit" if done["verified"] else "the journal has no fingerprint to check by"
-        rows.append(("weights", f"{done['steps']} steps replayed; {checked}"))
-    if done.get("requantised"):
-        rows.append(
-            ("rounded", f"{done['requantised']} LoRA pairs, to the quantisation of the base; --dequantize avoids it")
-        )
-    uses = {
-        "adapter": 'mlx_lm.generate --model BASE --adapter-path {0} --prompt "..."',
-        "fused": 'mlxzo generate --model {0} "..."',
-        "journal": "mlxzo replay {0} --out FOLDER",
-    }
-    rows.append(("use", uses[done["form"]].format(done["out"])))
-    return rows

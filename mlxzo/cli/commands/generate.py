@@ -17,16 +17,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ...core.config import option_problems, options, parse_value
+from ...core.config import option_problems, options
 from ...core.errors import EXIT_DONE, ConfigError
+from ...core.options import parse_value
+from ...engine.sampling import LONGEST
 from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
 if TYPE_CHECKING:
     from ...engine.side_by_side import Voices
 
 _OPTIONS = ("model", "dtype", "prompt_style", "out")
-# Tokens of an answer.
-LONGEST = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print_json([{**dataclasses.asdict(entry), "weight_bytes": weight_bytes(entry)} for entry in entries])
         return EXIT_DONE
-    from ...core.files import format_bytes
-    from ...core.formatting import format_count
+    from ...core.formatting import format_bytes, format_count
     from ..console import listing, output
 
     table = [

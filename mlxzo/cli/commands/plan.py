@@ -92,7 +92,7 @@ def _cap(text: str | None) -> int:
     Raises:
         ConfigError: it is no size.
     """
-    from ...core.files import parse_bytes
+    from ...core.formatting import parse_bytes
 
     if text is None:
         from ...core.meter import system_memory
@@ -143,7 +143,7 @@ def _shapes(names: Sequence[str]) -> list[ModelShape]:
 
 def _need_room(rows: Sequence[Row], cap: int) -> None:
     """Raises DoesNotFit where the cap is below what the process takes before it has a model."""
-    from ...core.files import format_bytes
+    from ...core.formatting import format_bytes
 
     runtime = min(sum(p.bytes for p in row.components if p.name in ("runtime", "tokenizer")) for row in rows)
     if cap < runtime:
@@ -183,7 +183,7 @@ def _print(
     *,
     one: bool,
 ) -> None:
-    from ...core.files import format_bytes
+    from ...core.formatting import format_bytes
     from ..console import listing, output
 
     console = output()
@@ -213,8 +213,7 @@ def _print(
 
 def _print_models(rows: Sequence[Row], console: Any) -> None:
     """Models against ways, those that fit most ways first."""
-    from ...core.files import format_bytes
-    from ...core.formatting import format_count
+    from ...core.formatting import format_bytes, format_count
     from ...memory.plan_table import WAYS
     from ..console import listing
 
@@ -246,7 +245,7 @@ def _column(way: str) -> str:
 
 
 def _print_components(rows: Sequence[Row]) -> None:
-    from ...core.files import format_bytes
+    from ...core.formatting import format_bytes
     from ...memory.plan import component_lines
 
     for row in rows:
@@ -258,8 +257,7 @@ def _print_components(rows: Sequence[Row]) -> None:
 
 def _best(rows: Sequence[Row], steps: int) -> list[list[str]]:
     """A line for the largest model of each way."""
-    from ...core.files import format_bytes
-    from ...core.formatting import format_seconds
+    from ...core.formatting import format_bytes, format_seconds
     from ...memory.plan_table import WAYS, largest
 
     found = largest(rows)

@@ -21,9 +21,9 @@ from typing import Any, get_args
 from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
-from ...core.files import format_bytes, parse_bytes
-from ...core.formatting import format_metric, format_seconds, printable
+from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, printable
 from ...core.run_directory import RunDirectory, Status, list_runs
+from ...core.run_history import evaluations
 from ...runtime.control import COMMANDS, send
 from ..options import add_config_options, add_json, print_json
 
@@ -252,22 +252,6 @@ def _row(found: dict[str, Any]) -> list[str]:
         _metric(before),
         _metric(after),
     ]
-
-
-def evaluations(result: dict[str, Any] | None) -> tuple[dict | None, dict | None]:
-    """The zero-shot and the tuned evaluation in a result: on the test split, or on validation where there is none."""
-    for split, tuned in (("test", ("test",)), ("validation", ("best", "validation"))):
-        after = _inside(result, *tuned)
-        if after is not None:
-            return _inside(result, "zero_shot", split), after
-    return None, None
-
-
-def _inside(value: Any, *keys: str) -> dict | None:
-    """A mapping inside nested mappings; None where a file of another version, or a damaged one, has none."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else None
 
 
 def _metric(evaluation: dict | None) -> str:

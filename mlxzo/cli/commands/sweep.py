@@ -40,8 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
-from ...core.files import format_bytes, parse_bytes
-from ...core.formatting import format_metric, format_seconds, printable
+from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, printable
 from ..options import add_config_options, add_json, print_json
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core import events
-from ...core.config import RunConfig, parse_shares
+from ...core.config import RunConfig
 from ...core.errors import ConfigError
+from ...core.options import parse_shares
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -14,8 +14,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from ...core.files import format_bytes
-from ...core.formatting import format_metric, printable
+from ...core.formatting import format_bytes, format_metric, printable
 from .summary import LOSSES, Report
 from .tables import numbered, status_text
 

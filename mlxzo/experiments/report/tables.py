@@ -6,8 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 
-from ...core.files import format_bytes
-from ...core.formatting import format_metric, format_seconds
+from ...core.formatting import format_bytes, format_metric, format_seconds
 from .summary import Contender, Report, Spread
 
 

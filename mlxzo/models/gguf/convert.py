@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import ModelError
-from ...core.files import Progress, Report, disk_full, format_bytes, ignore_progress, is_disk_full, need_free_space
+from ...core.files import Progress, Report, disk_full, ignore_progress, is_disk_full, need_free_space
+from ...core.formatting import format_bytes
 from ..safetensors_file import TensorPlan, write_safetensors
 from .quants import GROUP_SIZE, KEPT_BITS, cast, kept_plans, pieces_of, to_float32
 from .reader import GgufFile, GgufTensor, read_gguf

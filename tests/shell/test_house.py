@@ -1,0 +1,41 @@
+"""The house keeps its order (the layers themselves are checked by `lint-imports`, see pyproject.toml)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlxzo
+
+ROOT = Path(mlxzo.__file__).parent
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+*packages, heavy = sys.argv[1:]
+for name in packages:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        # The one module that sets MLX's own limits.
+        if module.name != "mlxzo.memory.mlx_limits":
+            importlib.import_module(module.name)
+sys.exit(", ".join(sorted(set(heavy.split(",")) & set(sys.modules))) or 0)
+"""
+
+
+def test_the_root_of_the_package_holds_packages_alone():
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}, "a module belongs in a package"
+
+
+@pytest.mark.parametrize(
+    ("packages", "heavy"),
+    [
+        ("mlxzo.core mlxzo.tasks mlxzo.memory mlxzo.experiments mlxzo.cli tui", "mlx,mlx.core,mlx_lm"),
+        ("mlxzo.cli", "mlx,textual,matplotlib"),
+    ],
+)
+def test_importing_a_package_imports_nothing_heavy(packages, heavy):
+    command = [sys.executable, "-c", IMPORT_ALL, *packages.split(), heavy]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
