@@ -22,7 +22,7 @@ import mlx.optimizers as optimizers
 import numpy as np
 
 from mlxzo.core.config import RunConfig
-from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import Batch, EncodedExample, MicroBatch, Row, Shapes, make_batch
 from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.methods.mezo import MeZO
@@ -123,7 +123,7 @@ class ScopedModel:
         batch = make_batch(examples, micro_batch_shapes(self.config))
         with self.installed():
             if self.scorer.layers:
-                self.scorer.cache = PrefixCache()
+                self.scorer.cache = ActivationCache()
                 self.scorer.prefix(batch)
             requests = self._noise_requests(batch)
         parts = {
@@ -162,7 +162,7 @@ class ScopedModel:
 
     def _update(self, step: int) -> None:
         # Far too short to move a weight.
-        self.method.move([(self._direction(step), 1e-20)], step)
+        self.method.apply_updates([(self._direction(step), 1e-20)], step)
 
 
 @dataclass(frozen=True)

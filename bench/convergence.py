@@ -27,7 +27,7 @@ load_fast_blas()
 from bench.report import emit, machine, table
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
-from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import batch_indices
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.session import open_session
@@ -51,7 +51,9 @@ RACE = {
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {"grid": GRID, "race": RACE}
 
 
-def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: dict[int, PrefixCache]) -> dict[str, Any]:
+def run(
+    label: str, config: RunConfig, arguments: argparse.Namespace, shared: dict[int, ActivationCache]
+) -> dict[str, Any]:
     """Trains one recipe until the time, the steps or the target accuracy is reached; returns its record.
 
     Args:
@@ -59,7 +61,7 @@ def run(label: str, config: RunConfig, arguments: argparse.Namespace, shared: di
     """
     session = open_session(config, events.ignore)
     # Two caches, so that an evaluation, whose time is not counted, computes nothing for a step.
-    caches = {"train": PrefixCache(), "validation": shared.setdefault(session.scorer.layers, PrefixCache())}
+    caches = {"train": ActivationCache(), "validation": shared.setdefault(session.scorer.layers, ActivationCache())}
     method = MeZO(session.scorer, session.trainable, config)
     examples = session.splits["train"]
     passes_a_step = 2 * config.queries if config.estimator == "spsa" else 1 + config.queries
@@ -220,7 +222,7 @@ def main() -> None:
         "test_examples": 1,
     }
     done = {(r["label"], r["seed"]) for r in read(arguments.out)}
-    shared: dict[int, PrefixCache] = {}
+    shared: dict[int, ActivationCache] = {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
         for label, options in recipes.items():

@@ -34,7 +34,7 @@ from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.meter import FootprintReader, footprint_bytes
 from mlxzo.engine import checkpoints
-from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import make_batch
 from mlxzo.engine.checkpoint_file import save_state
 from mlxzo.engine.export import Tuned
@@ -44,7 +44,7 @@ from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.engine.tuned_model import replay_checked
 from mlxzo.models.causal import CausalLM, parameter_slots
 from mlxzo.models.loading import fingerprint
-from mlxzo.zo.journal import JournalWriter, Step, read
+from mlxzo.zo.journal import JournalStep, JournalWriter, read
 
 _SAVES = 3
 
@@ -53,7 +53,7 @@ def train(config: RunConfig, shape: Shape, folder: Path) -> dict[str, Any]:
     """Trains with a journal in `folder`; returns seconds (medians), bytes and the fingerprint of the weights."""
     tuned = Tuned(config, lambda event: None)
     causal = CausalLM(tuned.loaded.model, compute_dtype())
-    method = MeZO(Scorer(causal, tuned.trainable.frozen_layers, PrefixCache()), tuned.trainable, config)
+    method = MeZO(Scorer(causal, tuned.trainable.frozen_layers, ActivationCache()), tuned.trainable, config)
     writer = TimedWriter(folder / "journal.bin", method.header(tuned.base_sha256))
     method.journal = writer
     ids = ordinary_tokens(tuned.loaded, causal.vocabulary)
@@ -83,7 +83,7 @@ class TimedWriter(JournalWriter):
         super().__init__(path, header)
         self.path, self.header_bytes, self.seconds = path, path.stat().st_size, []
 
-    def append(self, step: Step) -> None:
+    def append(self, step: JournalStep) -> None:
         self.seconds.append(timed(lambda: super(TimedWriter, self).append(step)))
 
     @property

@@ -37,7 +37,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.meter import FootprintReader, footprint_bytes
 from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS, Prompt
 from mlxzo.memory.coefficients import coefficient
-from mlxzo.memory.estimate import Data, Estimate, estimate
+from mlxzo.memory.estimate import Data, MemoryEstimate, estimate
 from mlxzo.memory.plan import needed_bytes
 from mlxzo.models.architecture import shape_of
 
@@ -86,7 +86,7 @@ class Cell:
             prefix_cache="off",
         ).resolved()
 
-    def predict(self) -> Estimate:
+    def predict(self) -> MemoryEstimate:
         data = Data.uniform(self.tokens, self.batch_size, self.evaluated, self.answer_tokens, self.written)
         return estimate(shape_of(self.model), self.config, data)
 
@@ -168,7 +168,7 @@ def _run(cell: Cell) -> dict[str, int]:
     from mlxzo.engine.batching import SCORED_AT_ONCE, make_batch
     from mlxzo.engine.checkpoint_file import load_state, save_state
     from mlxzo.engine.evaluation import score
-    from mlxzo.engine.generation import Writer
+    from mlxzo.engine.generation import Generator
     from mlxzo.engine.methods import make_method
     from mlxzo.engine.scoring import Scorer
     from mlxzo.engine.session import compute_dtype, micro_batch_shapes, open_model
@@ -186,7 +186,7 @@ def _run(cell: Cell) -> dict[str, int]:
     score(scorer, examples, rows=SCORED_AT_ONCE, make=partial(make_batch, shapes=shapes))
     if cell.written:
         prompts = [Prompt(e.rows[0].tokens[: 1 - cell.answer_tokens or None], e.targets[0]) for e in examples]
-        Writer(causal, loaded.tokenizer, shapes).write(prompts)
+        Generator(causal, loaded.tokenizer, shapes).write(prompts)
     method = make_method(scorer, trainable, config)
     for step in range(STEPS):
         shape = Shape(cell.tokens, cell.batch_size, cell.answer_tokens)

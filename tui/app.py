@@ -22,7 +22,7 @@ from mlxzo.runtime.resume import resume_config
 from .command_line import command_line
 from .feed import Replay, RunFeed
 from .preferences import Preferences
-from .race_runner import Racing, race
+from .race_runner import RaceRunner, race
 from .screens.dialogs import Choice, error_dialog
 from .screens.export import ExportDialog
 from .screens.help import HelpDialog
@@ -72,7 +72,7 @@ class MlxzoApp(App[None]):
         self.root = root
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
-        self.racing: Racing | None = None
+        self.racing: RaceRunner | None = None
         """The race that was started last from Setup."""
         self.tried: RunDirectory | None = None
         self._to_set_up: RunConfig | None = None
@@ -155,7 +155,7 @@ class MlxzoApp(App[None]):
             self.notify("A race is going on: F5 shows it, and s stops it there.", severity="warning")
             return
         try:
-            racing = Racing(race(values))
+            racing = RaceRunner(race(values))
             racing.start()
         except MlxzoError as problem:
             self.report(problem)

@@ -71,7 +71,7 @@ class History:
     saved: dict[str, tuple[events.Saved, float]] = field(default_factory=dict)
     """By the file's place in the run directory: the last state saved there, and when (seconds since the epoch)."""
     memory: events.Memory | None = None
-    ranks: events.Ranks | None = None
+    ranks: events.RankStats | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
     samples: tuple[events.Samples, ...] = ()
@@ -157,7 +157,7 @@ class History:
             case events.Memory():
                 self.memory = event
                 self._remember(event.footprint_bytes)
-            case events.Ranks():
+            case events.RankStats():
                 self.ranks = event
             case events.Samples():
                 if event.split == "validation":
@@ -165,7 +165,7 @@ class History:
             case events.Paused():
                 self.paused = True
                 self._say(time, "‖", f"paused after step {event.step}")
-            case events.Continued():
+            case events.Unpaused():
                 self.paused = False
                 self._say(time, "▸", f"continued after {format_seconds(event.seconds)}")
             case events.Note():

@@ -28,7 +28,7 @@ from mlxzo.core.formatting import (
 from .feed import DIED, Replay, RunFeed
 from .history import PHASES, History
 from .resume_info import kept_rows
-from .widgets.chart import Chart, Moment, Rule, Series
+from .widgets.chart import Chart, Line, Moment, Rule
 
 _LOG_LINES = 300
 
@@ -109,7 +109,7 @@ def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
         last = f"sides alike {100 * share:.0f} %" if share else f"last {format_loss(history.step.loss)}"
         note = f"smoothed {format_loss(history.step.smoothed_loss)} · {last}"
     chart.show(
-        [Series(what, steps, history["loss"], "faint"), Series("smoothed", steps, history["smoothed"], "one")],
+        [Line(what, steps, history["loss"], "faint"), Line("smoothed", steps, history["smoothed"], "one")],
         note=note,
     )
 
@@ -138,7 +138,7 @@ def draw_accuracy(chart: Chart, history: History) -> None:
     note = ""
     if best is not None:
         note = f"best {format_metric(metric, best.value)} at step {best.step}"
-    series = Series(
+    series = Line(
         metric,
         np.array([e.step for e in found], dtype=float),
         np.array([np.nan if e.value is None else e.value for e in found]),
@@ -159,7 +159,7 @@ def draw_memory(chart: Chart, history: History) -> None:
         rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━", short="cap"))
         note += f" of {format_bytes(history.cap_bytes)} ({100 * history.peak_bytes / history.cap_bytes:.0f} %)"
     moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases]
-    chart.show([Series("in use", seconds, memory, "three", area=True)], rules, moments, note=note)
+    chart.show([Line("in use", seconds, memory, "three", area=True)], rules, moments, note=note)
 
 
 def draw_speed(chart: Chart, history: History) -> None:
@@ -167,7 +167,7 @@ def draw_speed(chart: Chart, history: History) -> None:
     note = ""
     if history.step is not None:
         note = f"{history.step.steps_per_second:.2f} steps/s · {history.step.tokens_per_second:,.0f} tokens/s"
-    chart.show([Series("steps/s", steps, history["steps_per_second"], "four")], note=note)
+    chart.show([Line("steps/s", steps, history["steps_per_second"], "four")], note=note)
 
 
 def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:

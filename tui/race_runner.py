@@ -13,7 +13,7 @@ from typing import Any
 from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import InternalError, MlxzoError
 from mlxzo.experiments.comparison import COMMON, Comparison, PlannedRun
-from mlxzo.experiments.queue import Series
+from mlxzo.experiments.queue import RunQueue
 
 METHODS = ("mezo", "bp")
 # Either method has a default of its own for these, so that a value suits only the method that it was given for.
@@ -70,7 +70,7 @@ def _for_method(method: str, own: Mapping[str, Any], chosen: str) -> dict[str, A
     }
 
 
-class Racing:
+class RaceRunner:
     """A comparison under way, in a thread of its own.
 
     Attributes:
@@ -82,7 +82,7 @@ class Racing:
         self.planned: list[PlannedRun] = comparison.runs()
         self.problem: MlxzoError | None = None
         # What the runs tell is read from their directories, as of all runs.
-        self._series = Series([each.config for each in self.planned], lambda *told: None)
+        self._series = RunQueue([each.config for each in self.planned], lambda *told: None)
         self._thread = threading.Thread(target=self._run, name=comparison.name, daemon=True)
 
     def start(self) -> None:

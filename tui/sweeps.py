@@ -23,7 +23,7 @@ _FAILED = ("failed", "died", "does not fit")
 
 
 @dataclass(frozen=True)
-class Batch:
+class SweepProgress:
     """A batch as its folder tells it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Progress:
         return f"about {format_seconds(self.seconds_left)} left" if known else ""
 
 
-def read_batches(folders: Iterable[Path]) -> list[Batch]:
+def read_batches(folders: Iterable[Path]) -> list[SweepProgress]:
     """The batches among folders that hold no run, the one that changed last first."""
     found = []
     for folder in folders:
@@ -82,7 +82,7 @@ def read_batches(folders: Iterable[Path]) -> list[Batch]:
     return sorted(found, key=lambda batch: -batch.stamp)
 
 
-def _batch(name: str, summary: str, stamp: float) -> Batch:
+def _batch(name: str, summary: str, stamp: float) -> SweepProgress:
     told: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for line in summary.splitlines():
@@ -93,10 +93,10 @@ def _batch(name: str, summary: str, stamp: float) -> Batch:
             continue
         if isinstance(took := record.get("seconds"), int | float) and told[str(record["id"])] == "finished":
             seconds[str(record["id"])] = float(took)
-    return Batch(name, told, tuple(seconds.values()), stamp)
+    return SweepProgress(name, told, tuple(seconds.values()), stamp)
 
 
-def progress(batch: Batch, entries: Iterable[Entry]) -> Progress:
+def progress(batch: SweepProgress, entries: Iterable[Entry]) -> Progress:
     """How far a batch is: by the runs themselves, and by its summary for those that have not begun."""
     members = {entry.run.id: entry for entry in entries if batch.holds(entry.run.id)}
     stands = {**batch.told, **{run_id: entry.status for run_id, entry in members.items()}}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-class Pace:
+class Throttle:
     """Holds back drawings that would come too close upon each other."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):

@@ -90,13 +90,13 @@ class RunView:
                 self._say(evaluated_line(event), style="bold" if event.best else "")
             case events.Memory():
                 self._memory = f"  memory {memory_text(event)}"
-            case events.Ranks():
+            case events.RankStats():
                 self._ranks = f"  {ranks_text(event)}"
             case events.Paused():
                 self._say(
                     f"Paused after step {event.step}: `mlxzo runs continue RUN` goes on, `mlxzo runs stop RUN` ends"
                 )
-            case events.Continued():
+            case events.Unpaused():
                 self._say(f"Continued after {format_seconds(event.seconds)}")
             case events.Note():
                 self._say(f"Note: {event.text}")

@@ -96,7 +96,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
-class Ranks(Event):
+class RankStats(Event):
     """How the ranks of a run get on, a few times a minute; lists are by rank.
 
     Attributes:
@@ -158,7 +158,7 @@ class Paused(Event):
 
 
 @dataclass(frozen=True)
-class Continued(Event):
+class Unpaused(Event):
     """The run goes on after a pause of `seconds`."""
 
     name: ClassVar[str] = "continued"

@@ -21,7 +21,7 @@ BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Progress:
+class FileProgress:
     """One moment of a long wait, as the command line and the UI show it."""
 
     label: str
@@ -29,10 +29,10 @@ class Progress:
     total_bytes: int | None = None
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[FileProgress], None]
 
 
-def ignore_progress(_: Progress) -> None:
+def ignore_progress(_: FileProgress) -> None:
     """The report of somebody who does not want to know."""
 
 

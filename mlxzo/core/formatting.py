@@ -65,7 +65,7 @@ def objective_words(objective: str) -> str:
     return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"
 
 
-def ranks_text(event: events.Ranks) -> str:
+def ranks_text(event: events.RankStats) -> str:
     """How many ranks share a run, and which of them waits longest: `2 ranks, rank 1 (mac2) waits 31 %`."""
     spans = [busy + waiting for busy, waiting in zip(event.busy_seconds, event.waiting_seconds, strict=True)]
     shares = [waiting / span if span else 0.0 for waiting, span in zip(event.waiting_seconds, spans, strict=True)]

@@ -127,7 +127,7 @@ class Scope:
             return STEP_SIZES["final norm"]
         return STEP_SIZES["last" if kind == "full" and self.last_layers else kind]
 
-    def pace(self, kind: str) -> float:
+    def rate_ratio(self, kind: str) -> float:
         """How much longer direction entries of `kind` are here than in a scope of their own.
 
         A run has one lr, that of its first kind: the entries of the others are made longer or shorter, so that each
@@ -135,7 +135,7 @@ class Scope:
         """
         return self.step_sizes(kind).adaptive_lr / self.step_sizes(self.kinds[0]).adaptive_lr
 
-    def bp_pace(self, kind: str) -> float:
+    def bp_rate_ratio(self, kind: str) -> float:
         """The same for backpropagation: what the learning rate is multiplied by for parameters of `kind`."""
         return self.step_sizes(kind).bp_lr / self.step_sizes(self.kinds[0]).bp_lr
 
@@ -151,7 +151,8 @@ def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str 
     first = scope.step_sizes(scope.kinds[0])
     lr = first.adaptive_lr if update == "adaptive" else first.sgd_lr
     if direction_scale == "auto":
-        return {"update": update, "lr": lr, "eps": min(scope.step_sizes(k).eps / scope.pace(k) for k in scope.kinds)}
+        eps = min(scope.step_sizes(kind).eps / scope.rate_ratio(kind) for kind in scope.kinds)
+        return {"update": update, "lr": lr, "eps": eps}
     shorter = first.typical_length / (1.0 if direction_scale == "none" else first.typical_rms)
     # The derivative along z grows with z: a step of sgd does so twice.
     lr *= shorter if update == "adaptive" else shorter**2

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 
-class PrefixCache:
+class ActivationCache:
     """Hidden states of sequences, in memory, under whatever decides their bits."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class PrefixCache:
         return None if any(state is None for state in found) else found
 
 
-class DiskPrefixCache:
+class DiskActivationCache:
     """The same in a file, read through a memory map, so that the system keeps in memory what there is room for.
 
     Args:

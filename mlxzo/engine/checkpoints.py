@@ -29,7 +29,7 @@ _SECONDS = 600.0
 
 
 @dataclass
-class Past:
+class TrainingProgress:
     """What a run had done when it ended.
 
     Attributes:
@@ -73,7 +73,7 @@ class Checkpoints:
             header = self.method.header(self.session.weights_sha256)
             self.method.journal = JournalWriter(self.run.path / JOURNAL, header)
 
-    def resume(self) -> Past:
+    def resume(self) -> TrainingProgress:
         """Brings weights and method to where the run ended.
 
         Raises:
@@ -161,9 +161,9 @@ class Checkpoints:
         self.method.restore(holder, step)
         return step
 
-    def _past(self, step: int) -> Past:
+    def _past(self, step: int) -> TrainingProgress:
         """What the events tell of the first `step` steps."""
-        past = Past(step)
+        past = TrainingProgress(step)
         steps: dict[int, events.Step] = {}
         for event, _ in self.run.events():
             if isinstance(event, events.Step) and event.step <= step:

@@ -17,7 +17,7 @@ import numpy as np
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
 from .batching import Batch, EncodedExample, Shapes, by_length
-from .distributed.communicator import Piece, Team
+from .distributed.communicator import Communicator, Piece
 from .scoring import Scorer, example_losses
 
 
@@ -77,7 +77,7 @@ def score(
     rows: int,
     make: Callable[[Sequence[EncodedExample]], Batch],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    team: Team | None = None,
+    team: Communicator | None = None,
     reading: Shapes | None = None,
 ) -> Scored:
     """Scores the candidates of `examples` under the weights as they stand.
@@ -90,7 +90,7 @@ def score(
         reading: what the rows of a batch begin with in common is read once, within these bounds (see
             `Scorer.scores_by_reading`); None: each row is read whole.
     """
-    team = team or Team()
+    team = team or Communicator()
     scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
     batches = by_length(examples, rows, make)
     while some := list(islice(batches, team.size)):
@@ -107,7 +107,9 @@ def score(
     return Scored(scored, losses)
 
 
-def _grids(scorer: Scorer, batches: Sequence[Batch], team: Team, reading: Shapes | None) -> Sequence[np.ndarray]:
+def _grids(
+    scorer: Scorer, batches: Sequence[Batch], team: Communicator, reading: Shapes | None
+) -> Sequence[np.ndarray]:
     """Scores of each micro-batch of some batches, one after the other: float64 [B, C]."""
     view = scorer.causal.view()
     parts = tuple(part for batch in batches for part in batch.parts)

@@ -36,7 +36,7 @@ class Written:
     losses: np.ndarray
 
 
-class Writer:
+class Generator:
     """Writes answers by the weights as they stand, or as `view` shows them.
 
     Args:

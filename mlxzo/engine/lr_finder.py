@@ -74,7 +74,7 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Report:
+class ProbeReport:
     """Rows of a probe and what they cost: `samples` directions a row, each on `BATCHES` minibatches where there are so
     many. `bias` is the loss that label offsets alone take off. `skipped` are candidates that do not suit the model,
     with the reason."""
@@ -100,7 +100,7 @@ class Report:
 
 def probe_session(
     session: Session, groups: Mapping[str, Sequence[str]], emit: events.Emit, samples: int = SAMPLES
-) -> Report:
+) -> ProbeReport:
     """Probes groups of a session's trainable parameters, named by `groups`.
 
     Every direction has minibatches of its own, drawn by the seed; those of one direction share no example, so that
@@ -164,7 +164,7 @@ def probe_session(
         _settings(session, measured, sum(causal.slots[n].get().size for n in names), work)
         for measured, names in zip(found, groups.values(), strict=True)
     ]
-    return Report(tuple(rows), samples, bias, done, time.perf_counter() - began)
+    return ProbeReport(tuple(rows), samples, bias, done, time.perf_counter() - began)
 
 
 def _calibration_examples(examples: Sequence[EncodedExample]) -> Sequence[EncodedExample]:
@@ -279,7 +279,7 @@ def best_row(rows: Sequence[Probed], own: str) -> Probed:
     return best if ahead > 2.0 * math.hypot(a.error / a.value, b.error / b.value) else mine
 
 
-def probe_scopes(config: RunConfig, emit: events.Emit, samples: int = SCOPE_SAMPLES) -> Report:
+def probe_scopes(config: RunConfig, emit: events.Emit, samples: int = SCOPE_SAMPLES) -> ProbeReport:
     """Probes the configuration's scope and each of `CANDIDATES`, but those that do not suit the model.
 
     Raises:
@@ -305,10 +305,10 @@ def probe_scopes(config: RunConfig, emit: events.Emit, samples: int = SCOPE_SAMP
     if not rows:
         problems = [f"{scope}: {why}" for scope, why in skipped.items()]
         raise ConfigError("none of the scopes that are tried suits this model", "name one with --scope", problems)
-    return Report(tuple(rows), samples, bias, done, time.perf_counter() - began, skipped)
+    return ProbeReport(tuple(rows), samples, bias, done, time.perf_counter() - began, skipped)
 
 
-def probe_scope(config: RunConfig, emit: events.Emit, *, by: str = "scope", samples: int = SAMPLES) -> Report:
+def probe_scope(config: RunConfig, emit: events.Emit, *, by: str = "scope", samples: int = SAMPLES) -> ProbeReport:
     """Opens a model of its own and probes the groups of its scope.
 
     Args:
@@ -368,7 +368,7 @@ def _order(name: str) -> tuple[int, str]:
     return _number(name), name
 
 
-def _chosen(config: RunConfig, report: Report, row: Probed, emit: events.Emit) -> tuple[RunConfig, dict[str, Any]]:
+def _chosen(config: RunConfig, report: ProbeReport, row: Probed, emit: events.Emit) -> tuple[RunConfig, dict[str, Any]]:
     settled = dataclasses.replace(config, scope=row.scope, lr=row.lr, eps=row.eps)
     text = (
         f"probe, {report.forward_passes} forward passes in {report.seconds:.0f} s: scope {row.scope}, lr {row.lr:.3g}, "
@@ -381,7 +381,9 @@ def _chosen(config: RunConfig, report: Report, row: Probed, emit: events.Emit) -
     return settled, {**report.to_dict(), "chosen": _choice(settled), "fallback": ""}
 
 
-def _unknown(config: RunConfig, report: Report | None, why: str, emit: events.Emit) -> tuple[RunConfig, dict[str, Any]]:
+def _unknown(
+    config: RunConfig, report: ProbeReport | None, why: str, emit: events.Emit
+) -> tuple[RunConfig, dict[str, Any]]:
     settled = config.unprobed()
     why = f"the probe cannot tell ({why}), so scope {settled.scope}, lr {settled.lr:g} and eps {settled.eps:g} stay"
     emit(events.Note(why))

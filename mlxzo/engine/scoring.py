@@ -15,8 +15,8 @@ import numpy as np
 
 from ..models.causal import CausalLM, at_positions
 from ..models.lazy_layers import Given
-from ..zo.perturb import Stack, View
-from .activation_cache import PrefixCache
+from ..zo.perturb import StackedView, View
+from .activation_cache import ActivationCache
 from .batching import Batch, MicroBatch, Row, Shapes
 from .prefill import Prefill
 from .prefix_sharing import reads
@@ -33,7 +33,7 @@ class Scorer:
         cache: keeps the output of those layers for every sequence that it was once computed for.
     """
 
-    def __init__(self, causal: CausalLM, layers: int = 0, cache: PrefixCache | None = None):
+    def __init__(self, causal: CausalLM, layers: int = 0, cache: ActivationCache | None = None):
         self.causal = causal
         self.layers = layers if causal.splits else 0
         self.cache = cache
@@ -197,7 +197,7 @@ class Scorer:
             mx.concatenate([mx.array(part.positions) + copy * part.tokens.size for copy in range(count)])
             for part in batch.parts
         ]
-        hidden = causal.hidden(tokens, positions, Stack(views), copies, self.layers)
+        hidden = causal.hidden(tokens, positions, StackedView(views), copies, self.layers)
         losses = [np.empty(batch.size) for _ in views]
         for part, places, states in zip(batch.parts, batch.places, hidden, strict=True):
             for side, own in zip(losses, mx.split(states, count), strict=True):

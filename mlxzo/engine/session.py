@@ -17,8 +17,7 @@ import numpy as np
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
-from ..core.files import Progress as FileProgress
-from ..core.files import need_free_space
+from ..core.files import FileProgress, need_free_space
 from ..core.formatting import format_bytes
 from ..core.meter import mlx_memory, return_freed_memory, system_memory
 from ..models.causal import CausalLM
@@ -30,12 +29,12 @@ from ..tasks.base import Example, TaskData
 from ..tasks.metrics import METRICS, WRITTEN
 from ..tasks.registry import load_task
 from ..zo.perturb import View
-from .activation_cache import DiskPrefixCache, PrefixCache
+from .activation_cache import ActivationCache, DiskActivationCache
 from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, encode_prompt, make_batch
 from .data_summary import duplicates_text, summarise
-from .distributed.communicator import Piece, Team
+from .distributed.communicator import Communicator, Piece
 from .evaluation import Evaluation, Scored, choose, majority_share, mean_metric, score
-from .generation import Writer
+from .generation import Generator
 from .objectives import OfAnswers, judged_by, shortfall
 from .prefill import Prefill
 from .prefix_sharing import MAX_NEW_TOKENS, Prompt, worth_sharing
@@ -68,7 +67,7 @@ class Session:
     splits: Splits
     weights_sha256: str
     judge: Judge | None = None
-    team: Team = field(default_factory=Team)
+    team: Communicator = field(default_factory=Communicator)
 
     @property
     def metric(self) -> str:
@@ -100,7 +99,7 @@ class Session:
         if (then := smaller.largest(examples)) < now:
             self.shapes = smaller
             return f"micro-batches have at most {then} tokens instead of {now}; losses stay the same to rounding"
-        if isinstance(self.scorer.cache, PrefixCache):
+        if isinstance(self.scorer.cache, ActivationCache):
             self.scorer.cache = None
             mx.clear_cache()
             return "the frozen layers' output is no longer kept, and computed for every step"
@@ -211,8 +210,8 @@ class Session:
                 scores[number], losses[number] = own, loss
         return written.answers, Scored(scores, losses)
 
-    def _writer(self, view: View | None = None, sampling: Sampling | None = None) -> Writer:
-        return Writer(self.causal, self.loaded.tokenizer, self.shapes, view=view, sampling=sampling)
+    def _writer(self, view: View | None = None, sampling: Sampling | None = None) -> Generator:
+        return Generator(self.causal, self.loaded.tokenizer, self.shapes, view=view, sampling=sampling)
 
     def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
         """The answers that a step judges. What is drawn follows from the seed and the examples alone, so both sides of
@@ -436,7 +435,7 @@ def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None
         return
     if kind == "disk":
         need_free_space(folder, size, "the frozen layers' output")
-    scorer.cache = DiskPrefixCache(folder) if kind == "disk" else PrefixCache()
+    scorer.cache = DiskActivationCache(folder) if kind == "disk" else ActivationCache()
     where = "on disk" if kind == "disk" else "in memory"
     emit(
         events.Note(

@@ -21,7 +21,7 @@ from ..tasks.base import Example, Task
 from ..tasks.chat import in_style
 from .baselines import Baseline, measure
 from .batching import encode_prompt
-from .lr_finder import SAMPLES, SCOPE_SAMPLES, Report, probe_scope, probe_scopes
+from .lr_finder import SAMPLES, SCOPE_SAMPLES, ProbeReport, probe_scope, probe_scopes
 from .sampling import Sampling, next_tokens
 from .session import open_model, open_session
 from .tuned_model import Tuning
@@ -76,7 +76,7 @@ def tuned_by(source: Source | None) -> dict[str, str | None]:
     return {kind: str(source.path) if source and source.kind == kind else None for kind in get_args(Kind)}
 
 
-def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: events.Emit) -> Report:
+def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: events.Emit) -> ProbeReport:
     """Gradient and curvature of the configuration's scope, or with `probe: scope` of every candidate.
 
     Args:
@@ -91,7 +91,7 @@ def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: even
     return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
 
 
-class Voices:
+class SideBySide:
     """A base model and what it was tuned to: loaded once, prompted as often as wanted.
 
     What was trained is held twice, as it was and as it became; everything else once. The base speaks with its adapters,

@@ -16,7 +16,7 @@ from ..core.run_directory import BEST_STATE
 from ..models.loading import fingerprint
 from .batching import batch_indices
 from .checkpoint_file import load_state, save_state
-from .checkpoints import Checkpoints, Past
+from .checkpoints import Checkpoints, TrainingProgress
 from .evaluation import Evaluation
 from .session import Session
 
@@ -27,7 +27,7 @@ _SPEED_WINDOW = 50
 _MANY_ALIKE = 0.3
 
 
-class Steering(Protocol):
+class RunControl(Protocol):
     """What the run is asked to do while it runs (see `steering.Steering`)."""
 
     def wait_while_paused(self, step: int) -> None:
@@ -46,12 +46,12 @@ class Steering(Protocol):
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(self, session: Session, checkpoints: Checkpoints, steering: Steering):
+    def __init__(self, session: Session, checkpoints: Checkpoints, steering: RunControl):
         self.session, self.checkpoints, self.steering = session, checkpoints, steering
         self.method, self.emit = checkpoints.method, checkpoints.emit
         self.team = session.team
         self.best_path = checkpoints.run.path / BEST_STATE
-        self.past = Past()
+        self.past = TrainingProgress()
         self.evaluate_seconds = 0.0
 
     def fit(self, *, resume: bool = False) -> dict[str, Any]:

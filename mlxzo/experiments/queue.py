@@ -57,7 +57,7 @@ class _Job:
     eta_seconds: float | None = None
 
 
-class Series:
+class RunQueue:
     """Runs whose configurations carry their names. `run` is for one thread; `stop` may be called from anywhere.
 
     Args:
@@ -91,7 +91,7 @@ class Series:
         self._running: list[_Job] = []
         self._told: set[str] = set()
         self._done: set[str | None] = set()
-        self._pace = Pace(())
+        self._pace = DurationEstimate(())
         self._coming: list[float | None] = []
         self._known_by: tuple[int, int] | None = None
         self._stops = 0
@@ -159,7 +159,7 @@ class Series:
         known_by = (len(self.ended), len(self._waiting))
         if known_by != self._known_by:
             # Asked for with every step, of a thousand runs maybe.
-            self._known_by, self._pace = known_by, Pace(self.ended)
+            self._known_by, self._pace = known_by, DurationEstimate(self.ended)
             self._coming = [self._pace.seconds(config) for config in self._waiting if config.name not in self._done]
         now = [self._pace.seconds(job.config) if job.eta_seconds is None else job.eta_seconds for job in self._running]
         return None if None in (*now, *self._coming) else together(now, self._coming, self._jobs)
@@ -260,7 +260,7 @@ def run_directory(config: RunConfig) -> RunDirectory:
     return RunDirectory(Path(config.out).expanduser().absolute() / str(config.name))
 
 
-class Pace:
+class DurationEstimate:
     """How long a run is going to take, by those that have ended."""
 
     def __init__(self, ended: Iterable[Ended]):

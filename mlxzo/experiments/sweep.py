@@ -51,7 +51,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Sweep:
     """Runs under one name, in one folder."""
 
     name: str
@@ -64,7 +64,7 @@ class Batch:
         return self.out / self.name
 
     @staticmethod
-    def read(path: str | Path, out: str | None = None) -> Batch:
+    def read(path: str | Path, out: str | None = None) -> Sweep:
         """The batch in a file.
 
         Args:
@@ -104,7 +104,7 @@ class _Reading:
             drafted = [_Drafted("", {}, ())]
         self.drafted = drafted
 
-    def batch(self) -> Batch:
+    def batch(self) -> Sweep:
         runs = self._planned()
         if self.problems:
             told = sorted(dict.fromkeys(self.problems))
@@ -117,7 +117,7 @@ class _Reading:
             )
         varied = self._varied(runs)
         planned = [PlannedRun(config, {name: getattr(config, name) for name in varied}) for config in runs]
-        return Batch(self.name, Path(self.out).expanduser().absolute(), tuple(planned))
+        return Sweep(self.name, Path(self.out).expanduser().absolute(), tuple(planned))
 
     def _problem(self, path: tuple[Any, ...], text: str) -> None:
         self.problems.append((self.lines.line(*path) or 0, text))

@@ -60,7 +60,7 @@ _OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving", "heap")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """What a run is predicted to take.
 
     Attributes:
@@ -196,7 +196,7 @@ def estimate(
     *,
     on_cpu: bool | None = None,
     cache_limit_bytes: int | None = None,
-) -> Estimate:
+) -> MemoryEstimate:
     """The memory that a run of `config` takes on a model.
 
     Args:
@@ -252,7 +252,7 @@ class Predictor:
         largest = data.largest("evaluated", SCORED_AT_ONCE, multiple)
         self._evaluated = largest[: within(SCORED_AT_ONCE, largest)]
 
-    def estimate(self, settings: Settings) -> Estimate:
+    def estimate(self, settings: Settings) -> MemoryEstimate:
         """The memory of the run with these settings."""
         train = self._micro(self._batch, settings)
         resident = self._resident(settings)
@@ -281,7 +281,7 @@ class Predictor:
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
             Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
         ]
-        return Estimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
+        return MemoryEstimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
 
     def _heap_bytes(self, passing: int) -> int:
         """What the C library keeps of `passing` bytes that are allocated and freed; a GPU's buffers are not its own."""

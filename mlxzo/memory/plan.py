@@ -16,7 +16,7 @@ from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape, of_entry
 from ..models.registry import load_registry
 from .coefficients import coefficient
-from .estimate import Component, Data, Estimate, Predictor, Settings
+from .estimate import Component, Data, MemoryEstimate, Predictor, Settings
 
 # With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
 # checkpointing, which costs a third more computation, is then the better way to save memory.
@@ -36,7 +36,7 @@ class Fit:
     """
 
     config: RunConfig
-    estimate: Estimate
+    estimate: MemoryEstimate
     cap_bytes: int | None
     cache_limit_bytes: int | None
     notes: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ def try_fit(predictor: Predictor, cap_bytes: int) -> Fit | None:
     return best
 
 
-def smallest(predictor: Predictor) -> Estimate:
+def smallest(predictor: Predictor) -> MemoryEstimate:
     """The least that the run can be made to take."""
     ways = (
         predictor.estimate(dataclasses.replace(settings, micro_batch=micro_batch, cache_limit_bytes=0))
@@ -119,13 +119,13 @@ def smallest(predictor: Predictor) -> Estimate:
     return min(ways, key=lambda predicted: predicted.footprint_bytes)
 
 
-def needed_bytes(predicted: Estimate) -> int:
+def needed_bytes(predicted: MemoryEstimate) -> int:
     """What a cap must be for a run predicted to take this much: the footprint and a margin for what is not foreseen."""
     # One byte more than the rounding may take away.
     return math.ceil(predicted.footprint_bytes * (1.0 + coefficient("margin"))) + 1
 
 
-def cache_limit(predicted: Estimate, on_cpu: bool) -> int:
+def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
     """A limit for MLX's cache of freed buffers that costs little time, in bytes: on the CPU MLX's own, on a GPU what a
     step frees again, but at most a tenth of the footprint."""
     default = int(coefficient("default_cache_bytes"))

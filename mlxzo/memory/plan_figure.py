@@ -13,7 +13,7 @@ from ..core.errors import ConfigError
 from ..core.formatting import format_count
 
 if TYPE_CHECKING:
-    from .plan_table import Row
+    from .plan_table import PlanRow
 
 # Colour-blind safe (Okabe and Ito): blue is MeZO, orange and red backpropagation, dashes are checkpointing.
 _STYLES = {
@@ -32,7 +32,7 @@ _MEMORY_TICKS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _SIZE_TICKS = (1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11)
 
 
-def draw(rows: Sequence[Row], cap_bytes: int, source: str, path: Path) -> None:
+def draw(rows: Sequence[PlanRow], cap_bytes: int, source: str, path: Path) -> None:
     """Draws a plan to `path`, in the format that its name ends in: floating models and quantised ones side by side.
 
     Args:
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], cap_bytes: int, source: str, path: Path) -> None:
         pyplot.close(figure)
 
 
-def _panel(axes: Any, rows: Sequence[Row], cap_bytes: int) -> None:
+def _panel(axes: Any, rows: Sequence[PlanRow], cap_bytes: int) -> None:
     for way, (colour, marker, line) in _STYLES.items():
         points = sorted((r.parameters, r.footprint_bytes / _GB, r.fits) for r in rows if r.way.name == way)
         if not points:

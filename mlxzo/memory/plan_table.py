@@ -56,7 +56,7 @@ WAYS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One model trained one way.
 
     Attributes:
@@ -93,7 +93,7 @@ def table(
     on_cpu: bool | None = None,
     calibration: Calibration | None = None,
     ways: Sequence[Way] = WAYS,
-) -> list[Row]:
+) -> list[PlanRow]:
     """Every model trained in every way that suits it, in the order given.
 
     Args:
@@ -117,12 +117,12 @@ def _row(
     cap_bytes: int,
     on_cpu: bool,
     calibration: Calibration | None,
-) -> Row:
+) -> PlanRow:
     predictor = Predictor(shape, config, data, on_cpu)
     found = try_fit(predictor, cap_bytes)
     predicted = found.estimate if found else smallest(predictor)
     settled = found.config if found else config
-    return Row(
+    return PlanRow(
         model=shape.name,
         parameters=shape.parameters,
         weights=f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype),
@@ -138,9 +138,9 @@ def _row(
     )
 
 
-def largest(rows: Iterable[Row]) -> dict[str, Row]:
+def largest(rows: Iterable[PlanRow]) -> dict[str, PlanRow]:
     """The largest model that fits, by the name of the way; of models of one size the one whose weights take more."""
-    found: dict[str, Row] = {}
+    found: dict[str, PlanRow] = {}
     for row in rows:
         before = found.get(row.way.name)
         if row.fits and (before is None or _size(row) > _size(before)):
@@ -148,7 +148,7 @@ def largest(rows: Iterable[Row]) -> dict[str, Row]:
     return found
 
 
-def recommend(rows: Sequence[Row], cap_bytes: int) -> str:
+def recommend(rows: Sequence[PlanRow], cap_bytes: int) -> str:
     """What to choose under the cap, in one sentence.
 
     Backpropagation on LoRA adapters takes nearly as little memory as MeZO and converges far faster (2510.03425,
@@ -188,10 +188,10 @@ def recommend(rows: Sequence[Row], cap_bytes: int) -> str:
     return sentence + "."
 
 
-def _size(row: Row) -> tuple[int, bool]:
+def _size(row: PlanRow) -> tuple[int, bool]:
     return row.parameters, not row.quantised
 
 
-def _preference(row: Row) -> tuple[int, bool, bool]:
+def _preference(row: PlanRow) -> tuple[int, bool, bool]:
     """Larger models first, then floating weights, then what needs no checkpointing."""
     return *_size(row), row.way.checkpointing != "on"

@@ -20,11 +20,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..zo.inplace import CHUNK_BYTES
-from ..zo.perturb import Direction, Perturbation, Stack, View
+from ..zo.perturb import Direction, Perturbation, StackedView, View
 from .chunked_logsumexp import streamed_logsumexp
 from .lazy_layers import (
+    EagerLayer,
     EmbeddingRows,
-    Evaluated,
     Given,
     Inject,
     LinearRows,
@@ -242,7 +242,7 @@ class CausalLM:
         """What the model or its body gives, evaluated a layer at a time: in one graph, MLX would cast or dequantise the
         weights of many layers before the first of them computes."""
         alone = [
-            Evaluated(layer, partial(self._installed, view, names))
+            EagerLayer(layer, partial(self._installed, view, names))
             for layer, names in zip(self.layers, self._layer_names, strict=True)
         ]
         with self._installed(view, self._other_names), self._layers_replaced(alone):
@@ -368,7 +368,7 @@ class CausalLM:
                     continue
                 path, _, leaf = name.rpartition(".")
                 linear, adapter = self._linears.get(path), self._adapters.get(path)
-                if adapter is not None and isinstance(view, Stack):
+                if adapter is not None and isinstance(view, StackedView):
                     put(adapter, StackedLoRA(adapter.get(), path, view))
                     done |= {f"{path}.lora_a", f"{path}.lora_b"}
                 elif path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core.errors import ModelError
-from ..core.files import Progress, Report, disk_full, is_disk_full, lock, publish_folder
+from ..core.files import FileProgress, Report, disk_full, is_disk_full, lock, publish_folder
 from .safetensors_file import safetensors_problem
 
 # Any of these sets of files is a tokenizer.
@@ -86,7 +86,7 @@ def make_once(final: Path, name: str, build: Callable[[Path], Path], report: Rep
         return final.exists() and not folder_problems(final)
 
     def waiting() -> None:
-        report(Progress(f"Waiting for another process that is preparing {name}"))
+        report(FileProgress(f"Waiting for another process that is preparing {name}"))
 
     if ready():
         return final

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MlxzoError, ModelError
-from ..core.files import Progress, Report, disk_full, is_disk_full
+from ..core.files import FileProgress, Report, disk_full, is_disk_full
 
 # What mlx-lm reads, and nothing that Python would execute or unpickle.
 ALLOW_PATTERNS = [
@@ -163,6 +163,6 @@ def _progress_class(label: str, report: Report) -> type:
 
         def tell(self) -> None:
             if self.counts_bytes:
-                report(Progress(label, int(self.n), int(self.total) if self.total else None))
+                report(FileProgress(label, int(self.n), int(self.total) if self.total else None))
 
     return Bar

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
 from ..zo.inplace import CHUNK_BYTES
-from ..zo.perturb import Stack, View
+from ..zo.perturb import StackedView, View
 
 
 class Given(View):
@@ -134,7 +134,7 @@ class RemadeLinear(nn.Module):
 class StackedLoRA(nn.Module):
     """Stands in for a LoRA layer: the rows of its input are S copies of a batch, each with adapters of its own."""
 
-    def __init__(self, layer: LoRALinear, name: str, view: Stack):
+    def __init__(self, layer: LoRALinear, name: str, view: StackedView):
         super().__init__()
         self._layer = layer
         self._a, self._b = (view.each(f"{name}.{leaf}", layer[leaf]) for leaf in ("lora_a", "lora_b"))
@@ -146,7 +146,7 @@ class StackedLoRA(nn.Module):
         return y + (layer.scale * z).astype(x.dtype).reshape(y.shape)
 
 
-class StandIn:
+class LazyLayer:
     """Takes the place of a decoder layer and answers for its attributes (some models read them)."""
 
     def __init__(self, layer: Any):
@@ -156,12 +156,12 @@ class StandIn:
         return getattr(self._layer, name)
 
 
-class PassThrough(StandIn):
+class PassThrough(LazyLayer):
     def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
         return hidden
 
 
-class Evaluated(StandIn):
+class EagerLayer(LazyLayer):
     """Computes at once, with its weights put in place by the context manager that `installed` makes."""
 
     def __init__(self, layer: Any, installed: Callable[[], AbstractContextManager[None]]):
@@ -175,7 +175,7 @@ class Evaluated(StandIn):
         return result
 
 
-class Recorder(StandIn):
+class Recorder(LazyLayer):
     seen: mx.array
     args: tuple
     kwargs: dict[str, Any]
@@ -185,7 +185,7 @@ class Recorder(StandIn):
         return hidden
 
 
-class Inject(StandIn):
+class Inject(LazyLayer):
     def __init__(self, layer: Any, value: mx.array):
         super().__init__(layer)
         self._value = value

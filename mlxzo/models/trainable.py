@@ -170,13 +170,13 @@ def _direction_lengths(
         # It acts on the logits directly, and stands larger steps than the norms inside the blocks.
         long = STEP_SIZES["final norm"].length
         lengths = {n: long if final and n.startswith(final) else sizes.length for n in parameters}
-        return {name: config.parsed_scope.pace(kind) * length for name, length in lengths.items()}
+        return {name: config.parsed_scope.rate_ratio(kind) * length for name, length in lengths.items()}
     lengths = {name: _rms(parameter) for name, parameter in parameters.items()}
     moving = [length for length in lengths.values() if length > 0.0]
     instead = math.fsum(moving) / len(moving) if moving else sizes.typical_length
-    pace = config.parsed_scope.pace(kind) if config.direction_scale == "auto" else 1.0
+    ratio = config.parsed_scope.rate_ratio(kind) if config.direction_scale == "auto" else 1.0
     # Rounded, so that the order in which a machine sums the squares cannot show.
-    return {name: float(f"{pace * (length or instead):.6g}") for name, length in lengths.items()}
+    return {name: float(f"{ratio * (length or instead):.6g}") for name, length in lengths.items()}
 
 
 def _rms(parameter: mx.array) -> float:

@@ -17,17 +17,17 @@ from ..core.config import RunConfig
 from ..core.files import write_atomic
 from ..core.options import parse_shares
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
-from ..engine.distributed.communicator import Team, check_spread, rank_of_environment, shares_points
-from .steering import Steering
+from ..engine.distributed.communicator import Communicator, check_spread, rank_of_environment, shares_points
+from .steering import RunControl
 
 if TYPE_CHECKING:
-    from ..engine.distributed.mlx_communicator import Ranks
+    from ..engine.distributed.mlx_communicator import MlxCommunicator
 
 # Where things lie is each machine's own business; what is in them is compared.
 _PLACES = ("model", "task", "data", "reward_command", "reward_function", "out", "name")
 
 
-def join(run: RunDirectory, steering: Steering, resume: bool, emit: events.Emit) -> Team:
+def join(run: RunDirectory, steering: RunControl, resume: bool, emit: events.Emit) -> Communicator:
     """The team that this process belongs to, by its environment; every rank then has rank 0's configuration.
 
     Raises:
@@ -36,7 +36,7 @@ def join(run: RunDirectory, steering: Steering, resume: bool, emit: events.Emit)
     """
     rank = rank_of_environment()
     if rank is None:
-        return Team()
+        return Communicator()
     from ..engine.distributed.mlx_communicator import join
 
     team = join(rank, steering.listen_while_waiting)
@@ -58,7 +58,7 @@ def join(run: RunDirectory, steering: Steering, resume: bool, emit: events.Emit)
     return team
 
 
-def settled(run: RunDirectory, team: Team, config: RunConfig) -> RunConfig:
+def settled(run: RunDirectory, team: Communicator, config: RunConfig) -> RunConfig:
     """The configuration with what rank 0 found, where each rank measured or predicted something; kept with the run."""
     if team.size == 1:
         return config
@@ -68,7 +68,7 @@ def settled(run: RunDirectory, team: Team, config: RunConfig) -> RunConfig:
     return config
 
 
-def begin(team: Team, config: RunConfig, facts: dict[str, Any]) -> None:
+def begin(team: Communicator, config: RunConfig, facts: dict[str, Any]) -> None:
     """Sees that loaded ranks have the same model and data, and from here on lets none of them wait for long.
 
     Args:
@@ -130,7 +130,7 @@ def _differences(theirs: RunConfig, own: RunConfig) -> Sequence[str]:
     ]
 
 
-def _take_over(run: RunDirectory, team: Ranks) -> None:
+def _take_over(run: RunDirectory, team: MlxCommunicator) -> None:
     """Brings what a run goes on from to the ranks that do not have it."""
     # The last snapshot of MeZO only saves time: its journal leads there as well.
     names = [run.events_path.name, str(BEST_STATE), str(JOURNAL if run.config.method == "mezo" else LAST_STATE)]

@@ -12,14 +12,14 @@ import time
 from ..core import events
 from ..core.errors import Interrupted, RankLost
 from ..core.run_directory import BEST_STATE, RunDirectory
-from ..engine.distributed.communicator import Team, Wish
+from ..engine.distributed.communicator import Communicator, Request
 from ..memory.watch import Watch
 from .control import Inbox
 
 _PAUSED_POLL_SECONDS = 0.1
 
 
-class Steering:
+class RunControl:
     """The requests to one run.
 
     Attributes:
@@ -31,8 +31,8 @@ class Steering:
         self._run, self._emit, self._watch = run, emit, watch
         self._inbox = Inbox(run.commands_path)
         self._signals = 0
-        self._wished = Wish.NOTHING
-        self.join(Team())
+        self._wished = Request.NOTHING
+        self.join(Communicator())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -45,25 +45,25 @@ class Steering:
         if self._watch.over:
             raise self._watch.exceeded(self._run.kept())
 
-    def join(self, team: Team) -> None:
+    def join(self, team: Communicator) -> None:
         """Acts from here on by what this team is asked to do."""
         self._team = team
         team.wishes = self._wishes
 
-    def _wishes(self) -> Wish:
+    def _wishes(self) -> Request:
         """What this process is asked to do: by signals, by the commands that came, and by its memory."""
         if self._signals:
-            self._wished |= Wish.STOP
+            self._wished |= Request.STOP
         for command in self._inbox.take():
             if command == "continue":
-                self._wished &= ~Wish.PAUSE
+                self._wished &= ~Request.PAUSE
             else:
-                self._wished |= Wish[command.upper()]
+                self._wished |= Request[command.upper()]
         if self._watch.near:
-            self._wished |= Wish.SHRINK
+            self._wished |= Request.SHRINK
             self._watch.near = False
         wished = self._wished
-        self._wished &= ~Wish.ONCE
+        self._wished &= ~Request.ONCE
         return wished
 
     def listen(self) -> None:
@@ -74,7 +74,7 @@ class Steering:
         """
         self._team.listen()
         self.check_memory()
-        if self._team.wants(Wish.STOP):
+        if self._team.wants(Request.STOP):
             raise self._interrupted()
 
     def listen_while_waiting(self) -> None:
@@ -96,31 +96,31 @@ class Steering:
         A footprint near the cap asks for `shrink`.
         """
         self._team.listen()
-        return self._team.takes(Wish[command.upper()])
+        return self._team.takes(Request[command.upper()])
 
     def is_over(self, late: bool) -> bool:
         """Whether the time that the run may take is over; `late` says that it is by the clock of this process."""
         if late:
-            self._wished |= Wish.END
+            self._wished |= Request.END
             self._team.listen()
-        return self._team.wants(Wish.END)
+        return self._team.wants(Request.END)
 
     def wait_while_paused(self, step: int) -> None:
         """Listens; where the run is paused, waits until it is not. `step` steps are done."""
         self.listen()
-        if not self._team.wants(Wish.PAUSE):
+        if not self._team.wants(Request.PAUSE):
             return
         began = time.monotonic()
         self._emit(events.Paused(step))
         try:
-            while self._team.wants(Wish.PAUSE):
+            while self._team.wants(Request.PAUSE):
                 time.sleep(_PAUSED_POLL_SECONDS)
                 self._team.beat()
                 self.listen()
         finally:
             seconds = time.monotonic() - began
             self.paused_seconds += seconds
-        self._emit(events.Continued(step, seconds))
+        self._emit(events.Unpaused(step, seconds))
 
     def _handle(self, number: int, frame: object) -> None:
         self._signals += 1

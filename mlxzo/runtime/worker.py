@@ -27,7 +27,7 @@ from ..core.files import disk_full, is_disk_full
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
 from ..engine.batching import EncodedExample
-from ..engine.distributed.communicator import Team
+from ..engine.distributed.communicator import Communicator
 from ..engine.reward import Judge, check_consent
 from ..memory import plan
 from ..memory.estimate import Data
@@ -35,7 +35,7 @@ from ..memory.watch import Watch
 from ..models.architecture import of_folder
 from ..models.resolve import ResolvedModel
 from .handshake import begin, join, settled
-from .steering import Steering
+from .steering import RunControl
 
 # Set in the environment, it leaves out the prediction of a run's memory, so that a test can see the cap being held.
 SKIP_PLAN = "MLXZO_SKIP_PLAN"
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     allow_code = "--allow-code" in arguments[1:]
     write = EventWriter(run.events_path)
     watch = Watch(write.offer, lambda: end_at_once(run, write, watch))
-    steering = Steering(run, write, watch)
+    steering = RunControl(run, write, watch)
 
     def emit(event: events.Event) -> None:
         if isinstance(event, events.Phase):
@@ -157,11 +157,11 @@ def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
 def train(
     run: RunDirectory,
     emit: events.Emit,
-    steering: Steering,
+    steering: RunControl,
     watch: Watch,
     resume: bool,
     judge: Judge | None,
-    team: Team,
+    team: Communicator,
 ) -> dict[str, Any]:
     """Loads what the run's configuration names and trains it, from the start or from where it was interrupted."""
     # These import MLX.
@@ -197,7 +197,7 @@ def fit_to_cap(
     run: RunDirectory,
     emit: events.Emit,
     watch: Watch,
-    team: Team,
+    team: Communicator,
     config: RunConfig,
     resolved: ResolvedModel,
     splits: Mapping[str, Sequence[EncodedExample]],

@@ -26,7 +26,7 @@ FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, tes
 
 
 @dataclass
-class Rows:
+class RowReader:
     """The objects of a file with their line numbers, and what is wrong with the other lines."""
 
     path: Path
@@ -55,13 +55,13 @@ def split_paths(folder: Path) -> dict[str, Path]:
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path) -> RowReader:
     """The rows of a file. Malformed lines are collected, to be reported with those a task rejects.
 
     Raises:
         DataError: the file cannot be read, has no rows, or is a table without usable names in its first line.
     """
-    found = Rows(path)
+    found = RowReader(path)
     separator = SEPARATORS.get(path.suffix)
     try:
         with path.open("rb") as file:
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> Rows:
     return found
 
 
-def _read_objects(file: BinaryIO, found: Rows) -> None:
+def _read_objects(file: BinaryIO, found: RowReader) -> None:
     for number, line in _lines(file):
         try:
             row = _parse(line)
@@ -88,7 +88,7 @@ def _read_objects(file: BinaryIO, found: Rows) -> None:
                 found.rows.append((number, row))
 
 
-def _read_table(file: BinaryIO, separator: str, found: Rows) -> None:
+def _read_table(file: BinaryIO, separator: str, found: RowReader) -> None:
     reader = csv.reader(_table_lines(file, found), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
@@ -116,7 +116,7 @@ def _read_table(file: BinaryIO, separator: str, found: Rows) -> None:
             found.rows.append((number, dict(zip(names, cells, strict=True))))
 
 
-def _table_lines(file: BinaryIO, found: Rows) -> Iterator[str]:
+def _table_lines(file: BinaryIO, found: RowReader) -> Iterator[str]:
     """The lines of a table as text; those that are none become problems, and empty lines in their place."""
     for number, line in _lines(file):
         try:
@@ -126,7 +126,7 @@ def _table_lines(file: BinaryIO, found: Rows) -> Iterator[str]:
             yield "\n"
 
 
-def to_examples(found: Rows, make: Callable[[Mapping[str, Any]], Example], fix: str) -> list[Example]:
+def to_examples(found: RowReader, make: Callable[[Mapping[str, Any]], Example], fix: str) -> list[Example]:
     """The examples of a file's rows, in the order of the file.
 
     Args:

@@ -34,7 +34,7 @@ class Update:
     decay: float = 0.0
 
 
-def move(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequence[Update], seed: int) -> None:
+def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequence[Update], seed: int) -> None:
     """Applies updates one after the other to the parameters `names`, in one pass over the weights.
 
     A chunk of rows at a time is read, goes through all updates, and is written. float32 weights are updated plainly,

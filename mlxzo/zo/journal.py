@@ -106,7 +106,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Step:
+class JournalStep:
     """One step as it is recorded: a derivative and a factor a direction, the loss, and the share of weight decay."""
 
     derivatives: tuple[float, ...]
@@ -133,18 +133,18 @@ class Journal:
         """Steps."""
         return len(self._records)
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> JournalStep:
         """The step numbered from 0."""
         records = self._records[step]
         directions = self.header.directions
-        return Step(
+        return JournalStep(
             tuple(records["derivative"][:directions].tolist()),
             tuple(records["factor"][:directions].tolist()),
             float(records["loss"][0]),
             float(records["factor"][directions]) if self.header.decays else 0.0,
         )
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[JournalStep]:
         return (self[step] for step in range(len(self)))
 
     @property
@@ -233,7 +233,7 @@ class JournalWriter:
         os.lseek(self._file, self._end, os.SEEK_SET)
         self.sync()
 
-    def append(self, step: Step) -> None:
+    def append(self, step: JournalStep) -> None:
         """Writes one step.
 
         Raises:

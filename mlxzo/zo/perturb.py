@@ -80,7 +80,7 @@ class Perturbation(View):
         return self._cast(_rows(weight, rows).astype(mx.float32) + delta, weight.dtype)
 
 
-class Stack(View):
+class StackedView(View):
     """Several views at once, for the copies of a batch that are stacked in one forward pass.
 
     Only LoRA adapters can be seen so, each copy with its own; all other weights are seen as the first view does.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .apply import Terms, Update, move
+from .apply import Terms, Update, apply_updates
 from .inplace import Slot
-from .journal import Header, Journal, Step
+from .journal import Header, Journal, JournalStep
 from .perturb import Direction
 from .update_rules import Momentum
 
@@ -40,7 +40,7 @@ def replay(
         past.update(step, journal[step])
     for first in range(start, stop, _STEPS_A_PASS):
         last = min(stop, first + _STEPS_A_PASS)
-        move(slots, names, [past.update(step, journal[step]) for step in range(first, last)], past.seed)
+        apply_updates(slots, names, [past.update(step, journal[step]) for step in range(first, last)], past.seed)
         on_progress(last - start, stop - start)
 
 
@@ -55,11 +55,11 @@ class Replayed:
         self._momentum = Momentum(float(config["momentum"]))
         self.window = self._momentum.window
 
-    def update(self, step: int, recorded: Step) -> Update:
+    def update(self, step: int, recorded: JournalStep) -> Update:
         """The update of the step numbered `step`; steps are to be asked for in order."""
         return Update(step, self._momentum.terms(self.own_terms(step, recorded)), recorded.decay)
 
-    def own_terms(self, step: int, recorded: Step) -> Terms:
+    def own_terms(self, step: int, recorded: JournalStep) -> Terms:
         """What the step adds by itself, past steps' momentum aside."""
         return [
             (Direction(self.seed, step, index, self._kind, self._lengths), factor)

@@ -12,7 +12,7 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
-from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import Batch, Shapes, encode, make_batch
 from mlxzo.engine.methods import make_method
 from mlxzo.engine.methods.backprop import Backprop
@@ -284,7 +284,7 @@ def test_training_is_the_same_to_the_bit_when_repeated_whatever_the_global_seed(
 
 def test_frozen_layers_whose_output_is_kept_are_not_looked_at():
     method, batch = backprop(options={"layers": 4}, scope="last-1"), BATCHES["several"]()
-    method.scorer.cache = PrefixCache()
+    method.scorer.cache = ActivationCache()
     loss, gradient = method.gradients(batch)
     for name, slot in method.slots.items():
         if name.startswith(("model.layers.0.", "model.layers.2.")):

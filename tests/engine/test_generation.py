@@ -10,7 +10,7 @@ import pytest
 from mlx_lm import batch_generate, generate
 
 from mlxzo.engine.batching import Shapes
-from mlxzo.engine.generation import Writer
+from mlxzo.engine.generation import Generator
 from mlxzo.engine.prefix_sharing import Prompt
 from mlxzo.engine.sampling import Sampling
 from mlxzo.models.causal import CausalLM
@@ -76,7 +76,7 @@ def test_answers_written_together_are_those_written_alone(tmp_path, kind, bits, 
     rng, told = random.Random(1), []
     # Some are expected to be answered at length, some briefly, and of some nothing is expected.
     asked = [Prompt(tokens, tuple(some(rng, rng.choice((0, 1, 5, 30))))) for tokens in prompts()]
-    writer = Writer(causal, loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
+    writer = Generator(causal, loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
     written = writer.write(asked, lambda done, total: told.append((done, total)))
     assert writer.scores
     assert written.answers == [alone(causal, loaded.tokenizer, prompt.tokens) for prompt in asked]
@@ -92,7 +92,7 @@ def test_answers_are_those_of_mlx_lm(tmp_path):
     loaded = load_model(tmp_path)
     asked = prompts(seed=3)
     theirs = batch_generate(loaded.model, loaded.tokenizer, [list(tokens) for tokens in asked], max_tokens=LONGEST)
-    writer = Writer(CausalLM(loaded.model, mx.float32), loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
+    writer = Generator(CausalLM(loaded.model, mx.float32), loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
     written = writer.write([Prompt(tokens) for tokens in asked])
     assert written.answers == [text.split("\n")[0].strip() for text in theirs.texts]
 
@@ -104,7 +104,9 @@ def test_an_answer_that_is_drawn_is_the_same_in_any_company(tmp_path):
 
     def answers(shapes: Shapes, seed: int) -> list[str]:
         causal, sampling = CausalLM(loaded.model, mx.float32), Sampling(0.8, 0.9, (seed,))
-        return Writer(causal, loaded.tokenizer, shapes, max_new_tokens=LONGEST, sampling=sampling).write(asked).answers
+        return (
+            Generator(causal, loaded.tokenizer, shapes, max_new_tokens=LONGEST, sampling=sampling).write(asked).answers
+        )
 
     together = answers(SHAPES, seed=1)
     assert together == answers(Shapes(tokens=1, written_share=1), seed=1)
@@ -136,7 +138,7 @@ def test_an_answer_ends_with_its_line_its_text_or_its_length(tmp_path):
     def answers(after_word: int, *last: int) -> list[str]:
         causal.after_word = after_word
         asked = [Prompt((3, token)) for token in last]
-        return Writer(causal, loaded.tokenizer, SHAPES, max_new_tokens=4).write(asked).answers
+        return Generator(causal, loaded.tokenizer, SHAPES, max_new_tokens=4).write(asked).answers
 
     assert answers(newline, 11, 12) == ["the", "the"]
     assert answers(end, 11, 14, 13) == ["the", "", ""]
@@ -152,7 +154,7 @@ def test_a_real_model_answers_questions_about_a_passage_as_mlx_lm_has_it_answer_
     prompts = [task.example_from_row({**task.sample_row, "question": question}).prompt for question in questions]
     asked = [tuple(loaded.tokenizer.encode(prompt)) for prompt in prompts]
     theirs = [generate(loaded.model, loaded.tokenizer, list(tokens), max_tokens=LONGEST) for tokens in asked]
-    written = Writer(CausalLM(loaded.model, mx.float32), loaded.tokenizer, Shapes(), max_new_tokens=LONGEST)
+    written = Generator(CausalLM(loaded.model, mx.float32), loaded.tokenizer, Shapes(), max_new_tokens=LONGEST)
     found = written.write([Prompt(tokens) for tokens in asked]).answers
     assert found == [text.split("\n")[0].strip() for text in theirs]
     assert len(set(found)) > 1

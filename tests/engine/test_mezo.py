@@ -104,7 +104,7 @@ def test_the_two_sided_difference_is_the_directional_derivative(kind, options, s
     if "lora" in scope:
         # At its start B is zero, so half of the derivative would vanish: move away from there.
         for step in range(3):
-            method.move([(direction(method, 100 + step), 0.05)], 100 + step)
+            method.apply_updates([(direction(method, 100 + step), 0.05)], 100 + step)
     z = direction(method)
     # z of a norm is short, so its eps may be long; float32 leaves an error of about 1e-6 / eps.
     eps = 3e-2 if "norms" in scope else 1e-3
@@ -207,7 +207,7 @@ def test_a_step_moves_what_trains_along_z_and_nothing_else(kind, options, scope)
     method = mezo(kind, options, scope=scope)
     before = {n: mx.array(w) for n, w in parameters(method.causal).items()}
     z = direction(method)
-    method.move([(z, 0.01)], 0)
+    method.apply_updates([(z, 0.01)], 0)
     for name, weight in parameters(method.causal).items():
         moved = (weight.astype(mx.float32) - before[name].astype(mx.float32)) if name in z.scales else None
         if moved is None:
@@ -250,7 +250,7 @@ def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_shou
     total = mx.zeros_like(before)
     for step in range(50):
         z = direction(method, step)
-        method.move([(z, 1e-4)], step)
+        method.apply_updates([(z, 1e-4)], step)
         total = total + z.scaled(name, before.shape, -1e-4)
     after = method.causal.slots[name].get()
     assert after.dtype == mx.bfloat16
@@ -292,7 +292,7 @@ def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, s
             monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
         method = mezo(kind, options, scope=scope, compute_dtype=mx.float32)
         losses = both_sides(method, BATCHES[batch](), direction(method), 1e-2)
-        method.move([(direction(method), 0.01)], 0)
+        method.apply_updates([(direction(method), 0.01)], 0)
         outcomes.append((losses, weights(method)))
     assert outcomes[0][0] == pytest.approx(outcomes[1][0], abs=1e-5)
     assert all(np.array_equal(outcomes[0][1][n], w) for n, w in outcomes[1][1].items())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlxzo.core.config import RunConfig
-from mlxzo.engine.activation_cache import DiskPrefixCache, PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache, DiskActivationCache
 from mlxzo.engine.batching import Shapes, by_length, encode, make_batch
-from mlxzo.engine.distributed.communicator import Team
+from mlxzo.engine.distributed.communicator import Communicator
 from mlxzo.engine.evaluation import Evaluation, score
 from mlxzo.engine.prefix_sharing import worth_sharing
 from mlxzo.engine.scoring import Scorer
@@ -128,7 +128,7 @@ def test_what_candidates_and_prompts_begin_with_in_common_may_be_read_once(name)
     encoded = [encode(example, TOKENIZER, 200) for example in examples]
     assert worth_sharing([row for e in encoded for row in e.rows], Shapes())
 
-    def scored(reading: Shapes | None, team: Team | None = None):
+    def scored(reading: Shapes | None, team: Communicator | None = None):
         make = partial(make_batch, shapes=Shapes())
         return score(Scorer(causal), encoded, rows=9, make=make, team=team, reading=reading)
 
@@ -142,7 +142,7 @@ def test_what_candidates_and_prompts_begin_with_in_common_may_be_read_once(name)
         assert np.array_equal(found.losses, scored(shapes, ThreeRanks()).losses)
 
 
-class ThreeRanks(Team):
+class ThreeRanks(Communicator):
     """Each piece is computed by itself, as by the rank that has nothing else."""
 
     size = 3
@@ -219,7 +219,7 @@ def some_examples() -> list:
 def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, cache, tmp_path):
     causal, examples = CausalLM(tiny_model(kind)), some_examples()
     uncut, shared, kept = Scorer(causal), Scorer(causal, layers), Scorer(causal, layers)
-    kept.cache = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
+    kept.cache = ActivationCache() if cache == "ram" else DiskActivationCache(tmp_path)
     # Filled in another order and company than the batches of a step.
     for _, batch in by_length(examples, 4, lambda part: make_batch(part, Shapes())):
         kept.prefix(batch)
@@ -235,7 +235,7 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
 
 def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):
     causal, examples = CausalLM(tiny_model()), some_examples()
-    kept, plain = Scorer(causal, 2, DiskPrefixCache(tmp_path)), Scorer(causal, 2)
+    kept, plain = Scorer(causal, 2, DiskActivationCache(tmp_path)), Scorer(causal, 2)
     batch = make_batch(examples, Shapes())
 
     def full(data: bytes) -> int:
@@ -279,7 +279,7 @@ def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):
 @pytest.mark.parametrize("cache", ("ram", "disk"))
 @pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
 def test_the_prefix_cache_gives_back_what_was_put(cache, dtype, tmp_path):
-    kept = PrefixCache() if cache == "ram" else DiskPrefixCache(tmp_path)
+    kept = ActivationCache() if cache == "ram" else DiskActivationCache(tmp_path)
     states = [mx.random.normal((n, 64), key=mx.random.key(n)).astype(dtype) for n in (3, 5)]
     kept.put(["a"], states[:1])
     assert kept.get(["a", "b"]) is None

@@ -6,7 +6,7 @@ from mlx.utils import tree_flatten
 
 import mlxzo.zo.inplace
 from mlxzo.core.config import RunConfig
-from mlxzo.engine.activation_cache import PrefixCache
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
 from mlxzo.engine.methods import make_method
 from mlxzo.engine.scoring import Scorer
@@ -56,7 +56,7 @@ def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
 def test_what_frozen_layers_give_is_predicted_as_it_is_kept(scope):
     config, examples = RunConfig(scope=scope).resolved(), single_token_examples() + completion_examples()
     encoded = tuple(encode(example, TOKENIZER, 64) for example in examples)
-    scorer = Scorer(CausalLM(tiny_model()), prepare(tiny_model(), config).frozen_layers, PrefixCache())
+    scorer = Scorer(CausalLM(tiny_model()), prepare(tiny_model(), config).frozen_layers, ActivationCache())
     scorer.prefix(make_batch(encoded, Shapes()))
     found = Predictor(of_config(tiny_config("llama"), "tiny"), config, Data(encoded, ()), on_cpu=True)
     assert found.prefix_bytes == scorer.cache.nbytes

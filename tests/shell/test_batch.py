@@ -9,7 +9,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments.dry_run import prospects
-from mlxzo.experiments.sweep import MOST_RUNS, Batch
+from mlxzo.experiments.sweep import MOST_RUNS, Sweep
 from mlxzo.memory.forecast import Room, forecast
 from mlxzo.memory.step_time import Calibration
 
@@ -19,7 +19,7 @@ def read(tmp_path):
     def write_and_read(text, name="rates.yaml"):
         path = tmp_path / name
         path.write_text(text)
-        return Batch.read(path, str(tmp_path / "runs"))
+        return Sweep.read(path, str(tmp_path / "runs"))
 
     return write_and_read
 
@@ -183,7 +183,7 @@ def test_a_file_that_is_wrong_in_one_thing(read, tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         path = tmp_path / "b.yaml"
         path.write_text(text)
-        Batch.read(path)
+        Sweep.read(path)
     assert words in caught.value.message, caught.value.message
 
 

@@ -91,7 +91,7 @@ def test_phases_between_steps_are_not_said_again_and_pauses_are():
     for phase in ("save", "baseline", "train", "evaluate", "save", "train"):
         view.show(events.Phase(phase))
     view.show(events.Paused(7))
-    view.show(events.Continued(7, 65.0))
+    view.show(events.Unpaused(7, 65.0))
     lines = file.getvalue().splitlines()
     assert lines[:2] == ["Zero-shot, before training", "Training"] and len(lines) == 4
     assert "Paused after step 7" in lines[2] and "1 min 05 s" in lines[3]

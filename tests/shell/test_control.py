@@ -75,7 +75,7 @@ def test_a_paused_run_makes_no_step_and_goes_on_when_told(training):
     time.sleep(1.0)
     assert run.last_event(events.Step).step == paused.step
     assert cli("runs", "continue", "run", "--out", run.path.parent).returncode == 0
-    assert wait_for(run, events.Continued).seconds >= 1.0
+    assert wait_for(run, events.Unpaused).seconds >= 1.0
     send(run, "stop")
     list(training.events())
     steps = [event for event, _ in run.events() if isinstance(event, events.Step)]

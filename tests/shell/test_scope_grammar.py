@@ -91,13 +91,13 @@ def test_several_kinds_take_the_rate_of_the_first_and_perturb_none_too_far():
     norms, lora = STEP_SIZES["norms"], STEP_SIZES["lora"]
     assert defaults["lr"] == norms.adaptive_lr
     # LoRA alone moves by its own rate and is perturbed by its own eps.
-    assert defaults["lr"] * scope.pace("lora") == pytest.approx(lora.adaptive_lr)
+    assert defaults["lr"] * scope.rate_ratio("lora") == pytest.approx(lora.adaptive_lr)
     assert defaults["eps"] <= norms.eps
-    assert defaults["eps"] * scope.pace("lora") <= lora.eps
+    assert defaults["eps"] * scope.rate_ratio("lora") <= lora.eps
     # The other way round the same steps come out, in other units.
     turned = Scope.parse("lora+norms")
     assert mezo_defaults(turned)["lr"] == lora.adaptive_lr
-    assert mezo_defaults(turned)["eps"] * turned.pace("norms") == pytest.approx(defaults["eps"])
+    assert mezo_defaults(turned)["eps"] * turned.rate_ratio("norms") == pytest.approx(defaults["eps"])
 
 
 def test_the_final_norm_alone_takes_steps_of_its_own():

@@ -12,7 +12,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments import queue
-from mlxzo.experiments.queue import Ended, Pace, Series, changes, together
+from mlxzo.experiments.queue import DurationEstimate, Ended, RunQueue, changes, together
 from mlxzo.memory.forecast import Room
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
@@ -82,10 +82,10 @@ def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_
     run = existing(tmp_path, probe="lr", batch_size=4)
     run.settle(RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved())
     assert changes(run.config, wanted) == {}
-    Series([wanted], quiet).check()
+    RunQueue([wanted], quiet).check()
     other = config(tmp_path, "r", batch_size=8, lr=0.1)
     with pytest.raises(ConfigError) as caught:
-        Series([other], quiet).check()
+        RunQueue([other], quiet).check()
     assert caught.value.details == ["r: batch_size: 4, not 8", "r: lr: 0.7, not 0.1", "r: probe: lr, not off"]
 
 
@@ -95,14 +95,14 @@ def test_what_may_change_goes_on_with_the_new_value_unless_it_would_change_a_res
     may = {"changeable": ("steps", "memory_cap")}
     done, half = (config(tmp_path, name, memory_cap="2GB", steps=300) for name in ("done", "half"))
     worker("finish()")
-    both = Series([done, half], quiet, **may)
+    both = RunQueue([done, half], quiet, **may)
     both.check()
     assert [item.seconds is None for item in both.run()] == [True, False]
     assert log(tmp_path) == ["begin half --resume", "end half"]
     assert RunDirectory(tmp_path / "half").config.memory_cap == "2GB"
     assert RunDirectory(tmp_path / "done").config.memory_cap == "1GB"
     with pytest.raises(ConfigError) as caught:
-        Series([config(tmp_path, "done", steps=400)], quiet, **may).check()
+        RunQueue([config(tmp_path, "done", steps=400)], quiet, **may).check()
     assert caught.value.details == ["done: steps: 300, not 400"]
 
 
@@ -110,7 +110,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError) as caught:
-        Series([config(tmp_path, "r")], quiet).check()
+        RunQueue([config(tmp_path, "r")], quiet).check()
     assert caught.value.details == [f"r: {tmp_path / 'r'} is no run"]
 
 
@@ -120,7 +120,7 @@ def test_what_failed_before_it_began_begins_anew_and_what_left_work_goes_on(tmp_
     existing(tmp_path, FINISHED, name="done")
     worker("finish()")
     configs = [config(tmp_path, name) for name in ("anew", "on", "done", "first")]
-    all_four = Series(configs, quiet)
+    all_four = RunQueue(configs, quiet)
     all_four.check()
     assert [item.run.id for item in all_four.run()] == ["anew", "on", "done", "first"]
     begun = [line for line in log(tmp_path) if line.startswith("begin")]
@@ -132,7 +132,7 @@ def test_what_failed_before_it_began_begins_anew_and_what_left_work_goes_on(tmp_
 
 def test_a_failure_keeps_no_other_run_from_going_on(tmp_path, worker):
     worker("fail() if name in 'bd' else finish()")
-    runs = Series([config(tmp_path, name) for name in "abcd"], quiet)
+    runs = RunQueue([config(tmp_path, name) for name in "abcd"], quiet)
     assert [(item.run.id, item.failed and item.failed.exit_code) for item in runs.run()] == [
         ("a", None),
         ("b", 4),
@@ -151,7 +151,7 @@ def test_several_run_at_a_time_and_never_more_than_there_is_room_for(tmp_path, w
     )
     needs = {"small": 300, "large": 800, "other": 700, "huge": 2000, "unknown": None, "tiny": 1}
     configs = [config(tmp_path, name) for name in needs]
-    runs = Series(configs, quiet, jobs=3, admits=Room(1000, needs).admits)
+    runs = RunQueue(configs, quiet, jobs=3, admits=Room(1000, needs).admits)
     assert {item.run.id for item in runs.run() if not item.failed} == needs.keys()
     running, beside = [], {}
     for line in log(tmp_path):
@@ -205,14 +205,14 @@ def test_a_run_that_somebody_else_is_running_is_waited_for(tmp_path):
             run.events_path.write_text(events.to_json(FINISHED, 0.0) + "\n")
             held.close()
 
-        (ended,) = Series([config(tmp_path, "r")], lambda run, event: said.append(event.text), end).run()
+        (ended,) = RunQueue([config(tmp_path, "r")], lambda run, event: said.append(event.text), end).run()
     assert ended.seconds is None and ended.failed is None and ended.run.id == "r"
     assert said == ["r is being run already; waiting for it to end"]
 
 
 def test_a_run_that_somebody_else_began_with_other_options_meanwhile_is_not_taken_for_ours(tmp_path, worker):
     worker("finish()")
-    mine = Series([config(tmp_path, "r")], quiet)
+    mine = RunQueue([config(tmp_path, "r")], quiet)
     mine.check()
     existing(tmp_path, FINISHED, batch_size=3)
     with pytest.raises(ConfigError) as caught:
@@ -222,7 +222,7 @@ def test_a_run_that_somebody_else_began_with_other_options_meanwhile_is_not_take
 
 def test_a_series_that_is_stopped_while_it_waits_begins_nothing(tmp_path):
     run = existing(tmp_path)
-    runs = Series([config(tmp_path, "r")], quiet, lambda: runs.stop())
+    runs = RunQueue([config(tmp_path, "r")], quiet, lambda: runs.stop())
     with run.lock_path.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert list(runs.run()) == [] and runs.stopping
@@ -246,7 +246,7 @@ def test_stopping_ends_every_run_in_hand_and_starts_no_other(tmp_path, worker):
             if len(stepping) == 2:
                 runs.stop()
 
-    runs = Series([config(tmp_path, name) for name in "abc"], emit, jobs=2)
+    runs = RunQueue([config(tmp_path, name) for name in "abc"], emit, jobs=2)
     assert sorted(item.run.id for item in runs.run() if item.failed.exit_code == 130) == ["a", "b"]
     assert not (tmp_path / "c").exists()
 
@@ -259,7 +259,7 @@ def test_position_tells_the_time_left_by_what_is_known(tmp_path, worker):
         if isinstance(event, events.Step):
             said.append(runs.position())
 
-    runs = Series([config(tmp_path, "a"), config(tmp_path, "b")], emit)
+    runs = RunQueue([config(tmp_path, "a"), config(tmp_path, "b")], emit)
     list(runs.run())
     # The first step promises one second more; of the second run nothing is known until the first has ended.
     assert said == ["run 1 of 2", "run 2 of 2, all done in about 1.0 s"]
@@ -271,21 +271,21 @@ def test_a_run_is_expected_to_take_as_long_as_its_like(tmp_path):
         for name, scope, seed in (("a", "lora", 0), ("b", "lora", 1), ("c", "full", 0))
     )
     run = RunDirectory(tmp_path / "a")
-    assert Pace([]).seconds(lora) is None
+    assert DurationEstimate([]).seconds(lora) is None
     ended = [Ended(run, lora, FINISHED, 100.0)]
     # A run of another kind counts as the mean of what is known, until one like it has been timed.
-    assert Pace(ended).seconds(again) == Pace(ended).seconds(full) == 100.0
+    assert DurationEstimate(ended).seconds(again) == DurationEstimate(ended).seconds(full) == 100.0
     ended.append(Ended(run, full, FINISHED, 10.0))
-    assert (Pace(ended).seconds(again), Pace(ended).seconds(full)) == (100.0, 10.0)
+    assert (DurationEstimate(ended).seconds(again), DurationEstimate(ended).seconds(full)) == (100.0, 10.0)
     # What failed, or was done before, tells nothing.
-    assert Pace([Ended(run, lora, FAILED, 5.0), Ended(run, lora, FINISHED, None)]).seconds(again) is None
+    assert DurationEstimate([Ended(run, lora, FAILED, 5.0), Ended(run, lora, FINISHED, None)]).seconds(again) is None
 
 
 def test_with_a_time_limit_the_time_is_known_from_the_start(tmp_path):
     one, other = (config(tmp_path, scope, max_seconds=60.0, scope=scope) for scope in ("full", "lora"))
-    assert Pace([]).seconds(one) == 60
+    assert DurationEstimate([]).seconds(one) == 60
     # What a run takes beside its time, such as loading and the test, is then added to the others.
-    assert Pace([Ended(RunDirectory(tmp_path / "full"), one, FINISHED, 75.0)]).seconds(other) == 75
+    assert DurationEstimate([Ended(RunDirectory(tmp_path / "full"), one, FINISHED, 75.0)]).seconds(other) == 75
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from textual.events import MouseScrollUp
 from mlxzo.core import events
 from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.runtime import control
-from mlxzo.zo.journal import Header, JournalWriter, Step
+from mlxzo.zo.journal import Header, JournalStep, JournalWriter
 from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
-from tui.throttle import Pace
+from tui.throttle import Throttle
 from tui.widgets.chart import Chart
 
 from .driving import drive, every_size, fills, screen_text, wait_for
@@ -79,12 +79,12 @@ def test_what_a_run_would_go_on_from_is_told(make_run, root):
     async def scenario(pilot):
         await wait_for(pilot, "0 steps in")
         for _ in range(30):
-            writer.append(Step((1.0,), (0.5,), 2.0))
+            writer.append(JournalStep((1.0,), (0.5,), 2.0))
         append(_step(30, 0.5))
         for words in ("30 steps in", "from step 30", "none yet"):
             await wait_for(pilot, words)
         append(events.Saved(str(LAST_STATE), 20, 4200), _step(31, 0.5))
-        writer.append(Step((1.0,), (0.5,), 2.0))
+        writer.append(JournalStep((1.0,), (0.5,), 2.0))
         await wait_for(pilot, f"of step 20, {datetime.fromtimestamp(1.7e9):%H:%M:%S}, 4.2 kB")
         await wait_for(pilot, "from step 31")
         # A run of backpropagation has the snapshot alone.
@@ -110,7 +110,7 @@ def test_what_a_run_minimises_is_named_and_directions_that_tell_nothing_are_told
 
 def test_steps_are_drawn_at_a_pace_and_what_happens_at_once():
     now = [0.0]
-    pace = Pace(2.0, clock=lambda: now[0])
+    pace = Throttle(2.0, clock=lambda: now[0])
     assert pace.is_due(1, "training") and not pace.is_due(1, "training")
     now[0] = 1.9
     assert not pace.is_due(2, "training")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mlxzo.zo import journal as journal_module
-from mlxzo.zo.journal import RECORD_BYTES, Header, JournalError, JournalWriter, Parameter, Step, read, steps_in
+from mlxzo.zo.journal import RECORD_BYTES, Header, JournalError, JournalStep, JournalWriter, Parameter, read, steps_in
 
 PARAMETERS = (Parameter("model.norm.weight", "float32", (8,), 0.05), Parameter("w", "bfloat16", (4, 8), 1.0))
 
@@ -21,9 +21,9 @@ def header(queries: int = 2, weight_decay: float = 0.0) -> Header:
     return Header(config, "ab" * 32, PARAMETERS, noise=1)
 
 
-def steps(count: int, decay: float = 0.0) -> list[Step]:
+def steps(count: int, decay: float = 0.0) -> list[JournalStep]:
     # Values that float32 holds exactly.
-    return [Step((0.5 + i, -0.25), (1.5 * i, 2.0**-20), 3.0 + i, decay) for i in range(count)]
+    return [JournalStep((0.5 + i, -0.25), (1.5 * i, 2.0**-20), 3.0 + i, decay) for i in range(count)]
 
 
 def written(path, recorded, head=None):
@@ -63,7 +63,7 @@ def test_a_thousand_steps_take_less_than_20_kilobytes(tmp_path):
         for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj")
     )
     head = Header({**header(1).config, "task": "reviews"}, "ab" * 32, parameters, noise=1)
-    assert len(written(tmp_path / "j", [Step((1.0,), (1.0,), 1.0)] * 1000, head)) < 20_000
+    assert len(written(tmp_path / "j", [JournalStep((1.0,), (1.0,), 1.0)] * 1000, head)) < 20_000
 
 
 def test_a_tail_torn_at_any_byte_costs_the_last_step_alone(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxzo.zo import inplace
-from mlxzo.zo.apply import Update, move
+from mlxzo.zo.apply import Update, apply_updates
 from mlxzo.zo.noise import random_words
 from mlxzo.zo.perturb import Direction
 from mlxzo.zo.rounding import stochastic_round
@@ -57,7 +57,7 @@ def test_ten_thousand_tiny_updates_move_a_bfloat16_weight_by_their_sum_only_when
     along_ones = Ones(0, 0, 0, "sign", {"w": 1.0})
     for step in range(10_000):
         plain = (plain.astype(mx.float32) + update).astype(mx.bfloat16)
-        move({"w": place}, ["w"], [Update(step, [(along_ones, -update)])], seed=0)
+        apply_updates({"w": place}, ["w"], [Update(step, [(along_ones, -update)])], seed=0)
         if step % 100 == 0:
             mx.eval(plain)
     assert (plain == 1.0).all().item()
@@ -82,7 +82,7 @@ def test_an_update_in_chunks_of_rows_is_the_update_in_one(dtype, shape, monkeypa
     for chunk_bytes in (inplace.CHUNK_BYTES, 7 * 4 * 64):
         monkeypatch.setattr(inplace, "CHUNK_BYTES", chunk_bytes)
         places.append(Place(mx.array(weight)))
-        move({"w": places[-1]}, ["w"], [Update(7, terms, decay=0.01)], seed=3)
+        apply_updates({"w": places[-1]}, ["w"], [Update(7, terms, decay=0.01)], seed=3)
     assert places[0].get().dtype == dtype
     assert places[0].get().shape == shape
     assert mx.array_equal(places[0].get(), places[1].get()).item()

@@ -28,7 +28,7 @@ from ..panels import (
     samples_text,
     status_text,
 )
-from ..throttle import Pace
+from ..throttle import Throttle
 from ..widgets.chart import Chart, percent, plain, size
 from ..widgets.text import Panel
 from .dialogs import error_dialog
@@ -72,8 +72,8 @@ class Monitor(Page):
     def __init__(self) -> None:
         super().__init__()
         self._chosen = self.app.preferences.panels
-        self._status_pace, self._chart_pace = Pace(_STATUS_SECONDS), Pace(_CHART_SECONDS)
-        self._facts_pace = Pace(_FACTS_SECONDS)
+        self._status_pace, self._chart_pace = Throttle(_STATUS_SECONDS), Throttle(_CHART_SECONDS)
+        self._facts_pace = Throttle(_FACTS_SECONDS)
         self._happened: tuple | None = None
         self._told: object = None
         self._stopping: set[RunFeed] = set()

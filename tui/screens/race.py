@@ -18,8 +18,8 @@ from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, o
 from ..feed import RunFeed
 from ..history import History
 from ..panels import state_words
-from ..throttle import Pace
-from ..widgets.chart import MARKS, Chart, Rule, Series, percent, plain, size
+from ..throttle import Throttle
+from ..widgets.chart import MARKS, Chart, Line, Rule, percent, plain, size
 from ..widgets.grid import Column, Grid, Openable
 from ..widgets.text import Words
 from .page import Page
@@ -55,7 +55,7 @@ class Race(Page):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pace = Pace(_DRAW_SECONDS)
+        self._pace = Throttle(_DRAW_SECONDS)
 
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
@@ -151,14 +151,14 @@ class Race(Page):
         )
         loss.show(
             [
-                Series(_mark(n), f.history["step_seconds"], f.history["smoothed"], _style(n), end=_mark(n))
+                Line(_mark(n), f.history["step_seconds"], f.history["smoothed"], _style(n), end=_mark(n))
                 for n, f in enumerate(feeds)
             ]
         )
         caps = {feed.history.cap_bytes for feed in feeds} - {None}
         self.query_one("#race-memory", Chart).show(
             [
-                Series(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
+                Line(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
                 for n, f in enumerate(feeds)
             ],
             [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
@@ -246,9 +246,9 @@ def _style(number: int) -> str:
     return _STYLES[number % len(_STYLES)]
 
 
-def _accuracy(history: History, number: int) -> Series:
+def _accuracy(history: History, number: int) -> Line:
     found = [(e, seconds) for e, seconds in history.evaluations if e.split == "validation"]
-    return Series(
+    return Line(
         _mark(number),
         np.array([seconds for _, seconds in found]),
         np.array([np.nan if e.value is None else e.value for e, _ in found]),

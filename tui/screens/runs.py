@@ -24,7 +24,7 @@ from mlxzo.core.run_directory import RunDirectory
 
 from ..feed import DIED
 from ..run_list import MARKS, Entry, changed, in_batches, look
-from ..sweeps import Batch, progress, read_batches
+from ..sweeps import SweepProgress, progress, read_batches
 from ..widgets.grid import Column, Grid, Openable
 from .dialogs import Choice
 from .page import Page, title
@@ -90,7 +90,7 @@ class Runs(Page):
         super().__init__()
         self._entries: dict[Path, Entry] = {}
         self._marked: list[Path] = []
-        self._batches: list[Batch] = []
+        self._batches: list[SweepProgress] = []
         self._batch = ""
         """Name of the batch whose runs alone are listed; '' for all runs."""
         self._sort = "started"
@@ -151,7 +151,7 @@ class Runs(Page):
             self._entries |= {entry.run.path: entry for entry in entries}
             self._fill()
 
-    def _keep(self, paths: set[Path], batches: list[Batch]) -> None:
+    def _keep(self, paths: set[Path], batches: list[SweepProgress]) -> None:
         if not self.is_running:
             return
         if batches != self._batches:
@@ -189,7 +189,7 @@ class Runs(Page):
         marked = f" · {len(self._marked)} marked" if self._marked else ""
         frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
 
-    def _show_batch(self) -> Batch | None:
+    def _show_batch(self) -> SweepProgress | None:
         """Writes how far the chosen batch is, or without one the batch that changed last; returns it."""
         chosen = [batch for batch in self._batches if batch.name == self._batch or not self._batch]
         line = self.query_one("#batch-line", Static)

@@ -24,7 +24,7 @@ MARKS = "●▲■◆▼✚"
 
 
 @dataclass(frozen=True)
-class Series:
+class Line:
     """A curve: `x` never falls. `style` is one of `STYLES`; `marks` are drawn on its points, one character each."""
 
     label: str
@@ -142,7 +142,7 @@ class Chart(Widget, can_focus=True):
         self._frame(title, "")
         self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
         self._y_value = y_value or (lambda value: f"{value:.4f}")
-        self._series: Sequence[Series] = ()
+        self._series: Sequence[Line] = ()
         self._rules: Sequence[Rule] = ()
         self._moments: Sequence[Moment] = ()
         self._note = ""
@@ -158,7 +158,7 @@ class Chart(Widget, can_focus=True):
 
     def show(
         self,
-        series: Sequence[Series],
+        series: Sequence[Line],
         rules: Sequence[Rule] = (),
         moments: Sequence[Moment] = (),
         note: str = "",
@@ -505,7 +505,7 @@ class _Canvas:
         if label and len(room) == len(label) + 2 and free[0] and (room[1:] == ord(" ")).all():
             self._write(0, column + 1, label, "axis")
 
-    def marks(self, series: Series, window: Window) -> None:
+    def marks(self, series: Line, window: Window) -> None:
         characters = list(series.marks)
         if len(characters) == 1:
             characters *= len(series.x)

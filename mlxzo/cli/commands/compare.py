@@ -41,7 +41,7 @@ from ..options import add_config_options, add_json, config_values, print_json
 if TYPE_CHECKING:
     from ...core.run_directory import RunDirectory
     from ...experiments.comparison import Comparison
-    from ...experiments.report.summary import Report
+    from ...experiments.report.summary import ComparisonReport
 
 # Options of a run that a comparison has words of its own for.
 _NOT_SHARED = ("model", "max_seconds", "seed", "name")
@@ -101,9 +101,9 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
         MlxzoError: runs of these names are others, or the disk is full.
     """
     from ...core.events import Event, Note, Step
-    from ...experiments.queue import Series
+    from ...experiments.queue import RunQueue
     from ...experiments.report.run_record import ComparedRun
-    from ...experiments.report.summary import Report
+    from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
     from ..console import RunView
     from ..foreground import signals_to
@@ -111,8 +111,10 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
     folder = (folder or comparison.folder).expanduser().absolute()
     planned = comparison.runs()
 
-    def report() -> Report:
-        found = Report.of(comparison.name, [ComparedRun.planned(each.contestant, each.config) for each in planned])
+    def report() -> ComparisonReport:
+        found = ComparisonReport.of(
+            comparison.name, [ComparedRun.planned(each.contestant, each.config) for each in planned]
+        )
         write_report(found, folder, comparison.to_yaml())
         return found
 
@@ -123,7 +125,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
                 view.overall = series.position()
             view.show(event)
 
-        series = Series((each.config for each in planned), emit, lambda: tell())
+        series = RunQueue((each.config for each in planned), emit, lambda: tell())
         series.check()
         with signals_to(series, view) as tell:
             found = report()
@@ -141,13 +143,13 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
     return EXIT_INTERRUPTED if series.stopping else exit_code(found)
 
 
-def exit_code(report: Report) -> int:
+def exit_code(report: ComparisonReport) -> int:
     """0 if every run finished or was found not to fit before it began, else that of the first that failed."""
     failed = [run.failed for run in report.runs if run.failed and run.status != "does not fit"]
     return failed[0].exit_code if failed else EXIT_DONE
 
 
-def show(report: Report, folder: Path, *, as_json: bool) -> None:
+def show(report: ComparisonReport, folder: Path, *, as_json: bool) -> None:
     """Prints a report as a table and sentences, or as one JSON document."""
     from ...experiments.report.tables import numbered, problems, short_table, status_text
     from ...experiments.report.write import PAGE
@@ -177,7 +179,7 @@ def _compare_runs(arguments: argparse.Namespace) -> int:
 
     from ...core.run_directory import RunDirectory
     from ...experiments.report.run_record import labelled
-    from ...experiments.report.summary import Report
+    from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
 
     if arguments.contestants or arguments.config:
@@ -187,7 +189,7 @@ def _compare_runs(arguments: argparse.Namespace) -> int:
     digest = hashlib.sha256("\n".join(run.id for run in runs).encode()).hexdigest()[:6]
     name = arguments.name or f"compare-runs-{digest}"
     folder = Path(arguments.report or Path(root) / name).expanduser().absolute()
-    report = Report.of(name, labelled(runs))
+    report = ComparisonReport.of(name, labelled(runs))
     write_report(report, folder)
     show(report, folder, as_json=arguments.json)
     return EXIT_DONE

@@ -24,7 +24,7 @@ from ...engine.sampling import LONGEST
 from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
 if TYPE_CHECKING:
-    from ...engine.side_by_side import Voices
+    from ...engine.side_by_side import SideBySide
 
 _OPTIONS = ("model", "dtype", "prompt_style", "out")
 
@@ -90,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     load_fast_blas()
     from ...engine.sampling import Sampling
-    from ...engine.side_by_side import Voices
+    from ...engine.side_by_side import SideBySide
 
-    voices = Voices(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
+    voices = SideBySide(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
     if arguments.serve:
         serve(voices, sys.stdin)
     else:
@@ -114,7 +114,7 @@ def _drawn(arguments: argparse.Namespace, name: str) -> Any:
     return parse_value(next(f for f in options() if f.name == name), text)
 
 
-def _say(voices: Voices, prompt: str, asked: str, max_new_tokens: int, *, as_json: bool) -> None:
+def _say(voices: SideBySide, prompt: str, asked: str, max_new_tokens: int, *, as_json: bool) -> None:
     """Prints one answer of each model, as they speak unless it is to be JSON.
 
     Args:
@@ -136,7 +136,7 @@ def _say(voices: Voices, prompt: str, asked: str, max_new_tokens: int, *, as_jso
         print()
 
 
-def serve(voices: Voices, requests: TextIO) -> None:
+def serve(voices: SideBySide, requests: TextIO) -> None:
     """Answers the prompts of a stream, a JSON object a line, until it ends.
 
     A request is {"prompt": text, "max_new_tokens": count}. Its answer is pieces {"speaker": "base" or "tuned", "text":

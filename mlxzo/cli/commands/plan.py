@@ -24,7 +24,7 @@ from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
     from ...memory.estimate import Data
-    from ...memory.plan_table import Row
+    from ...memory.plan_table import PlanRow
     from ...memory.step_time import Calibration
     from ...models.architecture import ModelShape
 
@@ -141,7 +141,7 @@ def _shapes(names: Sequence[str]) -> list[ModelShape]:
     return [shape_of(name) for name in names] if names else [of_entry(entry) for entry in load_registry().values()]
 
 
-def _need_room(rows: Sequence[Row], cap: int) -> None:
+def _need_room(rows: Sequence[PlanRow], cap: int) -> None:
     """Raises DoesNotFit where the cap is below what the process takes before it has a model."""
     from ...core.formatting import format_bytes
 
@@ -155,7 +155,7 @@ def _need_room(rows: Sequence[Row], cap: int) -> None:
 
 
 def _document(
-    rows: Sequence[Row], cap: int, base: RunConfig, source: str, advice: str, calibration: Calibration | None
+    rows: Sequence[PlanRow], cap: int, base: RunConfig, source: str, advice: str, calibration: Calibration | None
 ) -> dict[str, Any]:
     import dataclasses
 
@@ -174,7 +174,7 @@ def _document(
 
 
 def _print(
-    rows: Sequence[Row],
+    rows: Sequence[PlanRow],
     cap: int,
     base: RunConfig,
     source: str,
@@ -211,14 +211,14 @@ def _print(
     console.print(f"\nChoose {advice}" if any(row.fits for row in rows) else f"\n{advice}", markup=False)
 
 
-def _print_models(rows: Sequence[Row], console: Any) -> None:
+def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
     """Models against ways, those that fit most ways first."""
     from ...core.formatting import format_bytes, format_count
     from ...memory.plan_table import WAYS
     from ..console import listing
 
     columns = list(dict.fromkeys(_column(way.name) for way in WAYS))
-    models: dict[str, dict[str, Row]] = {}
+    models: dict[str, dict[str, PlanRow]] = {}
     for row in rows:
         models.setdefault(row.model, {})[_column(row.way.name)] = row
     groups: dict[str, list[list[str]]] = {}
@@ -244,7 +244,7 @@ def _column(way: str) -> str:
     return way.replace("QLoRA", "LoRA").replace(", checkpointing", " ckpt")
 
 
-def _print_components(rows: Sequence[Row]) -> None:
+def _print_components(rows: Sequence[PlanRow]) -> None:
     from ...core.formatting import format_bytes
     from ...memory.plan import component_lines
 
@@ -255,7 +255,7 @@ def _print_components(rows: Sequence[Row]) -> None:
             print(f"  {line}")
 
 
-def _best(rows: Sequence[Row], steps: int) -> list[list[str]]:
+def _best(rows: Sequence[PlanRow], steps: int) -> list[list[str]]:
     """A line for the largest model of each way."""
     from ...core.formatting import format_bytes, format_seconds
     from ...memory.plan_table import WAYS, largest

@@ -20,7 +20,7 @@ from ...core.errors import EXIT_DONE, ConfigError
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
-    from ...engine.lr_finder import Probed, Report
+    from ...engine.lr_finder import Probed, ProbeReport
 
 _OPTIONS = (
     *("model", "dtype", "task", "data", "prompt_style", "train_examples", "train_per_label", "max_tokens"),
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def table(report: Report, config: RunConfig):
+def table(report: ProbeReport, config: RunConfig):
     """The rows of a probe as a table."""
     from ...core.formatting import format_count
     from ..console import listing
@@ -100,7 +100,7 @@ def table(report: Report, config: RunConfig):
     return listing(columns, rows, right=tuple(columns[1:]))
 
 
-def remarks(report: Report) -> list[str]:
+def remarks(report: ProbeReport) -> list[str]:
     """What a reader of the table should know."""
     from ...core.formatting import format_seconds
 

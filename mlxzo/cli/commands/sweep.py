@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from ...core.events import Event
     from ...core.run_directory import RunDirectory
     from ...experiments.dry_run import Prospect
-    from ...experiments.queue import Series
-    from ...experiments.sweep import Batch, PlannedRun
+    from ...experiments.queue import RunQueue
+    from ...experiments.sweep import PlannedRun, Sweep
 
 _MOST_JOBS = 64
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ...core.run_directory import is_run
-    from ...experiments.sweep import Batch
+    from ...experiments.sweep import Sweep
 
     problems = []
     if not 1 <= arguments.jobs <= _MOST_JOBS:
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--memory-cap: {error}")
     if problems:
         raise ConfigError("; ".join(problems), "`mlxzo batch --help` shows what it takes")
-    batch = Batch.read(arguments.file, getattr(arguments, "out", None))
+    batch = Sweep.read(arguments.file, getattr(arguments, "out", None))
     if is_run(batch.folder):
         raise ConfigError(f"{batch.folder}, where the summary goes, is a run", "give the batch another name")
     if arguments.dry_run:
@@ -89,21 +89,21 @@ def run(arguments: argparse.Namespace) -> int:
     return _run(batch, arguments.jobs, limit, as_json=arguments.json)
 
 
-def _series(runs: Iterable[PlannedRun], emit: Callable[[RunDirectory, Event], None], **more: Any) -> Series:
+def _series(runs: Iterable[PlannedRun], emit: Callable[[RunDirectory, Event], None], **more: Any) -> RunQueue:
     """The runs as a series, once it is sure that those of these names are these runs.
 
     Raises:
         ConfigError: they are others.
     """
-    from ...experiments.queue import Series
+    from ...experiments.queue import RunQueue
     from ...runtime.resume import CHANGEABLE
 
-    series = Series((each.config for each in runs), emit, changeable=CHANGEABLE, **more)
+    series = RunQueue((each.config for each in runs), emit, changeable=CHANGEABLE, **more)
     series.check()
     return series
 
 
-def _prospects(batch: Batch) -> list[Prospect]:
+def _prospects(batch: Sweep) -> list[Prospect]:
     from ...experiments.dry_run import prospects
     from ..console import waiting
 
@@ -111,7 +111,7 @@ def _prospects(batch: Batch) -> list[Prospect]:
         return prospects(batch.runs)
 
 
-def _dry_run(batch: Batch, *, as_json: bool) -> int:
+def _dry_run(batch: Sweep, *, as_json: bool) -> int:
     """Prints what is to be done; see the top of this file for the exit code."""
     _series(batch.runs, lambda run, event: None)
     found = _prospects(batch)
@@ -148,7 +148,7 @@ def _row(each: Prospect) -> list[str]:
     return [*begin, size, cap, fits, "unknown" if each.seconds is None else format_seconds(each.seconds)]
 
 
-def _run(batch: Batch, jobs: int, limit: int | None, *, as_json: bool) -> int:
+def _run(batch: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
     """Runs what is missing, keeps the summary up to date and prints it; returns the exit code."""
     from ...core.events import Note, Step
     from ...core.meter import system_memory
@@ -193,7 +193,7 @@ def _run(batch: Batch, jobs: int, limit: int | None, *, as_json: bool) -> int:
     return code
 
 
-def _show(batch: Batch, records: Sequence[dict[str, Any]], code: int, *, as_json: bool) -> None:
+def _show(batch: Sweep, records: Sequence[dict[str, Any]], code: int, *, as_json: bool) -> None:
     """Prints what has come of the runs, as a table and sentences or as one JSON document."""
     from ...experiments.report.sweep_summary import SUMMARY
     from ..console import listing, output

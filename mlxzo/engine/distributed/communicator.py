@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
-class Wish(enum.IntFlag):
+class Request(enum.IntFlag):
     """What a run is asked to do while it runs."""
 
     NOTHING = 0
@@ -56,7 +56,7 @@ Compute = Callable[[Sequence[int]], Sequence[np.ndarray]]
 """Results, float64, of the pieces of these numbers."""
 
 
-class Team:
+class Communicator:
     """A team of one: whoever is alone shares nothing, and is asked to do what it is told itself.
 
     Attributes:
@@ -64,7 +64,7 @@ class Team:
         size: how many there are.
         bytes_sent: what this rank has handed on to others so far.
         in_step: what the team is asked to do is the same for all ranks, between two exchanges.
-        wishes: gives what this process is asked to do; each of `Wish.ONCE` once.
+        wishes: gives what this process is asked to do; each of `Request.ONCE` once.
     """
 
     rank = 0
@@ -73,25 +73,25 @@ class Team:
     in_step = False
 
     def __init__(self) -> None:
-        self.wishes: Callable[[], Wish] = lambda: Wish.NOTHING
-        self._wished = Wish.NOTHING
+        self.wishes: Callable[[], Request] = lambda: Request.NOTHING
+        self._wished = Request.NOTHING
 
     def listen(self) -> None:
         """Hears what this process is asked to do, where that does not wait for the others."""
         self._hear(self.wishes())
 
-    def wants(self, wish: Wish) -> bool:
+    def wants(self, wish: Request) -> bool:
         """Whether the team is asked for this."""
         return bool(self._wished & wish)
 
-    def takes(self, wish: Wish) -> bool:
-        """The same for one of `Wish.ONCE`, which is done with thereby."""
+    def takes(self, wish: Request) -> bool:
+        """The same for one of `Request.ONCE`, which is done with thereby."""
         found = self.wants(wish)
         self._wished &= ~wish
         return found
 
-    def _hear(self, said: Wish) -> None:
-        self._wished = (self._wished & Wish.ONCE) | said
+    def _hear(self, said: Request) -> None:
+        self._wished = (self._wished & Request.ONCE) | said
 
     def together(self, pieces: Sequence[Piece], compute: Compute, *, steady: bool = False) -> list[np.ndarray]:
         """Results of all pieces, in their order, each computed by one rank.
@@ -115,7 +115,7 @@ class Team:
     def beat(self) -> None:
         """Hears what the team is asked to do. After the first, all ranks hear the same, and only at exchanges."""
 
-    def news(self) -> events.Ranks | None:
+    def news(self) -> events.RankStats | None:
         """How the ranks get on, now and then."""
         return None
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from ...core import events
 from ...core.errors import ConfigError, RankLost, RanksDisagree, RanksError
-from .communicator import Compute, Piece, Team, Wish, assign
+from .communicator import Communicator, Compute, Piece, Request, assign
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ _TICK_SECONDS = 1e-3
 _MOST_TICKS = (1 << (32 - _WISH_BITS - _CHECK_BITS)) - 1
 
 
-class Ranks(Team):
+class MlxCommunicator(Communicator):
     """This process among the others of its run. Every method is called by all ranks, in the same order.
 
     Args:
@@ -60,7 +60,7 @@ class Ranks(Team):
     Every method that exchanges something raises RankLost where another rank ended or is waited for too long.
     """
 
-    def __init__(self, group: mx.distributed.Group, lane: Lane, interrupt: Callable[[], None]):
+    def __init__(self, group: mx.distributed.Group, lane: CollectiveThread, interrupt: Callable[[], None]):
         super().__init__()
         self.rank, self.size = group.rank(), group.size()
         self.names = [""] * self.size
@@ -131,13 +131,13 @@ class Ranks(Team):
         self._exchange(np.zeros(0), 0.0)
         self.in_step = True
 
-    def news(self) -> events.Ranks | None:
+    def news(self) -> events.RankStats | None:
         now = time.monotonic()
         if not self._window.full or now - self._told < _NEWS_SECONDS:
             return None
         self._told = now
         share = sum(self._speeds)
-        return events.Ranks(
+        return events.RankStats(
             names=self.names,
             shares=[speed / share for speed in self._speeds],
             busy_seconds=self._window.busy_seconds,
@@ -207,11 +207,11 @@ class Ranks(Team):
         header = int(self.wishes()) | self._check(payload) << _WISH_BITS | ticks << (_WISH_BITS + _CHECK_BITS)
         rows = self._all_gather(np.concatenate([np.array([header], np.uint32), payload.view(np.uint32)]))
         numbers = rows[:, 1:].copy().view(np.float64)
-        said, busy = Wish.NOTHING, []
+        said, busy = Request.NOTHING, []
         for header, row in zip(rows[:, 0].tolist(), numbers, strict=True):
             if header >> _WISH_BITS & ((1 << _CHECK_BITS) - 1) != self._check(row):
                 raise self._lost("what came is not what was sent")
-            said |= Wish(header & ((1 << _WISH_BITS) - 1))
+            said |= Request(header & ((1 << _WISH_BITS) - 1))
             busy.append((header >> (_WISH_BITS + _CHECK_BITS)) * _TICK_SECONDS)
         self._hear(said)
         return busy, numbers
@@ -303,7 +303,7 @@ class _Window:
         return [old * scale if new is None else new for new, old in zip(found, before, strict=True)]
 
 
-class Lane:
+class CollectiveThread:
     """A thread for what may wait for ever; the process has to end without it."""
 
     def __init__(self) -> None:
@@ -340,7 +340,7 @@ class Lane:
                 done.put((None, error))
 
 
-def join(rank: int, interrupt: Callable[[], None]) -> Ranks:
+def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
     """Meets the other ranks of the run.
 
     Args:
@@ -350,7 +350,7 @@ def join(rank: int, interrupt: Callable[[], None]) -> Ranks:
     Raises:
         RanksError: an address or a port cannot be used, or somebody did not come in time.
     """
-    lane, limit = Lane(), time.monotonic() + JOIN_SECONDS
+    lane, limit = CollectiveThread(), time.monotonic() + JOIN_SECONDS
     # Where several backends are built in, a file of addresses means the ring.
     backend = "ring" if os.environ.get("MLX_HOSTFILE") else "any"
     while True:
@@ -368,7 +368,7 @@ def join(rank: int, interrupt: Callable[[], None]) -> Ranks:
             # A ring calls its neighbour for 15 s only, which may not have started yet.
             if "connect" not in str(error) or time.monotonic() + _POLL_SECONDS > limit:
                 raise _explained(rank, str(error)) from None
-    ranks = Ranks(group, lane, interrupt)
+    ranks = MlxCommunicator(group, lane, interrupt)
     ranks.names = [name.decode() for name in ranks.gather(platform.node().encode())]
     return ranks
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from ...models.trainable import Trainable
-    from ..distributed.communicator import Team
+    from ..distributed.communicator import Communicator
     from ..objectives import OfAnswers
     from ..scoring import Scorer
 
@@ -54,7 +54,7 @@ def make_method(
     trainable: Trainable,
     config: RunConfig,
     of_answers: OfAnswers | None = None,
-    team: Team | None = None,
+    team: Communicator | None = None,
 ) -> Method:
     """The method of a resolved configuration.
 

@@ -34,7 +34,7 @@ from ...models.trainable import Trainable
 from ...zo.inplace import rewrite
 from ...zo.rounding import rounded
 from ..batching import Batch
-from ..distributed.communicator import Piece, Team
+from ..distributed.communicator import Communicator, Piece
 from ..scoring import Scorer
 from . import StepResult
 from .gradients import Arrays, GradientSum, add_checkpointed_gradients, add_gradients
@@ -59,9 +59,9 @@ class Backprop:
             something that may depend on weights that train.
     """
 
-    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, team: Team | None = None):
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, team: Communicator | None = None):
         self.scorer, self.slots = scorer, scorer.causal.slots
-        self.team = team or Team()
+        self.team = team or Communicator()
         self.trainable, self.config = trainable, config
         self.checkpointing = config.checkpointing == "on"
         if self.checkpointing and not self._runs_a_layer_at_a_time():
@@ -69,7 +69,7 @@ class Backprop:
                 "this model's layers cannot be run one at a time, as gradient checkpointing must",
                 "use --checkpointing off",
             )
-        self.rates = {name: config.parsed_scope.bp_pace(kind) for name, kind in trainable.kinds.items()}
+        self.rates = {name: config.parsed_scope.bp_rate_ratio(kind) for name, kind in trainable.kinds.items()}
         self.optimizer = _optimizer(config)
         self.states = {name: self._initial_state(name) for name in trainable.names}
         mx.eval(self.states)

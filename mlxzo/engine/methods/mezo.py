@@ -15,15 +15,15 @@ import numpy as np
 from ...core.config import RunConfig
 from ...core.lr_schedule import learning_rate
 from ...models.trainable import Trainable
-from ...zo.apply import Terms, Update, move
+from ...zo.apply import Terms, Update, apply_updates
 from ...zo.estimators import ESTIMATORS, Point
-from ...zo.journal import Header, Journal, JournalWriter, Parameter, Step, as_float32
+from ...zo.journal import Header, Journal, JournalStep, JournalWriter, Parameter, as_float32
 from ...zo.noise import NOISE_VERSION
 from ...zo.perturb import Direction
 from ...zo.replay import Replayed, replay
 from ...zo.update_rules import Momentum, UpdateRule
 from ..batching import Batch
-from ..distributed.communicator import Piece, Team, shares_points
+from ..distributed.communicator import Communicator, Piece, shares_points
 from ..objectives import SCORE_OBJECTIVES, OfAnswers
 from ..scoring import Scorer
 from . import StepResult
@@ -46,7 +46,7 @@ class MeZO:
         trainable: Trainable,
         config: RunConfig,
         of_answers: OfAnswers | None = None,
-        team: Team | None = None,
+        team: Communicator | None = None,
     ):
         """
         Args:
@@ -55,7 +55,7 @@ class MeZO:
         """
         self.scorer, self.causal = scorer, scorer.causal
         self.trainable, self.config = trainable, config
-        self.team = team or Team()
+        self.team = team or Communicator()
         self.estimator = ESTIMATORS[config.estimator]
         # Of what the model writes where there is something to judge that by, else of its scores.
         self.of_answers = of_answers
@@ -76,9 +76,9 @@ class MeZO:
         if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
             *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
             if self.journal is not None:
-                self.journal.append(Step(tuple(derivatives), tuple(factors), loss, decay))
+                self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
             terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
-            self.move(terms, step, decay)
+            self.apply_updates(terms, step, decay)
         return StepResult(loss, lr, _summary(derivatives), alike=sum(d == 0.0 for d in derivatives))
 
     def state(self) -> dict[str, mx.array]:
@@ -140,9 +140,9 @@ class MeZO:
             return self.scorer.stacked_losses(batch, views, prefix, self.of_scores)
         return [self.scorer.losses(batch, view, prefix, self.of_scores) for view in views]
 
-    def move(self, terms: Terms, step: int, decay: float = 0.0) -> None:
+    def apply_updates(self, terms: Terms, step: int, decay: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.move`)."""
-        move(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
+        apply_updates(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
 
 
 def _summary(derivatives: Sequence[float]) -> float:

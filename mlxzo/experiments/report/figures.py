@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from ...core.formatting import format_bytes, format_metric, printable
-from .summary import LOSSES, Report
+from .summary import LOSSES, ComparisonReport
 from .tables import numbered, status_text
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Drawn:
         return text
 
 
-def draw(report: Report) -> Drawn:
+def draw(report: ComparisonReport) -> Drawn:
     """Draws a report; takes a second or two."""
     import matplotlib
 
@@ -92,14 +92,14 @@ def draw(report: Report) -> Drawn:
     return Drawn(png.getvalue(), _embeddable(svg.getvalue().decode(), report))
 
 
-def _embeddable(text: str, report: Report) -> str:
+def _embeddable(text: str, report: ComparisonReport) -> str:
     """SVG as a page can hold it: without document type and metadata, and with a title for those who cannot see it."""
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
     title = escape(printable(f"{report.metric} against seconds and peak memory of {report.name}"))
     return re.sub(r"(<svg [^>]*)>", rf'\1 role="img"><title>{title}</title>', text, count=1) + "\n"
 
 
-def _figure(report: Report) -> Figure:
+def _figure(report: ComparisonReport) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
@@ -116,7 +116,7 @@ def _figure(report: Report) -> Figure:
     return figure
 
 
-def _race(axes: Axes, report: Report) -> list[Line2D]:
+def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
     """Validation metric against time, with zero-shot and majority lines; returns what the legend names."""
     is_share = report.metric not in LOSSES
     factor = 100.0 if is_share else 1.0
@@ -160,7 +160,7 @@ def _race(axes: Axes, report: Report) -> list[Line2D]:
     return lines or [axes.plot([], [], label="no runs", color=LIGHT.ink)[0]]
 
 
-def _memory(axes: Axes, report: Report) -> None:
+def _memory(axes: Axes, report: ComparisonReport) -> None:
     """A bar of its peak a contestant, MLX's share of it marked, its name above it, and the cap."""
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
@@ -208,7 +208,7 @@ def _plain(axes: Axes, across: bool = True) -> None:
     axes.set_axisbelow(True)
 
 
-def _zero_shot(report: Report) -> dict[str, float]:
+def _zero_shot(report: ComparisonReport) -> dict[str, float]:
     """Each model's validation metric before training; it does not depend on seed or method."""
     found: dict[str, float] = {}
     for run in report.runs:

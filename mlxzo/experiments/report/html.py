@@ -7,7 +7,7 @@ from html import escape
 
 from ...core.formatting import printable
 from . import figures
-from .summary import Report
+from .summary import ComparisonReport
 from .tables import runs_table, summary_table
 
 _STYLE = """
@@ -39,7 +39,7 @@ pre { background: var(--shade); padding: .8rem 1rem; border-radius: 6px; font-si
 """
 
 
-def page(report: Report, drawn: figures.Drawn, configuration: str) -> str:
+def page(report: ComparisonReport, drawn: figures.Drawn, configuration: str) -> str:
     """The whole page.
 
     Args:
@@ -73,7 +73,7 @@ def page(report: Report, drawn: figures.Drawn, configuration: str) -> str:
     )
 
 
-def _failures(report: Report) -> str:
+def _failures(report: ComparisonReport) -> str:
     """What those said that did not finish, with the details, such as a table of memory by component."""
     found = []
     for each in report.contenders:

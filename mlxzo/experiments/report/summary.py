@@ -139,7 +139,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Report:
+class ComparisonReport:
     """A comparison as it stands: its contestants, and what a reader should know about the figures.
 
     Attributes:
@@ -151,13 +151,13 @@ class Report:
     split: str
 
     @staticmethod
-    def of(name: str, runs: Sequence[ComparedRun]) -> Report:
+    def of(name: str, runs: Sequence[ComparedRun]) -> ComparisonReport:
         """Gathers runs by contestant, in the order in which they come."""
         begun = [run for run in runs if run.curves.steps]
         split = "test" if begun and all("test" in run.curves.zero_shot for run in begun) else "validation"
         names = dict.fromkeys(run.contestant for run in runs)
         contenders = (Contender(each, tuple(run for run in runs if run.contestant == each), split) for each in names)
-        return Report(name, tuple(contenders), split)
+        return ComparisonReport(name, tuple(contenders), split)
 
     @property
     def runs(self) -> list[ComparedRun]:

@@ -7,10 +7,10 @@ import io
 from collections.abc import Callable
 
 from ...core.formatting import format_bytes, format_metric, format_seconds
-from .summary import Contender, Report, Spread
+from .summary import ComparisonReport, Contender, Spread
 
 
-def summary_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """Header and one row a contestant, in their order; figures are means over seeds with their range."""
 
     def metric(value: float) -> str:
@@ -45,7 +45,7 @@ def summary_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def short_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """As `summary_table`, for 80 columns: numbers in place of names, and of the metric's range alone."""
 
     def mean(spread: Spread | None, form: Callable[[float], str]) -> str:
@@ -71,7 +71,7 @@ def short_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def numbered(report: Report, each: Contender) -> str:
+def numbered(report: ComparisonReport, each: Contender) -> str:
     """`2  NAME`: by their numbers contestants are found again in the figure and in every table."""
     return f"{report.contenders.index(each) + 1}  {each.name}"
 
@@ -84,7 +84,7 @@ def _two_digits(value: float) -> str:
     return f"{value:.2f}"
 
 
-def runs_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """Header and one row a run."""
     header = ["run", "status", "seed", "best validation", "at step", report.split, "steps", "time", "peak footprint"]
     rows = []
@@ -118,12 +118,12 @@ def _most(memory: Spread | None) -> str:
     return format_bytes(int(memory.high)) if memory else "-"
 
 
-def problems(report: Report) -> list[tuple[str, str]]:
+def problems(report: ComparisonReport) -> list[tuple[str, str]]:
     """Contestants that did not finish all runs, each with the sentence that says why."""
     return [(each.name, each.failed.message) for each in report.contenders if each.status != "finished" and each.failed]
 
 
-def csv_text(report: Report) -> str:
+def csv_text(report: ComparisonReport) -> str:
     """One row a run, with the figures as they are: shares, seconds and bytes."""
     rows = [run.to_dict() for run in report.runs]
     file = io.StringIO()

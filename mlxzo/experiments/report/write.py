@@ -10,14 +10,14 @@ from ...core.errors import ConfigError
 from ...core.files import disk_full, is_disk_full, write_atomic
 from . import figures
 from .html import page
-from .summary import Report
+from .summary import ComparisonReport
 from .tables import csv_text
 
 PAGE, SVG, PNG, CSV, JSON = "report.html", "figure.svg", "figure.png", "runs.csv", "comparison.json"
 CONFIGURATION = "comparison.yaml"
 
 
-def write_report(report: Report, folder: Path, configuration: str = "") -> None:
+def write_report(report: ComparisonReport, folder: Path, configuration: str = "") -> None:
     """Writes the report into a folder, over an earlier one; each file is there whole or not at all.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import ModelError
-from ...core.files import Progress, Report, disk_full, ignore_progress, is_disk_full, need_free_space
+from ...core.files import FileProgress, Report, disk_full, ignore_progress, is_disk_full, need_free_space
 from ...core.formatting import format_bytes
 from ..safetensors_file import TensorPlan, write_safetensors
 from .quants import GROUP_SIZE, KEPT_BITS, cast, kept_plans, pieces_of, to_float32
@@ -101,7 +101,7 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        report(Progress("Converting the model", done, total))
+        report(FileProgress("Converting the model", done, total))
 
     try:
         write_tokenizer(gguf_file, config, out_dir)
