@@ -11,7 +11,7 @@ from mlxzo.experiments.report import figures
 from mlxzo.experiments.report.html import page
 from mlxzo.experiments.report.summary import ComparisonReport
 from mlxzo.experiments.report.write import write_report
-from tests.report.recorded import failed, finished, record, story
+from tests.experiments.report.recorded import failed, finished, record, story
 
 NASTY = '<script>alert("x")</script> & $x_1$ \x1b[31m 中文'
 SVG = "{http://www.w3.org/2000/svg}"

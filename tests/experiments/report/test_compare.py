@@ -14,7 +14,7 @@ from mlxzo.core.run_directory import RunDirectory
 from mlxzo.experiments.report.run_record import ComparedRun, labelled
 from mlxzo.experiments.report.summary import ComparisonReport, Spread
 from mlxzo.experiments.report.tables import csv_text, problems, short_table, spread_text, summary_table
-from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
+from tests.experiments.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
 
 OPTIONS = {"memory_cap": "2GB"}
 

@@ -4,7 +4,7 @@ import pytest
 
 from mlxzo.core.curves import Curves
 from mlxzo.core.events import Resumed
-from tests.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, evaluated, finished, step, story
+from tests.experiments.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, evaluated, finished, step, story
 
 
 def read(told):

@@ -13,7 +13,7 @@ from mlxzo.cli.plots import plots
 from mlxzo.core import events
 from mlxzo.core.curves import Curves
 from mlxzo.core.run_directory import RunDirectory, list_runs
-from tests.report.recorded import evaluated, failed, finished, memory, record, step, story
+from tests.experiments.report.recorded import evaluated, failed, finished, memory, record, step, story
 
 
 def result(value, metric="accuracy"):
