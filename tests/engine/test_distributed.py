@@ -244,7 +244,7 @@ import json, sys
 import numpy as np
 from mlxzo.engine.distributed import mlx_communicator as ranks
 from mlxzo.core.errors import RanksDisagree, RankLost
-from mlxzo.engine.distributed.communicator import Piece, Wish
+from mlxzo.engine.distributed.communicator import Piece, Request
 rank = int(sys.argv[1])
 team = ranks.join(rank, lambda: None)
 team.beat()
@@ -261,11 +261,11 @@ before = team.bytes_sent
 examples = [Piece(1.0, (2, 4))] * 3
 team.together(examples, lambda numbers: [np.zeros((2, 4)) for _ in numbers])
 told["sent"] = team.bytes_sent - before
-team.wishes = lambda: Wish.EVALUATE if rank == 1 else Wish.NOTHING
+team.wishes = lambda: Request.EVALUATE if rank == 1 else Request.NOTHING
 team.beat()
-team.wishes = lambda: Wish.NOTHING
+team.wishes = lambda: Request.NOTHING
 team.beat()
-told["evaluates"] = [team.takes(Wish.EVALUATE), team.takes(Wish.EVALUATE)]
+told["evaluates"] = [team.takes(Request.EVALUATE), team.takes(Request.EVALUATE)]
 told["broadcast"] = team.broadcast(b"from " + bytes([48 + rank])).decode()
 team.same("colour", "red")
 try:

@@ -182,7 +182,7 @@ def test_two_processes_share_the_runs_and_do_none_twice(tmp_path, worker):
         command = [sys.executable, {str(tmp_path / "worker.py")!r}]
         queue.Supervisor = lambda run, resume: Supervisor(run, _command=[*command, str(run.path)])
         configs = [RunConfig(out={str(tmp_path)!r}, name=name).resolved() for name in "abcd"]
-        ended = list(queue.Series(configs, lambda run, event: None).run())
+        ended = list(queue.RunQueue(configs, lambda run, event: None).run())
         assert sorted(item.run.id for item in ended) == list("abcd")
         assert [item.run.id for item in ended if item.failed] == ["c"]
     """

@@ -25,8 +25,8 @@ SMALL = of_entry(find("smollm2-360m"))
 
 
 def test_chunks_are_those_of_the_engine():
-    assert CHUNK_BYTES == mlxzo.inplace.CHUNK_BYTES
-    assert HALF_PRECISION_CHUNK_BYTES == mlxzo.inplace.HALF_PRECISION_CHUNK_BYTES
+    assert CHUNK_BYTES == mlxzo.zo.inplace.CHUNK_BYTES
+    assert HALF_PRECISION_CHUNK_BYTES == mlxzo.zo.inplace.HALF_PRECISION_CHUNK_BYTES
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
