@@ -1,4 +1,4 @@
-"""The wheel carries what a run needs beside the code."""
+"""The wheel carries the files that a run and a type checker need beside the code."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ def test_models_and_the_embedded_task_travel_in_the_wheel(tmp_path):
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("mlxzo-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "mlxzo/models.yaml" in names
+    assert {"mlxzo/models.yaml", "mlxzo/py.typed", "tui/py.typed"} <= set(names)
     data = ROOT / "mlxzo" / "tasks" / "data"
     expected = {f"mlxzo/tasks/data/{path.relative_to(data)}" for path in data.rglob("*") if path.is_file()}
     assert expected and expected <= set(names)
