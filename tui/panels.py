@@ -28,7 +28,8 @@ from mlxzo.core.formatting import (
 from .feed import DIED, Replay, RunFeed
 from .history import PHASES, History
 from .resume_info import kept_rows
-from .widgets.chart import Chart, Line, Moment, Rule
+from .widgets.canvas import Line, Moment, Rule
+from .widgets.chart import Chart
 
 _LOG_LINES = 300
 

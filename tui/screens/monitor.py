@@ -29,7 +29,8 @@ from ..panels import (
     status_text,
 )
 from ..throttle import Throttle
-from ..widgets.chart import Chart, percent, plain, size
+from ..widgets.axis_labels import percent, plain, size
+from ..widgets.chart import Chart
 from ..widgets.text import Panel
 from .dialogs import error_dialog
 from .page import Page, title

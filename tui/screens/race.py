@@ -19,7 +19,9 @@ from ..feed import RunFeed
 from ..history import History
 from ..panels import state_words
 from ..throttle import Throttle
-from ..widgets.chart import MARKS, Chart, Line, Rule, percent, plain, size
+from ..widgets.axis_labels import percent, plain, size
+from ..widgets.canvas import MARKS, Line, Rule
+from ..widgets.chart import Chart
 from ..widgets.grid import Column, Grid, Openable
 from ..widgets.text import Words
 from .page import Page

@@ -1,10 +1,9 @@
-"""A chart in braille: curves, areas, reference lines, zoom and pan by key and mouse, a readout under the pointer."""
+"""The chart widget: its view, zoom and pan by key and mouse, axes, and the values under the pointer."""
 
 from __future__ import annotations
 
-import itertools
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,89 +15,10 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from mlxzo.core.braille import BLANK, Window, curve, log_ticks, ticks, time_ticks
+from mlxzo.core.braille import Window, log_ticks, ticks, time_ticks
 
-STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
-# The series of a comparison differ in mark and colour.
-MARKS = "●▲■◆▼✚"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve: `x` never falls. `style` is one of `STYLES`; `marks` are drawn on its points, one character each."""
-
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    style: str = "one"
-    area: bool = False
-    marks: str | Sequence[str] = ""
-    end: str = ""
-    """A mark on the last point only."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A horizontal reference line with its words, drawn where there is no curve."""
-
-    label: str
-    y: float
-    style: str = "axis"
-    dash: str = "╌"
-    over: bool = True
-    """Whether its words may cover curves where no place is free."""
-    short: str = ""
-    """Words for where there is no place for the others."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A vertical line where something began, with its words at the top."""
-
-    label: str
-    x: float
-
-
-def plain(values: Sequence[float]) -> list[str]:
-    """Tick labels with as many decimals as it takes to tell them apart."""
-    gap = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
-    decimals = 0 if gap >= 1 else min(6, int(np.ceil(-np.log10(gap) - 1e-9)))
-    return [f"{value:,.{decimals}f}" for value in values]
-
-
-def counts(values: Sequence[float]) -> list[str]:
-    """Tick labels of counts: 0, 500, 10k."""
-    if max(map(abs, values), default=0) >= 10_000:
-        return [f"{value / 1000:g}k" for value in values]
-    return [f"{value:g}" for value in values]
-
-
-def percent(values: Sequence[float]) -> list[str]:
-    return [f"{label} %" for label in plain([100 * value for value in values])]
-
-
-def size(values: Sequence[float]) -> list[str]:
-    """Tick labels of bytes, all in the unit of the largest."""
-    unit, scale = ("GB", 1e9) if max(values, default=0) >= 1e9 else ("MB", 1e6)
-    return [f"{label} {unit}" for label in plain([value / scale for value in values])]
-
-
-def clock(values: Sequence[float]) -> list[str]:
-    """Tick labels of seconds: 0, 30 s, 5 min, 1 h 30."""
-
-    def label(value: float) -> str:
-        seconds = round(value)
-        if value < 1:
-            return f"{value:g} s" if value else "0"
-        if seconds < 60 or (seconds < 120 and seconds % 60):
-            return f"{value:g} s"
-        minutes, rest = divmod(seconds, 60)
-        if minutes < 60:
-            return f"{minutes}:{rest:02d}" if rest else f"{minutes} min"
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"
-
-    return [label(value) for value in values]
+from .axis_labels import clock, counts, plain
+from .canvas import STYLES, Canvas, Line, Moment, Rule
 
 
 class Chart(Widget, can_focus=True):
@@ -131,7 +51,7 @@ class Chart(Widget, can_focus=True):
         """A chart without curves.
 
         Args:
-            empty: what is said in place of curves; it should say what will be seen, and when.
+            empty: the text in place of curves; it should say what will appear here, and when.
             y_labels: formats the ticks; y_value: formats one value, for the readout.
             x_name: `step`, or `time` for seconds.
             from_zero: the vertical axis begins at 0 where it is linear.
@@ -142,7 +62,7 @@ class Chart(Widget, can_focus=True):
         self._frame(title, "")
         self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
         self._y_value = y_value or (lambda value: f"{value:.4f}")
-        self._series: Sequence[Line] = ()
+        self._lines: Sequence[Line] = ()
         self._rules: Sequence[Rule] = ()
         self._moments: Sequence[Moment] = ()
         self._note = ""
@@ -158,21 +78,17 @@ class Chart(Widget, can_focus=True):
 
     def show(
         self,
-        series: Sequence[Line],
+        lines: Sequence[Line],
         rules: Sequence[Rule] = (),
         moments: Sequence[Moment] = (),
         note: str = "",
         until: float | None = None,
     ) -> None:
-        """Draws these; `note` stands at the lower right unless something is read off. The horizontal axis goes as far
-        as `until` where the curves do not."""
-        self._series, self._rules, self._moments, self._note = series, rules, moments, note
+        """Draws these. `note` stands at the lower right while no values are read off. The horizontal axis extends to
+        `until` where the curves end before it."""
+        self._lines, self._rules, self._moments, self._note = lines, rules, moments, note
         self._until = until
         self._draw_again()
-
-    @property
-    def logarithmic(self) -> bool:
-        return self._logarithmic
 
     @property
     def view(self) -> tuple[float, float] | None:
@@ -182,7 +98,7 @@ class Chart(Widget, can_focus=True):
     # Actions
 
     def action_zoom(self, factor: float, at: float = 1.0) -> None:
-        """Shows `factor` times as much of the horizontal axis; `at` (0 left, 1 right) stays where it is."""
+        """Shows `factor` times as much of the horizontal axis; the point `at` (0 left, 1 right) stays in place."""
         if (whole := self._extent()) is None:
             return
         x0, x1 = self._view or whole
@@ -207,7 +123,7 @@ class Chart(Widget, can_focus=True):
         self._draw_again()
 
     def action_point(self, columns: int) -> None:
-        """Moves the place that values are read off."""
+        """Moves the column at which values are read off."""
         offset, width = self._plot
         if width:
             self._pointer = min(
@@ -267,7 +183,7 @@ class Chart(Widget, can_focus=True):
     # Drawing
 
     def _draw_again(self) -> None:
-        """Draws what is to be seen now, and has the screen take those of its lines that have changed."""
+        """Draws the chart, and refreshes only the lines of cells that changed."""
         before, size = self._strips, self.content_size
         self._strips = self._windowed = None
         self._caption()
@@ -300,18 +216,18 @@ class Chart(Widget, can_focus=True):
         return Strip.blank(self.content_size.width, self._style("text"))
 
     def style_of(self, name: str) -> Style:
-        """The style of a series, for its words in a legend."""
+        """The style of a line, for its label in a legend."""
         return Style(color=self._style(name).color)
 
     def _style(self, name: str) -> Style:
-        # Textual makes them anew after every refresh, which takes longer than the drawing.
+        # Textual computes them again after every refresh, which takes longer than the drawing.
         if name not in self._styles:
             self._styles[name] = self.get_component_rich_style(f"chart--{name}")
         return self._styles[name]
 
     def _extent(self) -> tuple[float, float] | None:
-        """The horizontal range of all series; None where there is nothing to show."""
-        ends = [(s.x[0], s.x[-1]) for s in self._series if len(s.x)]
+        """The horizontal range of all lines; None where they have no points."""
+        ends = [(line.x[0], line.x[-1]) for line in self._lines if len(line.x)]
         if not ends:
             return None
         low, high = float(min(e[0] for e in ends)), float(max(e[1] for e in ends))
@@ -332,13 +248,12 @@ class Chart(Widget, can_focus=True):
         if columns < 8:
             return self._draw_empty(width, height)
         self._plot = (margin, columns)
-        canvas = _Canvas(columns, rows)
-        self._draw_lines(canvas, window)
+        canvas = Canvas(window, columns, rows)
+        self._draw_lines(canvas)
         styles = [self._style(name) for name in STYLES]
         left = [" " * margin] * rows
         for value, label in zip(values, labels, strict=True):
-            row = _row(window, value, rows)
-            if row is not None:
+            if (row := canvas.row_of(value)) is not None:
                 left[row] = f"{label:>{margin - 1}} "
         strips = [
             Strip([Segment(left[row], styles[STYLES.index("axis")]), *canvas.segments(row, styles)], width)
@@ -348,17 +263,17 @@ class Chart(Widget, can_focus=True):
         return strips
 
     def _window(self, x0: float, x1: float) -> Window:
-        """The window over a horizontal range whose vertical one holds all curves and rules, found once a drawing."""
+        """The window over a horizontal range, high enough for all curves and rules in it; computed once a drawing."""
         if self._windowed is None:
             self._windowed = self._find_window(x0, x1)
         return self._windowed
 
     def _find_window(self, x0: float, x1: float) -> Window:
         found: list[float] = [rule.y for rule in self._rules]
-        for series in self._series:
-            first, last = np.searchsorted(series.x, (x0, x1))
-            # One point either side: the curve comes from there.
-            seen = series.y[max(0, first - 1) : last + 1]
+        for line in self._lines:
+            first, last = np.searchsorted(line.x, (x0, x1))
+            # One point more on either side: the curve passes the edge on its way there.
+            seen = line.y[max(0, first - 1) : last + 1]
             seen = seen[np.isfinite(seen)]
             if len(seen):
                 found += [float(seen.min()), float(seen.max())]
@@ -371,22 +286,16 @@ class Chart(Widget, can_focus=True):
         pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
         return Window(x0, x1, low - pad, high + pad)
 
-    def _draw_lines(self, canvas: _Canvas, window: Window) -> None:
-        for series in self._series:
-            canvas.braille(
-                curve(series.x, series.y, window, canvas.width, canvas.height, area=series.area), series.style
-            )
+    def _draw_lines(self, canvas: Canvas) -> None:
+        for line in self._lines:
+            canvas.line(line)
         for moment in self._moments:
-            place = float(window.across(np.array(moment.x)))
-            if 0 <= place < 1:
-                canvas.upright(int(place * canvas.width), moment.label)
-        for series in self._series:
-            canvas.marks(series, window)
-        # Last, so that the words find a place beside the marks.
+            canvas.moment(moment)
+        for line in self._lines:
+            canvas.marks(line)
+        # Last, so that their labels find a place beside the marks.
         for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
-            row = _row(window, rule.y, canvas.height)
-            if row is not None:
-                canvas.rule(row, rule, right=number % 2 == 0)
+            canvas.rule(rule, right=number % 2 == 0)
         if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
             canvas.upright(self._pointer - self._plot[0], "", "┊")
 
@@ -407,13 +316,13 @@ class Chart(Widget, can_focus=True):
             if begin >= free:
                 line[begin : begin + len(label)] = label
                 free = begin + len(label) + 2
-        name = " time" if in_time else " step"
+        name = " step"
         if not in_time and free + len(name) <= columns:
             line[columns - len(name) :] = name
         return Strip([Segment(" " * margin + "".join(line), self._style("axis"))], margin + columns)
 
     def _caption(self) -> None:
-        """The words in the frame: scale and view beside the title, and what is read off (or the note) below."""
+        """Writes scale and view beside the title in the frame, and the values read off (or the note) below."""
         facts = [self.title]
         if (whole := self._extent()) is None:
             self._frame(self.title, "")
@@ -426,7 +335,7 @@ class Chart(Widget, can_focus=True):
         self._frame(" · ".join(facts), self._readout(window) or self._note)
 
     def _frame(self, title: str, subtitle: str) -> None:
-        """Writes the words in the frame; they draw the whole of it, so only where they are others."""
+        """Writes the texts in the frame if they changed: that draws the whole frame again."""
         if (title, subtitle) != self._framed:
             self._framed = (title, subtitle)
             self.border_title, self.border_subtitle = title, subtitle
@@ -438,94 +347,16 @@ class Chart(Widget, can_focus=True):
         x = window.x0 + (self._pointer - offset + 0.5) / width * (window.x1 - window.x0)
         where = clock([round(x)])[0] if self._x_name == "time" else f"step {max(0, round(x)):,}"
         found = [where]
-        for series in self._series:
-            if len(series.x):
-                nearest = int(np.abs(series.x - x).argmin())
-                if np.isfinite(series.y[nearest]):
-                    found.append(f"{series.label} {self._y_value(float(series.y[nearest]))}")
+        for line in self._lines:
+            if len(line.x):
+                nearest = int(np.abs(line.x - x).argmin())
+                if np.isfinite(line.y[nearest]):
+                    found.append(f"{line.label} {self._y_value(float(line.y[nearest]))}")
         return " · ".join(found)
 
     def _draw_empty(self, width: int, height: int) -> list[Strip]:
-        import textwrap
-
         style = self._style("axis")
         lines = textwrap.wrap(self.empty, max(8, width - 4))[:height]
         top = (height - len(lines)) // 2
         padded = [""] * top + lines + [""] * (height - top - len(lines))
         return [Strip([Segment(line.center(width)[:width], style)], width) for line in padded]
-
-
-def _row(window: Window, y: float, rows: int) -> int | None:
-    """The row of cells, from the top, that a value lies in."""
-    up = float(window.height_of(np.array(y)))
-    return min(rows - 1, int((1 - up) * rows)) if 0 <= up <= 1 else None
-
-
-class _Canvas:
-    """Cells of a chart: a character and a style each. Later drawing lies on top."""
-
-    def __init__(self, width: int, height: int):
-        self.width, self.height = width, height
-        self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
-        self._owners = np.zeros((height, width), dtype=np.uint8)
-        # Cells of marks and of the words of rules.
-        self._kept = np.zeros((height, width), dtype=bool)
-
-    def braille(self, bits: np.ndarray, style: str) -> None:
-        covered = bits > 0
-        self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
-        self._owners[covered] = STYLES.index(style)
-
-    def rule(self, row: int, rule: Rule, *, right: bool) -> None:
-        """A dashed line in the cells of a row that are free, and its words: in a free place as near as can be to
-        one side, or else over a curve, but never over marks or the words of another rule."""
-        free = self._glyphs[row] == ord(" ")
-        self._glyphs[row, free] = ord(rule.dash)
-        self._owners[row, free] = STYLES.index(rule.style)
-        for words in filter(None, (rule.label, rule.short)):
-            label = f" {words} "
-            places = range(self.width - len(label) + 1)
-            ordered = reversed(places) if right else places
-            open_to = [begin for begin in ordered if not self._kept[row, begin : begin + len(label)].any()]
-            clear = [begin for begin in open_to if free[begin : begin + len(label)].all()]
-            for begin in (clear or (open_to if rule.over else []))[:1]:
-                self._kept[row, begin : begin + len(label)] = True
-                # Of words that are covered in part, nothing is left.
-                while begin and chr(self._glyphs[row, begin - 1]).isalpha():
-                    begin, label = begin - 1, f" {label}"
-                self._write(row, begin, label, rule.style)
-                return
-
-    def upright(self, column: int, label: str, glyph: str = "┆") -> None:
-        free = self._glyphs[:, column] == ord(" ")
-        self._glyphs[free, column] = ord(glyph)
-        self._owners[free, column] = STYLES.index("faint" if label else "text")
-        # One more cell than the words take, so that they do not run into others.
-        room = self._glyphs[0, column : column + 2 + len(label)]
-        if label and len(room) == len(label) + 2 and free[0] and (room[1:] == ord(" ")).all():
-            self._write(0, column + 1, label, "axis")
-
-    def marks(self, series: Line, window: Window) -> None:
-        characters = list(series.marks)
-        if len(characters) == 1:
-            characters *= len(series.x)
-        points = list(zip(series.x, series.y, characters, strict=False))
-        if series.end and len(series.x):
-            points.append((series.x[-1], series.y[-1], series.end))
-        for x, y, character in points:
-            place, row = float(window.across(np.array(x))), _row(window, y, self.height)
-            if row is not None and 0 <= place <= 1:
-                column = min(self.width - 1, int(place * self.width))
-                self._write(row, column, character, series.style)
-                self._kept[row, column] = True
-
-    def _write(self, row: int, column: int, text: str, style: str) -> None:
-        for number, character in enumerate(text):
-            self._glyphs[row, column + number] = ord(character)
-            self._owners[row, column + number] = STYLES.index(style)
-
-    def segments(self, row: int, styles: Sequence[Style]) -> list[Segment]:
-        text = "".join(map(chr, self._glyphs[row]))
-        owners = self._owners[row]
-        breaks = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), self.width]
-        return [Segment(text[a:b], styles[owners[a]]) for a, b in itertools.pairwise(breaks)]

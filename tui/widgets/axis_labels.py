@@ -1,0 +1,51 @@
+"""Tick labels of a chart's axes: numbers, counts, percentages, sizes and times."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def plain(values: Sequence[float]) -> list[str]:
+    """Tick labels with as many decimals as they need to differ."""
+    gap = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
+    decimals = 0 if gap >= 1 else min(6, int(np.ceil(-np.log10(gap) - 1e-9)))
+    return [f"{value:,.{decimals}f}" for value in values]
+
+
+def counts(values: Sequence[float]) -> list[str]:
+    """Tick labels of counts: 0, 500, 10k."""
+    if max(map(abs, values), default=0) >= 10_000:
+        return [f"{value / 1000:g}k" for value in values]
+    return [f"{value:g}" for value in values]
+
+
+def percent(values: Sequence[float]) -> list[str]:
+    """Tick labels of shares: 0.5 as 50 %."""
+    return [f"{label} %" for label in plain([100 * value for value in values])]
+
+
+def size(values: Sequence[float]) -> list[str]:
+    """Tick labels of bytes, all in the unit of the largest."""
+    unit, scale = ("GB", 1e9) if max(values, default=0) >= 1e9 else ("MB", 1e6)
+    return [f"{label} {unit}" for label in plain([value / scale for value in values])]
+
+
+def clock(values: Sequence[float]) -> list[str]:
+    """Tick labels of seconds: 0, 30 s, 5 min, 1 h 30."""
+
+    def label(value: float) -> str:
+        seconds = round(value)
+        if value < 1:
+            return f"{value:g} s" if value else "0"
+        if seconds < 60 or (seconds < 120 and seconds % 60):
+            return f"{value:g} s"
+        minutes, rest = divmod(seconds, 60)
+        if minutes < 60:
+            return f"{minutes}:{rest:02d}" if rest else f"{minutes} min"
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"
+
+    return [label(value) for value in values]

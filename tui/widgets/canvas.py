@@ -1,0 +1,142 @@
+"""The character cells of a chart, and what is drawn on them: lines, horizontal rules and vertical moments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.segment import Segment
+from rich.style import Style
+
+from mlxzo.core.braille import BLANK, Window, curve
+
+STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
+# The lines of a comparison differ in mark and colour.
+MARKS = "●▲■◆▼✚"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: `x` never falls. `style` is one of `STYLES`; `marks` are drawn on its points, one character each."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    style: str = "one"
+    area: bool = False
+    marks: str | Sequence[str] = ""
+    end: str = ""
+    """A mark on the last point only."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A horizontal reference line with a label, drawn where there is no curve."""
+
+    label: str
+    y: float
+    style: str = "axis"
+    dash: str = "╌"
+    over: bool = True
+    """Whether the label may cover curves where no cells are free."""
+    short: str = ""
+    """A label to use where the other does not fit."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A vertical line where a phase began, with its label at the top."""
+
+    label: str
+    x: float
+
+
+class Canvas:
+    """Cells of a chart over a window of its plane: a character and a style each. Later drawing lies on top."""
+
+    def __init__(self, window: Window, width: int, height: int):
+        self.window, self.width, self.height = window, width, height
+        self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
+        self._owners = np.zeros((height, width), dtype=np.uint8)
+        # Cells of marks and of the labels of rules.
+        self._kept = np.zeros((height, width), dtype=bool)
+
+    def row_of(self, y: float) -> int | None:
+        """The row of cells, from the top, that a value lies in; None outside the window."""
+        up = float(self.window.height_of(np.array(y)))
+        return min(self.height - 1, int((1 - up) * self.height)) if 0 <= up <= 1 else None
+
+    def line(self, line: Line) -> None:
+        """The curve of a line, in braille."""
+        bits = curve(line.x, line.y, self.window, self.width, self.height, area=line.area)
+        covered = bits > 0
+        self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
+        self._owners[covered] = STYLES.index(line.style)
+
+    def rule(self, rule: Rule, *, right: bool) -> None:
+        """A dashed line in the free cells of a row, and its label: in free cells as near as possible to one side,
+        else over a curve, but never over marks or the label of another rule."""
+        row = self.row_of(rule.y)
+        if row is None:
+            return
+        free = self._glyphs[row] == ord(" ")
+        self._glyphs[row, free] = ord(rule.dash)
+        self._owners[row, free] = STYLES.index(rule.style)
+        for words in filter(None, (rule.label, rule.short)):
+            label = f" {words} "
+            places = range(self.width - len(label) + 1)
+            ordered = reversed(places) if right else places
+            open_to = [begin for begin in ordered if not self._kept[row, begin : begin + len(label)].any()]
+            clear = [begin for begin in open_to if free[begin : begin + len(label)].all()]
+            for begin in (clear or (open_to if rule.over else []))[:1]:
+                self._kept[row, begin : begin + len(label)] = True
+                # A label that is covered in part is removed whole.
+                while begin and chr(self._glyphs[row, begin - 1]).isalpha():
+                    begin, label = begin - 1, f" {label}"
+                self._write(row, begin, label, rule.style)
+                return
+
+    def moment(self, moment: Moment) -> None:
+        """The vertical line of a moment, if it lies in the window."""
+        place = float(self.window.across(np.array(moment.x)))
+        if 0 <= place < 1:
+            self.upright(int(place * self.width), moment.label)
+
+    def upright(self, column: int, label: str, glyph: str = "┆") -> None:
+        """A vertical line in the free cells of a column, with its label at the top if there is room."""
+        free = self._glyphs[:, column] == ord(" ")
+        self._glyphs[free, column] = ord(glyph)
+        self._owners[free, column] = STYLES.index("faint" if label else "text")
+        # One more cell than the label takes, so that it does not touch another.
+        room = self._glyphs[0, column : column + 2 + len(label)]
+        if label and len(room) == len(label) + 2 and free[0] and (room[1:] == ord(" ")).all():
+            self._write(0, column + 1, label, "axis")
+
+    def marks(self, line: Line) -> None:
+        """The marks on a line's points, and the one at its end."""
+        characters = list(line.marks)
+        if len(characters) == 1:
+            characters *= len(line.x)
+        points = list(zip(line.x, line.y, characters, strict=False))
+        if line.end and len(line.x):
+            points.append((line.x[-1], line.y[-1], line.end))
+        for x, y, character in points:
+            place, row = float(self.window.across(np.array(x))), self.row_of(y)
+            if row is not None and 0 <= place <= 1:
+                column = min(self.width - 1, int(place * self.width))
+                self._write(row, column, character, line.style)
+                self._kept[row, column] = True
+
+    def _write(self, row: int, column: int, text: str, style: str) -> None:
+        for number, character in enumerate(text):
+            self._glyphs[row, column + number] = ord(character)
+            self._owners[row, column + number] = STYLES.index(style)
+
+    def segments(self, row: int, styles: Sequence[Style]) -> list[Segment]:
+        """The text of a row in pieces of one style; `styles` are in the order of `STYLES`."""
+        text = "".join(map(chr, self._glyphs[row]))
+        owners = self._owners[row]
+        breaks = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), self.width]
+        return [Segment(text[a:b], styles[owners[a]]) for a, b in itertools.pairwise(breaks)]
