@@ -46,10 +46,10 @@ def row(label: str, results: list[dict[str, Any]], scale: float) -> list[str]:
     before = [scale * r["zero_shot"]["test"]["value"] for r in results]
     after = [scale * r["test"]["value"] for r in results]
     gain = [b - a for a, b in zip(before, after, strict=True)]
-    alike = [100 * r["alike_share"] for r in results]
+    ties = [100 * r["tie_share"] for r in results]
     seconds = [r["train_seconds"] for r in results]
     digits = 1 if scale == 100 else 3
-    return [label, *(spread(v, digits) for v in (before, after, gain)), spread(alike), spread(seconds, 0)]
+    return [label, *(spread(v, digits) for v in (before, after, gain)), spread(ties), spread(seconds, 0)]
 
 
 def main() -> None:

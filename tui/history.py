@@ -59,7 +59,7 @@ PHASES = {
 
 
 # Columns with a number a step.
-_OF_STEPS = ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second", "alike")
+_OF_STEPS = ("steps", "loss", "smoothed", "step_seconds", "steps_per_second", "tokens_per_second", "ties")
 
 
 @dataclass(eq=False)
@@ -193,7 +193,7 @@ class History:
             ("step_seconds", self.seconds),
             ("steps_per_second", event.steps_per_second),
             ("tokens_per_second", event.tokens_per_second),
-            ("alike", event.alike),
+            ("ties", event.ties),
         ):
             self.columns[name].append(value)
         if self.memory is None:

@@ -106,8 +106,8 @@ def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
     chart.title = "1 Loss" if what == "loss" else f"1 Objective: {what}"
     note = ""
     if history.step is not None:
-        share = alike_share(history, config)
-        last = f"sides alike {100 * share:.0f} %" if share else f"last {format_loss(history.step.loss)}"
+        share = tie_share(history, config)
+        last = f"ties {100 * share:.0f} %" if share else f"last {format_loss(history.step.loss)}"
         note = f"smoothed {format_loss(history.step.smoothed_loss)} · {last}"
     chart.show(
         [Line(what, steps, history["loss"], "faint"), Line("smoothed", steps, history["smoothed"], "one")],
@@ -115,10 +115,10 @@ def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
     )
 
 
-def alike_share(history: History, config: RunConfig | None) -> float:
+def tie_share(history: History, config: RunConfig | None) -> float:
     """The share of the directions so far on whose two sides the batch scored just the same: they told nothing."""
-    directions = len(history["alike"]) * (1 if config is None else config.queries or 1)
-    return float(history["alike"].sum()) / directions if directions else 0.0
+    directions = len(history["ties"]) * (1 if config is None else config.queries or 1)
+    return float(history["ties"].sum()) / directions if directions else 0.0
 
 
 def draw_accuracy(chart: Chart, history: History) -> None:
@@ -187,8 +187,8 @@ def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
         rows.append(("best", f"{format_metric(best.metric, best.value)} at step {best.step}"))
     if test is not None:
         rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
-    if share := alike_share(history, feed.config):
-        rows.append(("sides alike", f"on {100 * share:.0f} % of the directions, which told nothing"))
+    if share := tie_share(history, feed.config):
+        rows.append(("ties", f"on {100 * share:.0f} % of the directions, which told nothing"))
     rows += kept_rows(feed.run, history)
     if history.memory is not None:
         rows.append(("memory", memory_text(history.memory)))

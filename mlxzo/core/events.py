@@ -71,7 +71,7 @@ class Step(Event):
         loss: of the batch, or what else the run minimises (see the option `objective`).
         directional_derivative: of several directions, their rms.
         padded_tokens: the padding counted too.
-        alike: directions on whose two sides the batch scored just the same, so that they moved nothing.
+        ties: directions on both sides of which the batch gave the same value: they moved nothing.
         bytes_sent: to other ranks, where there are some.
     """
 
@@ -91,7 +91,7 @@ class Step(Event):
     peak_bytes: int
     cache_bytes: int
     padded_tokens: int = 0
-    alike: int = 0
+    ties: int = 0
     bytes_sent: int = 0
 
 
@@ -252,6 +252,15 @@ def ignore(event: Event) -> None:
     """Takes the events that nobody watches."""
 
 
+# Keys of version 0.1.0, in events and results, and their names since.
+_RENAMED = {"alike": "ties", "alike_share": "tie_share"}
+
+
+def renamed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the keys that an older version wrote under their names of today."""
+    return {_RENAMED.get(key, key): value for key, value in record.items()}
+
+
 _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 
 
@@ -280,8 +289,10 @@ def from_json(line: str) -> tuple[Event, float] | None:
 def from_record(record: Any) -> tuple[Event, float] | None:
     """The event of a line that was read as JSON, and its time, or None for what is no known event."""
     try:
-        fields = dict(record)
+        fields = renamed(dict(record))
         kind = _KINDS[fields.pop("event")]
+        if kind is Finished:
+            fields["result"] = renamed(fields["result"])
         time = float(fields.pop("time"))
         known = {f.name for f in dataclasses.fields(kind)}
         return kind(**{key: value for key, value in fields.items() if key in known}), time

@@ -158,7 +158,8 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """What result.json holds; None where the run has none yet, or it cannot be read."""
-        return self._read_json("result.json")
+        found = self._read_json("result.json")
+        return None if found is None else events.renamed(found)
 
     def environment(self) -> dict[str, Any] | None:
         """What environment.json holds; None where it is missing or cannot be read."""

@@ -37,7 +37,7 @@ class TrainingProgress:
         best: the best evaluation on the validation split and its step, before `step`.
         unsettled: `step` was evaluated; whether its state was saved as the best is not known.
         losses: of the batches, a step each.
-        train_seconds, tokens, padded_tokens, alike: sums over the steps.
+        train_seconds, tokens, padded_tokens, ties: sums over the steps.
         validation_seconds: that evaluations on the validation split took in between.
     """
 
@@ -50,7 +50,7 @@ class TrainingProgress:
     validation_seconds: float = 0.0
     tokens: int = 0
     padded_tokens: int = 0
-    alike: int = 0
+    ties: int = 0
 
 
 class Checkpoints:
@@ -185,7 +185,7 @@ class Checkpoints:
         past.train_seconds = sum(event.seconds for event in steps.values())
         past.tokens = sum(event.tokens for event in steps.values())
         past.padded_tokens = sum(event.padded_tokens for event in steps.values())
-        past.alike = sum(event.alike for event in steps.values())
+        past.ties = sum(event.ties for event in steps.values())
         return past
 
     def _note(self, step: int, snapshot: int, torn_bytes: int = 0) -> None:

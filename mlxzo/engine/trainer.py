@@ -24,7 +24,7 @@ from .session import Session
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
 # Above this share of directions that tell nothing, the user is told.
-_MANY_ALIKE = 0.3
+_MANY_TIES = 0.3
 
 
 class RunControl(Protocol):
@@ -149,7 +149,7 @@ class Trainer:
                     active_bytes=memory.active_bytes,
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
-                    alike=outcome.alike,
+                    ties=outcome.ties,
                     bytes_sent=self.team.bytes_sent - sent,
                 )
             )
@@ -158,8 +158,8 @@ class Trainer:
             if self.team.size > 1 and past.step % config.check_every == 0:
                 weights = fingerprint(self.session.trained_parameters())
                 self.team.same(f"weights after step {past.step}", weights)
-            past.alike += outcome.alike
-            if said := stuck.after(outcome.alike):
+            past.ties += outcome.ties
+            if said := stuck.after(outcome.ties):
                 self.emit(events.Note(said))
             if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
@@ -264,7 +264,7 @@ class Trainer:
                 "steps_averaged": window,
             },
             "objective": config.objective,
-            "alike_share": past.alike / (past.step * (config.queries or 1)),
+            "tie_share": past.ties / (past.step * (config.queries or 1)),
             "final_sha256": sha256,
             "train_seconds": past.train_seconds,
             "validation_seconds": past.validation_seconds,
@@ -284,13 +284,13 @@ class Stuck:
 
     def __init__(self, queries: int):
         self._queries = queries
-        self._steps = self._alike = 0
+        self._steps = self._ties = 0
 
-    def after(self, alike: int) -> str:
-        """What is to be told, mostly nothing, after a step with `alike` directions whose sides scored the same."""
-        self._steps, self._alike = self._steps + 1, self._alike + alike
-        share = self._alike / (self._queries * self._steps)
-        if self._steps != _SPEED_WINDOW or share <= _MANY_ALIKE:
+    def after(self, ties: int) -> str:
+        """The note for the user after a step with `ties` directions without signal; mostly empty."""
+        self._steps, self._ties = self._steps + 1, self._ties + ties
+        share = self._ties / (self._queries * self._steps)
+        if self._steps != _SPEED_WINDOW or share <= _MANY_TIES:
             return ""
         return (
             f"on {share:.0%} of the directions so far the batch scored just the same on both sides, which tells "

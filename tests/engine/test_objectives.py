@@ -53,7 +53,7 @@ def test_a_step_follows_the_difference_of_its_objective(objective, kind):
     result = method.step(0, batch)
     assert result.directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
     assert result.loss == pytest.approx(sum(means) / 2)
-    assert result.alike == (means[0] == means[1])
+    assert result.ties == (means[0] == means[1])
 
 
 def test_where_both_sides_score_alike_nothing_moves(model, data, tmp_path):
@@ -62,7 +62,7 @@ def test_where_both_sides_score_alike_nothing_moves(model, data, tmp_path):
     config = replace(config, objective="accuracy", eps=1e-7, steps=55, batch_size=4, eval_every=55)
     run = RunDirectory.create(config.resolved())
     finished = train(run)
-    assert isinstance(finished, events.Finished) and finished.result["alike_share"] == 1.0
+    assert isinstance(finished, events.Finished) and finished.result["tie_share"] == 1.0
     assert all(step.factors == (0.0,) for step in read(run.path / "journal.bin"))
     assert [e.text for e, _ in run.events() if isinstance(e, events.Note) and "on 100% of the directions" in e.text]
 
@@ -71,13 +71,13 @@ def test_accuracy_alone_teaches_the_task(model, data, tmp_path):
     config = RunConfig(model=str(model), task="custom", data=str(data), out=str(tmp_path), scope="full", steps=80)
     config = replace(config, objective="accuracy", lr=3e-3, eps=0.03, batch_size=40, eval_every=80, schedule="constant")
     result = train(RunDirectory.create(config.resolved())).result
-    assert result["objective"] == "accuracy" and 0.0 < result["alike_share"] < 0.5
+    assert result["objective"] == "accuracy" and 0.0 < result["tie_share"] < 0.5
     assert result["training_loss"]["last"] < result["training_loss"]["first"] - 0.05
 
 
 def test_the_user_is_told_once_of_directions_that_tell_nothing():
     stuck = Stuck(2)
-    said = [stuck.after(alike) for alike in [2, 1] * 40]
+    said = [stuck.after(ties) for ties in [2, 1] * 40]
     assert len([text for text in said if text]) == 1 and said[49].startswith("on 75% of the directions")
     seldom = Stuck(2)
     assert not any(seldom.after(step % 2) for step in range(100))

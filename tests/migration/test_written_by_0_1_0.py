@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlxzo.cli import main
+from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
 
@@ -86,3 +87,13 @@ def test_a_configuration_trains_again(mlxzo, folder):
     assert values["prefix_cache"] == "ram"
     again = mlxzo("train", "--config", "runs/mezo-done/config.yaml", "--name", "again")
     assert again["final_sha256"] == RunDirectory.open("mezo-done").result()["final_sha256"]
+
+
+def test_directions_without_signal_are_read_under_their_name_of_today(folder):
+    """0.1.0 called them `alike`."""
+    run = RunDirectory.open("mezo-done")
+    result = run.result()
+    assert result is not None and result["tie_share"] == 0.0 and "alike_share" not in result
+    assert [event.result for event, _ in run.events() if isinstance(event, events.Finished)] == [result]
+    line = (run.path / "events.jsonl").read_text().replace('"alike": 0', '"alike": 3')
+    assert {event.ties for event, _ in events.read(line.splitlines()) if isinstance(event, events.Step)} == {3}

@@ -97,12 +97,12 @@ def test_what_a_run_would_go_on_from_is_told(make_run, root):
 
 def test_what_a_run_minimises_is_named_and_directions_that_tell_nothing_are_told(make_run, root):
     run = make_run(events=0, objective="accuracy", queries=2)
-    steps = [dataclasses.replace(_step(n, 0.25), alike=int(n % 2 == 0)) for n in range(1, 5)]
+    steps = [dataclasses.replace(_step(n, 0.25), ties=int(n % 2 == 0)) for n in range(1, 5)]
     run.events_path.write_text("".join(events.to_json(step, 1.7e9 + step.step) + "\n" for step in steps))
 
     async def scenario(pilot):
         # 2 of 8 directions.
-        for words in ("1 Objective: 1 - accuracy", "smoothed 0.2500 · sides alike 25 %", "on 25 % of the directions"):
+        for words in ("1 Objective: 1 - accuracy", "smoothed 0.2500 · ties 25 %", "on 25 % of the directions"):
             await wait_for(pilot, words)
 
     drive(MlxzoApp(root=str(root), run=run), scenario)

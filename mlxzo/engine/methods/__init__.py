@@ -24,13 +24,13 @@ class StepResult:
 
     Attributes:
         loss: of what is minimised, so the objective's value where that is not the loss.
-        alike: directions on whose two sides the batch scored just the same, which tell nothing.
+        ties: directions on both sides of which the batch gave the same value: no signal.
     """
 
     loss: float
     lr: float
     directional_derivative: float | None = None
-    alike: int = 0
+    ties: int = 0
 
 
 class Method(Protocol):

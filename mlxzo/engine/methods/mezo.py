@@ -79,7 +79,7 @@ class MeZO:
                 self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
             terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
             self.apply_updates(terms, step, decay)
-        return StepResult(loss, lr, _summary(derivatives), alike=sum(d == 0.0 for d in derivatives))
+        return StepResult(loss, lr, _summary(derivatives), ties=sum(d == 0.0 for d in derivatives))
 
     def state(self) -> dict[str, mx.array]:
         """Nothing: all of it follows from the journal."""
