@@ -44,7 +44,7 @@ NETWORKS = {
     "Thunderbolt": Link(0.1e-3, 2.5e9),
 }
 _RUN = ["--task", "reviews", "--train-examples", "64", "--validation-examples", "2", "--test-examples", "2"]
-_RUN += ["--prefix-cache", "off", "--scope", "norms", "--eval-every", "100000"]
+_RUN += ["--activation-cache", "off", "--scope", "norms", "--eval-every", "100000"]
 # First steps compile and settle shares.
 _WARM_STEPS = 5
 

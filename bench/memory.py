@@ -83,7 +83,7 @@ class Cell:
             dtype=self.dtype,
             steps=STEPS,
             max_tokens=max(self.tokens + (MAX_NEW_TOKENS if self.written else 8), 64),
-            prefix_cache="off",
+            activation_cache="off",
         ).resolved()
 
     def predict(self) -> MemoryEstimate:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import InternalError, MlxzoError
+from mlxzo.core.options import former_name
 from mlxzo.experiments.comparison import COMMON, Comparison, PlannedRun
 from mlxzo.experiments.queue import RunQueue
 
@@ -21,7 +22,7 @@ _OF_ONE_METHOD = ("lr", "weight_decay", "probe")
 # Options that a comparison has words of its own for.
 _WORDS = ("method", "max_seconds", "seed", "name")
 # Options of MeZO's group that backpropagation takes as well.
-_OF_BOTH = ("prefix_cache",)
+_OF_BOTH = ("activation_cache",)
 
 
 def race(values: Mapping[str, Any]) -> Comparison:
@@ -40,7 +41,8 @@ def race(values: Mapping[str, Any]) -> Comparison:
     words = {key: value for key, value in values.items() if key not in _WORDS}
     shared = {key: value for key, value in words.items() if key in (*COMMON, "steps")}
     own = {"model": config.model, **{key: value for key, value in words.items() if key not in shared}}
-    digest = hashlib.sha256(json.dumps({k: str(v) for k, v in sorted(values.items())}).encode()).hexdigest()[:6]
+    identity = json.dumps(dict(sorted((former_name(key), str(value)) for key, value in values.items())))
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:6]
     return Comparison.from_mapping(
         {
             "name": "-".join(("race", re.sub(r"[^A-Za-z0-9._]+", "-", Path(config.task).stem)[:20], digest)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import RunConfig, options
-from ..core.options import GROUP_TITLES, Option, flag, value_type
+from ..core.options import GROUP_TITLES, Option, flag, former_name, value_type
 
 if TYPE_CHECKING:
     from ..engine.tuned_source import Source
@@ -32,6 +32,8 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
             metavar=_metavar(field, option),
             help=_help(field, option).replace("%", "%%"),
         )
+        if (former := former_name(field.name)) != field.name:
+            parser.add_argument(flag(former), dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import yaml
 
 from .errors import ConfigError
 from .formatting import parse_bytes
-from .options import option_field, parse_value, value_problems
+from .options import current_name, option_field, parse_value, value_problems
 from .scope import STEP_SIZES, Scope, bp_defaults, mezo_defaults
 
 
@@ -256,7 +256,7 @@ class RunConfig:
     lora_scale: float = option_field(
         2.0, "multiplier of the LoRA product (alpha / rank)", "lora", minimum=0.0, exclusive_minimum=True, maximum=1e4
     )
-    prefix_cache: str = option_field(
+    activation_cache: str = option_field(
         "auto",
         "keep the output of frozen layers, once an example: in memory or in a file of the run; auto does where it pays "
         "and fits",
@@ -426,7 +426,9 @@ class RunConfig:
         known = {f.name: f for f in options()}
         problems: list[str] = []
         parsed: dict[str, Any] = {}
-        for key, raw in _words_for_the_probe(values, problems).items():
+        # Of two spellings the later one counts: files are merged in the order of their precedence.
+        current = {current_name(key): raw for key, raw in values.items()}
+        for key, raw in _words_for_the_probe(current, problems).items():
             if key not in known:
                 problems.append(_no_such_option(key))
                 continue
@@ -496,7 +498,7 @@ def options() -> tuple[dataclasses.Field, ...]:
 
 def option_problems(name: Any, raw: Any) -> list[str]:
     """What is wrong with an option and a value of it, text or Python's, whatever the other options are."""
-    f = next((f for f in options() if f.name == name), None)
+    f = next((f for f in options() if f.name == current_name(name)), None)
     if f is None:
         return [_no_such_option(name)]
     if name in ("lr", "scope") and str(raw).lower() == "auto":

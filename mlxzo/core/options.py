@@ -25,6 +25,23 @@ GROUP_TITLES = {
 }
 
 
+# Names that options had before, and have now; files and command lines may use either.
+_RENAMED = {"prefix_cache": "activation_cache"}
+
+
+def current_name(name: Any) -> Any:
+    """`prefix_cache` -> `activation_cache`: the present name of an option that was renamed; any other name as it is."""
+    return _RENAMED.get(name, name) if isinstance(name, str) else name
+
+
+def former_name(name: str) -> str:
+    """`activation_cache` -> `prefix_cache`: the first name of an option; any other name as it is.
+
+    Names of runs that are made from options are made from their first names, so that earlier runs are found again.
+    """
+    return next((former for former, current in _RENAMED.items() if current == name), name)
+
+
 def flag(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")

@@ -31,7 +31,7 @@ from ..zo.curvature import Group, Sensitivity, Value, passes, probe
 from ..zo.perturb import Direction
 from .batching import EncodedExample
 from .scoring import example_losses
-from .session import Session, open_prefix_cache, open_session
+from .session import Session, open_activation_cache, open_session
 
 # Directions and minibatches a direction. Minibatch noise falls with both, the error from directions with the first.
 SAMPLES, SCOPE_SAMPLES, BATCHES = 24, 16, 4
@@ -323,7 +323,7 @@ def probe_scope(config: RunConfig, emit: events.Emit, *, by: str = "scope", samp
     cached = dataclasses.replace(config, steps=samples * BATCHES)
     with tempfile.TemporaryDirectory(prefix="mlxzo-probe-") as folder:
         session.config = cached
-        open_prefix_cache(session, Path(folder), emit)
+        open_activation_cache(session, Path(folder), emit)
         session.config = config
         return probe_session(session, group_names(session.trainable, by), emit, samples)
 

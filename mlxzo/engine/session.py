@@ -42,7 +42,7 @@ from .reward import Answer, Judge
 from .sampling import Sampling
 from .scoring import Scorer
 
-# `prefix_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
+# `activation_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
 _CACHE_SHARE = 0.1
 # Examples of a split whose answers are told, and the longest end of their prompts.
 _SHOWN, _SHOWN_CHARACTERS = 6, 400
@@ -413,7 +413,7 @@ def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
     }
 
 
-def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None:
+def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> None:
     """Gives the frozen layers' output a place to be kept, where the configuration asks for one or there is room.
 
     Args:
@@ -430,7 +430,7 @@ def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None
         for row in example.rows
     }
     size = 4 * session.causal.hidden_size * sum(scorer.kept_positions(row) for row, _ in rows)
-    kind = _prefix_cache_kind(session, folder, size)
+    kind = _activation_cache_kind(session, folder, size)
     if kind == "off":
         return
     if kind == "disk":
@@ -445,11 +445,11 @@ def open_prefix_cache(session: Session, folder: Path, emit: events.Emit) -> None
     )
 
 
-def _prefix_cache_kind(session: Session, folder: Path, size: int) -> str:
+def _activation_cache_kind(session: Session, folder: Path, size: int) -> str:
     """Where a cache of `size` bytes goes: `ram`, `disk` or `off`."""
     config = session.config
-    if not session.scorer.layers or config.prefix_cache != "auto":
-        return config.prefix_cache if session.scorer.layers else "off"
+    if not session.scorer.layers or config.activation_cache != "auto":
+        return config.activation_cache if session.scorer.layers else "off"
     # A run that does not come back to its examples would not get back what the cache costs.
     if config.steps * config.batch_size <= len(session.splits["train"]):
         return "off"

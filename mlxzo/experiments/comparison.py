@@ -29,6 +29,7 @@ import yaml
 
 from ..core.config import DATA_OPTIONS, RunConfig, options
 from ..core.errors import ConfigError, MlxzoError
+from ..core.options import current_name, former_name
 from ..runtime.preflight import check_model, check_task
 from .naming import digest, read_name, read_seeds, slug
 
@@ -236,7 +237,7 @@ class _Reading:
     def _name(self, raw: Any) -> str:
         if raw is None:
             # By what is shared alone, so that seeds and contestants can be added to a comparison.
-            words = json.dumps({key: str(value) for key, value in sorted(self.shared.items())})
+            words = json.dumps(dict(sorted((former_name(key), str(value)) for key, value in self.shared.items())))
             task = Path(str(self.shared.get("task", RunConfig.task))).stem
             return f"compare-{slug(task, 'task')[:20]}-{digest(words)}"
         try:
@@ -288,9 +289,9 @@ def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     """Options as they were understood; those that stand for something to be found (auto) as they were written."""
 
     def stays(key: str) -> bool:
-        return getattr(config, key) is None or str(values[key]).lower() == "auto"
+        return getattr(config, current_name(key)) is None or str(values[key]).lower() == "auto"
 
-    return {key: raw if stays(key) else getattr(config, key) for key, raw in values.items()}
+    return {key: raw if stays(key) else getattr(config, current_name(key)) for key, raw in values.items()}
 
 
 def _described(chosen: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..core.config import RunConfig, option_problems, options
 from ..core.errors import ConfigError, MlxzoError
-from ..core.options import parse_value
+from ..core.options import current_name, parse_value
 from ..runtime.preflight import check_names
 from .naming import LONGEST_NAME, read_name, read_seeds, slug
 from .yaml_lines import Lines
@@ -278,7 +278,7 @@ class _Reading:
 
     def _varied(self, configs: Sequence[RunConfig]) -> list[str]:
         """The options that runs or grids set and in which the runs differ."""
-        given = {key for draft in self.drafted for key in draft.chosen} | {"seed"}
+        given = {current_name(key) for draft in self.drafted for key in draft.chosen} | {"seed"}
         return [name for name in _OPTIONS if name in given and len({getattr(each, name) for each in configs}) > 1]
 
 
@@ -293,13 +293,14 @@ def _name_problems(key: str, value: Any) -> list[str]:
 
 def _label(chosen: Mapping[str, Any]) -> str:
     """What a run is called by its options, in the order of the options, whatever that of the file."""
-    names = [name for name in _OPTIONS if name in chosen and name != "seed"]
+    order = list(_OPTIONS)
+    names = sorted(chosen.keys() - {"seed"}, key=lambda name: order.index(current_name(name)))
     return " ".join(f"{name.replace('_', '-')} {_text(name, chosen[name])}" for name in names)
 
 
 def _text(name: str, raw: Any) -> str:
     """A value as names show it: 1e-3 and 0.001 are one."""
-    if str(raw).lower() == "auto" or (value := parse_value(_OPTIONS[name], raw)) is None:
+    if str(raw).lower() == "auto" or (value := parse_value(_OPTIONS[current_name(name)], raw)) is None:
         return "auto"
     if isinstance(value, float):
         return short if float(short := f"{value:g}") == value else repr(value)

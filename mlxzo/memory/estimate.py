@@ -1,8 +1,8 @@
 """The memory a run will take, by component, from the figures of the model, the data and the options. Imports no MLX.
 
-A run has phases: it loads, evaluates, takes steps, saves. Weights, adapters, the optimiser's state and a prefix cache
-in memory are there throughout; beside them each phase has its own, and the peak is that of the phase that takes most.
-Two figures come out, both in bytes:
+A run has phases: it loads, evaluates, takes steps, saves. Weights, adapters, the optimiser's state and an activation
+cache in memory are there throughout; beside them each phase has its own, and the peak is that of the phase that takes
+most. Two figures come out, both in bytes:
 
     peak        what MLX's own counter (`mx.get_peak_memory`) shows at the end of the run
     footprint   what the operating system charges the process for (phys_footprint on macOS, RSS on Linux), at most:
@@ -175,7 +175,7 @@ class Settings:
         return Settings(
             config.micro_batch,
             config.checkpointing == "on",
-            config.prefix_cache == "ram",
+            config.activation_cache == "ram",
             int(coefficient("default_cache_bytes")),
         )
 
@@ -200,7 +200,7 @@ def estimate(
     """The memory that a run of `config` takes on a model.
 
     Args:
-        config: resolved or not; `checkpointing: auto` counts as off, `prefix_cache: auto` and `disk` as off.
+        config: resolved or not; `checkpointing: auto` counts as off, `activation_cache: auto` and `disk` as off.
         data: sizes of its examples. The batch that counts is that of the largest examples.
         on_cpu: where it runs; None is this machine.
         cache_limit_bytes: limit of MLX's cache of freed buffers; None for MLX's own on the CPU.
@@ -335,7 +335,7 @@ class Predictor:
             parts.append(Component("optimiser state", 8 * self.trained.numbers, why))
         if settings.keeps_prefix:
             why = "output of the frozen layers, once an example"
-            parts.append(Component("prefix cache", self.prefix_bytes, why))
+            parts.append(Component("activation cache", self.prefix_bytes, why))
         return parts
 
     def _forward(self, micro: _Micro, perturbed: bool) -> list[Component]:

@@ -28,7 +28,7 @@ class Fit:
     """A run settled to a cap.
 
     Attributes:
-        config: the run's, with `micro_batch`, `checkpointing` and `prefix_cache` settled.
+        config: the run's, with `micro_batch`, `checkpointing` and `activation_cache` settled.
         estimate: what it is predicted to take.
         cap_bytes: the cap; None: there is none, and nothing was settled but `checkpointing`.
         cache_limit_bytes: what to limit MLX's cache of freed buffers to; None leaves MLX's own.
@@ -64,8 +64,9 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
     """The run with the largest micro-batch whose predicted footprint, and a margin, stay under the cap.
 
     What is `auto` gives way in this order: MLX's cache of freed buffers, the size of a micro-batch down to a quarter
-    of what suits the device, the prefix cache in memory, activations (gradient checkpointing), and then the micro-batch
-    down to one sequence. Only the cut into micro-batches can change a MeZO loss, and that by the rounding of float32.
+    of what suits the device, the activation cache in memory, activations (gradient checkpointing), and then the
+    micro-batch down to one sequence. Only the cut into micro-batches can change a MeZO loss, and that by the rounding
+    of float32.
 
     Raises:
         DoesNotFit: no way of running it fits. The details are the components of the smallest, and what would fit.
@@ -131,7 +132,7 @@ def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
     default = int(coefficient("default_cache_bytes"))
     if on_cpu:
         return default
-    freed = predicted.peak_bytes - predicted.bytes_of("weights", "adapters", "optimiser state", "prefix cache")
+    freed = predicted.peak_bytes - predicted.bytes_of("weights", "adapters", "optimiser state", "activation cache")
     return max(default, min(freed, predicted.footprint_bytes // 10))
 
 
@@ -196,8 +197,8 @@ def _prefix_choices(predictor: Predictor) -> Sequence[bool]:
     config = predictor.config
     if not predictor.prefix_bytes:
         return (False,)
-    if config.prefix_cache != "auto":
-        return (config.prefix_cache == "ram",)
+    if config.activation_cache != "auto":
+        return (config.activation_cache == "ram",)
     # A run that does not come back to its examples would not get back what the cache costs.
     pays = config.steps * config.batch_size > len(predictor.data.train)
     return (True, False) if pays else (False,)
@@ -235,20 +236,20 @@ def _fit(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit:
         notes.append(f"micro-batches of at most {settings.micro_batch} sequences")
     if settings.checkpointing and config.checkpointing == "auto":
         notes.append("gradient checkpointing")
-    if settings.keeps_prefix and config.prefix_cache == "auto":
+    if settings.keeps_prefix and config.activation_cache == "auto":
         notes.append("the output of frozen layers kept in memory")
     notes.append(f"MLX's cache of freed buffers limited to {format_bytes(limit)}")
     settled = dataclasses.replace(
         config,
         micro_batch=settings.micro_batch,
         checkpointing="on" if settings.checkpointing else "off",
-        prefix_cache=_prefix_cache(predictor, settings),
+        activation_cache=_activation_cache(predictor, settings),
     )
     return Fit(settled, predictor.estimate(settings), cap_bytes, limit, tuple(notes))
 
 
-def _prefix_cache(predictor: Predictor, settings: Settings) -> str:
-    asked = predictor.config.prefix_cache
+def _activation_cache(predictor: Predictor, settings: Settings) -> str:
+    asked = predictor.config.activation_cache
     if asked != "auto" or not predictor.prefix_bytes:
         return asked
     # Not on disk: it is read through a map of the file, which the system may count as the process's memory.

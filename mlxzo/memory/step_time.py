@@ -107,7 +107,7 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
         queries = config.queries or 1
         passes = 2 * queries if config.estimator == "spsa" else queries + 1
         # Frozen layers run once a step for all passes, and are kept where the run comes back to its examples.
-        frozen = 0.0 if config.prefix_cache in ("ram", "disk", "auto") else (1.0 - share) * forward
+        frozen = 0.0 if config.activation_cache in ("ram", "disk", "auto") else (1.0 - share) * forward
         noise = moves.numbers * _NOISE_BYTES / rates.bytes_per_second
         return passes * (share * forward + noise) + frozen + queries * noise
     matrices = sum(tensor.size for tensor, _ in moves.tensors if tensor.rows > 1)

@@ -11,7 +11,7 @@ from ..core.run_directory import RunDirectory
 
 # Options that leave the steps that are done as they are, and the weights that follow from them.
 CHANGEABLE = (
-    *("steps", "eval_every", "memory_cap", "micro_batch", "prefix_cache", "checkpointing"),
+    *("steps", "eval_every", "memory_cap", "micro_batch", "activation_cache", "checkpointing"),
     *("parallel", "shares", "check_every", "stall_seconds"),
 )
 

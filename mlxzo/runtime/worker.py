@@ -168,7 +168,7 @@ def train(
     from ..engine.checkpoints import Checkpoints, check_same
     from ..engine.lr_finder import choose_rate, choose_scope
     from ..engine.methods import make_method
-    from ..engine.session import open_prefix_cache, open_session
+    from ..engine.session import open_activation_cache, open_session
     from ..engine.trainer import Trainer
 
     if run.config.awaits_probe and run.config.probe == "scope":
@@ -185,7 +185,7 @@ def train(
     if resume:
         check_same(run, here)
     run.write_json("environment.json", here)
-    open_prefix_cache(session, run.path, emit)
+    open_activation_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
         session.config = settled(run, team, run.config)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from mlxzo.core.config import RunConfig, Scope, mezo_defaults, options
+from mlxzo.core.config import RunConfig, Scope, mezo_defaults, option_problems, options
 from mlxzo.core.errors import ConfigError
 
 
@@ -121,3 +121,17 @@ def test_auto_asks_for_a_probe_and_nothing_else_does(values, probe, scope, lr):
 
 def test_a_scope_is_not_looked_for_with_a_rate_that_is_given():
     assert "scope: auto chooses the learning rate as well" in problems_of({"scope": "auto", "lr": 0.1})[0]
+
+
+@pytest.mark.parametrize("name", ["prefix_cache", "activation_cache"])
+def test_an_option_that_was_renamed_is_read_by_either_name(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{name}: disk\n")
+    config = RunConfig.from_mapping(RunConfig.read_yaml(path))
+    assert config.activation_cache == "disk" and "prefix_cache" not in config.to_dict()
+    assert option_problems(name, "disk") == [] and option_problems(name, "tape") != []
+
+
+@pytest.mark.parametrize("names", [("prefix_cache", "activation_cache"), ("activation_cache", "prefix_cache")])
+def test_of_two_spellings_the_later_one_counts(names):
+    assert RunConfig.from_mapping(dict(zip(names, ("ram", "off"), strict=True))).activation_cache == "off"

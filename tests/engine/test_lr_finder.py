@@ -159,7 +159,7 @@ def test_a_probe_is_the_same_whatever_the_global_seed_and_leaves_every_weight(mo
 
 def test_frozen_layers_may_be_remembered_or_not(model, data):
     rows = [
-        probe_scope(settings(model, data, prefix_cache=kind), lambda event: None, samples=3).rows
+        probe_scope(settings(model, data, activation_cache=kind), lambda event: None, samples=3).rows
         for kind in ("ram", "off")
     ]
     assert rows[0] == rows[1]

@@ -278,7 +278,7 @@ def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):
 
 @pytest.mark.parametrize("cache", ("ram", "disk"))
 @pytest.mark.parametrize("dtype", (mx.float32, mx.bfloat16))
-def test_the_prefix_cache_gives_back_what_was_put(cache, dtype, tmp_path):
+def test_the_activation_cache_gives_back_what_was_put(cache, dtype, tmp_path):
     kept = ActivationCache() if cache == "ram" else DiskActivationCache(tmp_path)
     states = [mx.random.normal((n, 64), key=mx.random.key(n)).astype(dtype) for n in (3, 5)]
     kept.put(["a"], states[:1])

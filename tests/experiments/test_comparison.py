@@ -146,3 +146,10 @@ def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_pa
     typo, good = (each.problem for each in comparison.contestants)
     assert "no model called 'smolm2-135m'; did you mean smollm2-135m" in typo and good == ""
     assert len(comparison.runs()) == 2
+
+
+def test_a_comparison_keeps_its_name_and_runs_when_an_option_is_renamed(tmp_path):
+    before, now = read(tmp_path, prefix_cache="off"), read(tmp_path, activation_cache="off")
+    assert before.runs() == now.runs() and before.runs()[0].config.activation_cache == "off"
+    named = read(tmp_path, contestants=["smollm2-135m prefix-cache=disk"])
+    assert named.runs()[0].config.activation_cache == "disk"

@@ -253,3 +253,10 @@ def test_a_summary_does_not_go_into_a_run(tmp_path, capsys):
     (tmp_path / "b.yaml").write_text(f"seeds: 0\nout: {tmp_path}\n")
     assert main(["batch", str(tmp_path / "b.yaml")]) == 2
     assert "give the batch another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["prefix_cache", "activation_cache"])
+def test_runs_are_named_as_an_option_is_spelled_in_the_file(read, name):
+    batch = read(f"grid: {{{name}: [ram, disk]}}")
+    assert names(batch) == [f"rates-{name.replace('_', '-')}-{kind}-s0" for kind in ("ram", "disk")]
+    assert [run.options for run in batch.runs] == [{"activation_cache": "ram"}, {"activation_cache": "disk"}]

@@ -62,19 +62,19 @@ def test_checkpointing_comes_before_tiny_micro_batches():
     assert "gradient checkpointing" in found.notes
 
 
-def test_the_prefix_cache_gives_way():
+def test_the_activation_cache_gives_way():
     scope = config(scope="norms/last-6", steps=1000)
     with_cache = fit(scope, SHAPE, DATA, 16_000_000_000, on_cpu=False)
-    assert with_cache.config.prefix_cache == "ram"
-    cache = with_cache.estimate.bytes_of("prefix cache")
+    assert with_cache.config.activation_cache == "ram"
+    cache = with_cache.estimate.bytes_of("activation cache")
     assert cache == 2 * SHAPE.hidden * 1200 * 256
     tight = needed_bytes(with_cache.estimate) - with_cache.estimate.cache_limit_bytes - cache // 2
     without = fit(scope, SHAPE, DATA, tight, on_cpu=False).config
-    assert (without.prefix_cache, without.micro_batch) == ("off", None)
+    assert (without.activation_cache, without.micro_batch) == ("off", None)
 
 
 def test_what_the_user_chose_stays():
-    chosen = config(method="bp", scope="lora", checkpointing="off", micro_batch=2, prefix_cache="off")
+    chosen = config(method="bp", scope="lora", checkpointing="off", micro_batch=2, activation_cache="off")
     assert fit(chosen, SHAPE, DATA, 64_000_000_000, on_cpu=False).config == chosen
 
 

@@ -17,6 +17,7 @@ from mlxzo.cli import main
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.tuned_source import read_journal
 
 WRITTEN = Path(__file__).parent / "written_by_0.1.0"
 TEXTS = ("config.yaml", "adapter_config.json")
@@ -97,3 +98,17 @@ def test_directions_without_signal_are_read_under_their_name_of_today(folder):
     assert [event.result for event, _ in run.events() if isinstance(event, events.Finished)] == [result]
     line = (run.path / "events.jsonl").read_text().replace('"alike": 0', '"alike": 3')
     assert {event.ties for event, _ in events.read(line.splitlines()) if isinstance(event, events.Step)} == {3}
+
+
+@pytest.mark.parametrize("flag", ["--prefix-cache", "--activation-cache"])
+def test_either_spelling_of_a_renamed_flag_goes_over_a_file_of_the_old_one(mlxzo, flag):
+    mlxzo("train", "--config", "runs/mezo-done/config.yaml", "--name", "again", "--steps", "2", flag, "off")
+    again = RunDirectory.open("again")
+    assert again.config.activation_cache == "off"
+    assert "\nactivation_cache: off" in (again.path / "config.yaml").read_text().replace("'", "")
+
+
+def test_the_header_of_a_journal_is_read_with_the_old_name_of_an_option(folder):
+    found = read_journal(folder / "tuned.mlxzo").header.config
+    assert "prefix_cache" in found
+    assert RunConfig.from_mapping(found).activation_cache == found["prefix_cache"]

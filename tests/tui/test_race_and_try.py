@@ -40,7 +40,7 @@ def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root):
 
 def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
     values = {"lr": "0.02", "batch_size": "4", "estimator": "fzoo", "optimizer": "adamw", "memory_cap": "2GB"}
-    values |= {"steps": "50", "seed": "3", "out": str(tmp_path), "method": "mezo", "prefix_cache": "off"}
+    values |= {"steps": "50", "seed": "3", "out": str(tmp_path), "method": "mezo", "activation_cache": "off"}
     mezo, bp = (each.config for each in race(values).runs())
     assert (mezo.method, mezo.lr, mezo.estimator, mezo.optimizer) == ("mezo", 0.02, "fzoo", "adam")
     assert (bp.method, bp.lr, bp.estimator, bp.optimizer) == (
@@ -50,7 +50,7 @@ def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
         "adamw",
     )
     for config in (mezo, bp):
-        shared = (config.batch_size, config.memory_cap, config.steps, config.seed, config.prefix_cache)
+        shared = (config.batch_size, config.memory_cap, config.steps, config.seed, config.activation_cache)
         assert shared == (4, "2GB", 50, 3, "off")
     # A rate given for backpropagation is none for MeZO.
     mezo, bp = (each.config for each in race({**values, "method": "bp", "max_seconds": "90"}).runs())

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     *("model", "dtype", "task", "data", "prompt_style", "train_examples", "train_per_label", "max_tokens"),
     *("scope", "steps", "batch_size", "micro_batch", "schedule", "seed", "eps", "directions", "estimator", "queries"),
-    *("update", "direction_scale", "lora_rank", "lora_scale", "lora_targets", "prefix_cache"),
+    *("update", "direction_scale", "lora_rank", "lora_scale", "lora_targets", "activation_cache"),
 )
 _MOST = 10_000
 _BY = {

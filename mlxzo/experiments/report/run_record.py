@@ -122,8 +122,8 @@ def labelled(runs: Sequence[RunDirectory]) -> list[ComparedRun]:
     Raises:
         ConfigError: a configuration cannot be read.
     """
-    # Micro-batches and the prefix cache, which a memory cap settles by each run's data, change no result.
-    apart = {"seed", "name", "out", "data", "micro_batch", "prefix_cache"}
+    # Micro-batches and the activation cache, which a memory cap settles by each run's data, change no result.
+    apart = {"seed", "name", "out", "data", "micro_batch", "activation_cache"}
     configs = [run.config for run in runs]
     named = {"model", "method", "scope"}
     keys = [
