@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import Interrupted
 from mlxzo.core.formatting import (
     format_amount,
     format_bytes,
@@ -42,7 +43,7 @@ def state_words(feed: RunFeed | Replay) -> tuple[str, str]:
     if isinstance(outcome, events.Finished):
         return "✓", "finished"
     if isinstance(outcome, events.Failed):
-        return ("■" if outcome.title == "Interrupted" else "✗"), outcome.title.lower()
+        return ("■" if outcome.kind == Interrupted.kind else "✗"), outcome.title.lower()
     if feed.died:
         return "✗", "died"
     if history.paused:

@@ -81,7 +81,7 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
     if outcome.exit_code == EXIT_INTERRUPTED:
         # As it was asked to: the launcher need not end the others for it.
         return EXIT_DONE
-    if outcome.title == WorkerDied.title:
+    if outcome.kind == WorkerDied.kind:
         # What it had reached is of no use without rank 0.
         outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` goes on, with or without it", details=[])
     if RELAY in os.environ:

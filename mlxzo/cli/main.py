@@ -37,6 +37,7 @@ COMMANDS = {
 class UsageError(ConfigError):
     """Arguments that the command line does not understand."""
 
+    kind = "usage"
     title = "Usage"
 
 

@@ -1,4 +1,4 @@
-"""Typed errors: a title, one plain sentence, the fix, and the exit code that goes with them."""
+"""Typed errors: a kind, a title, one plain sentence, the fix, and the exit code that goes with them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ class MlxzoError(Exception):
         message: one plain sentence saying what is wrong.
         fix: what to do about it, in the imperative; may be empty.
         details: further lines, such as every problem of a file with its line number.
+
+    Attributes:
+        kind: names the kind of error to programs, and never changes; `title` names it to people.
     """
 
+    kind = "error"
     title = "Error"
     exit_code = EXIT_USAGE
 
@@ -32,7 +36,9 @@ class MlxzoError(Exception):
         self.details = list(details)
 
     def to_dict(self) -> dict:
+        """The fields of `events.Failed`."""
         return {
+            "kind": self.kind,
             "title": self.title,
             "message": self.message,
             "fix": self.fix,
@@ -42,18 +48,20 @@ class MlxzoError(Exception):
 
 
 class ConfigError(MlxzoError):
-    """An option, YAML key or value that is wrong."""
+    """A wrong option, YAML key or value."""
 
+    kind = "configuration"
     title = "Configuration"
 
 
 class DoesNotFit(MlxzoError):
-    """Memory or disk space that is not there.
+    """Memory or disk space that is missing.
 
     Args:
-        needed_bytes: the memory that a run was predicted to need, where it is refused for that; else None.
+        needed_bytes: the predicted memory of a run that was refused for it; else None.
     """
 
+    kind = "does-not-fit"
     title = "Does not fit"
     exit_code = EXIT_DOES_NOT_FIT
 
@@ -66,20 +74,23 @@ class DoesNotFit(MlxzoError):
 
 
 class WorkerDied(DoesNotFit):
-    """The training process was ended by a signal, most often for want of memory."""
+    """The training process was ended by a signal, most often because memory ran out."""
 
+    kind = "worker-died"
     title = "Worker died"
 
 
 class RankLost(WorkerDied):
-    """In a run over several processes, another one ended, or lets this one wait for too long."""
+    """Another process of the run ended, or did not answer in time."""
 
+    kind = "rank-lost"
     title = "Rank lost"
 
 
 class RanksError(MlxzoError):
-    """The processes of a run cannot come together: a host, an address, or a port that is taken."""
+    """The processes of a run cannot connect: a wrong host or address, or a port that is taken."""
 
+    kind = "ranks"
     title = "Ranks"
     exit_code = EXIT_UNAVAILABLE
 
@@ -87,13 +98,15 @@ class RanksError(MlxzoError):
 class RanksDisagree(MlxzoError):
     """The processes of a run no longer hold the same weights."""
 
+    kind = "ranks-disagree"
     title = "Ranks disagree"
     exit_code = EXIT_INTERNAL
 
 
 class DataError(MlxzoError):
-    """Data files that are missing, malformed or at odds with the task."""
+    """Data files that are missing, malformed or do not match the task."""
 
+    kind = "data"
     title = "Data"
     exit_code = EXIT_UNAVAILABLE
 
@@ -101,6 +114,7 @@ class DataError(MlxzoError):
 class ModelError(MlxzoError):
     """A model that is unknown, cannot be fetched, or cannot be loaded."""
 
+    kind = "model"
     title = "Model"
     exit_code = EXIT_UNAVAILABLE
 
@@ -108,6 +122,7 @@ class ModelError(MlxzoError):
 class RewardError(MlxzoError):
     """The user's reward program or function failed."""
 
+    kind = "reward"
     title = "Reward"
     exit_code = EXIT_UNAVAILABLE
 
@@ -115,6 +130,7 @@ class RewardError(MlxzoError):
 class Diverged(MlxzoError):
     """The loss is no longer a finite number."""
 
+    kind = "diverged"
     title = "Diverged"
     exit_code = EXIT_DIVERGED
 
@@ -122,12 +138,14 @@ class Diverged(MlxzoError):
 class Interrupted(MlxzoError):
     """The user asked the run to stop."""
 
+    kind = "interrupted"
     title = "Interrupted"
     exit_code = EXIT_INTERRUPTED
 
 
 class InternalError(MlxzoError):
-    """A mistake of mlxzo's own."""
+    """A fault in mlxzo itself."""
 
+    kind = "internal-error"
     title = "Internal error"
     exit_code = EXIT_INTERNAL

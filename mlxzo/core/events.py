@@ -219,7 +219,10 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The run ended early; the fields are those of an MlxzoError, and `needed_bytes` is that of a DoesNotFit."""
+    """The run ended early; the fields are those of an MlxzoError, and `needed_bytes` is that of a DoesNotFit.
+
+    mlxzo 0.1.0 wrote no `kind`; it is then made from the title.
+    """
 
     name: ClassVar[str] = "failed"
     title: str
@@ -228,11 +231,16 @@ class Failed(Event):
     details: list[str]
     exit_code: int
     needed_bytes: int | None = None
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", self.title.lower().replace(" ", "-"))
 
     def error(self) -> MlxzoError:
         """The error of another process as an exception of this one."""
         error = MlxzoError(self.message, self.fix, self.details)
-        error.title, error.exit_code = self.title, self.exit_code
+        error.kind, error.title, error.exit_code = self.kind, self.title, self.exit_code
         return error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import DoesNotFit
+from .errors import ConfigError, DoesNotFit, MlxzoError
 from .formatting import format_bytes
 
 BLOCK_BYTES = 1 << 20
@@ -148,6 +148,31 @@ def disk_full(purpose: str, needed_bytes: int | None = None, free_bytes: int | N
         f"the disk has no room for {purpose}{figures}",
         "free some space, or set MLXZO_HOME (and HF_HOME for hub models) to a folder on a larger disk",
     )
+
+
+@contextmanager
+def explained(path: Path, what: str, option: str = "--out", refused: type[MlxzoError] = ConfigError) -> Iterator[None]:
+    """Turns an OSError while `path` is written into an error that a user can act on.
+
+    Args:
+        what: is written there, such as "the run".
+        option: chooses another place.
+        refused: the error for any reason but a full disk.
+
+    Raises:
+        DoesNotFit: the disk is full. `refused`: `path` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise DoesNotFit(
+                f"the disk that holds {path} has no room for {what}",
+                f"free some space, or choose another disk with {option}",
+            ) from None
+        raise refused(
+            f"{what} cannot be written to {path}: {error.strerror or error}", f"choose another folder with {option}"
+        ) from None
 
 
 def is_disk_full(error: BaseException) -> bool:

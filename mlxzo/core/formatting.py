@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import MlxzoError
+from .metrics import metric_named
 
 if TYPE_CHECKING:
     from . import events
@@ -74,10 +75,10 @@ def ranks_text(event: events.RankStats) -> str:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """Shares as percentages; a metric that is a loss or a length of its own as a number."""
+    """A value of the metric of this name: a share in percent, any other with three decimals."""
     if value is None:
         return "n/a"
-    return f"{value:.3f}" if metric in ("loss", "perplexity", "reward") else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if metric_named(metric).is_share else f"{value:.3f}"
 
 
 def format_count(count: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import fcntl
 import json
 import os
@@ -24,8 +23,8 @@ from typing import Any, Literal
 
 from . import events, run_migrations
 from .config import RunConfig
-from .errors import ConfigError, DoesNotFit, WorkerDied
-from .files import disk_full, is_disk_full, write_atomic
+from .errors import ConfigError, DoesNotFit, Interrupted, WorkerDied
+from .files import explained, write_atomic
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
@@ -59,7 +58,7 @@ class RunDirectory:
         """
         root = Path(config.out).expanduser().absolute()
         names = iter((config.name,)) if config.name else _automatic_names(config)
-        with explained(root):
+        with explained(root, "the run"):
             root.mkdir(parents=True, exist_ok=True)
             for name in names:
                 try:
@@ -176,9 +175,9 @@ class RunDirectory:
         last = self.outcome[0] if self.outcome else None
         if isinstance(last, events.Finished):
             return "finished"
-        if last is None or last.title == WorkerDied.title:
+        if last is None or last.kind == WorkerDied.kind:
             return "died"
-        return "interrupted" if last.title == "Interrupted" else "failed"
+        return "interrupted" if last.kind == Interrupted.kind else "failed"
 
     @property
     def outcome(self) -> tuple[events.Finished | events.Failed, float] | None:
@@ -245,7 +244,7 @@ class RunDirectory:
             ConfigError: the folder is gone or cannot be written. DoesNotFit: the disk is full.
         """
         for attempt in range(10):
-            with explained(self.path):
+            with explained(self.path, "the run"):
                 descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -268,7 +267,7 @@ class RunDirectory:
             ConfigError, DoesNotFit: as `claim`.
         """
         if make:
-            with explained(self.path):
+            with explained(self.path, "the run"):
                 self.path.mkdir(parents=True, exist_ok=True)
         lock = None if self.worker_is_alive() else self.claim()
         try:
@@ -283,7 +282,7 @@ class RunDirectory:
         Raises:
             ConfigError: the folder cannot be written. DoesNotFit: the disk is full.
         """
-        with explained(self.path):
+        with explained(self.path, "the run"):
             for name in _BEFORE_WORK:
                 (self.path / name).unlink(missing_ok=True)
             run_migrations.write_version(self.path)
@@ -298,7 +297,7 @@ class RunDirectory:
         """
         if run_migrations.version_of(self.path) == run_migrations.VERSION:
             return
-        with self.held() as lock, explained(self.path):
+        with self.held() as lock, explained(self.path, "the run"):
             if lock is None:
                 raise ConfigError(f"an older mlxzo is running {self.id}", "wait for it to end")
             run_migrations.migrate(self.path)
@@ -309,7 +308,7 @@ class RunDirectory:
         Raises:
             ConfigError: it is running, or cannot be removed.
         """
-        with self.held() as lock, explained(self.path):
+        with self.held() as lock, explained(self.path, "the run"):
             if lock is None:
                 raise ConfigError(f"the run {self.id} is running", f"stop it first: `mlxzo runs stop {self.id}`")
             shutil.rmtree(self.path)
@@ -333,7 +332,7 @@ class RunDirectory:
         Raises:
             DoesNotFit: the disk is full; ConfigError: the folder cannot be written.
         """
-        with explained(self.path):
+        with explained(self.path, "the run"):
             write_atomic(self.path / name, text)
 
     def settle(self, config: RunConfig) -> None:
@@ -394,22 +393,3 @@ def _automatic_names(config: RunConfig) -> Iterator[str]:
     # Runs of the same configuration begun in the same second.
     for number in range(2, 1000):
         yield f"{words}-{moment}-{number}"
-
-
-@contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turns the ways a folder of runs refuses a file into errors that a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            full = disk_full(f"the run in {folder}")
-            raise DoesNotFit(full.message, "free some space, or choose another disk with --out DIR") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ConfigError(
-                f"{folder} cannot be written: {error.strerror}", "choose another folder with --out DIR"
-            ) from None
-        raise ConfigError(
-            f"{folder} cannot hold run directories: {error.strerror or error}",
-            "choose another folder with --out DIR",
-        ) from None

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..core.errors import DoesNotFit, ModelError
-from ..core.files import disk_full, fsync_folder, is_disk_full, need_free_space
+from ..core.files import explained, fsync_folder, need_free_space
 from ..models.causal import Slot
 from ..models.loading import described, fingerprint
 from ..models.safetensors_file import (
@@ -36,17 +36,15 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
         DoesNotFit: the disk is full; an earlier file of that name is still whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    purpose = f"the state {path.name}"
-    need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, purpose)
+    need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, f"the state {path.name}")
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_safetensors(temporary, _plans(parameters), metadata=_metadata(fingerprint(parameters), step))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise disk_full(purpose) from None
-        raise DoesNotFit(f"{path} cannot be written: {error.strerror}", "choose another folder with --out") from None
+    with explained(path, "the state", refused=DoesNotFit):
+        try:
+            write_safetensors(temporary, _plans(parameters), metadata=_metadata(fingerprint(parameters), step))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     fsync_folder(path.parent)
     return path.stat().st_size
 

@@ -14,6 +14,7 @@ from itertools import accumulate, islice
 
 import numpy as np
 
+from ..core.metrics import metric_named
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
 from .batching import Batch, EncodedExample, Shapes, by_length
@@ -39,22 +40,19 @@ class Evaluation:
     more: dict[str, float] = field(default_factory=dict)
 
     def better_than(self, other: Evaluation | None) -> bool:
-        """By the metric; by the loss where the metric cannot tell the two apart.
+        """Compares two evaluations by the metric, and by the loss where a share cannot tell them apart.
 
-        Values within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5 points, so
+        Shares within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5 points, so
         the higher accuracy would often be luck, while the loss sees small changes of every example. A mean of F1 values
         has at most that error: no distribution on [0, 1] spreads wider than the share with the same mean.
         """
         if other is None:
             return True
-        if self.metric == "reward":
-            # On a scale of the judge's own, and what the run is after.
-            return self.value > other.value
-        if self.metric in METRICS:
-            error = math.sqrt(other.value * (1.0 - other.value) / other.examples)
-            if abs(self.value - other.value) > error:
-                return self.value > other.value
-        return self.loss < other.loss
+        metric = metric_named(self.metric)
+        error = math.sqrt(other.value * (1.0 - other.value) / other.examples) if metric.is_share else 0.0
+        if abs(self.value - other.value) > error:
+            return metric.merit(self.value) > metric.merit(other.value)
+        return metric.is_share and self.loss < other.loss
 
 
 @dataclass(frozen=True)

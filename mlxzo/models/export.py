@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
-from ..core.files import disk_full, is_disk_full, need_free_space, publish_folder
+from ..core.files import explained, need_free_space, publish_folder
 from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .adapters import BiasedLinear, GainedLinear, PromotedNorm
 from .causal import decoder, parameter_slots, slot_of
@@ -226,20 +227,15 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Tells in words why `out` cannot be written.
-
-    Raises:
-        DoesNotFit: the disk is full. ConfigError: it may not be written there.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # MLX reports a write that failed as a RuntimeError, and does not say why.
-        if is_disk_full(error) or (isinstance(error, RuntimeError) and disk_usage(out.parent).free < 1 << 20):
-            raise disk_full(_purpose(out)) from None
-        if isinstance(error, OSError):
-            raise ConfigError(f"{out} cannot be written: {error.strerror}", "name another place with --out") from None
-        raise
+    """Turns a failed write of `out` into an error that a user can act on (see `explained`)."""
+    with explained(out, _purpose(out)):
+        try:
+            yield
+        except RuntimeError as error:
+            # MLX reports a write that failed as a RuntimeError, and does not say why.
+            if disk_usage(out.parent).free < 1 << 20:
+                raise OSError(errno.ENOSPC, str(error)) from None
+            raise
 
 
 def _purpose(out: Path) -> str:

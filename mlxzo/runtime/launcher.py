@@ -150,10 +150,10 @@ class Launcher:
         if self.result is not None:
             return None
         told = [rank for rank in self._failed if rank.failed is not None]
-        reasons = [rank for rank in told if rank.failed.title not in (RankLost.title, Interrupted.title)]
+        reasons = [rank for rank in told if rank.failed.kind not in (RankLost.kind, Interrupted.kind)]
         silent = [rank for rank in self._failed if rank.failed is None]
         if self._stops and not reasons:
-            said = next((rank.failed for rank in told if rank.failed.title == Interrupted.title), None)
+            said = next((rank.failed for rank in told if rank.failed.kind == Interrupted.kind), None)
             if said is not None:
                 return Interrupted(said.message, said.fix, said.details)
             return Interrupted("the run was stopped before it could say more", "`mlxzo train --resume RUN` goes on")

@@ -163,7 +163,7 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "runs").write_text("a file in the way")
-    with pytest.raises(ConfigError, match=r"cannot hold run directories") as caught:
+    with pytest.raises(ConfigError, match=r"the run cannot be written") as caught:
         make(tmp_path)
     assert "--out" in caught.value.fix
 

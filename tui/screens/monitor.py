@@ -11,7 +11,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxzo.core import events
-from mlxzo.core.errors import MlxzoError
+from mlxzo.core.errors import Interrupted, MlxzoError
 from mlxzo.core.formatting import format_bytes
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.runtime import control
@@ -212,7 +212,7 @@ class Monitor(Page):
         history = feed.history
         if isinstance(history.outcome, events.Failed) and self._told is not history.outcome:
             self._told = history.outcome
-            if history.outcome.title != "Interrupted" and isinstance(feed, RunFeed) and feed.supervision is not None:
+            if history.outcome.kind != Interrupted.kind and isinstance(feed, RunFeed) and feed.supervision is not None:
                 self.app.push_screen(
                     error_dialog(history.outcome, resume="Resume", again="Set up again"),
                     lambda choice: self._after_failure(choice, feed.run),

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import EXIT_DONE, DoesNotFit, WorkerDied
-from ...core.files import write_atomic
-from ...core.run_directory import explained
+from ...core.files import explained, write_atomic
 from ..sweep import PlannedRun
 from .run_record import ComparedRun
 
@@ -76,6 +75,6 @@ def write_summary(records: Iterable[Record], folder: Path) -> None:
     Raises:
         DoesNotFit: the disk is full. ConfigError: the folder cannot be written.
     """
-    with explained(folder):
+    with explained(folder, "the summary"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / SUMMARY, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))

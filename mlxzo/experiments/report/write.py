@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
-from ...core.errors import ConfigError
-from ...core.files import disk_full, is_disk_full, write_atomic
+from ...core.files import explained, write_atomic
 from . import figures
 from .html import page
 from .summary import ComparisonReport
@@ -36,19 +34,7 @@ def write_report(report: ComparisonReport, folder: Path, configuration: str = ""
     }
     if configuration:
         content[CONFIGURATION] = configuration
-    with _explained(folder):
+    with explained(folder, "the report", "--report"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in content.items():
             write_atomic(folder / name, text)
-
-
-@contextlib.contextmanager
-def _explained(folder: Path):
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(f"the report in {folder}") from None
-        raise ConfigError(
-            f"the report cannot be written to {folder}: {error.strerror or error}", "name another folder with --report"
-        ) from None
