@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -443,34 +442,6 @@ class RunConfig:
         if problems:
             raise _configuration_error(problems, source)
         return config
-
-    @staticmethod
-    def read_yaml(path: str | Path) -> dict[str, Any]:
-        """The mapping in a YAML file, unchecked beyond being a mapping.
-
-        Raises:
-            ConfigError: the file is missing, is not YAML (with line and column), or is not a mapping.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror or error}", "check the path") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
-        try:
-            # The C-free safe loader constructs plain values only: no code runs from a YAML file.
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise ConfigError(
-                f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}", "correct that line"
-            ) from None
-        if values is None:
-            return {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold `option: value` lines", "see `mlxzo train --help` for the options")
-        return values
 
 
 def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from . import events, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DoesNotFit, Interrupted, WorkerDied
 from .files import explained, write_atomic
+from .yaml_file import read_yaml
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
@@ -145,7 +146,7 @@ class RunDirectory:
         """
         self.migrate()
         path = self.path / "config.yaml"
-        return RunConfig.from_mapping(RunConfig.read_yaml(path), source=str(path))
+        return RunConfig.from_mapping(read_yaml(path), source=str(path))
 
     def events(self) -> Iterator[tuple[events.Event, float]]:
         """Every event so far with its time (seconds since the epoch); torn and unknown lines are skipped."""

@@ -26,9 +26,9 @@ from typing import Any
 from ..core.config import RunConfig, option_problems, options
 from ..core.errors import ConfigError, MlxzoError
 from ..core.options import current_name, parse_value
+from ..core.yaml_file import GIVEN_TWICE, YamlFile
 from ..runtime.preflight import check_names
 from .naming import LONGEST_NAME, read_name, read_seeds, slug
-from .yaml_lines import Lines
 
 MOST_RUNS = 1000
 _KEYS = ("name", "out", "seeds", "defaults", "runs", "grid")
@@ -73,8 +73,8 @@ class Sweep:
         Raises:
             ConfigError: every problem of the file at once, with its line.
         """
-        values = RunConfig.read_yaml(path)
-        return _Reading(values, Lines(path), Path(path), out).batch()
+        file = YamlFile.read(path)
+        return _Reading(file.values(), file, Path(path), out).batch()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Drafted:
 class _Reading:
     """One reading of a file, gathering what is wrong with it."""
 
-    def __init__(self, values: dict[str, Any], lines: Lines, path: Path, out: str | None):
+    def __init__(self, values: dict[str, Any], lines: YamlFile, path: Path, out: str | None):
         self.problems: list[tuple[int, str]] = []
         self.lines, self.path = lines, path
         self._check_keys(values)
@@ -132,7 +132,7 @@ class _Reading:
 
     def _check_repeated(self, path: tuple[Any, ...]) -> None:
         for key, line in self.lines.repeated(*path):
-            self.problems.append((line, f"{key}: it is given more than once"))
+            self.problems.append((line, f"{key}: {GIVEN_TWICE}"))
 
     def _name(self, raw: Any) -> str:
         if raw is None:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError
+from ..core.yaml_file import YamlFile
 from .base import Task, require, require_text, require_texts, shown
 from .classification import Classification, Label
 from .questions import Questions
@@ -70,41 +71,15 @@ def read_task_yaml(path: str | Path) -> Task:
     Raises:
         ConfigError: the file cannot be read, is not YAML, or describes no task; every problem is listed.
     """
-    try:
-        root = yaml.compose(_read(path), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path} is not valid YAML{where}: {reason}", "correct that line") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply for a task", f"a task has the keys {', '.join(KEYS)}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path} must hold `key: value` lines", f"a task has the keys {', '.join(KEYS)}")
+    fix = f"a task has the keys {', '.join(KEYS)}"
+    file = YamlFile.read(path, "task", holds="key: value", fix=fix, most_bytes=_MAX_BYTES, may_be_empty=False)
     # Nodes are read as they stand: constructing them would turn `yes` into True, and aliases may have no end.
     problems: list[str] = []
-    task = _task(_entries(root, KEYS, problems), problems)
+    task = _task(_entries(file.root, KEYS, problems), problems)
     if problems or task is None:
         message = problems[0] if len(problems) == 1 else f"{len(problems)} problems"
-        fix = f"a task has the keys {', '.join(KEYS)}"
         raise ConfigError(f"{path}: {message}", fix, problems if len(problems) > 1 else ())
     return task
-
-
-def _read(path: str | Path) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror or error}", "check the path given to --task"
-        ) from None
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {_MAX_BYTES // 1024} KB, which no task is", "check the path")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
 
 
 def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
@@ -151,7 +126,7 @@ def _task(entries: dict[str, yaml.Node], problems: list[str]) -> Task | None:
             if target_field in template.fields:
                 what = "what is asked for" if writes else "the label"
                 problems.append(f"template: {{{target_field}}} is {what}, which would give the answer away")
-    if problems:
+    if problems or name is None:
         return None
     description = texts.get("description") or f"own task {name}"
     if writes:

@@ -14,8 +14,8 @@ import pytest
 
 from mlxzo.cli.commands.quickstart import next_commands
 from mlxzo.core import events
-from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory, list_runs
+from mlxzo.core.yaml_file import read_yaml
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
@@ -213,4 +213,12 @@ def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished):
     generate, show, again = (shlex.split(command) for command in next_commands(run))
     assert cli(*generate[1:], "--max-new-tokens", 2).returncode == 0
     assert cli(*show[1:]).returncode == 0
-    assert again[:2] == ["mlxzo", "train"] and RunConfig.read_yaml(again[3])["steps"] == 6
+    assert again[:2] == ["mlxzo", "train"] and read_yaml(again[3])["steps"] == 6
+
+
+def test_a_key_that_a_file_gives_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 6\nlr: 0.1\nsteps: 60\n")
+    done = cli("train", "--config", path, "--out", tmp_path / "runs")
+    assert done.returncode == 2 and "line 3: steps: it is given more than once" in done.stderr
+    assert not (tmp_path / "runs").exists()

@@ -7,6 +7,7 @@ import yaml
 
 from mlxzo.core.config import RunConfig, Scope, mezo_defaults, option_problems, options
 from mlxzo.core.errors import ConfigError
+from mlxzo.core.yaml_file import read_yaml
 
 
 def problems_of(values):
@@ -61,7 +62,7 @@ def test_yaml_round_trip_keeps_every_option(tmp_path):
     ).resolved()
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
-    assert RunConfig.from_mapping(RunConfig.read_yaml(path)) == config
+    assert RunConfig.from_mapping(read_yaml(path)) == config
     assert set(yaml.safe_load(config.to_yaml())) == {field.name for field in options()}
 
 
@@ -78,16 +79,16 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, expected):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected) as caught:
-        RunConfig.read_yaml(path)
+        read_yaml(path)
     assert "bad.yaml" in caught.value.message
 
 
 def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(b"")
-    assert RunConfig.read_yaml(path) == {}
+    assert read_yaml(path) == {}
     path.write_bytes(b"\xef\xbb\xbfsteps: 3\n")
-    assert RunConfig.read_yaml(path) == {"steps": 3}
+    assert read_yaml(path) == {"steps": 3}
 
 
 def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
@@ -127,7 +128,7 @@ def test_a_scope_is_not_looked_for_with_a_rate_that_is_given():
 def test_an_option_that_was_renamed_is_read_by_either_name(tmp_path, name):
     path = tmp_path / "run.yaml"
     path.write_text(f"{name}: disk\n")
-    config = RunConfig.from_mapping(RunConfig.read_yaml(path))
+    config = RunConfig.from_mapping(read_yaml(path))
     assert config.activation_cache == "disk" and "prefix_cache" not in config.to_dict()
     assert option_problems(name, "disk") == [] and option_problems(name, "tape") != []
 

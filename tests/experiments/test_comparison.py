@@ -4,6 +4,7 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
+from mlxzo.core.yaml_file import read_yaml
 from mlxzo.experiments.comparison import Comparison, parse_contestant
 
 TWO = ["smollm2-135m bp lora lr=1e-3", "gemma-3-270m mezo norms/last-6"]
@@ -84,7 +85,7 @@ def test_its_yaml_gives_the_same_comparison_again(tmp_path):
     comparison = read(tmp_path, minutes=0.7, seeds=[2], contestants=contestants, data=str(tmp_path))
     path = tmp_path / "c.yaml"
     path.write_text(comparison.to_yaml())
-    again = Comparison.from_mapping(RunConfig.read_yaml(path))
+    again = Comparison.from_mapping(read_yaml(path))
     assert again.runs() == comparison.runs() and again.name == comparison.name
     assert again.runs()[2].config.checkpointing == "on" and again.runs()[2].config.probe == "scope"
 

@@ -17,6 +17,7 @@ from mlxzo.cli import main
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.core.yaml_file import read_yaml
 from mlxzo.engine.tuned_source import read_journal
 
 WRITTEN = Path(__file__).parent / "written_by_0.1.0"
@@ -84,7 +85,7 @@ def test_a_batch_that_is_done_stays_done(mlxzo, folder):
 
 
 def test_a_configuration_trains_again(mlxzo, folder):
-    values = RunConfig.read_yaml(folder / "runs" / "mezo-done" / "config.yaml")
+    values = read_yaml(folder / "runs" / "mezo-done" / "config.yaml")
     assert values["prefix_cache"] == "ram"
     again = mlxzo("train", "--config", "runs/mezo-done/config.yaml", "--name", "again")
     assert again["final_sha256"] == RunDirectory.open("mezo-done").result()["final_sha256"]

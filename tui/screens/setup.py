@@ -23,6 +23,7 @@ from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import ConfigError, MlxzoError
 from mlxzo.core.formatting import format_bytes, format_count, parse_bytes, printable
 from mlxzo.core.meter import system_memory
+from mlxzo.core.yaml_file import read_yaml
 from mlxzo.models.registry import load_registry
 from mlxzo.runtime.preflight import check_names
 from mlxzo.tasks.base import TaskData
@@ -437,7 +438,7 @@ class Setup(Page):
 
     def _load(self, name: str) -> None:
         try:
-            self.fill(RunConfig.from_mapping(RunConfig.read_yaml(Path(name).expanduser()), source=name))
+            self.fill(RunConfig.from_mapping(read_yaml(Path(name).expanduser()), source=name))
         except MlxzoError as problem:
             self.app.report(problem)
 

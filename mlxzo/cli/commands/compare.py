@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.formatting import printable
+from ...core.yaml_file import read_yaml
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
 
     flags: dict[str, Any] = config_values(arguments)
     flags |= {key: value for key in _OWN if (value := getattr(arguments, key)) is not None}
-    values = {**(RunConfig.read_yaml(arguments.config) if arguments.config else {}), **flags}
+    values = {**(read_yaml(arguments.config) if arguments.config else {}), **flags}
     return Comparison.from_mapping(values, source=arguments.config or "")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE
+from ...core.yaml_file import read_yaml
 from ...runtime.hosts import LOCALHOST
 from ...runtime.launcher import RELAY
 from ...runtime.preflight import check_names
@@ -142,7 +143,7 @@ def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
         ConfigError: every unknown option and bad value at once; an unknown task.
         ModelError: a name that no model has.
     """
-    values = {**(RunConfig.read_yaml(file) if file else {}), **flags}
+    values = {**(read_yaml(file) if file else {}), **flags}
     config = RunConfig.from_mapping(values, source=file or "").resolved()
     return check_names(config)
 
