@@ -110,7 +110,7 @@ class MlxzoApp(App[None]):
         """Shows a configuration in Setup, to be changed and started."""
         self._to_set_up = config
         if isinstance(self.screen, Setup):
-            self.screen.take_over()
+            self.screen.show_requested()
         else:
             self.switch_mode("setup")
 

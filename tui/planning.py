@@ -1,4 +1,4 @@
-"""What a run will take, as the screens show it. The one place of the app that asks the memory planner."""
+"""The predicted memory and time of a run, as the screens show them. Nothing else in the app asks the planner."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mlxzo.memory.plan import settle, try_fit
 from mlxzo.models.architecture import shape_of
 from mlxzo.tasks.base import TaskData
 
-# Taken for prompts that were not seen yet.
+# Assumed length of prompts whose rows are not here.
 _UNSEEN_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run is predicted to take.
+    """The memory that a run is predicted to take.
 
     Attributes:
         parts: the components of the footprint, which is their sum.
-        notes: how the run was fitted to its cap, and what the figures rest on, in words.
-        problem: why it does not fit, with what would; None where it fits.
+        notes: how the run was fitted to its cap, and what the prediction assumes, in words.
+        problem: why it does not fit, with a fix that would; None if it fits.
     """
 
     parts: tuple[Component, ...]
@@ -47,11 +47,11 @@ class Prediction:
 
 
 def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -> Prediction | None:
-    """What the run would take with `model` in place of its own, fitted to its cap; None where the model's figures are
-    not on this machine. Without a cap it fits if the machine has that much free.
+    """The memory of the run with `model` in place of its own, fitted to its cap; None where the model's configuration
+    is not on this machine. Without a cap the run fits if that much memory is free.
 
     Args:
-        advise: look for what would fit instead, which takes longer than all the rest.
+        advise: look for a fix that would fit, which takes longer than all the rest.
     """
     config = dataclasses.replace(config, model=model)
     try:
@@ -81,21 +81,22 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
 
 
 def sizes(data: TaskData | None, config: RunConfig) -> Data:
-    """The sizes of a task's examples, by their characters; of unseen ones an assumption."""
+    """The sizes of a task's examples, from their characters; an assumption where the rows are not here."""
     if data is None:
         return Data.uniform(min(_UNSEEN_TOKENS, config.max_tokens))
     return _sizes(data, config.max_tokens, config.objective)
 
 
-# A moving cap asks again and again, and what is found of all examples together stays with them.
+# A cap that moves asks again and again, and the sizes depend on the examples alone.
 _sizes = functools.lru_cache(maxsize=4)(sizes_of)
 
 
-def pace(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
-    """How long the training steps will take, by the latest finished run of the same kind; says so where none was."""
+def training_time(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
+    """The expected time of the training steps in words, from the first of `runs` with the same model, method and scope
+    that has finished."""
     for run in runs:
         result = run.result() or {}
         same = all(result.get(name) == getattr(config, name) for name in ("method", "scope"))
         if same and result.get("model") == Path(config.model).name and (speed := result.get("steps_per_second")):
             return f"about {format_seconds(config.steps / speed)} of training, at the speed of {run.id}"
-    return "time: not known before a run of this model, method and scope has finished here"
+    return "time: unknown until a run of this model, method and scope has finished here"

@@ -12,7 +12,8 @@ from mlxzo.tasks.registry import load_task
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
 from tui.planning import predict, sizes
-from tui.screens.setup import Setup, check
+from tui.screens.setup import Setup
+from tui.setup_check import check
 from tui.widgets.cap import CapSlider, round_sizes
 from tui.widgets.form import Field, Pick
 

@@ -49,13 +49,18 @@ class Page(Screen[None]):
         # tenth of a second and more each time.
         self.call_after_refresh(gc.freeze)
 
-    def tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """Calls a method of this page with what a thread has found, on the app's own thread.
+    def deliver(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Calls a method with the results of a worker thread, on the app's own thread, unless the page has closed.
 
-        Of a page that closes meanwhile the widgets go first: then there is nobody left to be told.
+        A page that closes loses its widgets first, so the method may not find them.
         """
+
+        def call() -> None:
+            if self.is_running:
+                callback(*arguments)
+
         with suppress(NoMatches):
-            self.app.call_from_thread(callback, *arguments)
+            self.app.call_from_thread(call)
 
     def on_descendant_focus(self) -> None:
         self._mark_frame()

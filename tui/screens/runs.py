@@ -140,20 +140,17 @@ class Runs(Page):
             for entries in in_batches(due, 40, 200):
                 if worker.is_cancelled:
                     return
-                self.tell(self._take, entries)
-            self.tell(self._keep, {run.path for run in runs}, batches)
+                self.deliver(self._take, entries)
+            self.deliver(self._keep, {run.path for run in runs}, batches)
         finally:
             self._reading = False
 
     def _take(self, entries: list[Entry]) -> None:
-        # The app may have closed meanwhile.
-        if self.is_running and any(self._entries.get(entry.run.path) != entry for entry in entries):
+        if any(self._entries.get(entry.run.path) != entry for entry in entries):
             self._entries |= {entry.run.path: entry for entry in entries}
             self._fill()
 
     def _keep(self, paths: set[Path], batches: list[SweepProgress]) -> None:
-        if not self.is_running:
-            return
         if batches != self._batches:
             self._batches = batches
             self._fill()

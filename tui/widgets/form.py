@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -18,7 +18,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from mlxzo.core.options import Option
+from mlxzo.core.config import options
+from mlxzo.core.options import GROUP_TITLES, Option
 
 # Cells for the names of options, to the left of all values.
 _NAME_WIDTH = 20
@@ -153,8 +154,8 @@ class Field(Vertical):
             else:
                 self.control.value = "" if value == self._default else _text(value)
 
-    def say(self, problem: str, usual: object = None) -> None:
-        """Shows what is wrong ('' for nothing), and what an empty field stands for."""
+    def show_problem(self, problem: str, usual: object = None) -> None:
+        """Shows what is wrong ('' for nothing), and the value that an empty field stands for."""
         if problem != self._problem:
             self._problem = problem
             self.query(".field-problem").remove()
@@ -176,22 +177,37 @@ class Field(Vertical):
         self.post_message(self.Changed(self))
 
 
+class Entry(Input):
+    """A line to type in, with its help."""
+
+    def __init__(self, *, id: str, placeholder: str, help: str):
+        super().__init__(placeholder=placeholder, id=id, compact=True)
+        self.help = help
+
+
 class Form(Vertical):
-    """Fields in groups. Up and down go from field to field."""
+    """A field for every option, in groups. Up and down move between fields."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "app.focus_previous", "Field before", show=False),
         Binding("down", "app.focus_next", "Next field", show=False),
     ]
 
-    def __init__(self, groups: Mapping[str, Iterable[dataclasses.Field]], *, id: str):
+    def __init__(self, essential: Sequence[str], elsewhere: Sequence[str], *, id: str):
+        """Options in `essential` come first, in a group of their own; those in `elsewhere` have no field here."""
         super().__init__(id=id)
-        self._groups = groups
+        by_name = {option.name: option for option in options() if option.name not in elsewhere}
+        self._groups = {"essentials": [by_name.pop(name) for name in essential]}
+        for option in by_name.values():
+            # The app starts runs in one process.
+            if (group := option.metadata["option"].group) != "ranks":
+                self._groups.setdefault(group, []).append(option)
 
     def compose(self) -> ComposeResult:
-        for title, fields in self._groups.items():
-            with Vertical(classes="field-group", id=f"group-{title.split()[0].lower()}"):
-                yield Static(title, classes="group-title", markup=False)
+        for group, fields in self._groups.items():
+            title = GROUP_TITLES.get(group, group)
+            with Vertical(classes="field-group", id=f"group-{group}"):
+                yield Static(title[0].upper() + title[1:], classes="group-title", markup=False)
                 for definition in fields:
                     yield Field(definition)
 

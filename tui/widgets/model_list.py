@@ -1,0 +1,63 @@
+"""The list of models: size, weights, and whether the run that is set up would fit with each."""
+
+from __future__ import annotations
+
+from mlxzo.core.config import RunConfig
+from mlxzo.core.formatting import format_bytes, format_count
+from mlxzo.models.registry import load_registry
+
+from ..planning import Prediction
+from .grid import Column, Grid
+
+_COLUMNS = (
+    Column("name", "model", 0),
+    Column("parameters", "size", 7, right=True),
+    Column("weights", "weights", 8, from_width=54),
+    Column("peak", "peak", 8, right=True),
+    Column("fit", "fits", 4),
+)
+
+
+class ModelList(Grid[str]):
+    """Models known by name, and the one that was typed in."""
+
+    def __init__(self, *, id: str):
+        super().__init__(
+            _COLUMNS,
+            self._cell_text,
+            id=id,
+            help="Models known by name. `peak` is the predicted peak memory of this run with that model; `fits` says "
+            "whether it stays below the cap, or without a cap below the memory that is free: ✓ yes, ✗ no.",
+            dim=lambda name: self._fit_mark(name) == "✗",
+        )
+        self.chosen = RunConfig.model
+        self.predictions: dict[str, Prediction | None] = {}
+        """By model, as far as they are known; `redraw` shows them."""
+
+    def search(self, typed: str) -> None:
+        """Lists the models that contain every typed word; first the text itself if it may name another model."""
+        typed = typed.strip()
+        words = typed.lower().split()
+        names = [name for name in load_registry() if all(word in name.lower() for word in words)]
+        if typed and ("/" in typed or typed.endswith(".gguf") or not names):
+            names = [typed, *names]
+        self.show(names, cursor=self.chosen if self.chosen in names else None)
+
+    def _cell_text(self, name: str, key: str) -> str:
+        if key == "name":
+            return ("● " if name == self.chosen else "  ") + name
+        if key == "fit":
+            return self._fit_mark(name)
+        if key == "peak":
+            found = self.predictions.get(name)
+            return format_bytes(found.footprint_bytes) if found is not None else ""
+        entry = load_registry().get(name)
+        if entry is None:
+            return ""
+        if key == "parameters":
+            return format_count(entry.parameters)
+        return f"{entry.quantization.bits}-bit" if entry.quantization else entry.dtype
+
+    def _fit_mark(self, name: str) -> str:
+        found = self.predictions.get(name)
+        return "" if found is None else "✓" if found.fits else "✗"
