@@ -114,7 +114,7 @@ def _grids(
     if reading is None:
         whole = Batch(parts, tuple(places for batch in batches for places in batch.places))
         pieces = [Piece(float(part.tokens.size), part.candidate.shape) for part in parts]
-        return team.together(pieces, lambda numbers: scorer.scores(whole.picked(numbers), view))
+        return team.scatter_gather(pieces, lambda numbers: scorer.scores(whole.picked(numbers), view))
 
     def read(numbers: Sequence[int]) -> list[np.ndarray]:
         grids = (scorer.scores_by_reading(batches[number], view, reading) for number in numbers)
@@ -124,7 +124,7 @@ def _grids(
     sizes = [sum(part.candidate.size for part in batch.parts) for batch in batches]
     pieces = [Piece(float(batch.token_count), (size,)) for batch, size in zip(batches, sizes, strict=True)]
     *ends, _ = accumulate(part.candidate.size for part in parts)
-    flat = np.split(np.concatenate(team.together(pieces, read)), ends)
+    flat = np.split(np.concatenate(team.scatter_gather(pieces, read)), ends)
     return [grid.reshape(part.candidate.shape) for grid, part in zip(flat, parts, strict=True)]
 
 

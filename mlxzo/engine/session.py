@@ -231,7 +231,7 @@ class Session:
     def _of_one(self, count: int, compute: Callable[[], Sequence[float]]) -> np.ndarray:
         """Numbers that one rank computes for all, float64 [count]: a judge may change its mind, and machines of
         different kinds may write different answers, of which all must think alike."""
-        (found,) = self.team.together([Piece(1.0, (count,))], lambda _: [np.array(compute(), np.float64)])
+        (found,) = self.team.scatter_gather([Piece(1.0, (count,))], lambda _: [np.array(compute(), np.float64)])
         return found
 
     def judged(self, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:

@@ -64,7 +64,7 @@ class Trainer:
             Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
             its memory cap. In all cases the best state so far is on disk.
         """
-        self.team.beat()
+        self.team.synchronise()
         if resume:
             self.past = self.checkpoints.resume()
         else:
@@ -153,7 +153,7 @@ class Trainer:
                     bytes_sent=self.team.bytes_sent - sent,
                 )
             )
-            if (news := self.team.news()) is not None:
+            if (news := self.team.rank_stats()) is not None:
                 self.emit(news)
             if self.team.size > 1 and past.step % config.check_every == 0:
                 weights = fingerprint(self.session.trained_parameters())

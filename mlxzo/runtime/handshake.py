@@ -1,7 +1,7 @@
-"""How the worker of a run becomes one of several ranks: it joins them, takes over rank 0's configuration, and on a
-resume rank 0's journal and states, and sees that all of them have the same model and data.
+"""The handshake of ranks: a worker joins the others, receives rank 0's configuration and, on a resume, its journal and
+states, and checks that all have the same model and data.
 
-Rank 0 keeps the run. The others have a run directory for as long as they live, in a temporary folder.
+Rank 0 keeps the run. The run directory of any other rank is temporary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import Any
 
 from .. import __version__
 from ..core import events
@@ -20,73 +21,72 @@ from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from ..engine.distributed.communicator import Communicator, check_spread, rank_of_environment, shares_points
 from .steering import RunControl
 
-if TYPE_CHECKING:
-    from ..engine.distributed.mlx_communicator import MlxCommunicator
-
-# Where things lie is each machine's own business; what is in them is compared.
+# Paths may differ from machine to machine; the contents are compared.
 _PLACES = ("model", "task", "data", "reward_command", "reward_function", "out", "name")
 
 
 def join(run: RunDirectory, steering: RunControl, resume: bool, emit: events.Emit) -> Communicator:
-    """The team that this process belongs to, by its environment; every rank then has rank 0's configuration.
+    """The communicator of this process, from its environment; afterwards every rank has rank 0's configuration.
 
     Raises:
-        RanksError: the ranks do not find one another. ConfigError: they have different versions or options, or there
-            are too many of them.
+        RanksError: the ranks cannot connect. ConfigError: they have different versions or options, or there are too
+            many of them.
     """
     rank = rank_of_environment()
     if rank is None:
         return Communicator()
     from ..engine.distributed.mlx_communicator import join
 
-    team = join(rank, steering.listen_while_waiting)
-    steering.join(team)
-    emit(events.Note(f"rank {team.rank} of {team.size}: {', '.join(team.names)}"))
-    team.compare(_versions())
-    own = run.config if resume else spread(run.config, team.size)
-    theirs = RunConfig.from_mapping(json.loads(team.broadcast(json.dumps(own.to_dict()).encode())))
-    team.refuse([] if resume else _differences(theirs, own))
-    places = () if resume and team.rank else _PLACES
+    communicator = join(rank, steering.listen_while_waiting)
+    steering.join(communicator)
+    emit(events.Note(f"rank {communicator.rank} of {communicator.size}: {', '.join(communicator.names)}"))
+    communicator.compare(_versions())
+    own = run.config if resume else spread(run.config, communicator.size)
+    theirs = RunConfig.from_mapping(json.loads(communicator.broadcast(json.dumps(own.to_dict()).encode())))
+    communicator.refuse([] if resume else _differences(theirs, own))
+    places = () if resume and communicator.rank else _PLACES
     run.settle(dataclasses.replace(theirs, **{name: getattr(own, name) for name in places}))
-    check_spread(theirs, team.size)
-    if least := _idle(theirs, team.size):
+    check_spread(theirs, communicator.size)
+    if least := _idle(theirs, communicator.size):
         emit(events.Note(least))
     if theirs.shares is not None:
-        team.share(parse_shares(theirs.shares))
+        communicator.share(parse_shares(theirs.shares))
     if resume:
-        _take_over(run, team)
-    return team
+        _take_over(run, communicator)
+    return communicator
 
 
-def settled(run: RunDirectory, team: Communicator, config: RunConfig) -> RunConfig:
-    """The configuration with what rank 0 found, where each rank measured or predicted something; kept with the run."""
-    if team.size == 1:
+def settled(run: RunDirectory, communicator: Communicator, config: RunConfig) -> RunConfig:
+    """Rank 0's configuration for all ranks, with the paths of each; saved with the run.
+
+    Ranks that measured or predicted something by themselves may have found different values.
+    """
+    if communicator.size == 1:
         return config
-    theirs = json.loads(team.broadcast(json.dumps(config.to_dict()).encode()))
+    theirs = json.loads(communicator.broadcast(json.dumps(config.to_dict()).encode()))
     config = RunConfig.from_mapping({**theirs, **{name: getattr(config, name) for name in _PLACES}})
     run.settle(config)
     return config
 
 
-def begin(team: Communicator, config: RunConfig, facts: dict[str, Any]) -> None:
-    """Sees that loaded ranks have the same model and data, and from here on lets none of them wait for long.
+def begin(communicator: Communicator, config: RunConfig, facts: dict[str, Any]) -> None:
+    """Checks that loaded ranks have the same model and data, and limits their waits to `stall_seconds` from here on.
 
     Args:
-        facts: what environment.json holds.
+        facts: the content of environment.json.
 
     Raises:
         ConfigError: they have not.
     """
-    if team.size > 1:
-        names = {"base weights": "base_weights_sha256", "data": "data_sha256"}
-        team.compare({what: facts[key] for what, key in names.items()})
-        team.limit_seconds = config.stall_seconds
+    names = {"base weights": "base_weights_sha256", "data": "data_sha256"}
+    communicator.compare({what: facts[key] for what, key in names.items()})
+    communicator.limit_seconds = config.stall_seconds
 
 
 def spread(config: RunConfig, size: int) -> RunConfig:
-    """The configuration of a new run with micro-batches that are small enough for all ranks to get one.
+    """The configuration of a new run with micro-batches small enough that every rank gets one.
 
-    They are part of the configuration, so that the run goes on with any number of ranks, or alone, to the bit.
+    They are part of the configuration, so that the run continues bit-identically with any number of ranks.
 
     Raises:
         ConfigError: a step has fewer pieces of work than there are ranks.
@@ -98,13 +98,13 @@ def spread(config: RunConfig, size: int) -> RunConfig:
 
 
 def _idle(config: RunConfig, size: int) -> str:
-    """What to say of micro-batches that are too large for all ranks to get one; mostly nothing."""
+    """A note on micro-batches too large for every rank to get one; empty where they are not."""
     rows = config.micro_batch or config.batch_size
     if shares_points(config) or rows * (size - 1) < config.batch_size:
         return ""
     return (
-        f"micro-batches have up to {rows} sequences, so a step may have too few for {size} ranks, and some wait: "
-        f"--micro-batch {-(-config.batch_size // size)} shares it out, with the same losses to the rounding of float32"
+        f"micro-batches have up to {rows} sequences, so a step may have too few of them for {size} ranks, and some "
+        f"ranks wait: --micro-batch {-(-config.batch_size // size)} gives each one; losses change by float32 rounding"
     )
 
 
@@ -115,7 +115,7 @@ def _versions() -> dict[str, str]:
 
     return {
         "mlxzo": __version__,
-        "MLX": mx.__version__,
+        "MLX": version("mlx"),
         "noise version": str(NOISE_VERSION),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
     }
@@ -130,13 +130,13 @@ def _differences(theirs: RunConfig, own: RunConfig) -> Sequence[str]:
     ]
 
 
-def _take_over(run: RunDirectory, team: MlxCommunicator) -> None:
-    """Brings what a run goes on from to the ranks that do not have it."""
-    # The last snapshot of MeZO only saves time: its journal leads there as well.
+def _take_over(run: RunDirectory, communicator: Communicator) -> None:
+    """Copies the files that a run resumes from to the ranks that do not have them."""
+    # MeZO needs no last snapshot: replaying its journal gives the same state.
     names = [run.events_path.name, str(BEST_STATE), str(JOURNAL if run.config.method == "mezo" else LAST_STATE)]
     for name in names:
         path = run.path / name
-        data = team.broadcast(path.read_bytes() if team.rank == 0 and path.exists() else b"")
-        if team.rank and data:
+        data = communicator.broadcast(path.read_bytes() if communicator.rank == 0 and path.exists() else b"")
+        if communicator.rank and data:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)

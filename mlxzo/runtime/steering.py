@@ -48,7 +48,7 @@ class RunControl:
     def join(self, team: Communicator) -> None:
         """Acts from here on by what this team is asked to do."""
         self._team = team
-        team.wishes = self._wishes
+        team.requests = self._wishes
 
     def _wishes(self) -> Request:
         """What this process is asked to do: by signals, by the commands that came, and by its memory."""
@@ -74,7 +74,7 @@ class RunControl:
         """
         self._team.listen()
         self.check_memory()
-        if self._team.wants(Request.STOP):
+        if self._team.is_requested(Request.STOP):
             raise self._interrupted()
 
     def listen_while_waiting(self) -> None:
@@ -96,26 +96,26 @@ class RunControl:
         A footprint near the cap asks for `shrink`.
         """
         self._team.listen()
-        return self._team.takes(Request[command.upper()])
+        return self._team.consume(Request[command.upper()])
 
     def is_over(self, late: bool) -> bool:
         """Whether the time that the run may take is over; `late` says that it is by the clock of this process."""
         if late:
             self._wished |= Request.END
             self._team.listen()
-        return self._team.wants(Request.END)
+        return self._team.is_requested(Request.END)
 
     def wait_while_paused(self, step: int) -> None:
         """Listens; where the run is paused, waits until it is not. `step` steps are done."""
         self.listen()
-        if not self._team.wants(Request.PAUSE):
+        if not self._team.is_requested(Request.PAUSE):
             return
         began = time.monotonic()
         self._emit(events.Paused(step))
         try:
-            while self._team.wants(Request.PAUSE):
+            while self._team.is_requested(Request.PAUSE):
                 time.sleep(_PAUSED_POLL_SECONDS)
-                self._team.beat()
+                self._team.synchronise()
                 self.listen()
         finally:
             seconds = time.monotonic() - began

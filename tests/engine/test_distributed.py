@@ -239,45 +239,45 @@ def test_a_port_that_is_taken_is_told(model, data, tmp_path):
     assert failed.exit_code == 4 and f"127.0.0.1:{port}" in failed.message and "in use" in failed.message
 
 
-TEAM = """
+COMMUNICATOR = """
 import json, sys
 import numpy as np
-from mlxzo.engine.distributed import mlx_communicator as ranks
+from mlxzo.engine.distributed import mlx_communicator as distributed
 from mlxzo.core.errors import RanksDisagree, RankLost
 from mlxzo.engine.distributed.communicator import Piece, Request
 rank = int(sys.argv[1])
-team = ranks.join(rank, lambda: None)
-team.beat()
-told = {"size": team.size}
+communicator = distributed.join(rank, lambda: None)
+communicator.synchronise()
+told = {"size": communicator.size}
 pieces = [Piece(cost, (2, n)) for n, cost in enumerate((5.0, 1.0, 3.0, 2.0, 1.0), 1)]
 own = []
 def compute(numbers):
     own.extend(numbers)
     return [np.full((2, i + 1), i / 3) for i in numbers]
-found = team.together(pieces, compute)
+found = communicator.scatter_gather(pieces, compute)
 told["same"] = all(np.array_equal(values, np.full((2, i + 1), i / 3)) for i, values in enumerate(found))
 told["own"] = own
-before = team.bytes_sent
+before = communicator.bytes_sent
 examples = [Piece(1.0, (2, 4))] * 3
-team.together(examples, lambda numbers: [np.zeros((2, 4)) for _ in numbers])
-told["sent"] = team.bytes_sent - before
-team.wishes = lambda: Request.EVALUATE if rank == 1 else Request.NOTHING
-team.beat()
-team.wishes = lambda: Request.NOTHING
-team.beat()
-told["evaluates"] = [team.takes(Request.EVALUATE), team.takes(Request.EVALUATE)]
-told["broadcast"] = team.broadcast(b"from " + bytes([48 + rank])).decode()
-team.same("colour", "red")
+communicator.scatter_gather(examples, lambda numbers: [np.zeros((2, 4)) for _ in numbers])
+told["sent"] = communicator.bytes_sent - before
+communicator.requests = lambda: Request.EVALUATE if rank == 1 else Request.NOTHING
+communicator.synchronise()
+communicator.requests = lambda: Request.NOTHING
+communicator.synchronise()
+told["evaluates"] = [communicator.consume(Request.EVALUATE), communicator.consume(Request.EVALUATE)]
+told["broadcast"] = communicator.broadcast(b"from " + bytes([48 + rank])).decode()
+communicator.same("colour", "red")
 try:
-    team.same("weights after step 3", "b" if rank == 2 else "a")
+    communicator.same("weights after step 3", "b" if rank == 2 else "a")
 except RanksDisagree as error:
     told["odd"] = error.message
 print(json.dumps(told), flush=True)
-team.limit_seconds = 1.0
+communicator.limit_seconds = 1.0
 if rank == 2:
     sys.stdin.read()
 try:
-    team.beat()
+    communicator.synchronise()
 except RankLost as error:
     print(error.message, flush=True)
 import os
@@ -285,13 +285,13 @@ os._exit(0)
 """
 
 
-def test_a_team_of_three(tmp_path):
-    """Work is shared, wishes are heard by all, other weights are found, and nobody waits for ever."""
+def test_a_communicator_of_three(tmp_path):
+    """Work is shared, requests reach all ranks, other weights are found, and nobody waits for ever."""
     with addresses(3, tmp_path) as file:
         started = []
         for rank in range(3):
             environment = {**worker_environment(), "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
-            words = [sys.executable, "-c", TEAM, str(rank)]
+            words = [sys.executable, "-c", COMMUNICATOR, str(rank)]
             started.append(
                 subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )

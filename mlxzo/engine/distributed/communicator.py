@@ -1,14 +1,16 @@
-"""The ranks of a run that is spread over several processes, as the rest of the code sees them. Imports no MLX.
+"""The interface between the ranks of a distributed run, and what it is for a run in one process. Imports no MLX.
 
-Work comes in pieces that do not depend on how many ranks there are, and each piece is computed by one of them. So
-the results, which everybody gets and puts together in one order, are those of a run in one process, to the bit.
+Work comes in pieces that do not depend on the number of ranks, and each piece is computed by one rank. All ranks get
+all results and combine them in one order, so that they are bit-identical to those of a run in one process.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,26 +19,29 @@ import numpy as np
 
 from ...core import events
 from ...core.config import RunConfig
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, RanksDisagree
 from ...core.options import parse_shares
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+# Models load, and are fetched, at different speeds.
+LOAD_SECONDS = 24 * 3600.0
+
 
 class Request(enum.IntFlag):
-    """What a run is asked to do while it runs."""
+    """The requests to a run while it runs."""
 
     NOTHING = 0
     STOP = 1
     PAUSE = 2
     END = 4
-    """The time that it may take is over."""
+    """The time limit of the run is reached."""
     EVALUATE = 8
     SHRINK = 16
 
     ONCE = EVALUATE | SHRINK
-    """Those that are done with once they were followed; the others hold for as long as they are wished."""
+    """Those that are done with once carried out; the others hold for as long as they are requested."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Piece:
     """A piece of work.
 
     Attributes:
-        cost: how long it takes, in any unit.
+        cost: the time it takes, in any unit.
         shape: of its result.
     """
 
@@ -53,79 +58,140 @@ class Piece:
 
 
 Compute = Callable[[Sequence[int]], Sequence[np.ndarray]]
-"""Results, float64, of the pieces of these numbers."""
+"""Computes the results, float64, of the pieces with these indices."""
 
 
 class Communicator:
-    """A team of one: whoever is alone shares nothing, and is asked to do what it is told itself.
+    """The communicator of a run in one process: it exchanges nothing, and `MlxCommunicator` is that of several.
 
     Attributes:
-        rank: which of the ranks this process is; rank 0 keeps the run.
-        size: how many there are.
-        bytes_sent: what this rank has handed on to others so far.
-        in_step: what the team is asked to do is the same for all ranks, between two exchanges.
-        wishes: gives what this process is asked to do; each of `Request.ONCE` once.
+        rank: the number of this process among the ranks; rank 0 keeps the run.
+        size: the number of ranks.
+        names: of the machines, by rank; empty where unknown.
+        bytes_sent: total that this rank has sent to others.
+        in_step: whether all ranks act on the same requests, which change at exchanges only.
+        limit_seconds: longest wait for another rank.
+        requests: returns the requests to this process; each of `Request.ONCE` once.
     """
 
     rank = 0
     size = 1
     bytes_sent = 0
     in_step = False
+    limit_seconds = LOAD_SECONDS
 
     def __init__(self) -> None:
-        self.wishes: Callable[[], Request] = lambda: Request.NOTHING
-        self._wished = Request.NOTHING
+        self.names = [""]
+        self.requests: Callable[[], Request] = lambda: Request.NOTHING
+        self._requested = Request.NOTHING
 
     def listen(self) -> None:
-        """Hears what this process is asked to do, where that does not wait for the others."""
-        self._hear(self.wishes())
+        """Receives the requests to this process, unless they wait for the next exchange."""
+        self._receive(self.requests())
 
-    def wants(self, wish: Request) -> bool:
-        """Whether the team is asked for this."""
-        return bool(self._wished & wish)
+    def is_requested(self, request: Request) -> bool:
+        """Whether the run has this request."""
+        return bool(self._requested & request)
 
-    def takes(self, wish: Request) -> bool:
-        """The same for one of `Request.ONCE`, which is done with thereby."""
-        found = self.wants(wish)
-        self._wished &= ~wish
+    def consume(self, request: Request) -> bool:
+        """Whether the run has this request, one of `Request.ONCE`, which is then done with."""
+        found = self.is_requested(request)
+        self._requested &= ~request
         return found
 
-    def _hear(self, said: Request) -> None:
-        self._wished = (self._wished & Request.ONCE) | said
+    def _receive(self, requests: Request) -> None:
+        self._requested = (self._requested & Request.ONCE) | requests
 
-    def together(self, pieces: Sequence[Piece], compute: Compute, *, steady: bool = False) -> list[np.ndarray]:
-        """Results of all pieces, in their order, each computed by one rank.
+    def scatter_gather(self, pieces: Sequence[Piece], compute: Compute, *, steady: bool = False) -> list[np.ndarray]:
+        """Results of all pieces, in their order, each computed by one rank and sent to all.
 
         Args:
-            steady: who computes what depends on nothing that is measured.
+            steady: assigns pieces to ranks by nothing that is measured.
         """
         return list(compute(range(len(pieces))))
 
     def sum(self, arrays: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
-        """Sums over the ranks, by name; the same bits on all of them."""
+        """Sums over the ranks, by name, in float32; the same bits on all of them."""
         return arrays
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes that each rank gives, by rank."""
+        return [data]
+
+    def broadcast(self, data: bytes = b"") -> bytes:
+        """The bytes that rank 0 gives."""
+        return data
+
+    def share(self, shares: Sequence[float]) -> None:
+        """Gives the ranks these shares of the work, in place of shares by their measured speed."""
+
+    def synchronise(self) -> None:
+        """Exchanges requests: from the first call on all ranks have the same, and they change at exchanges only."""
+
+    def rank_stats(self) -> events.RankStats | None:
+        """Speed and waiting of the ranks, every few seconds; None in between."""
+        return None
 
     def same(self, what: str, value: str) -> None:
         """Compares a value with that of the other ranks.
 
         Raises:
-            RanksDisagree: they have another.
+            RanksDisagree: it differs; the message names the ranks in the minority.
         """
+        values = [said.decode() for said in self.gather(value.encode())]
+        (most, count), *_ = Counter(values).most_common()
+        right = most if 2 * count > self.size else values[0]
+        odd = [self.name_of(rank) for rank, said in enumerate(values) if said != right]
+        if odd:
+            raise RanksDisagree(
+                f"{' and '.join(odd)} {'has' if len(odd) == 1 else 'have'} other {what} than the others",
+                "use machines of one kind with the same versions, which compute the same; `mlxzo train --resume` "
+                "continues from the files of rank 0",
+            )
 
-    def beat(self) -> None:
-        """Hears what the team is asked to do. After the first, all ranks hear the same, and only at exchanges."""
+    def compare(self, facts: Mapping[str, str]) -> None:
+        """Compares what must be the same on all ranks before they begin.
 
-    def news(self) -> events.RankStats | None:
-        """How the ranks get on, now and then."""
-        return None
+        Raises:
+            ConfigError: it is not; every difference is named. All ranks raise it.
+        """
+        every = [json.loads(said) for said in self.gather(json.dumps(facts).encode())]
+        self._refuse(
+            f"{what}: {every[0].get(what)} on {self.name_of(0)}, {theirs.get(what)} on {self.name_of(rank)}"
+            for what in facts
+            for rank, theirs in enumerate(every)
+            if theirs.get(what) != every[0].get(what)
+        )
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """Ends the run on all ranks where one of them has problems; the message names that rank.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        every = [json.loads(said) for said in self.gather(json.dumps(list(problems)).encode())]
+        self._refuse(f"{self.name_of(rank)}: {text}" for rank, own in enumerate(every) for text in own)
+
+    def _refuse(self, problems: Iterator[str]) -> None:
+        found = list(problems)
+        if found:
+            raise ConfigError(
+                f"the ranks do not agree: {found[0]}" if len(found) == 1 else "the ranks do not agree",
+                "give all of them the same version, model, data and options (docs/distributed.md)",
+                found if len(found) > 1 else (),
+            )
+
+    def name_of(self, rank: int) -> str:
+        """`rank 1 (mac2.local)`."""
+        return f"rank {rank} ({self.names[rank]})" if self.names[rank] else f"rank {rank}"
 
 
 def assign(costs: Sequence[float], speeds: Sequence[float]) -> list[int]:
-    """The rank of each piece of work: the longest first, each to whoever would be done with it first.
+    """The rank of each piece of work: the longest piece first, each to the rank that would finish it first.
 
     Args:
         costs: of the pieces.
-        speeds: of the ranks, in cost a time.
+        speeds: of the ranks, in cost per unit of time.
     """
     owners, ends = [0] * len(costs), [0.0] * len(speeds)
     for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
@@ -139,10 +205,10 @@ def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | No
     """The rank that `mlx.launch`, or a start by hand, gave this process; None where it runs alone.
 
     Raises:
-        ConfigError: what it gave is no number.
+        ConfigError: the variable holds no number.
     """
     ring = environment.get("MLX_HOSTFILE")
-    # Of a single host, mlx.launch writes an empty file.
+    # For a single host, mlx.launch writes an empty file.
     if ring and Path(ring).is_file() and not Path(ring).read_text().strip():
         return None
     name = next((name for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK") if name in environment), None)
@@ -156,13 +222,19 @@ def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | No
 
 
 def shares_points(config: RunConfig) -> bool:
-    """Whether ranks share the perturbed copies of the weights, and not the micro-batches: answers that the model
-    writes are written in the company of the whole batch."""
+    """Whether ranks share the perturbed copies of the weights, and not the micro-batches.
+
+    Generated answers depend on the whole batch, so a run that generates cannot share micro-batches.
+    """
     return config.parallel == "directions" or config.writes
 
 
 def check_spread(config: RunConfig, size: int) -> None:
-    """Raises ConfigError where a step of this configuration has less to share than there are ranks."""
+    """Checks that a step of this configuration has a piece of work for every rank.
+
+    Raises:
+        ConfigError: it has fewer, or `shares` does not name one share a rank.
+    """
     queries = config.queries or 1
     points = 2 * queries if config.estimator == "spsa" else queries + 1
     most, what, fix = config.batch_size, "examples", "--batch-size"

@@ -1,8 +1,8 @@
-"""A team of several processes, over `mx.distributed`: what they exchange, and how long they wait for one another.
+"""The communicator of a run over several processes, built on `mx.distributed`.
 
-A step of MeZO costs one all-gather: of each rank 4 bytes that say what it is asked to do and how long it computed, and
-the values of the examples that were its share (8 bytes an example and copy of the weights). No weights are sent.
-Collectives run in a thread of their own: they may wait for ever, and the main thread must not.
+A step of MeZO costs one all-gather: each rank sends a header of 4 bytes, with its requests and the time it computed,
+and the values of the examples in its share (8 bytes per example and perturbed copy of the weights), and no weights.
+Collectives run in a thread of their own: they may block for ever, and the main thread must not.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import re
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,66 +25,59 @@ import mlx.core as mx
 import numpy as np
 
 from ...core import events
-from ...core.errors import ConfigError, RankLost, RanksDisagree, RanksError
+from ...core.errors import RankLost, RanksError
 from .communicator import Communicator, Compute, Piece, Request, assign
 
 T = TypeVar("T")
 
-# Machines take a while to start; who was not seen by then will not come.
+# Machines take a while to start; a rank that has not joined by then will not come.
 JOIN_SECONDS = 90.0
-# Models load, and are fetched, at different speeds.
-LOAD_SECONDS = 24 * 3600.0
 
 _POLL_SECONDS = 0.1
-# So many bytes go through one collective.
+# Most bytes in one collective.
 _CHUNK_BYTES = 1 << 25
-# Speeds are taken anew after so many exchanges of work, and told at most so often.
+# Exchanges of work between two measurements of the ranks' speeds.
 _WINDOW = 20
-_NEWS_SECONDS = 10.0
-# A rank's header, from its low bits up: what it is asked to do, a check of what follows, and how long it computed.
-_WISH_BITS, _CHECK_BITS = 6, 8
+# Least time between two events with the ranks' speeds.
+_STATS_SECONDS = 10.0
+# The fields of a rank's header, from its low bits up: requests, a checksum of what follows, and ticks of computing.
+_REQUEST_BITS, _CHECK_BITS = 6, 8
 _TICK_SECONDS = 1e-3
-_MOST_TICKS = (1 << (32 - _WISH_BITS - _CHECK_BITS)) - 1
+_MOST_TICKS = (1 << (32 - _REQUEST_BITS - _CHECK_BITS)) - 1
 
 
 class MlxCommunicator(Communicator):
     """This process among the others of its run. Every method is called by all ranks, in the same order.
 
     Args:
-        interrupt: called now and then while this rank waits; may raise.
+        thread: runs the collectives.
+        interrupt: called regularly while this rank waits; may raise.
 
-    Attributes:
-        names: of the machines, by rank.
-        limit_seconds: longest wait for another rank.
-
-    Every method that exchanges something raises RankLost where another rank ended or is waited for too long.
+    Every method that exchanges something raises RankLost where another rank ended, or did not answer in time.
     """
 
-    def __init__(self, group: mx.distributed.Group, lane: CollectiveThread, interrupt: Callable[[], None]):
+    def __init__(self, group: mx.distributed.Group, thread: CollectiveThread, interrupt: Callable[[], None]):
         super().__init__()
         self.rank, self.size = group.rank(), group.size()
         self.names = [""] * self.size
-        self.bytes_sent = 0
-        self.limit_seconds = LOAD_SECONDS
-        self._group, self._lane, self._interrupt = group, lane, interrupt
+        self._group, self._thread, self._interrupt = group, thread, interrupt
         self._fixed: Sequence[float] = [1.0] * self.size
         self._speeds: Sequence[float] = self._fixed
         self._measures = True
         self._window = _Window(self.size)
-        self._told = -math.inf
+        self._last_stats = -math.inf
         self._exchanges = 0
 
     def share(self, shares: Sequence[float]) -> None:
-        """Gives the ranks these shares of the work, instead of by their speed, which is measured."""
         self._fixed = self._speeds = shares
         self._measures = False
 
     def listen(self) -> None:
-        # In step with the others, a wish waits for the next exchange.
+        # In step with the others, a request waits for the next exchange.
         if not self.in_step:
             super().listen()
 
-    def together(self, pieces: Sequence[Piece], compute: Compute, *, steady: bool = False) -> list[np.ndarray]:
+    def scatter_gather(self, pieces: Sequence[Piece], compute: Compute, *, steady: bool = False) -> list[np.ndarray]:
         owners = assign([piece.cost for piece in pieces], self._fixed if steady else self._speeds)
         of_rank = [[i for i, owner in enumerate(owners) if owner == rank] for rank in range(self.size)]
         own, began = of_rank[self.rank], time.perf_counter()
@@ -115,27 +108,15 @@ class MlxCommunicator(Communicator):
             mx.eval(found)
         return found
 
-    def same(self, what: str, value: str) -> None:
-        values = [said.decode() for said in self.gather(value.encode())]
-        (most, count), *_ = Counter(values).most_common()
-        right = most if 2 * count > self.size else values[0]
-        odd = [self.name_of(rank) for rank, said in enumerate(values) if said != right]
-        if odd:
-            raise RanksDisagree(
-                f"{' and '.join(odd)} {'has' if len(odd) == 1 else 'have'} other {what} than the others",
-                "machines of one kind with the same versions compute the same; `mlxzo train --resume` goes on from "
-                "what rank 0 has",
-            )
-
-    def beat(self) -> None:
+    def synchronise(self) -> None:
         self._exchange(np.zeros(0), 0.0)
         self.in_step = True
 
-    def news(self) -> events.RankStats | None:
+    def rank_stats(self) -> events.RankStats | None:
         now = time.monotonic()
-        if not self._window.full or now - self._told < _NEWS_SECONDS:
+        if not self._window.full or now - self._last_stats < _STATS_SECONDS:
             return None
-        self._told = now
+        self._last_stats = now
         share = sum(self._speeds)
         return events.RankStats(
             names=self.names,
@@ -145,44 +126,7 @@ class MlxCommunicator(Communicator):
             bytes_sent=self.bytes_sent,
         )
 
-    def compare(self, facts: Mapping[str, str]) -> None:
-        """Compares what must be the same on all ranks before they begin.
-
-        Raises:
-            ConfigError: it is not; every difference is named. All ranks raise it.
-        """
-        every = [json.loads(said) for said in self.gather(json.dumps(facts).encode())]
-        self._refuse(
-            f"{what}: {every[0].get(what)} on {self.name_of(0)}, {theirs.get(what)} on {self.name_of(rank)}"
-            for what in facts
-            for rank, theirs in enumerate(every)
-            if theirs.get(what) != every[0].get(what)
-        )
-
-    def refuse(self, problems: Sequence[str]) -> None:
-        """Ends the run on all ranks where one of them has problems, which are told with its name.
-
-        Raises:
-            ConfigError: there are some.
-        """
-        every = [json.loads(said) for said in self.gather(json.dumps(list(problems)).encode())]
-        self._refuse(f"{self.name_of(rank)}: {text}" for rank, own in enumerate(every) for text in own)
-
-    def _refuse(self, problems: Iterator[str]) -> None:
-        found = list(problems)
-        if found:
-            raise ConfigError(
-                f"the ranks do not agree: {found[0]}" if len(found) == 1 else "the ranks do not agree",
-                "give all of them the same version, model, data and options (docs/distributed.md)",
-                found if len(found) > 1 else (),
-            )
-
-    def name_of(self, rank: int) -> str:
-        """`rank 1 (mac2.local)`."""
-        return f"rank {rank} ({self.names[rank]})" if self.names[rank] else f"rank {rank}"
-
     def gather(self, data: bytes) -> list[bytes]:
-        """The bytes that each rank gives, by rank."""
         sizes = self._all_gather(np.array([len(data)], np.uint32))[:, 0].tolist()
         padded = np.zeros(max(sizes), np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
@@ -190,7 +134,6 @@ class MlxCommunicator(Communicator):
         return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
     def broadcast(self, data: bytes = b"") -> bytes:
-        """What rank 0 gives."""
         size = int(self._all_gather(np.array([len(data)], np.uint64).view(np.uint32))[0].view(np.uint64)[0])
         found = bytearray()
         for start in range(0, size, _CHUNK_BYTES):
@@ -201,23 +144,27 @@ class MlxCommunicator(Communicator):
         return bytes(found)
 
     def _exchange(self, payload: np.ndarray, seconds: float) -> tuple[list[float], np.ndarray]:
-        """Exchanges numbers, float64 [N] of each rank, and headers; returns how long each computed, and all numbers."""
+        """Exchanges headers and numbers, float64 [N] of each rank.
+
+        Returns:
+            The seconds that each rank computed, and the numbers of all, [size, N].
+        """
         self._exchanges += 1
         ticks = min(_MOST_TICKS, round(seconds / _TICK_SECONDS))
-        header = int(self.wishes()) | self._check(payload) << _WISH_BITS | ticks << (_WISH_BITS + _CHECK_BITS)
+        header = int(self.requests()) | self._check(payload) << _REQUEST_BITS | ticks << (_REQUEST_BITS + _CHECK_BITS)
         rows = self._all_gather(np.concatenate([np.array([header], np.uint32), payload.view(np.uint32)]))
         numbers = rows[:, 1:].copy().view(np.float64)
-        said, busy = Request.NOTHING, []
+        requests, busy = Request.NOTHING, []
         for header, row in zip(rows[:, 0].tolist(), numbers, strict=True):
-            if header >> _WISH_BITS & ((1 << _CHECK_BITS) - 1) != self._check(row):
-                raise self._lost("what came is not what was sent")
-            said |= Request(header & ((1 << _WISH_BITS) - 1))
-            busy.append((header >> (_WISH_BITS + _CHECK_BITS)) * _TICK_SECONDS)
-        self._hear(said)
+            if header >> _REQUEST_BITS & ((1 << _CHECK_BITS) - 1) != self._check(row):
+                raise self._lost("the data received is not the data sent")
+            requests |= Request(header & ((1 << _REQUEST_BITS) - 1))
+            busy.append((header >> (_REQUEST_BITS + _CHECK_BITS)) * _TICK_SECONDS)
+        self._receive(requests)
         return busy, numbers
 
     def _check(self, payload: np.ndarray) -> int:
-        """A check of the numbers and of their turn: a broken ring may hand out what an earlier exchange left."""
+        """A checksum of the numbers and their turn: a broken ring may hand out the data of an earlier exchange."""
         return zlib.crc32(payload.tobytes(), self._exchanges & 0xFFFFFFFF) & ((1 << _CHECK_BITS) - 1)
 
     def _all_gather(self, own: np.ndarray) -> np.ndarray:
@@ -235,17 +182,17 @@ class MlxCommunicator(Communicator):
             _finish(total)
             return total
 
-        # A ring adds up a part on the way round, and hands the sums round once more.
+        # A ring passes every part round twice: once to add it up, once to hand out the sum.
         self.bytes_sent += 2 * own.nbytes * (self.size - 1) // self.size
         return self._wait(work)
 
     def _wait(self, work: Callable[[], T]) -> T:
         try:
-            return self._lane.run(work, self.limit_seconds, self._interrupt)
+            return self._thread.run(work, self.limit_seconds, self._interrupt)
         except TimeoutError:
             raise RankLost(
                 f"{self.name_of(self.rank)} waited {self.limit_seconds:g} s for another rank, which does not answer",
-                "see whether all machines are awake and reachable; --stall-seconds sets how long they wait",
+                "check that all machines are awake and reachable; --stall-seconds sets how long they wait",
             ) from None
         except RuntimeError as error:
             raise self._lost(str(error).removeprefix("[ring] ")) from None
@@ -253,19 +200,21 @@ class MlxCommunicator(Communicator):
     def _lost(self, why: str) -> RankLost:
         return RankLost(
             f"{self.name_of(self.rank)} lost another rank ({why})",
-            "that rank says why it ended; `mlxzo train --resume` goes on, with as many ranks as there are",
+            "that rank reports why it ended; `mlxzo train --resume` continues with any number of ranks",
         )
 
 
 def _finish(result: mx.array) -> None:
-    """Computes what a collective gives. An error of the ring comes out of the stream's end only: without waiting for
-    that, `result` would be whatever lay in its memory."""
+    """Evaluates the result of a collective and waits for its stream.
+
+    An error of the ring is raised by the stream's end only; without waiting, `result` would be uninitialised memory.
+    """
     mx.eval(result)
     mx.synchronize(mx.default_stream(mx.cpu))
 
 
 class _Window:
-    """What the last exchanges of work took."""
+    """The time that ranks computed and waited over the last exchanges of work."""
 
     def __init__(self, size: int):
         self._size = size
@@ -274,7 +223,7 @@ class _Window:
         self.waiting_seconds: list[float] = []
 
     def add(self, costs: Sequence[float], busy: Sequence[float]) -> None:
-        """Takes in an exchange: what each rank computed, and in how many seconds."""
+        """Adds an exchange: the cost that each rank computed, and the seconds it took."""
         if self.full:
             self._clear()
         slowest = max(busy)
@@ -294,7 +243,7 @@ class _Window:
         self._costs, self._busy, self._waiting = ([0.0] * self._size for _ in range(3))
 
     def speeds(self, before: Sequence[float]) -> list[float]:
-        """The speed of each rank; that of before, in proportion, for one that had nothing to do."""
+        """The speed of each rank; for a rank that had nothing to do, its speed before, in proportion."""
         found = [cost / busy if cost and busy else None for cost, busy in zip(self._costs, self._busy, strict=True)]
         known = [(new, old) for new, old in zip(found, before, strict=True) if new is not None]
         if not known:
@@ -304,77 +253,75 @@ class _Window:
 
 
 class CollectiveThread:
-    """A thread for what may wait for ever; the process has to end without it."""
+    """A daemon thread for calls that may block for ever, so that the process can still end."""
 
     def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     def run(self, work: Callable[[], T], seconds: float, interrupt: Callable[[], None]) -> T:
-        """What `work` returns or raises.
+        """Runs `work` in the thread; returns what it returns, and raises what it raises.
+
+        Args:
+            seconds: longest wait for it.
+            interrupt: called regularly during the wait; may raise.
 
         Raises:
-            TimeoutError: it did neither in time.
+            TimeoutError: it did not end in time.
         """
-        done: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
-        self._tasks.put((work, done))
+        future: Future[T] = Future()
+        self._tasks.put((work, future))
         limit = time.monotonic() + seconds
-        while True:
-            try:
-                found, error = done.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                interrupt()
-                if time.monotonic() > limit:
-                    raise TimeoutError from None
-                continue
-            if error is not None:
-                raise error
-            return found
+        while not wait([future], _POLL_SECONDS).done:
+            interrupt()
+            if time.monotonic() > limit:
+                raise TimeoutError
+        return future.result()
 
     def _work(self) -> None:
         while True:
-            work, done = self._tasks.get()
+            work, future = self._tasks.get()
             try:
-                done.put((work(), None))
+                future.set_result(work())
             except BaseException as error:
-                done.put((None, error))
+                future.set_exception(error)
 
 
 def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
-    """Meets the other ranks of the run.
+    """Connects this process with the other ranks of the run.
 
     Args:
-        rank: this process's, for messages.
+        rank: of this process, for messages.
         interrupt: called while this rank waits; may raise.
 
     Raises:
-        RanksError: an address or a port cannot be used, or somebody did not come in time.
+        RanksError: an address or a port cannot be used, or a rank did not join in time.
     """
-    lane, limit = CollectiveThread(), time.monotonic() + JOIN_SECONDS
+    thread, limit = CollectiveThread(), time.monotonic() + JOIN_SECONDS
     # Where several backends are built in, a file of addresses means the ring.
     backend = "ring" if os.environ.get("MLX_HOSTFILE") else "any"
     while True:
         try:
             left = limit - time.monotonic()
-            group = lane.run(lambda: mx.distributed.init(strict=True, backend=backend), left, interrupt)
+            group = thread.run(lambda: mx.distributed.init(strict=True, backend=backend), left, interrupt)
             break
         except TimeoutError:
             raise RanksError(
                 f"rank {rank} waited {JOIN_SECONDS:g} s for the other ranks: {_neighbours(rank)}",
-                "see whether all machines are awake, reach one another by these addresses, and let these ports through "
-                "their firewalls",
+                "check that all machines are awake and can reach one another at these addresses, and that their "
+                "firewalls let these ports through",
             ) from None
         except (RuntimeError, ValueError) as error:
-            # A ring calls its neighbour for 15 s only, which may not have started yet.
+            # A ring tries to reach its neighbour for 15 s only, and that may not have started yet.
             if "connect" not in str(error) or time.monotonic() + _POLL_SECONDS > limit:
                 raise _explained(rank, str(error)) from None
-    ranks = MlxCommunicator(group, lane, interrupt)
-    ranks.names = [name.decode() for name in ranks.gather(platform.node().encode())]
-    return ranks
+    communicator = MlxCommunicator(group, thread, interrupt)
+    communicator.names = [name.decode() for name in communicator.gather(platform.node().encode())]
+    return communicator
 
 
 def _addresses() -> list[list[str]]:
-    """Of the ring, by rank; empty where there is none, or they cannot be read."""
+    """The addresses of the ring, by rank; empty without a ring, or where they cannot be read."""
     try:
         found: Any = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
         return [[str(address) for address in addresses] for addresses in found]
@@ -385,36 +332,36 @@ def _addresses() -> list[list[str]]:
 def _neighbours(rank: int) -> str:
     addresses = _addresses()
     if not addresses:
-        return "they did not come"
+        return "they did not join"
     following = (rank + 1) % len(addresses)
     return (
-        f"rank {(rank - 1) % len(addresses)} did not call at {', '.join(addresses[rank])}, or rank {following} did not "
-        f"answer at {', '.join(addresses[following])}"
+        f"rank {(rank - 1) % len(addresses)} did not connect to {', '.join(addresses[rank])}, or rank {following} did "
+        f"not answer at {', '.join(addresses[following])}"
     )
 
 
 def _explained(rank: int, text: str) -> RanksError:
-    """MLX's word on why a ring does not close, in ours."""
+    """MLX's error of a ring that cannot be formed, with the addresses and what to do."""
     addresses = _addresses()
     number = re.search(r"\(error: (\d+)\)", text)
     reason = os.strerror(int(number[1])) if number else text.removeprefix("[ring] ")
-    fix = "correct the hosts file; `mlxzo train --help` tells of --hosts and --port"
+    fix = "correct the hosts file; `mlxzo train --help` describes --hosts and --port"
     if addresses and "bind" in text:
         return RanksError(
             f"rank {rank} cannot listen at {', '.join(addresses[rank])}: {reason}",
-            "choose another --port, or see what else uses it; the address must be one of that machine's own",
+            "choose another --port, or stop the program that uses it; the address must be one of that machine's own",
         )
     if addresses and "connect" in text:
         following = (rank + 1) % len(addresses)
         return RanksError(
             f"rank {rank} cannot reach rank {following} at {', '.join(addresses[following])}: {reason}",
-            "see whether that machine is awake, and lets this port through its firewall",
+            "check that this machine is awake and that its firewall lets this port through",
         )
     return RanksError(f"rank {rank} cannot join the others: {reason}", fix)
 
 
 def _grouped(arrays: Mapping[str, mx.array]) -> Iterator[list[str]]:
-    """Names in order, in groups of at most `_CHUNK_BYTES` of float32, or of one."""
+    """Names in order, in groups of at most `_CHUNK_BYTES` of float32, or of one name."""
     group: list[str] = []
     size = 0
     for name in sorted(arrays):

@@ -113,7 +113,7 @@ class Backprop:
             for part, places in zip(batch.parts, batch.places, strict=True)
         ]
         losses = np.empty(batch.size)
-        for places, found in zip(batch.places, self.team.together(pieces, compute, steady=True), strict=True):
+        for places, found in zip(batch.places, self.team.scatter_gather(pieces, compute, steady=True), strict=True):
             losses[list(places)] = found
         # A rank without a micro-batch adds nothing.
         total.fill(given)

@@ -113,7 +113,7 @@ class MeZO:
         """
         if shares_points(self.config):
             whole = [Piece(1.0, (batch.size,))] * len(points)
-            values = self.team.together(whole, lambda numbers: self._values(batch, [points[i] for i in numbers]))
+            values = self.team.scatter_gather(whole, lambda numbers: self._values(batch, [points[i] for i in numbers]))
             return [float(side.mean()) for side in values]
         parts = [
             Piece(float(part.tokens.size), (len(points), len(places)))
@@ -125,7 +125,7 @@ class MeZO:
             return np.split(sides, np.cumsum([len(batch.places[i]) for i in numbers])[:-1], axis=1)
 
         sides = np.empty((len(points), batch.size))
-        for places, values in zip(batch.places, self.team.together(parts, compute), strict=True):
+        for places, values in zip(batch.places, self.team.scatter_gather(parts, compute), strict=True):
             sides[:, list(places)] = values
         return [float(side.mean()) for side in sides]
 
