@@ -1,4 +1,4 @@
-"""`mlxzo train` over several processes: what starts them, and what each of them does."""
+"""`mlxzo train` over several processes: starting the ranks, and training as one of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from pathlib import Path
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError, WorkerDied
+from ..core.options import flag
 from ..core.run_directory import RunDirectory
 from ..runtime.hosts import Hosts
 from ..runtime.launcher import RELAY, Launcher
 from ..runtime.supervisor import Supervisor
-from .console import ResultTable, RunView, output
-from .foreground import signals_to
-from .options import print_json
+from .foreground import show_result, watch
 
 _POLL_SECONDS = 0.25
-# A launcher ends ranks because another one has failed. Who does not notice so long waits for nothing.
+# A launcher sends SIGTERM because another rank has failed; a worker that waits for that rank has to be killed.
 _GRACE_SECONDS = 4.0
 
 
@@ -36,27 +35,22 @@ def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_jso
         MlxzoError: the run did not finish; title, fix and exit code are those of the rank that failed first.
     """
     launcher = Launcher(hosts, [sys.executable, "-m", "mlxzo", "train", *arguments], port)
-    table = ResultTable()
-    with RunView() as view, signals_to(launcher, view) as tell:
-        launcher.start()
-        while launcher.running:
-            for event in launcher.poll(_POLL_SECONDS):
-                table.add(event)
-                view.show(event)
-            tell()
+    table = watch(launcher)
     error, run = launcher.error(), launcher.run
     if error is not None:
         if run is not None:
-            _keep(error, run)
+            _record(error, run)
             error.details = [*error.details, *([run.kept()] if run.path.is_dir() else []), f"run directory: {run.path}"]
         raise error
-    if as_json:
-        print_json({**launcher.result, "run": str(run.path)})
-    table.show(view.console if as_json else output(), str(run.path))
+    assert run is not None and launcher.result is not None
+    show_result(launcher.result, run, table, as_json=as_json)
 
 
-def _keep(error: MlxzoError, run: RunDirectory) -> None:
-    """Writes why the run ended where rank 0 could only tell that another rank was lost, if that is on this machine."""
+def _record(error: MlxzoError, run: RunDirectory) -> None:
+    """Appends `error` to the run's events if it says more than rank 0 could, which saw another rank lost.
+
+    Does nothing where the run directory is on another machine.
+    """
     last = run.outcome[0] if run.path.is_dir() and run.outcome else None
     if isinstance(last, events.Failed) and last.message != error.message:
         with contextlib.suppress(OSError), run.events_path.open("ab") as file:
@@ -64,10 +58,10 @@ def _keep(error: MlxzoError, run: RunDirectory) -> None:
 
 
 def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> int:
-    """Trains as a rank that keeps nothing; returns its exit code.
+    """Trains as a rank other than 0, which leaves no files; returns its exit code.
 
     Args:
-        config: what this machine was told; of a run that is resumed, rank 0 knows the rest.
+        config: the options given on this machine; rank 0 sends the others of a resumed run.
 
     Raises:
         MlxzoError: it failed.
@@ -79,10 +73,10 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
     if isinstance(outcome, events.Finished):
         return EXIT_DONE
     if outcome.exit_code == EXIT_INTERRUPTED:
-        # As it was asked to: the launcher need not end the others for it.
+        # A requested stop is no failure, for which the launcher would end the other ranks.
         return EXIT_DONE
     if outcome.kind == WorkerDied.kind:
-        # What it had reached is of no use without rank 0.
+        # The step it had reached is of no use: the run resumes from rank 0's.
         outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` goes on, with or without it", details=[])
     if RELAY in os.environ:
         _print(outcome)
@@ -91,19 +85,15 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
 
 
 def lead(run: RunDirectory, *, resume: bool, allow_code: bool) -> int:
-    """Trains as rank 0 of a launcher of ours, which is told every event; returns the exit code."""
+    """Trains as rank 0 under `train_on`, to which it prints every event; returns the exit code."""
     print(json.dumps({"run": str(run.path)}), flush=True)
     supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
     outcome = _attend(supervisor, _print)
     return outcome.exit_code if isinstance(outcome, events.Failed) else EXIT_DONE
 
 
-def _attend(supervisor: Supervisor, tell: events.Emit = lambda event: None) -> events.Finished | events.Failed:
-    """Starts a worker and stays with it to its end; returns its last event.
-
-    Args:
-        tell: given every event.
-    """
+def _attend(supervisor: Supervisor, emit: events.Emit = lambda event: None) -> events.Finished | events.Failed:
+    """Starts a worker, passes its events to `emit` until it has ended, and returns the last one."""
     relays = RELAY in os.environ
     force_at: float | None = None
 
@@ -120,18 +110,19 @@ def _attend(supervisor: Supervisor, tell: events.Emit = lambda event: None) -> e
     supervisor.start()
     while supervisor.running:
         for event in supervisor.poll(_POLL_SECONDS):
-            tell(event)
+            emit(event)
         if relays:
             for _ in range(_stops()):
                 supervisor.stop()
         if force_at is not None and time.monotonic() > force_at:
             force_at = None
             supervisor.stop()
+    assert supervisor.outcome is not None
     return supervisor.outcome
 
 
 def _stops() -> int:
-    """How often the launcher has asked to stop since this was last called."""
+    """Number of stop requests that came from the launcher since the last call."""
     try:
         return os.read(sys.stdin.fileno(), 4096).count(b"stop")
     except OSError:
@@ -145,9 +136,7 @@ def _print(event: events.Event) -> None:
 
 
 def arguments_of(flags: dict[str, str], config: str | None, resume: str | None, allow_code: bool) -> list[str]:
-    """The command line that says the same on another rank, with files by their whole path."""
-    from ..core.options import flag
-
+    """The same arguments for another rank, with absolute paths."""
     given = [word for name, value in flags.items() for word in (flag(name), value)]
     if config is not None:
         given += ["--config", str(Path(config).expanduser().absolute())]

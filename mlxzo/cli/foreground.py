@@ -1,4 +1,4 @@
-"""Runs training in the foreground: the worker's events on the terminal, Ctrl-C passed on, the result at the end."""
+"""Training in the foreground: events on the terminal, Ctrl-C passed on, the result at the end."""
 
 from __future__ import annotations
 
@@ -6,72 +6,98 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..core import events
-from ..core.errors import MlxzoError
 from ..core.run_directory import RunDirectory
 from ..runtime.supervisor import Supervisor
 from .console import ResultTable, RunView, output
 from .options import print_json
+
+_POLL_SECONDS = 0.25
+
+
+class Stoppable(Protocol):
+    """Work that Ctrl-C ends: a worker, the ranks of a run, or a queue of runs."""
+
+    def stop(self) -> None: ...
+
+
+class Running(Stoppable, Protocol):
+    """One run in other processes: a supervisor's worker, or the ranks of a launcher."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def poll(self, timeout: float) -> list[events.Event]: ...
 
 
 def train(run: RunDirectory, *, as_json: bool, resume: bool = False, allow_code: bool = False) -> None:
     """Trains a run to its end and prints its table to stdout, or its result as JSON.
 
     Args:
-        allow_code: the user has said that what the configuration names may be run.
+        allow_code: the user has agreed to run the code that the configuration names.
 
     Raises:
         MlxzoError: the run did not finish; title, fix and exit code are the worker's own.
     """
     supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
+    table = watch(supervisor, f"run directory {run.path}")
+    outcome = supervisor.outcome
+    assert outcome is not None
+    if isinstance(outcome, events.Failed):
+        raise dataclasses.replace(outcome, details=[*outcome.details, f"run directory: {run.path}"]).error()
+    show_result(outcome.result, run, table, as_json=as_json)
+
+
+def watch(running: Running, note: str = "") -> ResultTable:
+    """Starts `running` and shows its events until it has ended; returns the table of its evaluations."""
     table = ResultTable()
     # The handlers are in place before there is a worker that a Ctrl-C could leave behind.
-    with RunView() as view, signals_to(supervisor, view) as tell:
-        view.show(events.Note(f"run directory {run.path}"))
-        supervisor.start()
-        while supervisor.running:
-            for event in supervisor.poll(0.25):
+    with RunView() as view, signals_to(running, view) as show_stop:
+        if note:
+            view.show(events.Note(note))
+        running.start()
+        while running.running:
+            for event in running.poll(_POLL_SECONDS):
                 table.add(event)
                 view.show(event)
-            tell()
-    outcome = supervisor.outcome
-    if isinstance(outcome, events.Failed):
-        raise _failure(outcome, run)
+            show_stop()
+    return table
+
+
+def show_result(result: dict[str, Any], run: RunDirectory, table: ResultTable, *, as_json: bool) -> None:
+    """Prints the table of a finished run to stdout, or its result as JSON there and the table to stderr."""
     if as_json:
-        print_json({**outcome.result, "run": str(run.path)})
-    table.show(view.console if as_json else output(), str(run.path))
-
-
-class Stoppable(Protocol):
-    """What Ctrl-C ends: a supervisor, or a series of runs."""
-
-    def stop(self) -> None: ...
+        print_json({**result, "run": str(run.path)})
+    table.show(RunView().console if as_json else output(), str(run.path))
 
 
 @contextlib.contextmanager
 def signals_to(running: Stoppable, view: RunView) -> Iterator[Callable[[], None]]:
-    """Turns Ctrl-C and SIGTERM into `running.stop()`; yields what says so in `view`, to be called now and then.
+    """Turns Ctrl-C and SIGTERM into `running.stop()`.
 
-    A signal handler must not write to a terminal that may be in the middle of a line.
+    Yields a function that notes new signals in `view`, to be called regularly: a signal handler must not write to a
+    terminal that may be in the middle of a line.
     """
-    came: list[int] = []
-    told = 0
+    signals = shown = 0
 
     def handle(number: int, frame: object) -> None:
-        came.append(number)
+        nonlocal signals
+        signals += 1
         running.stop()
 
-    def tell() -> None:
-        nonlocal told
-        if len(came) > told:
-            told = len(came)
-            view.show(events.Note(_stopping(told)))
+    def show_stop() -> None:
+        nonlocal shown
+        if signals > shown:
+            shown = signals
+            view.show(events.Note(_stopping(shown)))
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield tell
+        yield show_stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -80,9 +106,4 @@ def signals_to(running: Stoppable, view: RunView) -> Iterator[Callable[[], None]
 def _stopping(times: int) -> str:
     if times == 1:
         return "stopping after this step and saving; press Ctrl-C again to stop by force"
-    return "stopping by force; what came after the last saved state is lost"
-
-
-def _failure(failed: events.Failed, run: RunDirectory) -> MlxzoError:
-    """The worker's error as an exception of this process."""
-    return dataclasses.replace(failed, details=[*failed.details, f"run directory: {run.path}"]).error()
+    return "stopping by force; steps after the last saved state are lost"

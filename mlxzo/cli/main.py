@@ -1,4 +1,4 @@
-"""The command `mlxzo`: arguments in, exit code out. A command's module is imported only when it is the one to run."""
+"""The command `mlxzo`: arguments in, exit code out. Only the module of the command that runs is imported."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
 
-# Command -> module under mlxzo.cli.commands, and what the overview says of it.
+# Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
     "quickstart": ("quickstart", "see it work: a small model, an embedded task, a minute or two"),
     "train": ("train", "fine-tune a model on a task"),
     "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
-    "batch": ("sweep", "many runs from one file: what is done is skipped, what is not goes on"),
+    "batch": ("sweep", "many runs from one file: finished ones are skipped, interrupted ones resume"),
     "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
     "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
-    "export": ("export", "make a tuned model into an mlx-lm adapter, an mlx-lm model, or a file of kilobytes"),
-    "replay": ("replay", "rebuild tuned weights from a journal, and check them"),
-    "runs": ("runs", "list, show, compare and remove runs, pause or stop one"),
+    "export": ("export", "write a tuned model as an mlx-lm adapter, an mlx-lm model, or a journal of kilobytes"),
+    "replay": ("replay", "rebuild tuned weights from a journal and verify them"),
+    "runs": ("runs", "list, show, compare, remove, pause and stop runs"),
     "models": ("models", "list the models known by name"),
     "tasks": ("tasks", "list the tasks"),
     "tui": ("tui", "the terminal app: set up, watch, race and try runs"),
@@ -44,14 +45,19 @@ class UsageError(ConfigError):
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a typed error, and names the option that an unknown one may have meant."""
 
-    def __init__(self, **more: object):
+    def __init__(self, **more: Any):
         super().__init__(**{"allow_abbrev": False, **more})
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"`{self.prog} --help` shows what it takes")
+        raise UsageError(message, f"see `{self.prog} --help`")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: object = None) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(args, namespace)
+    def parse_arguments(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`, with the nearest known option named for each unknown one.
+
+        Raises:
+            UsageError: the arguments do not parse.
+        """
+        found, unknown = self.parse_known_args(arguments)
         if unknown:
             known = sorted({name for parser in _with_subparsers(self) for name in parser._option_string_actions})
             options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; no exception leaves it, and no traceback is printed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a stand-in; it is no reason to stop.
+        # A character that the terminal cannot show is replaced; it must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -72,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read our output has seen enough; without this, Python would complain once more at exit.
+        # The reader closed the pipe. Without this, Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except KeyboardInterrupt:
@@ -103,16 +109,26 @@ def _run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         # Prints help or the version and exits, or raises for anything else.
         return _overview(arguments or ["--help"])
-    module = importlib.import_module(f"mlxzo.cli.commands.{COMMANDS[name][0]}")
+    parser = command_parser(name)
+    try:
+        parsed = parser.parse_arguments(arguments[1:])
+    except SystemExit as done:  # --help
+        return int(done.code or EXIT_DONE)
+    return _module(name).run(parsed)
+
+
+def command_parser(name: str) -> Parser:
+    """The parser of the command `name`, described by the docstring of its module."""
+    module = _module(name)
     parser = Parser(
         prog=f"mlxzo {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    try:
-        parsed = parser.parse_args(arguments[1:])
-    except SystemExit as done:  # --help
-        return int(done.code or EXIT_DONE)
-    return module.run(parsed)
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"mlxzo.cli.commands.{COMMANDS[name][0]}")
 
 
 def _overview(arguments: list[str]) -> int:
@@ -131,7 +147,7 @@ def _overview(arguments: list[str]) -> int:
             f"unknown command {word!r}{_nearest(word, list(COMMANDS))}", f"choose one of {', '.join(COMMANDS)}"
         )
     try:
-        parser.parse_args(arguments)
+        parser.parse_arguments(arguments)
     except SystemExit as done:  # --help, --version
         return int(done.code or EXIT_DONE)
     return EXIT_DONE
@@ -156,7 +172,7 @@ def _unexpected(error: Exception) -> MlxzoError:
 
     known = InternalError(
         f"{type(error).__name__}: {error}",
-        "this is a mistake in mlxzo: please report it with the command and the output under MLXZO_DEBUG=1",
+        "this is a fault in mlxzo: please report it, with the command and its output under MLXZO_DEBUG=1",
     )
     assert known.exit_code == EXIT_INTERNAL
     return known

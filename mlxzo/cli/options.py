@@ -1,4 +1,4 @@
-"""Flags of the commands: those of RunConfig's fields, generated, and the few that several commands share."""
+"""Flags of the commands: one for each field of RunConfig, and the few that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
-    """Adds a flag for each option of a run, or each named one. Values stay text: RunConfig checks them all at once."""
+    """Adds a flag for each option of a run, or for those in `names`. Values stay text: RunConfig checks all at once."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in options():
         if names is not None and field.name not in names:
@@ -47,7 +47,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Flags for what a model was tuned by; `source_of` reads them."""
+    """Adds the flags that say where tuned weights come from; `source_of` reads them."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
     source.add_argument("--adapter", metavar="DIR", help="an adapter folder, of `mlxzo export` or of mlx-lm")
@@ -55,7 +55,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def source_of(arguments: argparse.Namespace) -> Source | None:
-    """What the model was tuned by, as the flags name it.
+    """The tuned weights that the flags name; None for the base model.
 
     Raises:
         ConfigError: there is no such run.
@@ -72,7 +72,7 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; keys keep their order."""
+    """Prints one JSON document; keys keep their order."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 

@@ -1,1 +1,1 @@
-"""The commands, a module each: its docstring is the command's help, `add_arguments` its flags, `run` its work."""
+"""One module per command: its docstring is the help text, `add_arguments` adds the flags, `run` does the work."""

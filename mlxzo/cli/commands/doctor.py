@@ -31,13 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The report's lines for a person; a failed probe shows why it failed."""
+    """The report as (label, text) pairs; a check that failed shows its error."""
     from ...core.formatting import format_bytes
 
     system, mlx, cache, hub = (report[name] for name in ("system", "mlx", "cache", "hub"))
     lines: list[tuple[str, str]] = []
     if "error" in system:
-        lines.append(("system", f"not known: {system['error']}"))
+        lines.append(("system", f"unknown: {system['error']}"))
     else:
         lines.append(
             ("system", f"{system['os']}, {system['cores']} cores (load {system['load']}), Python {system['python']}")

@@ -7,9 +7,9 @@
   mlxzo eval --task sst2 --shots 4
   mlxzo eval --task sst2 --baselines
 
-A run and a journal know model and task, an adapter the model; flags change them. Demonstrations are training examples,
-drawn by --seed; those that do not fit into --max-tokens are left out. Calibration divides the labels' probabilities by
-those that they have for inputs that say nothing (Zhao et al. 2021).
+Model and task come from the run or journal, the model from the adapter; flags override them. Demonstrations are
+training examples, drawn by --seed; those that do not fit into --max-tokens are left out. Calibration divides the
+probabilities of the labels by those that they have after inputs without content (Zhao et al. 2021).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shots",
         metavar="K",
-        help="put K training examples of each label before every prompt, or K in all where candidates differ from "
-        f"example to example (default: 0; with --baselines {_SHOTS})",
+        help="put K training examples of each label before every prompt, or K in total where the candidates differ "
+        f"between rows (default: 0; with --baselines {_SHOTS})",
     )
-    parser.add_argument("--calibrate", action="store_true", help="take the model's preference among the labels out")
+    parser.add_argument("--calibrate", action="store_true", help="correct for the model's preference among the labels")
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="a table: majority class, zero-shot and in-context, each calibrated too where the task has labels",
+        help="print a table: majority class, zero-shot and in-context, and both calibrated where the task has labels",
     )
     add_json(parser)
     add_config_options(parser, _OPTIONS)
@@ -80,7 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _shots(text: str | None) -> int | None:
-    """Raises ConfigError unless the flag's text is a whole number from 0."""
+    """The value of --shots; None if it was not given.
+
+    Raises:
+        ConfigError: the text is not a whole number from 0 to 9999.
+    """
     if text is None:
         return None
     if not (text.isdecimal() and text.isascii() and len(text) <= 4):
@@ -89,7 +93,7 @@ def _shots(text: str | None) -> int | None:
 
 
 def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str]]:
-    """The lines of the table of one evaluation."""
+    """One evaluation as (label, text) pairs."""
     from ...core.formatting import format_loss, format_metric, format_seconds
 
     metric = result["metric"]
@@ -109,7 +113,7 @@ def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str
 
 
 def _table(results: list[dict]) -> list[list[str]]:
-    """Baselines side by side."""
+    """One row per baseline, after the majority class."""
     from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
 
     first, table = results[0], []

@@ -1,11 +1,11 @@
-"""Make a run's best state into something to use or to give away.
+"""Write the best state of a run in a form to use or to share.
 
   mlxzo export RUN --to adapter   a folder for `mlx_lm.generate --adapter-path`
-  mlxzo export RUN --to fused     a whole model folder, for everything that reads mlx-lm's models
-  mlxzo export RUN --to journal   one file of kilobytes, from which `mlxzo replay` rebuilds the weights to the bit
+  mlxzo export RUN --to fused     a complete model folder, for everything that reads mlx-lm's models
+  mlxzo export RUN --to journal   one file of kilobytes, from which `mlxzo replay` rebuilds the weights bit for bit
 
-LoRA pairs that are fused with quantised weights are rounded to the quantisation; --dequantize keeps them exact and
-makes the model as large as an unquantised one.
+LoRA adapters that are fused with quantised weights are rounded to the quantisation; --dequantize keeps them exact, in
+a model as large as an unquantised one.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from ..options import add_json, print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder `runs`")
-    parser.add_argument("--to", choices=("adapter", "fused", "journal"), required=True, help="the form to make")
-    parser.add_argument("--out", metavar="PATH", help="folder or file to make (default: <run id>-<form>, here)")
+    parser.add_argument("--to", choices=("adapter", "fused", "journal"), required=True, help="the form to write")
+    parser.add_argument(
+        "--out", metavar="PATH", help="folder or file to write (default: <run id>-<form> in the current folder)"
+    )
     add_dequantize(parser)
     add_json(parser)
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="with --json, for programs: what is being done, as the events of a run, an object a line; the last is "
-        "`finished` and has the result",
+        help="with --json, for other programs: print progress as the events of a run, one JSON object a line; the "
+        "last, `finished`, holds the result",
     )
 
 
 def add_dequantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dequantize", action="store_true", help="with --to fused: store a quantised model as a floating one"
+        "--dequantize",
+        action="store_true",
+        help="with --to fused: store the weights of a quantised model as floating point",
     )
 
 
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         return export_job(found, form=arguments.to, out=out, dequantise=arguments.dequantize, on_event=on_event)
 
     if arguments.json and arguments.stream:
-        _tell(Finished(job(_tell)))
+        _print_event(Finished(job(_print_event)))
         return EXIT_DONE
     from ..console import RunView
 
@@ -65,12 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _tell(event: Event) -> None:
+def _print_event(event: Event) -> None:
     print(to_json(event, time.time()), flush=True)
 
 
 def show(done: dict[str, Any], as_json: bool) -> None:
-    """Prints what was written, and how to use it."""
+    """Prints the files that were written, and how to use them."""
     if as_json:
         print_json(done)
         return

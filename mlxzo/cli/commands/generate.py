@@ -5,7 +5,7 @@ mlxzo generate --adapter DIR "The soup was cold and nobody came. The customer is
 mlxzo generate --model smollm2-135m "The capital of France is"
 mlxzo generate --model smollm2-135m --prompt-style chat --temperature 0.7 "Name a river in France."
 
-A run's prompt style is that of its configuration.
+With --run, the prompt style is that of the run.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ _OPTIONS = ("model", "dtype", "prompt_style", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to go on from; `-` reads it from stdin")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; `-` reads it from stdin")
     add_source(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=40,
         metavar="N",
-        help=f"longest answer (tokens; 1 to {LONGEST}; default: 40)",
+        help=f"most tokens of an answer (1 to {LONGEST}; default: 40)",
     )
-    drawing = parser.add_argument_group("drawing")
-    drawing.add_argument(
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
         "--temperature",
         dest="drawn_temperature",
         default="0",
         metavar="X",
-        help="draw tokens by their probabilities, the logits divided by this (0 to 100; default: 0, the likeliest)",
+        help="sample tokens, with the logits divided by this (0 to 100; default: 0, always the likeliest token)",
     )
-    drawing.add_argument(
+    sampling.add_argument(
         "--top-p",
         dest="drawn_top_p",
         default="1",
         metavar="X",
-        help="draw only among the likeliest tokens that together have this probability (above 0, to 1; default: 1)",
+        help="sample among the likeliest tokens that together have this probability (above 0, at most 1; default: 1)",
     )
-    drawing.add_argument(
+    sampling.add_argument(
         "--seed",
         dest="drawn_seed",
         default="0",
         metavar="N",
-        help="seed of the draws, which repeat with it (default: 0)",
+        help="seed of the sampling (default: 0)",
     )
     add_json(parser)
     parser.add_argument(
         "--serve",
         action="store_true",
-        help="load the models once and answer prompts from stdin, for programs: a JSON object a line with `prompt` and "
-        "`max_new_tokens`; each piece of an answer is one as well, and so is its end. A further line ends the answer "
-        "in hand. PROMPT is then `-`",
+        help="load the models once and answer prompts from stdin, for other programs: one JSON object a line with "
+        "`prompt` and `max_new_tokens`. An answer is printed in pieces and then its end, one JSON object a line each; "
+        "a new line on stdin ends it early. PROMPT must be `-`",
     )
     add_config_options(parser, _OPTIONS)
 
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     if prompt == "-" and not arguments.serve:
         prompt = sys.stdin.read()
     if not prompt.strip():
-        raise ConfigError("the prompt is empty", "give the text to go on from")
-    temperature, top_p, seed = (_drawn(arguments, name) for name in ("temperature", "top_p", "seed"))
+        raise ConfigError("the prompt is empty", "give the text to continue")
+    temperature, top_p, seed = (_sampling_value(arguments, name) for name in ("temperature", "top_p", "seed"))
     from .train import read_tuned_config
 
     source = source_of(arguments)
@@ -92,21 +92,21 @@ def run(arguments: argparse.Namespace) -> int:
     from ...engine.sampling import Sampling
     from ...engine.side_by_side import SideBySide
 
-    voices = SideBySide(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
+    models = SideBySide(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
     if arguments.serve:
-        serve(voices, sys.stdin)
+        serve(models, sys.stdin)
     else:
-        # A conversation's answer is a turn of its own; in plain style it goes on in the prompt's line.
-        asked = f"{prompt}\n" if config.prompt_style == "chat" else prompt
-        _say(voices, prompt, asked, arguments.max_new_tokens, as_json=arguments.json)
+        # In a chat the answer is a turn of its own; in plain style it continues the line of the prompt.
+        heading = f"{prompt}\n" if config.prompt_style == "chat" else prompt
+        _print_answers(models, prompt, heading, arguments.max_new_tokens, as_json=arguments.json)
     return EXIT_DONE
 
 
-def _drawn(arguments: argparse.Namespace, name: str) -> Any:
-    """The value of a flag that says how tokens are drawn; its range is that of the run's option of this name.
+def _sampling_value(arguments: argparse.Namespace, name: str) -> Any:
+    """The value of a sampling flag, checked as the option of a run of the same name.
 
     Raises:
-        ConfigError: it is no such value.
+        ConfigError: the value is out of range.
     """
     text = getattr(arguments, f"drawn_{name}")
     if problems := option_problems(name, text):
@@ -114,19 +114,18 @@ def _drawn(arguments: argparse.Namespace, name: str) -> Any:
     return parse_value(next(f for f in options() if f.name == name), text)
 
 
-def _say(voices: SideBySide, prompt: str, asked: str, max_new_tokens: int, *, as_json: bool) -> None:
-    """Prints one answer of each model, as they speak unless it is to be JSON.
+def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens: int, *, as_json: bool) -> None:
+    """Prints the answer of each model, piece by piece unless as JSON.
 
     Args:
-        asked: the prompt as it stands before an answer.
+        heading: the prompt as it is printed before an answer.
     """
     from ...core.formatting import printable
 
-    # Whichever model speaks first is shown as it speaks; the other is shown after it.
     texts: dict[str, str] = {}
-    for speaker, piece in voices.answer(prompt, max_new_tokens):
+    for speaker, piece in models.answer(prompt, max_new_tokens):
         if not as_json and speaker not in texts:
-            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(asked), sep="", end="", flush=True)
+            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(heading), sep="", end="", flush=True)
         texts[speaker] = texts.get(speaker, "") + piece
         if not as_json:
             print(printable(piece), end="", flush=True)
@@ -136,29 +135,29 @@ def _say(voices: SideBySide, prompt: str, asked: str, max_new_tokens: int, *, as
         print()
 
 
-def serve(voices: SideBySide, requests: TextIO) -> None:
-    """Answers the prompts of a stream, a JSON object a line, until it ends.
+def serve(models: SideBySide, requests: TextIO) -> None:
+    """Answers the prompts of a stream, one JSON object a line, until the stream ends.
 
     A request is {"prompt": text, "max_new_tokens": count}. Its answer is pieces {"speaker": "base" or "tuned", "text":
-    piece} and then {"done": true}. A line that comes meanwhile ends the answer; `{}` asks for nothing else.
+    piece} and then {"done": true}. A new line ends the current answer; `{}` does nothing else.
 
     Raises:
-        ConfigError: a line that is no request.
+        ConfigError: a line is no request.
     """
     inbox = _Inbox(requests)
     while (line := inbox.take()) is not None:
         request = _request(line)
         if not request:
             continue
-        for speaker, piece in voices.answer(request["prompt"], request["max_new_tokens"]):
-            if inbox.waits:
+        for speaker, piece in models.answer(request["prompt"], request["max_new_tokens"]):
+            if inbox.has_line:
                 break
             print(json.dumps({"speaker": speaker, "text": piece}), flush=True)
         print(json.dumps({"done": True}), flush=True)
 
 
 class _Inbox:
-    """The lines of a stream, read in a thread of their own, so that one can be seen to have come."""
+    """The lines of a stream, read in a thread of their own, so that a waiting line can be detected."""
 
     def __init__(self, stream: TextIO):
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -172,12 +171,12 @@ class _Inbox:
         self._lines.put(None)
 
     @property
-    def waits(self) -> bool:
-        """Whether a line waits; the end of the stream is none."""
+    def has_line(self) -> bool:
+        """True if a line waits; the end of the stream is no line."""
         return self._came > self._taken
 
     def take(self) -> str | None:
-        """The next line, as soon as there is one; None at the end."""
+        """Waits for the next line and returns it; None at the end of the stream."""
         line = self._lines.get()
         self._taken += 1
         return line

@@ -1,14 +1,14 @@
-"""What fits in a memory cap: models against ways of training them, predicted without loading a model.
+"""Show which models and training methods fit in a memory cap, predicted without loading a model.
 
   mlxzo plan --memory-cap 8GB
   mlxzo plan --memory-cap 8GB --model qwen3-1.7b --tokens 1024 --batch-size 8
   mlxzo plan --memory-cap 4GB --task sst2 --data sst2_rows --figure plan.svg
 
-A figure is a run's predicted footprint with the largest micro-batch that fits, everything included: weights,
-activations, gradients, the optimiser's state, MLX's cache and the Python process itself. `x` marks what does not fit,
-with the least it would take. One --model prints its components for each way of training it.
+Each figure is the predicted footprint of a run with the largest micro-batch that fits, everything included: weights,
+activations, gradients, the optimiser's state, MLX's cache and the Python process itself. `x` marks runs that do not
+fit, with the least memory that they would take. One --model prints the components for each method.
 
-Times are guesses from rates that --calibrate measures on this machine once.
+Times are estimates from rates that --calibrate measures once on this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...memory.step_time import Calibration
     from ...models.architecture import ModelShape
 
-# Of the machine's memory, where no cap is given: the rest is for the system and other programs.
+# Share of the machine's memory that is the default cap; the rest is for the system and other programs.
 _SHARE = 0.75
 _OPTIONS = (
     *("task", "data", "train_examples", "train_per_label", "max_tokens"),
@@ -51,10 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a name from `mlxzo models` or a folder; repeatable",
     )
-    parser.add_argument("--tokens", metavar="N", type=int, help="length of every example (default: 512, or the task's)")
-    parser.add_argument("--calibrate", action="store_true", help="measure this machine's speed first, and keep it")
     parser.add_argument(
-        "--figure", metavar="FILE", type=Path, help="draw model size against memory: .svg, .png or .pdf"
+        "--tokens", metavar="N", type=int, help="length of every example (default: 512, or that of the task's examples)"
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="first measure this machine's speed, and store it for later plans"
+    )
+    parser.add_argument(
+        "--figure", metavar="FILE", type=Path, help="plot model size against memory: .svg, .png or .pdf"
     )
     add_json(parser)
     add_config_options(parser, _OPTIONS)
@@ -90,7 +94,7 @@ def _cap(text: str | None) -> int:
     """The cap in bytes.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: the text is not a size.
     """
     from ...core.formatting import parse_bytes
 
@@ -110,7 +114,7 @@ def _check_figure(path: Path | None) -> None:
 
 
 def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
-    """Sizes of the examples, and where they come from, in words.
+    """Sizes of the examples, and a text that says where they come from.
 
     Raises:
         ConfigError: --tokens is out of range or goes with a task; DataError: the task's rows cannot be read.
@@ -142,15 +146,15 @@ def _shapes(names: Sequence[str]) -> list[ModelShape]:
 
 
 def _need_room(rows: Sequence[PlanRow], cap: int) -> None:
-    """Raises DoesNotFit where the cap is below what the process takes before it has a model."""
+    """Raises DoesNotFit if the process needs more than the cap before a model is loaded."""
     from ...core.formatting import format_bytes
 
     runtime = min(sum(p.bytes for p in row.components if p.name in ("runtime", "tokenizer")) for row in rows)
     if cap < runtime:
         raise DoesNotFit(
-            f"the cap of {format_bytes(cap)} is below what Python, MLX and a tokenizer take before there is a model, "
+            f"the cap of {format_bytes(cap)} is below what Python, MLX and a tokenizer take before a model is loaded: "
             f"{format_bytes(runtime)}",
-            "give a larger --memory-cap: the smallest models want about 1GB",
+            "give a larger --memory-cap: the smallest models need about 1GB",
         )
 
 
@@ -205,14 +209,14 @@ def _print(
     ]
     console.print(listing(columns, _best(rows, base.steps), right=("footprint", "MLX peak", "micro-batch", "step")))
     if calibration is None:
-        print("\nNo times: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
+        print("\nTimes are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
     for assumed in {f"{row.model}: {text}" for row in rows for text in row.assumed}:
         console.print(f"Assumed of {assumed}.", markup=False)
     console.print(f"\nChoose {advice}" if any(row.fits for row in rows) else f"\n{advice}", markup=False)
 
 
 def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
-    """Models against ways, those that fit most ways first."""
+    """One table per group: models that backpropagation fits, that only MeZO fits, that nothing fits."""
     from ...core.formatting import format_bytes, format_count
     from ...memory.plan_table import WAYS
     from ..console import listing
@@ -240,7 +244,7 @@ def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
 
 
 def _column(way: str) -> str:
-    """Quantised and floating models share the columns of LoRA."""
+    """The column of a way of training: quantised and floating models share those of LoRA."""
     return way.replace("QLoRA", "LoRA").replace(", checkpointing", " ckpt")
 
 
@@ -256,7 +260,7 @@ def _print_components(rows: Sequence[PlanRow]) -> None:
 
 
 def _best(rows: Sequence[PlanRow], steps: int) -> list[list[str]]:
-    """A line for the largest model of each way."""
+    """One row per way of training: the largest model that fits."""
     from ...core.formatting import format_bytes, format_seconds
     from ...memory.plan_table import WAYS, largest
 

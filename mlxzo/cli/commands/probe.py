@@ -1,13 +1,13 @@
-"""Measure which scope and learning rate suit a model and a task, by forward passes alone.
+"""Measure which scope and learning rate suit a model and a task, with forward passes alone.
 
   mlxzo probe --model smollm2-135m --task reviews
   mlxzo probe --task sst2 --data my_data --scope last-8 --by layers
   mlxzo probe --task sst2 --data my_data --scope auto --json
 
-A step along a random direction gains about lr |grad|^2 - lr^2/2 E[g^2 h]: g is the derivative along the direction on
-one batch, h the curvature. The table has, with standard errors, |grad|^2, the trace tr(H) of the curvature and their
-ratio, in units of the scope's directions, and the lr and eps that follow. `mlxzo train --lr auto` and `--scope auto`
-measure the same and take what they find.
+A step along a random direction lowers the loss by about lr |grad|^2 - lr^2/2 E[g^2 h], where g is the derivative along
+the direction on one batch and h the curvature. The table shows, with standard errors, |grad|^2, the trace tr(H) of the
+curvature and their ratio, in units of the scope's directions, and the lr and eps that follow from them.
+`mlxzo train --lr auto` and `--scope auto` measure the same and train with the result.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _OPTIONS = (
 )
 _MOST = 10_000
 _BY = {
-    "scope": "all that trains as one group",
-    "layers": "its decoder layers in a few groups",
+    "scope": "everything that trains as one group",
+    "layers": "groups of decoder layers",
     "kinds": "norms, attention, MLP and the rest",
 }
 
@@ -40,15 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=tuple(_BY),
         default="scope",
-        help="what a row of the table is: "
-        + "; ".join(f"{name}, {text}" for name, text in _BY.items())
-        + " (default: scope)",
+        help="rows of the table: " + "; ".join(f"{name}: {text}" for name, text in _BY.items()) + " (default: scope)",
     )
     parser.add_argument(
         "--samples",
         type=int,
         metavar="N",
-        help=f"random directions a row; errors fall with their root (2 to {_MOST}; default: 24, or 16 for scopes)",
+        help=f"random directions per row; errors fall with their root (2 to {_MOST}; default: 24, or 16 for scopes)",
     )
     add_json(parser)
     add_config_options(parser, _OPTIONS)
@@ -101,17 +99,17 @@ def table(report: ProbeReport, config: RunConfig):
 
 
 def remarks(report: ProbeReport) -> list[str]:
-    """What a reader of the table should know."""
+    """Lines that explain the table: legend, cost, and rows without a result."""
     from ...core.formatting import format_seconds
 
     lines = [
         "",
-        "gain: expected decrease of the loss in the first step; ±: one standard error; ?: no more than noise.",
+        "gain: expected decrease of the loss in the first step; ±: one standard error; ?: not above noise.",
         f"{report.forward_passes} forward passes in {format_seconds(report.seconds)}.",
     ]
     if report.bias:
         lines.insert(
-            2, f"The model's preference among the labels is taken out first; it costs {report.bias:.2g} of loss."
+            2, f"The model's preference among the labels was removed first; it adds {report.bias:.2g} to the loss."
         )
     lines += [f"{_label(row)}: {row.measured.problem()}" for row in report.rows if not row.measured.known]
     return lines + [f"{scope} left out: {why}" for scope, why in report.skipped.items()]

@@ -2,9 +2,9 @@
 
   mlxzo quickstart
 
-A 135-million-parameter model learns to tell good reviews from bad by forward passes alone. Its final norm is what
-trains: what comes before is computed once for each review, and a step takes a fraction of a second. The run saves its
-options, for `mlxzo train`, as config.yaml. The model is downloaded once; no account and no data are needed.
+A 135-million-parameter model learns to tell good reviews from bad with forward passes alone. Only its final norm
+trains: all layers before it run once for each review, and a step takes a fraction of a second. The run saves its
+options as config.yaml, for `mlxzo train --config`. The model is downloaded once; no account and no data are needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
 _RUN = {"scope": "norms/last-0", "batch_size": 64, "queries": 8, "steps": 200, "eval_every": 25}
-# A review that nothing has trained on, left where the label word comes.
+# A review outside the training data, which ends where the label word comes.
 _PROMPT = "The soup was cold and nobody came to ask. The customer is"
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def next_commands(run: RunDirectory) -> list[str]:
-    """Three commands that go on from a finished run, ready to paste."""
+    """Three commands to try after a finished run, ready to paste."""
     near = os.path.relpath(run.path)
     path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
     return [

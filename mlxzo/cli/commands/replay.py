@@ -1,8 +1,8 @@
-"""Rebuild a run's weights from its journal and the base model, and check that they are the run's, to the bit.
+"""Rebuild the weights of a run from its journal and the base model, and verify that they are the same bit for bit.
 
 mlxzo replay RUN-ID.mlxzo --out tuned                        an mlx-lm adapter folder
-mlxzo replay RUN-ID.mlxzo --to fused --out tuned             a whole mlx-lm model
-mlxzo replay runs/RUN/journal.bin --model DIR --out tuned    of another copy of the base model
+mlxzo replay RUN-ID.mlxzo --to fused --out tuned             a complete mlx-lm model
+mlxzo replay runs/RUN/journal.bin --model DIR --out tuned    from another copy of the base model
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from .export import add_dequantize, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("journal", metavar="JOURNAL", help="an exported journal, or a run's journal.bin")
-    parser.add_argument("--model", help="the base model (default: the one that the journal names)")
-    parser.add_argument("--to", choices=("adapter", "fused"), default="adapter", help="the form (default: adapter)")
-    parser.add_argument("--out", metavar="DIR", help="folder to make (default: <journal's name>-<form>, here)")
+    parser.add_argument("--model", help="the base model (default: that of the journal)")
+    parser.add_argument(
+        "--to", choices=("adapter", "fused"), default="adapter", help="the form to write (default: adapter)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to write (default: <journal's name>-<form> in the current folder)"
+    )
     add_dequantize(parser)
     add_json(parser)
 

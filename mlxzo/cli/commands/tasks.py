@@ -4,8 +4,8 @@
   mlxzo tasks show sst2
   mlxzo tasks check --task my-task.yaml --data my_folder
 
-`check` reads the rows that a run would use, names every line that cannot be used, and says how many tokens the examples
-have, what is cut, how the labels are balanced and what occurs twice. Of the model, it needs the tokenizer alone.
+`check` reads the rows that a run would use, names every line that cannot be used, and reports the lengths of the
+examples in tokens, what is cut, the balance of the labels, and duplicates. Of the model it needs only the tokenizer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="check the data of a run")
     add_config_options(check, _OPTIONS)
     for action in (show, check):
-        # Left as it is where the flag came before the action.
+        # SUPPRESS: an absent flag must not reset one that was given before the action.
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
 
 
@@ -51,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     table = [[task.name, task.description, answers(task), task.metric, data(task)] for task in tasks]
     output().print(listing(["task", "what it is", "answers", "metric", "data"], table))
-    print("\n--data DIR gives any task rows of your own: train.jsonl, validation.jsonl and optionally test.jsonl,")
+    print("\nWith --data DIR any task reads your own rows: train.jsonl, validation.jsonl and optionally test.jsonl,")
     print("or the same as .csv or .tsv. `mlxzo tasks show TASK` shows a prompt.")
     return EXIT_DONE
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """What there is to know of a task, as JSON."""
+    """Everything that the commands show of a task, as JSON values."""
     return {
         "name": task.name,
         "description": task.description,
@@ -70,14 +70,14 @@ def facts(task: Task) -> dict[str, Any]:
 
 
 def answers(task: Task) -> str:
-    """What the model answers with, in words."""
+    """A text for the form of the answers: the labels, or where the candidates come from."""
     if task.labels:
         return " / ".join(task.labels)
-    return "its own words" if task.writes else "what the rows name"
+    return "text that the model writes" if task.writes else "candidates named by the rows"
 
 
 def data(task: Task) -> str:
-    """Where a task's rows come from, in words."""
+    """A text for where a task's rows come from."""
     if task.embedded is not None:
         return "embedded"
     return "hub, or --data DIR" if task.hub is not None else "--data DIR"
@@ -114,7 +114,7 @@ def _check(arguments: argparse.Namespace) -> int:
     config = check_names(RunConfig.from_mapping(config_values(arguments)).resolved())
     loaded = load_task(config)
     with RunView() as view:
-        # Of its events, downloads alone: no model is loaded.
+        # Of its events only downloads are shown: no model is loaded.
         resolved = find_model(config, lambda event: view.show(event) if isinstance(event, Progress) else None)
         config = within_context(config, resolved, view.show)
     tokenizer = load_tokenizer(resolved)

@@ -6,11 +6,11 @@
   mlxzo train --task custom --data my_data --objective reward --reward-command "python score.py" --allow-code
   mlxzo train --resume RUN
   mlxzo train --hosts 2 ...            two processes on this machine
-  mlxzo train --hosts hosts.json ...   one on each machine of a hosts file (docs/distributed.md)
+  mlxzo train --hosts hosts.json ...   one process on each machine of a hosts file (docs/distributed.md)
 
 Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
-Ctrl-C stops after the step in hand and saves; a second Ctrl-C stops by force. However a run ended, --resume goes on
-where it stopped, and ends with the very weights that it would have had; --steps gives it more steps.
+Ctrl-C stops after the current step and saves; a second Ctrl-C stops by force. --resume continues a run however it
+ended, and reaches the same weights, bit for bit, as a run that was never interrupted; --steps gives it more steps.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
-    source.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its directory or id")
+    source.add_argument("--resume", metavar="RUN", help="continue an interrupted run: its directory or id")
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="run the judge that --reward-command or --reward-function names, wherever those options come from",
+        help="allow this run to execute the judge that --reward-command or --reward-function names",
     )
     parser.add_argument(
         "--hosts",
         metavar="FILE|N",
-        help="share the work: a hosts file of mlx.launch, or a number of processes on this machine",
+        help="share the work among machines (a hosts file of mlx.launch) or among N processes on this machine",
     )
     parser.add_argument(
         "--port",
         type=int,
         metavar="N",
-        help="with --hosts, the port of rank 0, and each other rank has the next (default: 32323; here, a free one)",
+        help="with --hosts, the port of rank 0; others take the next ones (default: 32323; on one machine, free ones)",
     )
     add_json(parser)
     add_config_options(parser)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
-    """The run to train, and whether it goes on."""
+    """The run to train, and True if it is resumed."""
     from ...core.run_directory import RunDirectory
 
     config, found = _read(arguments)
@@ -87,7 +87,7 @@ def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
 
 
 def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None]:
-    """The configuration to train by, which may run the code that it names, and the run to go on with, if any."""
+    """The configuration, checked for consent to the code that it names, and the run to resume, if any."""
     from ...core.run_directory import RunDirectory
     from ...engine.reward import check_consent
 
@@ -110,7 +110,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from ..distributed import arguments_of, train_on
 
     hosts = read_hosts(arguments.hosts)
-    # What is wrong is better told before there are ranks.
+    # Errors of the configuration are better reported once, before the ranks start.
     config, found = _read(arguments)
     if len(hosts.hosts) == 1 and hosts.hosts[0].ssh == LOCALHOST:
         arguments.hosts = None
@@ -126,12 +126,12 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _follow(arguments: argparse.Namespace, rank: int) -> int:
-    """Trains as a rank that keeps nothing."""
+    """Trains as a rank other than 0."""
     from ..distributed import follow
 
     resume = arguments.resume is not None
     flags = config_values(arguments)
-    # Of a run that goes on, rank 0 has the configuration.
+    # Rank 0 has the configuration of a resumed run and sends it.
     config = RunConfig.from_mapping(flags).resolved() if resume else _read(arguments)[0]
     return follow(config, rank, resume=resume, allow_code=arguments.allow_code)
 
@@ -140,8 +140,8 @@ def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
     """The resolved configuration of flags over a YAML file, with names checked and paths made absolute.
 
     Raises:
-        ConfigError: every unknown option and bad value at once; an unknown task.
-        ModelError: a name that no model has.
+        ConfigError: lists every unknown option and bad value; or the task is unknown.
+        ModelError: no model has this name.
     """
     values = {**(read_yaml(file) if file else {}), **flags}
     config = RunConfig.from_mapping(values, source=file or "").resolved()
@@ -149,10 +149,10 @@ def read_config(flags: dict[str, Any], file: str | None) -> RunConfig:
 
 
 def read_tuned_config(flags: dict[str, Any], source: Source | None) -> RunConfig:
-    """The configuration that `source` names with flags over it; without a source, that of the flags alone.
+    """The resolved configuration of flags over the options that `source` records, if there is one.
 
     Raises:
-        ConfigError, ModelError: as `read_config`, and where what `source` names cannot be read.
+        ConfigError, ModelError: as `read_config`; or the source cannot be read.
     """
     known = {} if source is None else source.options()
     return check_names(RunConfig.from_mapping({**known, **flags}).resolved())
