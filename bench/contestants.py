@@ -23,7 +23,8 @@ import numpy as np
 
 from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache
-from mlxzo.engine.batching import Batch, EncodedExample, MicroBatch, Row, Shapes, make_batch
+from mlxzo.engine.batching import Batch, MicroBatch, Shapes, make_batch
+from mlxzo.engine.encoding import EncodedExample, Row
 from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer, example_losses

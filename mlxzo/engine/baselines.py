@@ -17,7 +17,7 @@ from ..tasks.base import Example, Task
 from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
 from ..tasks.sampling import stable_permutation
-from .batching import encode
+from .encoding import encode
 from .evaluation import Evaluation, Scored, share_candidates
 from .prefix_sharing import MAX_NEW_TOKENS
 from .scoring import example_losses

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..tasks.base import Example
 from ..tasks.labels import listed
-from .batching import EncodedExample
+from .encoding import EncodedExample
 from .evaluation import share_candidates
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from ..core.metrics import metric_named
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
-from .batching import Batch, EncodedExample, Shapes, by_length
+from .batching import Batch, Shapes, by_length
 from .distributed.communicator import Communicator, Piece
+from .encoding import EncodedExample
 from .scoring import Scorer, example_losses
 
 

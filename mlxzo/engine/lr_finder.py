@@ -29,7 +29,7 @@ from ..models.trainable import Trainable
 from ..tasks.sampling import stable_permutation
 from ..zo.curvature import Group, Sensitivity, Value, passes, probe
 from ..zo.perturb import Direction
-from .batching import EncodedExample
+from .encoding import EncodedExample
 from .scoring import example_losses
 from .session import Session, open_activation_cache, open_session
 

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, make_prompt_
 
 from ..models.causal import CausalLM
 from ..zo.perturb import View
-from .batching import Row
+from .encoding import Row
 
 # Caches grow by so many tokens at a time; mlx-lm's own 256 would be more than most answers and many prompts.
 _GROWTH = 32

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from .batching import Row, Shapes, common_prefix
+from .batching import Shapes
+from .encoding import Row, common_prefix
 
 MAX_NEW_TOKENS = 50
 """Longest answer (Malladi et al. 2023, Appendix E.4)."""

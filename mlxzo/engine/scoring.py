@@ -17,7 +17,8 @@ from ..models.causal import CausalLM, at_positions
 from ..models.lazy_layers import Given
 from ..zo.perturb import StackedView, View
 from .activation_cache import ActivationCache
-from .batching import Batch, MicroBatch, Row, Shapes
+from .batching import Batch, MicroBatch, Shapes
+from .encoding import Row
 from .prefill import Prefill
 from .prefix_sharing import reads
 

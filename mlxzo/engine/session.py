@@ -30,9 +30,10 @@ from ..tasks.metrics import METRICS, WRITTEN
 from ..tasks.registry import load_task
 from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
-from .batching import SCORED_AT_ONCE, Batch, EncodedExample, Shapes, encode, encode_prompt, make_batch
+from .batching import SCORED_AT_ONCE, Batch, Shapes, make_batch
 from .data_summary import duplicates_text, summarise
 from .distributed.communicator import Communicator, Piece
+from .encoding import EncodedExample, encode, encode_prompt
 from .evaluation import Evaluation, Scored, choose, majority_share, mean_metric, score
 from .generation import Generator
 from .objectives import OfAnswers, judged_by, shortfall

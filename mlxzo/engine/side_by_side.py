@@ -20,7 +20,7 @@ from ..models.trainable import Trainable
 from ..tasks.base import Example, Task
 from ..tasks.chat import in_style
 from .baselines import Baseline, measure
-from .batching import encode_prompt
+from .encoding import encode_prompt
 from .lr_finder import SAMPLES, SCOPE_SAMPLES, ProbeReport, probe_scope, probe_scopes
 from .sampling import Sampling, next_tokens
 from .session import open_model, open_session

@@ -26,8 +26,8 @@ from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
 from ..core.files import disk_full, is_disk_full
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
-from ..engine.batching import EncodedExample
 from ..engine.distributed.communicator import Communicator
+from ..engine.encoding import EncodedExample
 from ..engine.reward import Judge, check_consent
 from ..memory import plan
 from ..memory.estimate import Data

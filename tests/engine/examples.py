@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlxzo.engine.batching import Batch, Shapes, encode, make_batch
+from mlxzo.engine.batching import Batch, Shapes, make_batch
+from mlxzo.engine.encoding import encode
 from mlxzo.tasks.base import Example
 from tests.tiny import VOCABULARY, tiny_tokenizer
 

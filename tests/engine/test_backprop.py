@@ -13,7 +13,8 @@ import pytest
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.engine.activation_cache import ActivationCache
-from mlxzo.engine.batching import Batch, Shapes, encode, make_batch
+from mlxzo.engine.batching import Batch, Shapes, make_batch
+from mlxzo.engine.encoding import encode
 from mlxzo.engine.methods import make_method
 from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.scoring import Scorer

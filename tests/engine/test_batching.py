@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mlxzo.core.errors import DataError
-from mlxzo.engine.batching import EncodedExample, Shapes, batch_indices, by_length, encode, encode_prompt, make_batch
+from mlxzo.engine.batching import Shapes, batch_indices, by_length, make_batch
+from mlxzo.engine.encoding import EncodedExample, encode, encode_prompt
 from mlxzo.models.loading import load_tokenizer
 from mlxzo.models.resolve import resolve
 from mlxzo.tasks.base import Example, Message

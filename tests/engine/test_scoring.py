@@ -11,8 +11,9 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache, DiskActivationCache
-from mlxzo.engine.batching import Shapes, by_length, encode, make_batch
+from mlxzo.engine.batching import Shapes, by_length, make_batch
 from mlxzo.engine.distributed.communicator import Communicator
+from mlxzo.engine.encoding import encode
 from mlxzo.engine.evaluation import Evaluation, score
 from mlxzo.engine.prefix_sharing import worth_sharing
 from mlxzo.engine.scoring import Scorer

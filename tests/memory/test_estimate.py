@@ -7,7 +7,8 @@ from mlx.utils import tree_flatten
 import mlxzo.zo.inplace
 from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache
-from mlxzo.engine.batching import EncodedExample, Row, Shapes, cut, encode, make_batch
+from mlxzo.engine.batching import Shapes, cut, make_batch
+from mlxzo.engine.encoding import EncodedExample, Row, encode
 from mlxzo.engine.methods import make_method
 from mlxzo.engine.scoring import Scorer
 from mlxzo.memory.coefficients import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES

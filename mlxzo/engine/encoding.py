@@ -1,0 +1,210 @@
+"""Examples as tokens: the sequences the model reads for an example, and the tokens scored in them.
+
+A classification example is scored by the mean log-likelihood of each candidate's tokens after the prompt (Malladi et
+al. 2023, Appendix E.2). The model reads the prompt with all but the last token of a candidate. A sequence that begins
+another is not read again: one-token candidates are scored on the prompt of any other candidate, and where all are one
+token, they are scored at one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..core.errors import DataError
+from ..tasks.base import Example
+
+# A placeholder for the answer in a chat template; no template contains it.
+_ANSWER = "[[the answer]]"
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence the model reads; next tokens may be scored from `first_position` to its end."""
+
+    tokens: tuple[int, ...]
+    first_position: int
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Tokens of one example.
+
+    Attributes:
+        rows: sequences, none of which is a prefix of another.
+        starts: for each candidate the index of the row it is scored in, and the position in that row that precedes its
+            first token.
+        targets: the scored tokens of each candidate.
+        target: index of the right candidate.
+        truncated: some of its tokens were cut.
+        source: the example it encodes; None for one made of tokens.
+    """
+
+    rows: tuple[Row, ...]
+    starts: tuple[tuple[int, int], ...]
+    targets: tuple[tuple[int, ...], ...]
+    target: int
+    truncated: bool
+    source: Example | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are several candidates, each of one token, scored at one position."""
+        one_place = len(set(self.starts)) == 1 and max(map(len, self.targets)) == 1
+        return one_place and self.candidates > 1
+
+    @property
+    def length(self) -> int:
+        return max(len(row.tokens) for row in self.rows)
+
+    @property
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def candidates(self) -> int:
+        return len(self.targets)
+
+    @property
+    def scored(self) -> int:
+        """Number of scored positions, in all rows."""
+        return sum(len(row.tokens) - row.first_position for row in self.rows)
+
+    @property
+    def written(self) -> bool:
+        """Whether an evaluation generates an answer."""
+        return self.source is not None and self.source.written
+
+    def expected_after(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens of the only candidate where its context is `prompt`; else an empty tuple."""
+        context = self.rows[0].tokens[: self.rows[0].first_position + 1]
+        return self.targets[0] if self.candidates == 1 and context == prompt else ()
+
+
+def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedExample:
+    """Tokenises an example. A sequence longer than `max_tokens` loses the beginning of its prompt; a text without a
+    prompt loses its end.
+
+    A candidate is tokenised together with its prompt, as the model would read it; where joining changes the last
+    tokens of the prompt, the scored part starts at the first token that differs. The first token of a text without a
+    prompt has no context, so it is not scored.
+
+    Raises:
+        DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`; or the example is a
+            conversation and the model has no chat template.
+    """
+    if example.target is None:
+        raise DataError("an example has no label", "only labelled examples can be trained on or evaluated")
+    tokens = _tokens_of(example, tokenizer)
+    prompt = tokens("")
+    split, whole_text = [], not example.prompt and len(example.candidates) == 1
+    for candidate in example.candidates:
+        joined = tokens(candidate)
+        start = common_prefix(prompt, joined)
+        if whole_text:
+            start = max(1, start)
+        if start >= len(joined):
+            raise DataError(
+                f"the candidate {candidate!r} adds no token to its prompt",
+                "change the label word, or leave the row out",
+            )
+        if start == 0:
+            raise DataError("a prompt is empty", "give every example some text before its answer")
+        split.append((joined[:start], joined[start:]))
+    cut_texts = whole_text and any(len(context) + len(scored) > max_tokens + 1 for context, scored in split)
+    if cut_texts:
+        split = [(context, scored[: max_tokens + 1 - len(context)]) for context, scored in split]
+    # The last scored token is never an input, so a row is the prompt and all but one token of the candidate.
+    room = max_tokens - max(len(scored) for _, scored in split) + 1
+    if room < 1:
+        raise DataError(
+            f"a candidate is longer than max_tokens ({max_tokens})", "raise --max-tokens or shorten the answers"
+        )
+    truncated = cut_texts or any(len(context) > room for context, _ in split)
+    split = [(_keep_end(context, room, tokenizer), scored) for context, scored in split]
+    rows, starts = _rows([Row(tuple(context + scored[:-1]), len(context) - 1) for context, scored in split])
+    return EncodedExample(
+        rows=rows,
+        starts=starts,
+        targets=tuple(tuple(scored) for _, scored in split),
+        target=example.target,
+        truncated=truncated,
+        source=example,
+    )
+
+
+def _rows(asked: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[int, int], ...]]:
+    """The `rows` and `starts` of an `EncodedExample`.
+
+    Args:
+        asked: the row that would score each candidate by itself.
+    """
+    sequences = [row.tokens for row in asked]
+    # For each sequence the longest that begins with it: that one is no prefix of another.
+    holders = [max((s for s in sequences if s[: len(own)] == own), key=len) for own in sequences]
+    read = list(dict.fromkeys(holders))
+    starts = tuple((read.index(holder), row.first_position) for holder, row in zip(holders, asked, strict=True))
+    firsts = [min(first for row, first in starts if row == number) for number in range(len(read))]
+    return tuple(map(Row, read, firsts)), starts
+
+
+def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int | None = None) -> list[int]:
+    """The tokens of an example's prompt alone, as read before generating; one longer than `max_tokens` loses its
+    beginning."""
+    tokens = _tokens_of(example, tokenizer)("")
+    return tokens if max_tokens is None else _keep_end(tokens, max_tokens, tokenizer)
+
+
+def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
+    """A function from a candidate, or an empty text, to the tokens of prompt and candidate."""
+    if not example.messages:
+        return lambda candidate: list(tokenizer.encode(example.prompt + candidate))
+    if not getattr(tokenizer, "has_chat_template", False):
+        raise DataError(
+            "the prompts are conversations, and this model has no chat template",
+            "use an instruction-tuned model, or --prompt-style plain and rows that are no conversations",
+        )
+    messages = [{"role": message.role, "content": message.content} for message in example.messages]
+
+    def written(answer: str) -> str:
+        turns = [*messages, {"role": "assistant", "content": answer}] if answer else messages
+        # Some templates would open a section for thoughts; the answer alone is wanted.
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=not answer, tokenize=False, enable_thinking=False
+        )
+
+    def tokens(candidate: str) -> list[int]:
+        if candidate and len(example.candidates) > 1:
+            # The end of the turn does not distinguish candidates: it is not scored.
+            text = written(_ANSWER).partition(_ANSWER)[0] + candidate
+        else:
+            text = written(candidate)
+        # The template writes the special tokens itself.
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    return tokens
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix of two sequences."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def _keep_end(context: list[int], room: int, tokenizer: Tokenizer) -> list[int]:
+    if len(context) <= room:
+        return context
+    # The model expects a beginning-of-sequence token before any text: it stays.
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is not None and context[0] == bos and room > 1:
+        return [bos, *context[len(context) - room + 1 :]]
+    return context[len(context) - room :]
