@@ -46,7 +46,6 @@ class Theme:
 
 # Matplotlib draws with these colours, which no contestant has, and another theme's then take their places.
 LIGHT = Theme("#1a1a1b", "#c4c4c5", "#fffffe")
-DARK = Theme("#e8e8e8", "#4a4a4a", "#16181c")
 # Taken from the page that the figure is part of.
 PAGE = Theme("var(--ink)", "var(--faint)", "var(--paper)")
 

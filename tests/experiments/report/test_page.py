@@ -104,10 +104,11 @@ def test_contestants_differ_in_more_than_colour(drawn):
 
 
 def test_a_theme_leaves_none_of_the_colours_that_stand_in_for_it(drawn, text):
-    dark, in_page = drawn.svg(figures.DARK), text[text.index("<svg") : text.index("</svg>")]
+    dark_theme = figures.Theme("#e8e8e8", "#4a4a4a", "#16181c")
+    dark, in_page = drawn.svg(dark_theme), text[text.index("<svg") : text.index("</svg>")]
     for figure in (dark, in_page):
         assert not re.search("#1a1a1b|#c4c4c5|#fffffe|#000000|#ffffff", figure)
-    assert figures.DARK.paper in dark and "var(--ink)" in in_page
+    assert dark_theme.paper in dark and "var(--ink)" in in_page
 
 
 def test_the_same_runs_give_the_same_bytes(report, drawn):
@@ -146,6 +147,16 @@ def test_the_page_shows_every_name_sentence_and_figure_as_text(report, text):
         shown(report.verdict()),
     ):
         assert expected in words
+
+
+def test_markup_in_the_name_the_options_and_the_configuration_of_a_user_stays_text(tmp_path):
+    script = "<script>alert(1)</script>"
+    run = record(tmp_path, script, 0, finished(story([0.5, 0.6])), model=f"{script}m", memory_cap="2GB")
+    found = ComparisonReport.of(f"</title>{script}", [run])
+    text = page(found, figures.draw(found), f"# a note of mine </pre>{script}\n")
+    assert "<script" not in text and text.count("</title>") == 2
+    words = "\n".join(Tags(text).words)
+    assert f"</title>{script}" in words and f"# a note of mine </pre>{script}" in words
 
 
 def test_the_files_of_a_report_are_replaced_whole(report, tmp_path):
