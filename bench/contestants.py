@@ -29,8 +29,9 @@ from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer, example_losses
 from mlxzo.engine.session import compute_dtype, micro_batch_shapes
-from mlxzo.models.causal import CausalLM, Slot, slot_of
+from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import LoadedModel
+from mlxzo.models.slots import Slot, slot_of
 from mlxzo.models.trainable import prepare
 from mlxzo.zo.perturb import Direction
 

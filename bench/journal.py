@@ -42,8 +42,9 @@ from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer
 from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.engine.tuned_model import replay_checked
-from mlxzo.models.causal import CausalLM, parameter_slots
+from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import fingerprint
+from mlxzo.models.slots import parameter_slots
 from mlxzo.zo.journal import JournalStep, JournalWriter, read
 
 _SAVES = 3

@@ -37,8 +37,10 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.meter import FootprintReader, footprint_bytes
 from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS, Prompt
 from mlxzo.memory.coefficients import coefficient
-from mlxzo.memory.estimate import Data, MemoryEstimate, estimate
+from mlxzo.memory.components import MemoryEstimate
+from mlxzo.memory.estimate import estimate
 from mlxzo.memory.plan import needed_bytes
+from mlxzo.memory.sizes import Data
 from mlxzo.models.architecture import shape_of
 
 STEPS = 2

@@ -13,9 +13,11 @@ from mlxzo.core.errors import DoesNotFit, ModelError
 from mlxzo.core.formatting import format_bytes, format_seconds
 from mlxzo.core.meter import system_memory
 from mlxzo.core.run_directory import RunDirectory
-from mlxzo.memory.estimate import Component, Data, Predictor, estimate
+from mlxzo.memory.components import Component
+from mlxzo.memory.estimate import Predictor, estimate
 from mlxzo.memory.forecast import sizes_of
 from mlxzo.memory.plan import settle, try_fit
+from mlxzo.memory.sizes import Data
 from mlxzo.models.architecture import shape_of
 from mlxzo.tasks.base import TaskData
 

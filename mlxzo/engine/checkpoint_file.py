@@ -11,7 +11,6 @@ import numpy as np
 
 from ..core.errors import DoesNotFit, ModelError
 from ..core.files import explained, fsync_folder, need_free_space
-from ..models.causal import Slot
 from ..models.loading import described, fingerprint
 from ..models.safetensors_file import (
     TensorPlan,
@@ -20,6 +19,7 @@ from ..models.safetensors_file import (
     tensor_pieces,
     write_safetensors,
 )
+from ..models.slots import Slot
 
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 # Large tensors are copied out of MLX in pieces of about this many elements.

@@ -14,7 +14,7 @@ from typing import Any
 from ..core import events
 from ..core.errors import ConfigError, DataError
 from ..core.run_directory import JOURNAL, LAST_STATE, RunDirectory
-from ..models.causal import Slot
+from ..models.slots import Slot
 from ..zo.journal import JournalError, JournalWriter, read
 from .checkpoint_file import load_state, save_state
 from .evaluation import Evaluation

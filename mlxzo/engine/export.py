@@ -13,10 +13,10 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.files import write_atomic
 from ..core.run_directory import BEST_STATE, JOURNAL, RunDirectory
-from ..models.causal import Slot, parameter_slots
 from ..models.export import Folded, write_adapter, write_fused, writing
 from ..models.loading import fingerprint, weights_fingerprint
 from ..models.model_card import card
+from ..models.slots import Slot, parameter_slots
 from ..models.trainable import Trainable, prepare
 from .checkpoint_file import load_state
 from .session import open_model

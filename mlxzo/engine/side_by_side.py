@@ -13,9 +13,9 @@ import numpy as np
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import DataError
-from ..models.causal import Slot
 from ..models.folder import context_length
 from ..models.loading import LoadedModel
+from ..models.slots import Slot
 from ..models.trainable import Trainable
 from ..tasks.base import Example, Task
 from ..tasks.chat import in_style

@@ -12,9 +12,9 @@ from ..core.config import RunConfig
 from ..core.errors import ModelError
 from ..core.run_directory import BEST_STATE
 from ..models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
-from ..models.causal import Slot, parameter_slots
 from ..models.loading import LoadedModel, fingerprint, weights_fingerprint
 from ..models.safetensors_file import safetensors_problem
+from ..models.slots import Slot, parameter_slots
 from ..models.trainable import Trainable, prepare
 from ..zo.journal import Header, Journal
 from ..zo.noise import NOISE_VERSION

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 from ..models.architecture import ModelShape
 
-# As in mlxzo.zo.inplace, which imports MLX; a test holds the two equal.
-CHUNK_BYTES = 16 * 2**20
-HALF_PRECISION_CHUNK_BYTES = CHUNK_BYTES // 8
 # Widths of a head for which MLX's attention on Metal never makes the scores whole in a forward pass; on the CPU, for
 # other widths (Gemma's 256), and wherever a gradient is taken it does (mlx 0.32,
 # `ScaledDotProductAttention::use_fallback` of each backend).

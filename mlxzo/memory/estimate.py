@@ -25,17 +25,16 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 from ..core.config import RunConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
 from ..models.architecture import DTYPE_BYTES, ModelShape, Tensor
+from ..zo.chunks import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
 from .coefficients import (
-    CHUNK_BYTES,
     FUSED_HEAD_DIMS,
-    HALF_PRECISION_CHUNK_BYTES,
     attention_width,
     backward_width,
     coefficient,
@@ -43,141 +42,9 @@ from .coefficients import (
     layer_width,
     mlp_width,
 )
+from .components import Component, MemoryEstimate, larger, merged, sum_bytes
+from .sizes import Data, Settings
 from .trainable_sizes import Trained, trained
-
-
-@dataclass(frozen=True)
-class Component:
-    """One part of the predicted footprint: its name, its bytes, and what it is in words."""
-
-    name: str
-    bytes: int
-    why: str
-
-
-# Components that MLX's counter of the peak does not see.
-_OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving", "heap")
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """What a run is predicted to take.
-
-    Attributes:
-        components: parts of the footprint, which is their sum.
-        phase: the phase of the run that takes most, whose parts these are.
-        phases: MLX's peak in each phase, in bytes.
-        cache_limit_bytes: limit of MLX's cache of freed buffers.
-        micro_batch_rows: sequences in the micro-batch that takes most in training.
-    """
-
-    components: tuple[Component, ...]
-    phase: str
-    phases: dict[str, int] = field(default_factory=dict)
-    cache_limit_bytes: int = 0
-    micro_batch_rows: int = 0
-
-    @property
-    def footprint_bytes(self) -> int:
-        return sum(component.bytes for component in self.components)
-
-    @property
-    def peak_bytes(self) -> int:
-        """MLX's peak."""
-        return sum(c.bytes for c in self.components if c.name not in _OUTSIDE)
-
-    def bytes_of(self, *names: str) -> int:
-        """Bytes of the components so named."""
-        return sum(part.bytes for part in self.components if part.name in names)
-
-
-@dataclass(frozen=True)
-class ExampleSize:
-    """An example as the memory sees it: see `batching.Size` for the fields."""
-
-    length: int
-    row_count: int = 1
-    candidates: int = 2
-    scored: int = 1
-    shared: bool = True
-    written: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """The sizes of the examples that a run trains on, and of those that it evaluates on."""
-
-    train: tuple[Size, ...]
-    evaluated: tuple[Size, ...]
-
-    @staticmethod
-    def uniform(tokens: int, count: int = 1000, evaluated: int = 200, scored: int = 1, written: bool = False) -> Data:
-        """Examples of one length, with one answer token to choose among labels, or a completion of `scored` tokens."""
-        candidates = 2 if scored == 1 and not written else 1
-        one = ExampleSize(tokens, 1, candidates, scored, shared=candidates > 1, written=written)
-        return Data((one,) * count, (one,) * evaluated)
-
-    @functools.cached_property
-    def tokens(self) -> int:
-        """Tokens of all rows, padding not counted."""
-        return sum(size.length * size.row_count for size in (*self.train, *self.evaluated))
-
-    @functools.cached_property
-    def scored(self) -> int:
-        """Scored positions of all rows."""
-        return sum(size.scored for size in (*self.train, *self.evaluated))
-
-    @functools.cached_property
-    def mean_length(self) -> float:
-        """Tokens of a training example's row, on average."""
-        return sum(size.length for size in self.train) / len(self.train)
-
-    @functools.cached_property
-    def mean_rows(self) -> float:
-        """Rows of a training example, on average."""
-        return sum(size.row_count for size in self.train) / len(self.train)
-
-    def largest_batch(self, batch_size: int, multiple: int) -> tuple[Size, ...]:
-        """The examples of a step at its largest: the longest there are, all of them again where it takes more.
-
-        That a step between two epochs may meet a long one twice is left to the margin.
-        """
-        again, rest = divmod(batch_size, len(self.train)) if self.train else (0, 0)
-        return self.train * again + self.largest("train", rest, multiple)
-
-    @functools.cache  # noqa: B019 (few of them, and they live as long as the process)
-    def largest(self, split: str, count: int, multiple: int) -> tuple[Size, ...]:
-        """The `count` examples of a split with most tokens."""
-        shapes = Shapes(multiple)
-        found = sorted(getattr(self, split), key=lambda size: shapes.padded(size) * size.row_count, reverse=True)
-        return tuple(found[:count])
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run can be fitted to a cap by.
-
-    Attributes:
-        micro_batch: most sequences in one forward pass; None: as many as suit the device.
-        checkpointing: of backpropagation.
-        keeps_prefix: the frozen layers' output is kept in memory.
-        cache_limit_bytes: of MLX's cache of freed buffers.
-    """
-
-    micro_batch: int | None
-    checkpointing: bool
-    keeps_prefix: bool
-    cache_limit_bytes: int
-
-    @staticmethod
-    def of(config: RunConfig) -> Settings:
-        """Those of a configuration; `auto` counts as what takes less time without a cap to keep to."""
-        return Settings(
-            config.micro_batch,
-            config.checkpointing == "on",
-            config.activation_cache == "ram",
-            int(coefficient("default_cache_bytes")),
-        )
 
 
 @functools.cache
@@ -268,8 +135,8 @@ class Predictor:
         else:
             phases["backward pass"] = self._backward(train, settings)
         phases["update"] = self._update(train)
-        always = sum(part.bytes for part in resident)
-        peaks = {name: always + sum(part.bytes for part in parts) for name, parts in phases.items()}
+        always = sum_bytes(resident)
+        peaks = {name: always + sum_bytes(parts) for name, parts in phases.items()}
         phase = max(peaks, key=peaks.__getitem__)
         words = self.shape.vocabulary
         components = [
@@ -281,7 +148,7 @@ class Predictor:
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
             Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
         ]
-        return MemoryEstimate(_merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
+        return MemoryEstimate(merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
 
     def _heap_bytes(self, passing: int) -> int:
         """What the C library keeps of `passing` bytes that are allocated and freed; a GPU's buffers are not its own."""
@@ -426,7 +293,7 @@ class Predictor:
         of_layer = (trained_bytes - (self._head_bytes if self._trains_head else 0)) // max(1, layers)
         if settings.checkpointing:
             inputs = Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers")
-            begins = [inputs, *_larger(live, self._at_head(micro))]
+            begins = [inputs, *larger(live, self._at_head(micro))]
             if micro.parts > 1:
                 # Each layer's gradients are added to the sum before the next are made.
                 gradients = Component("gradients", of_layer, "of one layer")
@@ -446,7 +313,7 @@ class Predictor:
                 Component("activations", int(ahead * kept), "of the last layers passed backwards"),
                 Component("attention", int(ahead * kept_scores), "their scores"),
             ]
-        return throughout + _larger(begins, ends)
+        return throughout + larger(begins, ends)
 
     def _at_head(self, micro: _Micro) -> list[Component]:
         """The head's part of a backward pass: logits of the supervised positions, and gradients of the head."""
@@ -516,18 +383,3 @@ class Predictor:
         shape, dtype = self.shape, self.config.dtype
         rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(dtype)
         return Component("weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {rest}")
-
-
-def _larger(*choices: list[Component]) -> list[Component]:
-    return max(choices, key=lambda parts: sum(part.bytes for part in parts))
-
-
-def _merged(components: Sequence[Component]) -> tuple[Component, ...]:
-    """Components of one name made one, those of no bytes left out."""
-    merged: dict[str, Component] = {}
-    for part in components:
-        if part.bytes:
-            before = merged.get(part.name)
-            why = f"{before.why}; {part.why}" if before else part.why
-            merged[part.name] = Component(part.name, part.bytes + (before.bytes if before else 0), why)
-    return tuple(merged.values())

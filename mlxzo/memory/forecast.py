@@ -15,8 +15,9 @@ from ..core.errors import MlxzoError
 from ..models.architecture import shape_of
 from ..tasks.base import Example, TaskData
 from ..tasks.registry import load_task
-from .estimate import Data, ExampleSize, Predictor
+from .estimate import Predictor
 from .plan import needed_bytes, settle, smallest, try_fit
+from .sizes import Data, ExampleSize
 from .step_time import Calibration, seconds_per_step
 
 # English text has about four characters a token; a plan had better be made for somewhat more tokens.

@@ -16,7 +16,9 @@ from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape, of_entry
 from ..models.registry import load_registry
 from .coefficients import coefficient
-from .estimate import Component, Data, MemoryEstimate, Predictor, Settings
+from .components import MemoryEstimate, component_lines
+from .estimate import Predictor
+from .sizes import Data, Settings
 
 # With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
 # checkpointing, which costs a third more computation, is then the better way to save memory.
@@ -170,17 +172,6 @@ def describe_method(config: RunConfig) -> str:
     """`MeZO on full`, `backpropagation on lora with checkpointing`."""
     name = "MeZO" if config.method == "mezo" else "backpropagation"
     return f"{name} on {config.scope}" + (" with checkpointing" if config.checkpointing == "on" else "")
-
-
-def component_lines(components: Sequence[Component], width: int = 24) -> list[str]:
-    """The components of a footprint, a line each, with a bar as long as its share."""
-    total = sum(part.bytes for part in components)
-    names = max(len(part.name) for part in components)
-    lines = []
-    for part in components:
-        bar = "█" * max(1, round(width * part.bytes / total))
-        lines.append(f"{part.name:<{names}} {format_bytes(part.bytes):>9} {bar:<{width}} {part.why}")
-    return [*lines, f"{'together':<{names}} {format_bytes(total):>9}"]
 
 
 def _ways(predictor: Predictor) -> Iterator[Settings]:

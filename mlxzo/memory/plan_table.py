@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from ..core.config import RunConfig
 from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape
-from .estimate import Component, Data, Predictor, runs_on_cpu
+from .components import Component
+from .estimate import Predictor, runs_on_cpu
 from .plan import smallest, try_fit
+from .sizes import Data
 from .step_time import Calibration, seconds_per_step
 
 

@@ -27,7 +27,7 @@ from ..core.errors import InternalError
 from ..core.files import mlxzo_home, write_atomic
 from ..models.architecture import DTYPE_BYTES, ModelShape
 from .coefficients import FUSED_HEAD_DIMS, layer_width
-from .estimate import Data
+from .sizes import Data
 from .trainable_sizes import trained
 
 _FILE = "calibration.json"

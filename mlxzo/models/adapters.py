@@ -14,7 +14,7 @@ import mlx.nn as nn
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..zo.noise import direction_key
-from .causal import Slot, decoder, parameter_slots, slot_of
+from .slots import Slot, decoder, parameter_slots, slot_of
 
 # Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
 _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..zo.inplace import CHUNK_BYTES
+from ..zo.chunks import CHUNK_BYTES
 from ..zo.perturb import Direction, Perturbation, StackedView, View
 from .chunked_logsumexp import streamed_logsumexp
 from .lazy_layers import (
@@ -35,41 +35,7 @@ from .lazy_layers import (
     chunks,
     weight_rows,
 )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a parameter or a module lives: `container[key]`, a module or a list inside the model."""
-
-    container: Any
-    key: str | int
-
-    def get(self) -> Any:
-        return self.container[self.key]
-
-    def set(self, value: Any) -> None:
-        self.container[self.key] = value
-
-
-def parameter_slots(model: nn.Module) -> dict[str, Slot]:
-    """The place of every parameter by dotted name, in sorted order."""
-    return {name: slot_of(model, name) for name, _ in sorted(tree_flatten(model.parameters()))}
-
-
-def slot_of(model: nn.Module, name: str) -> Slot:
-    """The place of a parameter or module by its dotted name."""
-    *parents, leaf = name.split(".")
-    container: Any = model
-    for part in parents:
-        container = container[int(part)] if isinstance(container, list) else container[part]
-    return Slot(container, int(leaf) if isinstance(container, list) else leaf)
-
-
-def decoder(model: nn.Module) -> tuple[str, nn.Module]:
-    """The module that holds `model.layers` and the head, with its dotted path: "" or, inside a multimodal
-    architecture, "language_model."."""
-    inner = getattr(model, "language_model", None)
-    return ("language_model.", inner) if isinstance(inner, nn.Module) else ("", model)
+from .slots import Slot, decoder, parameter_slots, slots_of_kind
 
 
 @dataclass(frozen=True)
@@ -121,8 +87,8 @@ class CausalLM:
         self.head_name, self.head = (
             (self.embedding_name, self.embedding) if tied else (f"{path}lm_head", owner["lm_head"])
         )
-        self._linears = _slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
-        self._adapters = _slots_of_kind(model, LoRALinear)
+        self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
+        self._adapters = slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
         # While it is tried, an embedding is read by rows already: as a whole it may be the largest matrix of all.
         self.exposes_hidden, self.splits, self.plain_calls = True, False, False
@@ -454,8 +420,3 @@ class CausalLM:
 def at_positions(positions: mx.array, hidden: mx.array) -> mx.array:
     """[S, D] from hidden states [R, T, D] and positions [S] in the flattened [R * T]."""
     return hidden.reshape(-1, hidden.shape[-1])[positions]
-
-
-def _slots_of_kind(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Slot]:
-    """The place of every module of some kinds by dotted path."""
-    return {name: slot_of(model, name) for name, module in model.named_modules() if isinstance(module, kinds)}

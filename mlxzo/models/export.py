@@ -21,8 +21,8 @@ from ..core.errors import ConfigError
 from ..core.files import explained, need_free_space, publish_folder
 from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .adapters import BiasedLinear, GainedLinear, PromotedNorm
-from .causal import decoder, parameter_slots, slot_of
 from .loading import LoadedModel
+from .slots import decoder, parameter_slots, slot_of
 
 CARD = "README.md"
 

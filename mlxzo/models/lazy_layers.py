@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
-from ..zo.inplace import CHUNK_BYTES
+from ..zo.chunks import CHUNK_BYTES
 from ..zo.perturb import StackedView, View
 
 

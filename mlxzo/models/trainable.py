@@ -16,7 +16,7 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.scope import STEP_SIZES
 from .adapters import add_biases, add_gains, add_lora, final_norm, layer_number, promote_norms
-from .causal import Slot, decoder, parameter_slots
+from .slots import Slot, decoder, parameter_slots
 
 # The squares of a tensor are summed in pieces of about this many elements.
 _PIECE_ELEMENTS = 1 << 22

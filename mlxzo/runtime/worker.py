@@ -30,7 +30,7 @@ from ..engine.distributed.communicator import Communicator
 from ..engine.encoding import EncodedExample
 from ..engine.reward import Judge, check_consent
 from ..memory import plan
-from ..memory.estimate import Data
+from ..memory.sizes import Data
 from ..memory.watch import Watch
 from ..models.architecture import of_folder
 from ..models.resolve import ResolvedModel

@@ -7,7 +7,7 @@ import pytest
 
 from mlxzo.core.errors import ModelError
 from mlxzo.engine.checkpoint_file import load_state, save_state
-from mlxzo.models.causal import Slot
+from mlxzo.models.slots import Slot
 
 
 def slots(parameters):

@@ -15,7 +15,8 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.engine.checkpoint_file import load_state, save_state
 from mlxzo.engine.methods.mezo import MeZO
-from mlxzo.models.causal import CausalLM, parameter_slots, slot_of
+from mlxzo.models.causal import CausalLM
+from mlxzo.models.slots import parameter_slots, slot_of
 from mlxzo.models.trainable import Trainable, prepare
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters

@@ -11,13 +11,14 @@ from mlxzo.engine.batching import Shapes, cut, make_batch
 from mlxzo.engine.encoding import EncodedExample, Row, encode
 from mlxzo.engine.methods import make_method
 from mlxzo.engine.scoring import Scorer
-from mlxzo.memory.coefficients import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
-from mlxzo.memory.estimate import Data, ExampleSize, Predictor, estimate
+from mlxzo.memory.estimate import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES, Predictor, estimate
 from mlxzo.memory.plan import fit, needed_bytes, smallest
+from mlxzo.memory.sizes import Data, ExampleSize
 from mlxzo.memory.trainable_sizes import trained
 from mlxzo.models.architecture import of_config, of_entry
-from mlxzo.models.causal import CausalLM, parameter_slots
+from mlxzo.models.causal import CausalLM
 from mlxzo.models.registry import find
+from mlxzo.models.slots import parameter_slots
 from mlxzo.models.trainable import prepare
 from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
 from tests.tiny import tiny_config, tiny_model

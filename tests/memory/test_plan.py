@@ -7,9 +7,10 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit
-from mlxzo.memory.estimate import Data, Predictor, Settings
+from mlxzo.memory.estimate import Predictor
 from mlxzo.memory.plan import alternatives, fit, needed_bytes, settle, smallest
 from mlxzo.memory.plan_table import WAYS, PlanRow, largest, recommend, table
+from mlxzo.memory.sizes import Data, Settings
 from mlxzo.models.architecture import of_entry
 from mlxzo.models.registry import find, load_registry
 

@@ -23,8 +23,8 @@ from ...core.errors import EXIT_DONE, ConfigError, DoesNotFit
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
-    from ...memory.estimate import Data
     from ...memory.plan_table import PlanRow
+    from ...memory.sizes import Data
     from ...memory.step_time import Calibration
     from ...models.architecture import ModelShape
 
@@ -119,7 +119,7 @@ def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
     Raises:
         ConfigError: --tokens is out of range or goes with a task; DataError: the task's rows cannot be read.
     """
-    from ...memory.estimate import Data
+    from ...memory.sizes import Data
 
     given = config_values(arguments)
     if arguments.tokens is not None and ("task" in given or "data" in given):
@@ -250,7 +250,7 @@ def _column(way: str) -> str:
 
 def _print_components(rows: Sequence[PlanRow]) -> None:
     from ...core.formatting import format_bytes
-    from ...memory.plan import component_lines
+    from ...memory.components import component_lines
 
     for row in rows:
         verdict = "fits" if row.fits else "does not fit; at the least"

@@ -29,7 +29,7 @@ import numpy as np
 from ...core.config import RunConfig
 from ...core.errors import ConfigError
 from ...core.lr_schedule import learning_rate
-from ...models.causal import Slot
+from ...models.slots import Slot
 from ...models.trainable import Trainable
 from ...zo.inplace import rewrite
 from ...zo.rounding import rounded

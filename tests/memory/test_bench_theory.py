@@ -2,9 +2,10 @@
 
 import pytest
 
+from bench.theory import Family, Setting, backpropagation, largest_ratio, mezo
 from mlxzo.core.config import RunConfig
-from mlxzo.memory.estimate import Data, Predictor, Settings
-from mlxzo.memory.theory import Family, Setting, backpropagation, largest_ratio, mezo
+from mlxzo.memory.estimate import Predictor
+from mlxzo.memory.sizes import Data, Settings
 from mlxzo.models.architecture import ModelShape
 
 FAMILY = Family(aspect=64, mlp_ratio=3.0, head_dim=64)

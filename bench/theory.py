@@ -42,8 +42,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..models.architecture import DTYPE_BYTES, ModelShape
-from .coefficients import attention_width, backward_width, coefficient, kept_width, mlp_width
+from mlxzo.memory.coefficients import attention_width, backward_width, coefficient, kept_width, mlp_width
+from mlxzo.models.architecture import DTYPE_BYTES, ModelShape
 
 _STATE_BYTES = {"sgd": 0, "adam": 8, "adamw": 8}
 
