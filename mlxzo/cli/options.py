@@ -30,7 +30,7 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
             dest=field.name,
             default=argparse.SUPPRESS,
             metavar=_metavar(field, option),
-            help=_help(field, option).replace("%", "%%"),
+            help=help_text(field).replace("%", "%%"),
         )
         if (former := former_name(field.name)) != field.name:
             parser.add_argument(flag(former), dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -82,15 +82,18 @@ def _metavar(field: dataclasses.Field, option: Option) -> str:
     return {str: "TEXT", int: "N", float: "X"}[value_type(field)]
 
 
-def _help(field: dataclasses.Field, option: Option) -> str:
+def help_text(field: dataclasses.Field) -> str:
+    """The help of an option with its unit, its least value and its default."""
+    option: Option = field.metadata["option"]
     facts = [option.unit] if option.unit else []
     if option.minimum is not None:
-        low = f"above {option.minimum:g}" if option.exclusive_minimum else f"at least {option.minimum:g}"
-        facts.append(low)
+        facts.append(f"{'above' if option.exclusive_minimum else 'at least'} {option.minimum:g}")
+    return f"{option.help} ({'; '.join([*facts, f'default: {default_text(field)}'])})"
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """The default of an option, and the word for its other automatic value if it has one."""
+    auto = field.metadata["option"].auto
     if field.default is None:
-        facts.append(f"default: {option.auto}")
-    else:
-        facts.append(f"default: {field.default}" + (f"; all: {option.auto}" if option.auto not in ("", "all") else ""))
-        if option.auto == "all":
-            facts[-1] += ", or `all`"
-    return f"{option.help} ({'; '.join(facts)})"
+        return auto
+    return f"{field.default}" + ("" if not auto else ", or `all`" if auto == "all" else f"; all: {auto}")
