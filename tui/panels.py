@@ -25,10 +25,12 @@ from mlxzo.core.formatting import (
     printable,
     ranks_text,
 )
+from mlxzo.core.metrics import metric_named
 
 from .feed import DIED, Replay, RunFeed
 from .history import PHASES, History
 from .resume_info import kept_rows
+from .widgets.axis_labels import of_metrics
 from .widgets.canvas import Line, Moment, Rule
 from .widgets.chart import Chart
 
@@ -126,6 +128,7 @@ def draw_accuracy(chart: Chart, history: History) -> None:
     zero = history.zero_shot()
     metric = zero.metric if zero else "accuracy"
     chart.title = f"2 Validation {metric}"
+    chart.y_labels, chart.y_value = of_metrics([metric_named(metric)]), metric_named(metric).text
     found = [e for e, _ in history.evaluations if e.split == "validation"]
     best = history.best()
     rules = []

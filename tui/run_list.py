@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from mlxzo.core import events
-from mlxzo.core.formatting import format_metric
 from mlxzo.core.run_directory import RunDirectory, Status
-from mlxzo.core.run_history import evaluations
+from mlxzo.core.run_history import evaluations, metric_text, tuned_merit
 
 # In C where PyYAML was built with it: a thousand configurations have to be read.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,8 +35,8 @@ class Entry:
     steps: int
     before: str
     after: str
-    value: float
-    """The tuned metric, to sort by; minus infinity where there is none."""
+    merit: float
+    """The tuned metric, to sort by: the higher, the better; minus infinity where there is none."""
     stamp: float
     """When its events last changed, as the line was read."""
     failed: events.Failed | None = None
@@ -90,9 +89,9 @@ def read_entry(run: RunDirectory) -> Entry:
         scope=str(config.get("scope", "")),
         step=step,
         steps=steps,
-        before=_metric(before),
-        after=_metric(after),
-        value=float(after["value"]) if after and isinstance(after.get("value"), int | float) else float("-inf"),
+        before=metric_text(before),
+        after=metric_text(after),
+        merit=tuned_merit(result),
         stamp=stamp,
         failed=last if isinstance(last, events.Failed) else None,
     )
@@ -116,12 +115,6 @@ def _config(run: RunDirectory) -> dict[str, Any]:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _metric(evaluation: dict[str, Any] | None) -> str:
-    if not evaluation or not isinstance(evaluation.get("value"), int | float):
-        return "-"
-    return format_metric(str(evaluation.get("metric")), evaluation["value"])
 
 
 def in_batches(runs: list[RunDirectory], first: int, rest: int) -> Iterator[list[Entry]]:

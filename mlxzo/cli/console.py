@@ -29,6 +29,7 @@ from ..core.formatting import (
     printable,
     ranks_text,
 )
+from ..core.metrics import metric_named
 
 _PLAIN_SECONDS = 10.0
 _PHASES = {
@@ -277,9 +278,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def _gain(before: events.Evaluated | None, after: events.Evaluated) -> str:
-    if before is None or before.metric != after.metric or after.metric in ("loss", "perplexity"):
+    if before is None or before.metric != after.metric:
         return ""
-    gain = after.value - before.value
-    return (
-        f" ({gain:+.3f} over zero-shot)" if after.metric == "reward" else f" ({100 * gain:+.1f} points over zero-shot)"
-    )
+    gain = metric_named(after.metric).gain_text(before.value, after.value)
+    return f" ({gain} over zero-shot)" if gain else ""

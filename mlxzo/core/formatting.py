@@ -76,9 +76,7 @@ def ranks_text(event: events.RankStats) -> str:
 
 def format_metric(metric: str, value: float | None) -> str:
     """A value of the metric of this name: a share in percent, any other with three decimals."""
-    if value is None:
-        return "n/a"
-    return f"{100 * value:.1f} %" if metric_named(metric).is_share else f"{value:.3f}"
+    return metric_named(metric).text(value)
 
 
 def format_count(count: int) -> str:

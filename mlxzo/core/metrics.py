@@ -13,9 +13,26 @@ class Metric:
     higher_is_better: bool = True
     is_share: bool = True
 
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by where it is drawn: 100 for a share, so that it reads as a percentage."""
+        return 100.0 if self.is_share else 1.0
+
     def merit(self, value: float) -> float:
         """A value to compare by: the higher, the better."""
         return value if self.higher_is_better else -value
+
+    def text(self, value: float | None) -> str:
+        """A share in percent, any other value with three decimals; `n/a` for None."""
+        if value is None:
+            return "n/a"
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.3f}"
+
+    def gain_text(self, before: float, after: float) -> str:
+        """The gain in words, as `+17.0 points`; empty where lower values are better."""
+        if not self.higher_is_better:
+            return ""
+        return f"{100 * (after - before):+.1f} points" if self.is_share else f"{after - before:+.3f}"
 
 
 _METRICS = {
@@ -31,6 +48,6 @@ _METRICS = {
 }
 
 
-def metric_named(name: str) -> Metric:
+def metric_named(name: object) -> Metric:
     """The metric of this name; one that a newer version wrote is taken for a share."""
-    return _METRICS.get(name) or Metric(name)
+    return _METRICS.get(str(name)) or Metric(str(name))

@@ -67,10 +67,11 @@ def test_the_list_is_sorted_as_asked(capsys, root):
     assert ids(capsys, root, "--sort", "name", "--reverse")[0] == "worse-s0"
     assert ids(capsys, root, "--sort", "accuracy")[:2] == ["best-s0", "worse-s0"]
     assert ids(capsys, root, "--sort", "status")[0] == "dead-s2"
-    # Of a loss, the lowest is the best.
-    for name, loss in (("best-s0", 2.5), ("worse-s0", 1.5)):
-        RunDirectory(root / name).write_json("result.json", result(loss, "loss"))
-    assert ids(capsys, root, "--sort", "accuracy")[:2] == ["worse-s0", "best-s0"]
+    # Of a loss, the lowest is the best; of a reward, the highest.
+    for metric, first in (("loss", "worse-s0"), ("reward", "best-s0")):
+        for name, value in (("best-s0", 2.5), ("worse-s0", 1.5)):
+            RunDirectory(root / name).write_json("result.json", result(value, metric))
+        assert ids(capsys, root, "--sort", "accuracy")[0] == first
 
 
 def test_a_list_without_a_match_says_so(capsys, root):

@@ -108,6 +108,30 @@ def test_what_a_run_minimises_is_named_and_directions_that_tell_nothing_are_told
     drive(MlxzoApp(root=str(root), run=run), scenario)
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "label"), [("loss", 3.2, "zero-shot 3.200"), ("reward", 0.464, "zero-shot 0.464")]
+)
+def test_a_metric_that_is_no_share_stands_on_the_axis_as_it_is(make_run, root, metric, value, label):
+    """A loss of 3.2 stood on the axis as 320 %, and a reward was drawn times 100 with a percent sign."""
+    run = make_run(events=0)
+    told = [
+        events.Evaluated(kind, "validation", step, metric, value - step / 10, 1.0, 50, None, 1.0, bool(step))
+        for step, kind in enumerate(("zero-shot", "validation"))
+    ]
+    run.events_path.write_text("".join(events.to_json(event, 1.7e9 + n) + "\n" for n, event in enumerate(told)))
+
+    async def scenario(pilot):
+        await wait_for(pilot, label)
+        chart = pilot.app.screen.query_one("#accuracy", Chart)
+        assert chart.title == f"2 Validation {metric}"
+        assert "%" not in "".join(strip.text for strip in chart._strips)
+        assert (
+            chart.y_labels([value - 0.1, value])[0] == f"{value - 0.1:.1f}" and chart.y_value(value) == f"{value:.3f}"
+        )
+
+    drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
 def test_steps_are_drawn_at_a_pace_and_what_happens_at_once():
     now = [0.0]
     pace = Throttle(2.0, clock=lambda: now[0])

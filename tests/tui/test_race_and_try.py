@@ -38,6 +38,28 @@ def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
+def test_a_race_measured_by_its_loss_has_numbers_on_its_axis(make_run, root):
+    """A loss of 3.2 stood on the shared axis as 320 %."""
+    for name, loss in (("one", 3.2), ("two", 2.8)):
+        first, last = (
+            events.Evaluated(kind, "validation", step, "loss", loss - step / 10, loss, 50, None, 1.0, True)
+            for step, kind in enumerate(("zero-shot", "validation"))
+        )
+        lines = [events.to_json(first, 1.7e9), events.to_json(last, 1.7e9 + 60)]
+        make_run(name=name, events=0).events_path.write_text("\n".join(lines) + "\n")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "two")
+        await pilot.press("space", "space", "c")
+        await wait_for(pilot, "3.100")
+        chart = pilot.app.screen.query_one("#race-accuracy", Chart)
+        await wait_for(pilot, lambda: chart._strips is not None)
+        assert chart.title == "Validation loss" and "%" not in "".join(strip.text for strip in chart._strips)
+        assert chart.y_value(3.2) == "3.200"
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
 def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
     values = {"lr": "0.02", "batch_size": "4", "estimator": "fzoo", "optimizer": "adamw", "memory_cap": "2GB"}
     values |= {"steps": "50", "seed": "3", "out": str(tmp_path), "method": "mezo", "activation_cache": "off"}

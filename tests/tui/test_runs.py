@@ -83,6 +83,26 @@ def test_filter_open_and_come_back_by_keys_alone(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
+def test_sorted_by_result_the_best_comes_first_and_of_losses_that_is_the_lowest(make_run, root):
+    """Of losses the highest came first."""
+    values = {"worse": ("loss", 3.2), "best": ("loss", 1.5), "unmeasured": None}
+    for name, told in values.items():
+        run = make_run(name=name, events=0)
+        if told is not None:
+            metric, value = told
+            run.write_json("result.json", {"steps": 4, "test": {"metric": metric, "value": value}})
+
+    async def scenario(pilot):
+        await wait_for(pilot, "1.500")
+        grid = pilot.app.screen.query_one(Grid)
+        place = screen_text(pilot).splitlines()[grid.region.y].index("tuned") - grid.region.x
+        await pilot.click(grid, offset=(place, 0))
+        await wait_for(pilot, "by tuned")
+        assert [path.name for path in grid.items] == ["best", "worse", "unmeasured"]
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
 def test_open_and_sort_by_mouse_alone(make_run, root):
     make_run(name="one", model="smollm2-135m")
     make_run(name="two", model="qwen3-0.6b")

@@ -29,7 +29,7 @@ from ..panels import (
     status_text,
 )
 from ..throttle import Throttle
-from ..widgets.axis_labels import percent, plain, size
+from ..widgets.axis_labels import plain, size
 from ..widgets.chart import Chart
 from ..widgets.text import Panel
 from .dialogs import error_dialog
@@ -97,8 +97,6 @@ class Monitor(Page):
                 id="accuracy",
                 title="2 Validation",
                 empty="The zero-shot evaluation comes before training starts, the next after `eval_every` steps.",
-                y_labels=percent,
-                y_value=lambda value: f"{100 * value:.1f} %",
                 help="The task's metric on the validation split at each evaluation. ★ is the best so far, whose state "
                 "is saved. The dashed lines are the model before training and always answering the largest class.",
             )

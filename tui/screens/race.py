@@ -14,12 +14,13 @@ from textual.widgets import Static
 
 from mlxzo.core import events
 from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, objective_words, printable
+from mlxzo.core.metrics import metric_named
 
 from ..feed import RunFeed
 from ..history import History
 from ..panels import state_words
 from ..throttle import Throttle
-from ..widgets.axis_labels import percent, plain, size
+from ..widgets.axis_labels import of_metrics, plain, size
 from ..widgets.canvas import MARKS, Line, Rule
 from ..widgets.chart import Chart
 from ..widgets.grid import Column, Grid, Openable
@@ -68,8 +69,6 @@ class Race(Page):
                     id="race-accuracy",
                     title="Validation",
                     empty="Lines appear with the first evaluations.",
-                    y_labels=percent,
-                    y_value=lambda value: f"{100 * value:.1f} %",
                     x_name="time",
                     help="The metric on the validation split against the time since each run's start.",
                 )
@@ -143,6 +142,10 @@ class Race(Page):
         accuracy = self.query_one("#race-accuracy", Chart)
         metrics = {e.metric for feed in feeds for e, _ in feed.history.evaluations}
         accuracy.title = "Validation " + " and ".join(sorted(metrics)) if metrics else "Validation"
+        of = [metric_named(metric) for metric in metrics]
+        accuracy.y_labels = of_metrics(of)
+        # Values of several scales share the axis only as numbers.
+        accuracy.y_value = of[0].text if len({metric.is_share for metric in of}) == 1 else "{:.3f}".format
         accuracy.show(
             [_accuracy(feed.history, n) for n, feed in enumerate(feeds)], _references(feed.history for feed in feeds)
         )

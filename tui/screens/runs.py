@@ -53,7 +53,7 @@ _COLUMNS = (
 _BATCH_COLUMNS = tuple(Column("name", "run", 0) if column.key == "model" else column for column in _COLUMNS)
 _SORTS = {
     "started": lambda entry: -entry.started,
-    "tuned": lambda entry: -entry.value,
+    "tuned": lambda entry: -entry.merit,
     "status": lambda entry: entry.status,
     "model": lambda entry: (entry.model, entry.task),
     "task": lambda entry: (entry.task, entry.model),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+
+from mlxzo.core.metrics import Metric
 
 
 def plain(values: Sequence[float]) -> list[str]:
@@ -25,6 +27,11 @@ def counts(values: Sequence[float]) -> list[str]:
 def percent(values: Sequence[float]) -> list[str]:
     """Tick labels of shares: 0.5 as 50 %."""
     return [f"{label} %" for label in plain([100 * value for value in values])]
+
+
+def of_metrics(metrics: Collection[Metric]) -> Callable[[Sequence[float]], list[str]]:
+    """Tick labels of an axis that values of these metrics share: percentages where all of them are shares."""
+    return percent if all(metric.is_share for metric in metrics) else plain
 
 
 def size(values: Sequence[float]) -> list[str]:

@@ -60,8 +60,8 @@ class Chart(Widget, can_focus=True):
         self.title, self.empty, self.help = title, empty, help
         self._framed = ("", "")
         self._frame(title, "")
-        self._y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
-        self._y_value = y_value or (lambda value: f"{value:.4f}")
+        self.y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
+        self.y_value = y_value or (lambda value: f"{value:.4f}")
         self._lines: Sequence[Line] = ()
         self._rules: Sequence[Rule] = ()
         self._moments: Sequence[Moment] = ()
@@ -242,7 +242,7 @@ class Chart(Widget, can_focus=True):
         window = self._window(*(self._view or whole))
         across = max(2, rows // (2 if rows < 12 else 3))
         values = (log_ticks if window.log else ticks)(window.y0, window.y1, across)
-        labels = self._y_labels(values)
+        labels = self.y_labels(values)
         margin = max(map(len, labels), default=0) + 1
         columns = width - margin
         if columns < 8:
@@ -351,7 +351,7 @@ class Chart(Widget, can_focus=True):
             if len(line.x):
                 nearest = int(np.abs(line.x - x).argmin())
                 if np.isfinite(line.y[nearest]):
-                    found.append(f"{line.label} {self._y_value(float(line.y[nearest]))}")
+                    found.append(f"{line.label} {self.y_value(float(line.y[nearest]))}")
         return " · ".join(found)
 
     def _draw_empty(self, width: int, height: int) -> list[Strip]:

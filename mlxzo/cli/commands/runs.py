@@ -23,13 +23,12 @@ from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
 from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, printable
 from ...core.run_directory import RunDirectory, Status, list_runs
-from ...core.run_history import evaluations
+from ...core.run_history import evaluations, metric_text, tuned_merit
 from ...runtime.control import COMMANDS, send
 from ..options import add_config_options, add_json, print_json
 
 # Options that `ls` looks for a text in.
 _FILTERS = ("model", "task", "method")
-_LOWER_IS_BETTER = ("loss", "perplexity")
 _WIDEST_PLOT = 80
 
 
@@ -113,18 +112,9 @@ def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
     )
 
 
-def _by_accuracy(found: dict[str, Any]) -> tuple[bool, float]:
-    """The best first, whichever way is better; runs without a measurement last."""
-    _, after = evaluations(found["result"])
-    value = after.get("value") if after else None
-    if not isinstance(value, int | float):
-        return True, 0.0
-    return False, value if after.get("metric") in _LOWER_IS_BETTER else -value
-
-
 _SORT_KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "started": lambda found: found["started"],
-    "accuracy": _by_accuracy,
+    "accuracy": lambda found: -tuned_merit(found["result"]),
     "status": lambda found: found["status"],
     "name": lambda found: found["id"],
 }
@@ -249,15 +239,9 @@ def _row(found: dict[str, Any]) -> list[str]:
         started,
         found["status"],
         f"{found['step']}/{found['steps']}",
-        _metric(before),
-        _metric(after),
+        metric_text(before),
+        metric_text(after),
     ]
-
-
-def _metric(evaluation: dict | None) -> str:
-    if not evaluation or not isinstance(evaluation.get("value"), int | float):
-        return "-"
-    return format_metric(str(evaluation.get("metric")), evaluation["value"])
 
 
 def _show(run: RunDirectory, as_json: bool) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from ...core.formatting import format_bytes, format_metric, printable
-from .summary import LOSSES, ComparisonReport
+from ...core.metrics import metric_named
+from .summary import ComparisonReport
 from .tables import numbered, status_text
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def _figure(report: ComparisonReport) -> Figure:
 
 def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
     """Validation metric against time, with zero-shot and majority lines; returns what the legend names."""
-    is_share = report.metric not in LOSSES
-    factor = 100.0 if is_share else 1.0
+    metric = metric_named(report.metric)
+    factor = metric.scale
     bands = [each.band() for each in report.contenders]
     longest = max([point[0] for band in bands for point in band], default=0.0)
     unit, name = (60.0, "minutes") if longest >= 600 else (1.0, "seconds")
@@ -146,11 +147,11 @@ def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
         dashes = _ZERO_SHOT_DASHES[number % len(_ZERO_SHOT_DASHES)]
         label = f"zero-shot, {model}: {format_metric(report.metric, value)}"
         lines.append(axes.axhline(factor * value, color=LIGHT.ink, linewidth=1.0, linestyle=dashes, label=label))
-    if (majority := report.majority("validation")) is not None and is_share:
+    if (majority := report.majority("validation")) is not None and metric.is_share:
         label = f"majority class: {format_metric(report.metric, majority)}"
         lines.append(axes.axhline(factor * majority, color=LIGHT.ink, linewidth=0.8, alpha=0.55, label=label))
     axes.set_xlabel(f"{name} of steps and validation")
-    axes.set_ylabel(f"validation {report.metric}" + (", %" if is_share else ""))
+    axes.set_ylabel(f"validation {report.metric}" + (", %" if metric.is_share else ""))
     axes.set_title("mean over seeds and its range; backpropagation is dashed", fontsize=_FONT_SIZE, loc="left")
     axes.set_xlim(left=0)
     _plain(axes)

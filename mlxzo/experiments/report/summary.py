@@ -14,10 +14,9 @@ from ...core import events
 from ...core.config import RunConfig
 from ...core.curves import Measured
 from ...core.formatting import format_metric, format_seconds
+from ...core.metrics import metric_named
 from .run_record import ComparedRun, Status
 
-# Smaller is better.
-LOSSES = ("loss", "perplexity")
 # What runs have to share for their figures to be comparable, and how a reader would call it.
 _CONDITIONS = {
     "task": "the task",
@@ -195,8 +194,8 @@ class ComparisonReport:
         """Who did best, in one sentence, and whether the next is far enough behind for that to mean something."""
         ranked = sorted(
             (each for each in self.contenders if each.tuned),
-            key=lambda each: each.tuned.mean,
-            reverse=self.metric not in LOSSES,
+            key=lambda each: metric_named(self.metric).merit(each.tuned.mean),
+            reverse=True,
         )
         if not ranked:
             return "No contestant has finished a run."
@@ -212,7 +211,8 @@ class ComparisonReport:
         apart = abs(best.tuned.mean - second.tuned.mean)
         if self.standard_error is not None and apart <= 2 * self.standard_error:
             return text + ". They lie within two standard errors: these figures do not tell them apart."
-        if second.tuned.count > 1 and best.tuned.low <= second.tuned.high and self.metric not in LOSSES:
+        overlap = best.tuned.low <= second.tuned.high and second.tuned.low <= best.tuned.high
+        if second.tuned.count > 1 and overlap:
             return text + ". Their ranges over seeds overlap."
         return text + "."
 

@@ -135,6 +135,12 @@ def test_a_loss_is_better_when_it_is_smaller(tmp_path):
     found = report(tmp_path, {"worse": [finished(losses(1.5))], "better": [finished(losses(1.2))]})
     assert found.verdict().startswith("Best validation loss: better, 1.200 (zero-shot 2.000); next: worse, 1.500")
     assert found.standard_error is None
+    # Ranges overlap, whichever way is better.
+    near = report(
+        tmp_path / "near",
+        {name: [finished(losses(v)) for v in values] for name, values in (("a", (1.5, 1.2)), ("b", (1.4, 1.4)))},
+    )
+    assert near.verdict().endswith("Their ranges over seeds overlap.")
 
 
 def test_what_makes_runs_incomparable_is_said(tmp_path):

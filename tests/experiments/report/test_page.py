@@ -1,11 +1,13 @@
 """Figure, page and files of a report: well formed, self-contained, safe with any name, and the same every time."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
 
+from mlxzo.core import events
 from mlxzo.core.errors import ConfigError
 from mlxzo.experiments.report import figures
 from mlxzo.experiments.report.html import page
@@ -86,6 +88,24 @@ def test_the_figure_names_every_contestant_as_text_and_draws_those_that_trained(
     assert "does not fit: needs 3.1 GB" in texts and "not run" in texts
     assert any("majority class: 52.0 %" in text for text in texts)
     assert any("zero-shot, smollm2-135m: 50.0 %" in text for text in texts)
+
+
+@pytest.mark.parametrize(("metric", "value"), [("loss", 3.2), ("reward", 0.464)])
+def test_a_metric_that_is_no_share_is_drawn_as_it_is(tmp_path, metric, value):
+    """A reward was drawn times 100 with a percent sign; a loss of 3.2 must not stand as 320 %."""
+    told = [
+        dataclasses.replace(event, metric=metric, value=value - event.step / 100)
+        if isinstance(event, events.Evaluated)
+        else event
+        for event in story([0.5, 0.6, 0.7])
+    ]
+    svg = figures.draw(ComparisonReport.of("x", [record(tmp_path, "a", 0, finished(told))])).svg()
+    root = ElementTree.fromstring(svg)
+    legend = ["".join(node.itertext()) for node in root.iter(f"{SVG}text")]
+    assert f"zero-shot, smollm2-135m: {value:.3f}" in legend and not any("majority" in text for text in legend)
+    axis = root.find(f".//{SVG}g[@id='matplotlib.axis_2']")
+    *ticks, label = ("".join(node.itertext()) for node in axis.iter(f"{SVG}text"))
+    assert label == f"validation {metric}" and all(value - 0.1 < float(tick) < value + 0.1 for tick in ticks)
 
 
 def test_contestants_differ_in_more_than_colour(drawn):
