@@ -17,6 +17,8 @@ from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
 
+from tests.warm_workers import warm_workers  # noqa: E402
+
 _AS_STARTED = {name: os.environ.get(name) for name in ("MLXZO_HOME", "OPENBLAS_NUM_THREADS")}
 
 
@@ -29,6 +31,12 @@ def temporary_home(tmp_path_factory):
         # For child processes: their models are tiny, and threads that wait for a busy core make them crawl.
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers(temporary_home):
+    with warm_workers():
+        yield
 
 
 @pytest.fixture(autouse=True)

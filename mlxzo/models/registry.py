@@ -117,7 +117,8 @@ def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
 
     path = path or registry_path()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # libyaml's parser, where PyYAML has it, is eight times as fast.
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise ModelError(f"the list of models, {path}, cannot be read", "install mlxzo again") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

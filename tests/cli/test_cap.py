@@ -21,6 +21,7 @@ from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.watch import Thinning
 from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.runtime.worker import SKIP_PLAN
+from tests.command import mlxzo
 from tests.tiny import tiny_folder
 from tests.workers import end
 
@@ -78,7 +79,7 @@ def test_a_cap_20_percent_under_the_need_of_a_real_run_is_held(tmp_path):
 
 def uncapped(root, *options):
     """The footprint's peak in each phase of a run without a cap, in bytes."""
-    done = cli("train", *options, "--out", root, "--name", "free", "--json")
+    done = mlxzo("train", *options, "--out", root, "--name", "free", "--json")
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout)["memory"]["footprint_peak_by_phase"]
 
@@ -113,13 +114,8 @@ def over_its_cap(cap, root, *options):
     assert "--memory-cap well above" in error["fix"] and "the best state, of step" in error["details"][-2]
     assert "Traceback" not in problems and run.log_path.read_text() == ""
     assert run.status == "failed" and run.last_event(events.Memory).cap_bytes == cap
-    assert cli("eval", "--run", run.path, "--split", "validation").returncode == 0
+    assert mlxzo("eval", "--run", run.path, "--split", "validation").returncode == 0
     return run
-
-
-def cli(*arguments):
-    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_path, monkeypatch):
@@ -137,7 +133,7 @@ def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_p
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(model, tmp_path):
-    done = cli(
+    done = mlxzo(
         "train", "--model", model, "--scope", "full", "--memory-cap", "20MB", "--out", tmp_path, "--name", "small"
     )
     assert done.returncode == 3 and "Does not fit" in done.stderr and "Traceback" not in done.stderr

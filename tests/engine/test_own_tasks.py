@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mlxzo.cli.main import main
-from tests.engine.test_runs_end_to_end import mlxzo
+from tests.command import mlxzo
 from tests.tiny import tiny_folder
 
 TASK = """\

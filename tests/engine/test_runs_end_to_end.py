@@ -16,11 +16,7 @@ import pytest
 
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
-
-
-def mlxzo(*arguments: object, **more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)
+from tests.command import mlxzo
 
 
 def train(model: Path, data: Path, out: Path, *more: object) -> subprocess.CompletedProcess:

@@ -16,6 +16,7 @@ from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.runtime.control import Inbox, send
 from mlxzo.runtime.supervisor import Supervisor
+from tests.command import mlxzo
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
@@ -63,18 +64,14 @@ def wait_for(run, kind, seconds=60.0):
     raise AssertionError(f"no {kind.__name__} within {seconds} s")
 
 
-def cli(*arguments):
-    return subprocess.run([sys.executable, "-m", "mlxzo", *map(str, arguments)], capture_output=True, text=True)
-
-
 def test_a_paused_run_makes_no_step_and_goes_on_when_told(training):
     run = training.run
-    assert cli("runs", "pause", run.path).returncode == 0
+    assert mlxzo("runs", "pause", run.path).returncode == 0
     paused = wait_for(run, events.Paused)
     assert run.status == "running"
     time.sleep(1.0)
     assert run.last_event(events.Step).step == paused.step
-    assert cli("runs", "continue", "run", "--out", run.path.parent).returncode == 0
+    assert mlxzo("runs", "continue", "run", "--out", run.path.parent).returncode == 0
     assert wait_for(run, events.Unpaused).seconds >= 1.0
     send(run, "stop")
     list(training.events())
@@ -92,7 +89,7 @@ def test_a_paused_run_can_be_stopped_and_keeps_its_best_state(training):
     send(run, "stop")
     list(training.events())
     assert training.outcome.title == "Interrupted"
-    done = cli("eval", "--run", run.path, "--json")
+    done = mlxzo("eval", "--run", run.path, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["examples"] == 8, done.stderr
 
 
@@ -128,7 +125,7 @@ def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_p
 
 def test_what_is_not_running_or_not_known_is_refused_in_words(tmp_path):
     run = RunDirectory.create(RunConfig(out=str(tmp_path), name="done"))
-    done = cli("runs", "pause", run.path)
+    done = mlxzo("runs", "pause", run.path)
     assert done.returncode == 2 and "the run done is not running" in done.stderr and "Traceback" not in done.stderr
     with pytest.raises(ConfigError, match="knows no command 'explode'"):
         send(run, "explode")

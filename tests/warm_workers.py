@@ -1,0 +1,170 @@
+"""Workers that start at once, on Linux: forked from a process that has imported what a worker imports.
+
+The imports, transformers above all, take most of the time that a worker takes to start, and the tests start many.
+A forked worker has an environment, a session, pipes and an exit code of its own, as any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from mlxzo.runtime import supervisor
+
+WARM = ("mlx_lm.models.llama", "mlxzo.engine.lr_finder", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
+WORKER = ("-P", "-m", "mlxzo.runtime.worker")
+_PR_SET_CHILD_SUBREAPER = 36
+# Read once, by libraries that the server has imported: a worker for which they differ is started cold.
+_READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON", "TRANSFORMERS_")
+
+
+class ForkedWorker:
+    """A forked worker, with what the supervisor uses of `subprocess.Popen`. Safe to use from several threads."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Server:
+    """The process that forks workers; it ends with this one."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self._environment = _read_at_import(environment)
+        self._lock = threading.Lock()
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            cwd=Path(__file__).parents[1],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Whether a worker of this environment would import as the server did."""
+        return _read_at_import(environment) == self._environment
+
+    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> int:
+        """Starts a worker; returns its process id.
+
+        Args:
+            descriptors: its standard input, output and error, and others that it holds until it ends.
+        """
+        job = json.dumps({"arguments": list(arguments), "environment": dict(environment), "folder": str(Path.cwd())})
+        library = ctypes.CDLL(None)
+        with self._lock:
+            # The process between the server and the worker ends at once, which makes the worker a child of this one.
+            library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            try:
+                socket.send_fds(self._connection, [job.encode()], list(descriptors))
+                pid = int(self._connection.recv(64))
+                self._connection.recv(64)
+            finally:
+                library.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        return pid
+
+
+def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+@cache
+def _server(pid: int) -> Server:
+    return Server(supervisor.worker_environment())
+
+
+def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | ForkedWorker:
+    """Starts a process as `subprocess.Popen` does, and a worker with the options of the supervisor from the server."""
+    python, *arguments = command
+    if python != sys.executable or tuple(arguments[: len(WORKER)]) != WORKER:
+        return subprocess.Popen(command, **options)
+    server = _server(os.getpid())
+    if not server.suits(options["env"]):
+        return subprocess.Popen(command, **options)
+    with Path(os.devnull).open("rb") as nothing:
+        descriptors = (nothing.fileno(), options["stdout"], options["stderr"].fileno(), *options["pass_fds"])
+        return ForkedWorker(server.fork(arguments[len(WORKER) :], options["env"], descriptors))
+
+
+@contextlib.contextmanager
+def warm_workers() -> Iterator[None]:
+    """Has supervisors start their workers warm, where the system is able to."""
+    if sys.platform != "linux":
+        yield
+        return
+    with mock.patch.object(supervisor, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen})):
+        yield
+
+
+def serve(connection: socket.socket) -> None:
+    """Forks a worker for each job that comes, and returns in the worker, ready to begin."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 16)
+        if not message:
+            sys.exit()
+        between = os.fork()
+        if between == 0:
+            if worker := os.fork():
+                connection.send(str(worker).encode())
+                os._exit(0)
+            become(json.loads(message), descriptors)
+            connection.close()
+            return
+        os.waitpid(between, 0)
+        connection.send(b"ended")
+        for each in descriptors:
+            os.close(each)
+
+
+def become(job: dict[str, Any], descriptors: Sequence[int]) -> None:
+    """Makes this process the worker of a job."""
+    os.setsid()
+    for number, each in enumerate(descriptors[:3]):
+        os.dup2(each, number)
+        os.close(each)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    os.chdir(job["folder"])
+    sys.argv[1:] = job["arguments"]
+
+
+if __name__ == "__main__":
+    from mlxzo.core.blas import load_fast_blas
+
+    load_fast_blas()
+    for module in WARM:
+        importlib.import_module(module)
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    del sys.modules["mlxzo.runtime.worker"]
+    runpy.run_module("mlxzo.runtime.worker", run_name="__main__", alter_sys=True)
