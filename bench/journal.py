@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mlxzo.core import events
 from mlxzo.core.blas import load_fast_blas
 
 load_fast_blas()
@@ -37,14 +38,15 @@ from mlxzo.engine import checkpoints
 from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import make_batch
 from mlxzo.engine.checkpoint_file import save_state
-from mlxzo.engine.export import Tuned
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer
-from mlxzo.engine.session import compute_dtype, micro_batch_shapes
-from mlxzo.engine.tuned_model import replay_checked
+from mlxzo.engine.session import compute_dtype, micro_batch_shapes, open_model
+from mlxzo.engine.tuned_model import TunedModel
+from mlxzo.engine.tuned_source import Source
 from mlxzo.models.causal import CausalLM
-from mlxzo.models.loading import fingerprint
+from mlxzo.models.loading import fingerprint, weights_fingerprint
 from mlxzo.models.slots import parameter_slots
+from mlxzo.models.trainable import prepare
 from mlxzo.zo.journal import JournalStep, JournalWriter, read
 
 _SAVES = 3
@@ -52,19 +54,21 @@ _SAVES = 3
 
 def train(config: RunConfig, shape: Shape, folder: Path) -> dict[str, Any]:
     """Trains with a journal in `folder`; returns seconds (medians), bytes and the fingerprint of the weights."""
-    tuned = Tuned(config, lambda event: None)
-    causal = CausalLM(tuned.loaded.model, compute_dtype())
-    method = MeZO(Scorer(causal, tuned.trainable.frozen_layers, ActivationCache()), tuned.trainable, config)
-    writer = TimedWriter(folder / "journal.bin", method.header(tuned.base_sha256))
+    _, loaded = open_model(config, events.ignore)
+    base_sha256 = weights_fingerprint(loaded.model)
+    trainable = prepare(loaded.model, config)
+    causal = CausalLM(loaded.model, compute_dtype())
+    method = MeZO(Scorer(causal, trainable.frozen_layers, ActivationCache()), trainable, config)
+    writer = TimedWriter(folder / "journal.bin", method.header(base_sha256))
     method.journal = writer
-    ids = ordinary_tokens(tuned.loaded, causal.vocabulary)
+    ids = ordinary_tokens(loaded, causal.vocabulary)
     batch = make_batch(synthetic_examples(shape, ids), micro_batch_shapes(config))
     seconds = []
     # The first step fills the cache of the frozen layers and compiles: it is replayed, and not timed.
     for step in range(config.steps):
         seconds.append(timed(lambda step=step: method.step(step, batch)))
     writer.close()
-    parameters = tuned.parameters()
+    parameters = {name: causal.slots[name].get() for name in trainable.names}
     state = folder / "state.safetensors"
     save = median(timed(lambda: save_state(state, parameters, config.steps)) for _ in range(_SAVES))
     return {
@@ -103,15 +107,13 @@ def timed(work: Any) -> float:
 def replay_alone(path: Path) -> dict[str, Any]:
     """Replays a journal on its base model in this process, which has done nothing else."""
     journal = read(path)
-    tuned = Tuned(RunConfig.from_mapping(journal.header.config), lambda event: None)
-    weights = sum(slot.get().nbytes for slot in parameter_slots(tuned.loaded.model).values())
+    config = RunConfig.from_mapping(journal.header.config)
+    _, loaded = open_model(config, events.ignore)
+    tuned = TunedModel(loaded, config, Source("journal", path))
+    weights = sum(slot.get().nbytes for slot in parameter_slots(loaded.model).values())
     mx.reset_peak_memory()
     before, reader = footprint_bytes(), FootprintReader()
-    seconds = timed(
-        lambda: replay_checked(
-            tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, lambda event: None
-        )
-    )
+    seconds = timed(lambda: tuned.replay(journal, events.ignore))
     now, highest = reader.read()
     return {
         "replay_seconds": seconds / len(journal),

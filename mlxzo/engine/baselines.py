@@ -1,18 +1,22 @@
-"""What tuning is held against: a model as it is, shown demonstrations in its context, its label bias taken out.
+"""Evaluation of a model zero-shot, in context and calibrated: the baselines of fine-tuning.
 
 In-context learning puts labelled examples before the question (Brown et al. 2020). Contextual calibration divides the
-labels' probabilities by what they are for inputs that say nothing (Zhao et al. 2021, arXiv 2102.09690).
+labels' probabilities by those after inputs without content (Zhao et al. 2021, arXiv 2102.09690).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 
 from ..core import events
-from ..core.errors import ConfigError
+from ..core.config import RunConfig
+from ..core.errors import ConfigError, DataError
+from ..models.loading import LoadedModel
+from ..models.trainable import Trainable
 from ..tasks.base import Example, Task
 from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
@@ -21,20 +25,22 @@ from .encoding import encode
 from .evaluation import Evaluation, Scored, share_candidates
 from .prefix_sharing import MAX_NEW_TOKENS
 from .scoring import example_losses
-from .session import Session
+from .session import Session, open_session
+from .tuned_model import TunedModel
+from .tuned_source import Kind, Source
 
 SEPARATOR = "\n\n"
 """Between demonstrations, as in Malladi et al. 2023."""
 CONTENT_FREE = ("N/A", "[MASK]", "")
-"""Inputs that say nothing, of Zhao et al. 2021."""
+"""Inputs without content, of Zhao et al. 2021."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way of asking a model.
+    """A way of prompting a model.
 
     Attributes:
-        shots: demonstrations of each label, or in all where candidates differ from example to example.
+        shots: demonstrations of each label, or in total where candidates differ from example to example.
         calibrate: contextual calibration.
     """
 
@@ -48,13 +54,57 @@ class Baseline:
 
 
 def that_suit(task: Task, shots: int) -> list[Baseline]:
-    """Zero-shot and in-context, each with calibration where the task has labels."""
+    """Zero-shot and in-context baselines, each with and without calibration where the task has labels."""
     both = (False, True) if isinstance(task, Classification) else (False,)
     return [Baseline(count, calibrate) for count in (0, shots) for calibrate in both]
 
 
+def evaluate_job(
+    config: RunConfig,
+    *,
+    source: Source | None,
+    split: str,
+    on_event: events.Emit,
+    ways: Callable[[Task], Sequence[Baseline]] = lambda task: (Baseline(),),
+) -> list[dict[str, Any]]:
+    """Measures the base model, or the model that a source tuned, on one split of the task.
+
+    Args:
+        ways: returns the ways of prompting the model for a task.
+
+    Returns:
+        For each way, the model, data and way, and the fields of its `Evaluation`.
+
+    Raises:
+        MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
+    """
+
+    def tune(loaded: LoadedModel, config: RunConfig) -> Trainable:
+        if source is None:
+            return Trainable(())
+        tuned = TunedModel(loaded, config, source)
+        tuned.apply(on_event)
+        return tuned.trainable
+
+    session = open_session(config, on_event, tune=tune)
+    if not session.splits[split]:
+        raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
+    facts = {
+        "model": session.resolved.name,
+        # The run, adapter or journal.
+        **{kind: str(source.path) if source and source.kind == kind else None for kind in get_args(Kind)},
+        "task": session.data.task.name,
+        "split": split,
+        "data_sha256": session.data.sha256,
+    }
+    return [
+        {**facts, "asked": way.name, **asdict(way), **asdict(measure(session, split, way, on_event))}
+        for way in ways(session.data.task)
+    ]
+
+
 def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit) -> Evaluation:
-    """Measures a session's weights as they stand on one split, asked in the way of a baseline.
+    """Measures the session's current weights on one split, prompted in the way of a baseline.
 
     Raises:
         ConfigError: the task has no labels to calibrate, or its prompts take no demonstrations.
@@ -91,9 +141,10 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
 
 
 def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """`shots` examples of each label, or in all where candidates differ, drawn by `seed`, in the order drawn.
+    """Draws `shots` examples of each label (all where there are fewer), or in total where candidates differ.
 
-    Where there are fewer of a label, all of them.
+    Returns:
+        The examples, in the order in which `seed` draws them.
     """
     by_label = share_candidates(examples)
     found: list[Example] = []
@@ -107,7 +158,7 @@ def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[E
 
 
 def after(shown: Sequence[Example], example: Example) -> Example:
-    """An example whose prompt comes after demonstrations, each with its answer: as text, or as turns."""
+    """Puts demonstrations with their answers before an example's prompt: as text, or as turns."""
     if example.messages:
         return after_turns(shown, example)
     before = [(one.prompt + one.candidates[one.target]).rstrip() + SEPARATOR for one in shown if one.target is not None]
@@ -115,7 +166,7 @@ def after(shown: Sequence[Example], example: Example) -> Example:
 
 
 def _takes_demonstrations(example: Example) -> bool:
-    """Whether it is one question, rather than a conversation or a text."""
+    """True for a single question, false for a conversation or a text."""
     return bool(example.prompt) and len(example.messages) <= 1
 
 
@@ -127,17 +178,17 @@ def label_bias(scored: Scored) -> np.ndarray:
 
 
 def calibrated(scored: Scored, bias: np.ndarray, targets: np.ndarray) -> Scored:
-    """Scores with a bias [C] taken out, and the losses that go with them.
+    """Subtracts a bias, float64 [C], from scores and recomputes the losses.
 
     Args:
-        targets: int [N], the right label of each example.
+        targets: index of each example's label, int [N].
     """
     grid = np.stack(scored.scores) - bias
     return Scored(list(grid), example_losses(grid, targets))
 
 
 def _asked(session: Session, example: Example, shown: Sequence[Example]) -> tuple[Example, int]:
-    """The example after as many of the demonstrations, the last ones, as fit before it, and how many those are."""
+    """The example after as many demonstrations as fit, the first left out; and their number."""
     room = session.config.max_tokens - (MAX_NEW_TOKENS if session.data.task.writes else 0)
     for first in range(len(shown)):
         candidate = after(shown[first:], example)

@@ -1,4 +1,4 @@
-"""What leaves mlxzo: a run's best state, or one rebuilt from a journal, as mlx-lm's files or as a closed journal."""
+"""Export: a run's best state, or one rebuilt from a journal, in mlx-lm's files or as a complete journal."""
 
 from __future__ import annotations
 
@@ -6,65 +6,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.files import write_atomic
-from ..core.run_directory import BEST_STATE, JOURNAL, RunDirectory
-from ..models.export import Folded, write_adapter, write_fused, writing
+from ..core.run_directory import JOURNAL, RunDirectory
+from ..models.export import write_adapter, write_fused, writing
 from ..models.loading import fingerprint, weights_fingerprint
 from ..models.model_card import card
-from ..models.slots import Slot, parameter_slots
-from ..models.trainable import Trainable, prepare
-from .checkpoint_file import load_state
 from .session import open_model
-from .tuned_model import replay_checked
-from .tuned_source import read_journal
-
-
-class Tuned:
-    """A base model made ready for a run's scope, whose parameters are then brought to a state of that run.
-
-    Attributes:
-        base: names of the parameters that the model had before.
-        base_sha256: fingerprint of the base weights.
-    """
-
-    def __init__(self, config: RunConfig, emit: events.Emit):
-        self.config = config
-        _, self.loaded = open_model(config, emit)
-        self.base_sha256 = weights_fingerprint(self.loaded.model)
-        self.base = tuple(parameter_slots(self.loaded.model))
-        self.trainable: Trainable = prepare(self.loaded.model, config)
-        slots = parameter_slots(self.loaded.model)
-        self.slots: dict[str, Slot] = {name: slots[name] for name in self.trainable.names}
-
-    def parameters(self) -> dict[str, mx.array]:
-        return {name: slot.get() for name, slot in self.slots.items()}
-
-    def write(self, form: str, out: Path, text: str, dequantise: bool) -> Folded | None:
-        names = self.trainable.names
-        if form == "adapter":
-            return write_adapter(self.loaded, self.config, names, self.base, out, text)
-        return write_fused(self.loaded, names, self.base, out, text, dequantise=dequantise)
+from .tuned_model import TunedModel
+from .tuned_source import Source, read_journal
 
 
 def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_event: events.Emit) -> dict[str, Any]:
     """Writes the best state of a run as `adapter`, `fused` or `journal`.
 
     Raises:
-        MlxzoError: the model or the state cannot be had, the form does not suit the run, or `out` cannot be written.
+        MlxzoError: model or state are missing or damaged, the form does not suit the run, or `out` cannot be written.
     """
-    tuned = Tuned(run.config, on_event)
-    step = load_state(run.path / BEST_STATE, tuned.slots, tuned.trainable.names)
-    text = card(_impersonal(run.config), form, step, run.result(), tuned.base_sha256)
+    _, loaded = open_model(run.config, on_event)
+    base_sha256 = weights_fingerprint(loaded.model)
+    tuned = TunedModel(loaded, run.config, Source("run", run.path))
+    step = tuned.apply(on_event)
+    text = card(_impersonal(run.config), form, step, run.result(), base_sha256)
     done: dict[str, Any] = {"run": str(run.path), "form": form, "out": str(out), "step": step}
     on_event(events.Phase("save", str(out)))
     if form != "journal":
-        folded = tuned.write(form, out, text, dequantise)
-        return {**done, **_told(folded)}
+        return {**done, **_write(tuned, form, out, text, dequantise)}
     journal = read_journal(run.path / JOURNAL)
     if out.exists():
         raise ConfigError(f"{out} exists already", "name another file with --out")
@@ -77,7 +46,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
 
 
 def _impersonal(config: RunConfig) -> RunConfig:
-    """A configuration without the paths of this machine, which others need not know."""
+    """The configuration without paths of this machine, which are private."""
     names = {
         key: Path(getattr(config, key)).name for key in ("model", "task") if Path(getattr(config, key)).is_absolute()
     }
@@ -87,20 +56,21 @@ def _impersonal(config: RunConfig) -> RunConfig:
 def replay_job(
     path: Path, *, model: str | None, form: str, out: Path, dequantise: bool, on_event: events.Emit
 ) -> dict[str, Any]:
-    """Rebuilds the weights that a journal leads to, checks them, and writes them as `adapter` or `fused`.
+    """Rebuilds the weights of a journal's last step, verifies them, and writes them as `adapter` or `fused`.
 
     Args:
         model: the base model; None for the one that the journal names.
 
     Raises:
-        MlxzoError: the journal is damaged or of another base, or what `export_job` raises.
+        MlxzoError: the journal is damaged or of another base, or as for `export_job`.
     """
     journal = read_journal(path)
     overrides = {} if model is None else {"model": model}
-    tuned = Tuned(RunConfig.from_mapping({**journal.header.config, **overrides}, source=path.name), on_event)
-    sha256 = replay_checked(tuned.slots, journal, path.name, tuned.config.model, tuned.base_sha256, on_event)
-    text = card(tuned.config, form, len(journal), None, tuned.base_sha256)
-    folded = tuned.write(form, out, journal.header.card or text, dequantise)
+    config = RunConfig.from_mapping({**journal.header.config, **overrides}, source=path.name)
+    _, loaded = open_model(config, on_event)
+    tuned = TunedModel(loaded, config, Source("journal", path))
+    sha256 = tuned.replay(journal, on_event)
+    text = journal.header.card or card(config, form, len(journal), None, tuned.base_sha256)
     return {
         "journal": str(path),
         "steps": len(journal),
@@ -108,9 +78,15 @@ def replay_job(
         "verified": journal.header.sha256 is not None,
         "form": form,
         "out": str(out),
-        **_told(folded),
+        **_write(tuned, form, out, text, dequantise),
     }
 
 
-def _told(folded: Folded | None) -> dict[str, Any]:
+def _write(tuned: TunedModel, form: str, out: Path, text: str, dequantise: bool) -> dict[str, Any]:
+    """Writes `adapter` or `fused` with a model card; returns counts of changed and requantised tensors, if folded."""
+    names, base = tuned.trainable.names, tuned.base_names
+    if form == "adapter":
+        folded = write_adapter(tuned.loaded, tuned.config, names, base, out, text)
+    else:
+        folded = write_fused(tuned.loaded, names, base, out, text, dequantise=dequantise)
     return {} if folded is None else {"tensors": len(folded.changed), "requantised": folded.requantised}

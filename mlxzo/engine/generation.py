@@ -1,8 +1,8 @@
-"""Answers that a model writes: continuations of many prompts at a time, up to the end of a line.
+"""Batched generation of answers: continuations of many prompts at a time, up to the end of a line.
 
-What prompts begin with in common is read once (see `prompt_reads`), and where answers end, the next prompts take their
-place. Keys and values of what was read are kept, so each further token costs one pass over the weights for all answers
-under way. The same reading scores the answer that is expected of a prompt, which otherwise would be read once more.
+Shared prefixes of prompts are read once (see `prefix_sharing`), and new prompts take the place of answers that end.
+Keys and values are cached, so that each further token costs one pass over the weights for all answers in flight. The
+pass over a prompt can score its expected answer as well, which saves reading the prompt again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .sampling import Sampling, next_tokens
 
 @dataclass(frozen=True)
 class Written:
-    """What became of prompts.
+    """Answers and losses, in the order of the prompts.
 
     Attributes:
-        answers: what was written to each.
-        losses: float64 [N], the mean negative log-likelihood of the tokens expected of each; nan where none are.
+        answers: the generated text.
+        losses: mean negative log-likelihood of each prompt's expected tokens, float64 [N]; nan where there are none.
     """
 
     answers: list[str]
@@ -37,17 +37,17 @@ class Written:
 
 
 class Generator:
-    """Writes answers by the weights as they stand, or as `view` shows them.
+    """Generates answers with the current weights, or with those of `view`.
 
     Args:
         tokenizer: mlx-lm's, with `decode` and `eos_token_ids`.
-        shapes: bounds of what is read in one pass, and of the answers under way.
-        max_new_tokens: longest answer.
-        sampling: how tokens are drawn; None takes the likeliest ones.
+        shapes: bounds of the tokens of one pass, and of the answers in flight.
+        max_new_tokens: longest answer, in tokens.
+        sampling: how tokens are drawn; None: greedily.
 
     Attributes:
-        scores: whether expected answers can be scored by the same reading. What follows a prompt must then be
-            forgotten again, which a recurrent state cannot.
+        can_score: true if the pass over a prompt can score its expected answer. The caches must then drop the tokens
+            after the prompt, which a recurrent state does not support.
     """
 
     def __init__(
@@ -64,46 +64,45 @@ class Generator:
         self._longest, self._sampling = max_new_tokens, sampling
         self._view = causal.view() if view is None else view
         self._prefill = Prefill(causal, self._view)
-        self.scores = self._prefill.forgets
+        self.can_score = self._prefill.supports_trim
 
     def write(
         self, prompts: Sequence[Prompt], on_progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Written:
-        """The answer to each prompt: what comes before the end of the line, of the text, or of the longest answer,
-        without white space around it.
+        """Generates an answer to each prompt, up to the end of the line or text or the longest answer, and strips it.
 
         Args:
-            prompts: nothing may be expected of them where `scores` is false.
-            on_progress: told how many answers of how many are written.
+            prompts: without expected tokens unless `can_score`.
+            on_progress: called with the number of finished answers and of all.
         """
         written = Written([""] * len(prompts), np.full(len(prompts), np.nan))
         waiting, done = reads([prompt.row for prompt in prompts], self._shapes, self._longest)[::-1], 0
-        under_way = _UnderWay()
-        while waiting or under_way.answers:
-            if waiting and self._have_room(under_way, waiting[-1], prompts):
-                self._begin(waiting.pop(), prompts, under_way, written.losses)
+        in_flight = _InFlight()
+        while waiting or in_flight.answers:
+            if waiting and self._have_room(in_flight, waiting[-1], prompts):
+                self._begin(waiting.pop(), prompts, in_flight, written.losses)
             else:
-                tokens = mx.array([[answer.tokens[-1]] for answer in under_way.answers], mx.int32)
-                positions = mx.arange(len(under_way.answers))
-                states = self._causal.read_on(tokens, under_way.caches, positions, self._view)
-                self._lengthen(under_way.answers, states)
-            for answer in under_way.take_ended():
+                tokens = mx.array([[answer.tokens[-1]] for answer in in_flight.answers], mx.int32)
+                positions = mx.arange(len(in_flight.answers))
+                states = self._causal.read_on(tokens, in_flight.caches, positions, self._view)
+                self._lengthen(in_flight.answers, states)
+            for answer in in_flight.take_ended():
                 written.answers[answer.number] = answer.line.strip()
                 done += 1
                 on_progress(done, len(prompts))
         return written
 
-    def _have_room(self, under_way: _UnderWay, read: Read, prompts: Sequence[Prompt]) -> bool:
-        """Whether the answers to a read can join those under way."""
-        numbers = [*read.numbers, *(answer.number for answer in under_way.answers)]
+    def _have_room(self, in_flight: _InFlight, read: Read, prompts: Sequence[Prompt]) -> bool:
+        """True if the answers to a read fit beside those in flight."""
+        numbers = [*read.numbers, *(answer.number for answer in in_flight.answers)]
         longest = max(len(prompts[number].tokens) for number in numbers) + self._longest
-        return not under_way.answers or len(numbers) <= self._shapes.written(longest)
+        return not in_flight.answers or len(numbers) <= self._shapes.written(longest)
 
-    def _begin(self, read: Read, prompts: Sequence[Prompt], under_way: _UnderWay, losses: np.ndarray) -> None:
-        """Reads prompts, scores what is expected of them, and gives each answer its first token."""
+    def _begin(self, read: Read, prompts: Sequence[Prompt], in_flight: _InFlight, losses: np.ndarray) -> None:
+        """Reads prompts, scores their expected tokens, and adds the first token of each answer."""
         own = [prompts[number] for number in read.numbers]
         states, caches = self._prefill.read(read.shared, [prompt.row for prompt in own])
-        # Without an expected answer, only what comes first is scored.
+        # Each prompt has one state for every expected token, or one alone for its first token.
         *firsts, _ = accumulate((max(1, len(prompt.expected)) for prompt in own), initial=0)
         answers = [_Answer(number) for number in read.numbers]
         self._lengthen(answers, states[mx.array(firsts)])
@@ -114,10 +113,10 @@ class Generator:
             for number, prompt, part in zip(read.numbers, own, np.split(values, firsts[1:]), strict=True):
                 if prompt.expected:
                     losses[number] = -part.mean()
-        under_way.join(answers, caches)
+        in_flight.join(answers, caches)
 
     def _lengthen(self, answers: Sequence[_Answer], states: mx.array) -> None:
-        """Adds a token to each answer, from the states [R, ...] that it follows, and sees whether it ends there."""
+        """Adds the next token to each answer, from its last states [R, ...], and marks those that end."""
         logits = np.array(self._causal.next_logits(states, self._view))
         numbers, places = [answer.number for answer in answers], [len(answer.tokens) for answer in answers]
         for answer, token in zip(answers, next_tokens(logits, self._sampling, numbers, places), strict=True):
@@ -131,7 +130,7 @@ class Generator:
 
 @dataclass
 class _Answer:
-    """An answer under way: to which prompt, its tokens so far, and its line as text."""
+    """An answer in flight: number of its prompt, its tokens so far, and its first line as text."""
 
     number: int
     tokens: list[int] = field(default_factory=list)
@@ -140,8 +139,8 @@ class _Answer:
 
 
 @dataclass
-class _UnderWay:
-    """Answers under way, and the caches of keys and values of their prompts and themselves, in the same order."""
+class _InFlight:
+    """The answers in flight, and the caches of their keys and values, prompts included, in the same order."""
 
     answers: list[_Answer] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
@@ -150,13 +149,13 @@ class _UnderWay:
         if self.answers:
             for cache, other in zip(self.caches, caches, strict=True):
                 cache.extend(other)
-            _settle(self.caches)
+            _evaluate(self.caches)
         else:
             self.caches = caches
         self.answers += answers
 
     def take_ended(self) -> list[_Answer]:
-        """Takes out the answers that have ended."""
+        """Removes the answers that have ended and returns them."""
         ended = [answer for answer in self.answers if answer.ended]
         kept = [row for row, answer in enumerate(self.answers) if not answer.ended]
         self.answers = [self.answers[row] for row in kept]
@@ -165,12 +164,12 @@ class _UnderWay:
         elif ended:
             for cache in self.caches:
                 cache.filter(kept)
-            _settle(self.caches)
+            _evaluate(self.caches)
         return ended
 
 
-def _settle(caches: Sequence[Any]) -> None:
-    """Lets go of what the caches were made of, a layer at a time: rows that ended, or that are now in larger arrays,
-    would else stay until the next token, beside all that is read before it."""
+def _evaluate(caches: Sequence[Any]) -> None:
+    """Evaluates the caches layer by layer, so that the arrays they were built from are freed now and not at the next
+    token."""
     for cache in caches:
         mx.eval(cache.state)

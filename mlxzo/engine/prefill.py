@@ -1,4 +1,4 @@
-"""Rows read into mlx-lm's caches of keys and values, what they begin with in common only once."""
+"""Prefill of mlx-lm's key-value caches with rows, their shared prefix read once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..models.causal import CausalLM
 from ..zo.perturb import View
 from .encoding import Row
 
-# Caches grow by so many tokens at a time; mlx-lm's own 256 would be more than most answers and many prompts.
+# Tokens that a cache grows by; mlx-lm's own 256 exceed most answers and many prompts.
 _GROWTH = 32
 
 
 class Prefill:
-    """Reads rows by the weights as they stand, or as `view` shows them.
+    """Reads rows with the current weights, or with those of `view`.
 
     Attributes:
-        forgets: whether what follows the first scored position of a row can be read and forgotten again, which a
-            recurrent state cannot.
+        supports_trim: true if the caches can drop the tokens after a row's first scored position, which a recurrent
+            state cannot.
     """
 
     def __init__(self, causal: CausalLM, view: View | None = None):
@@ -31,18 +31,18 @@ class Prefill:
         self._shared: tuple[int, ...] = ()
         self._beginning = make_prompt_cache(causal.model)
         kinds = {type(cache) for cache in _copies(self._beginning, 1)}
-        self.forgets = causal.exposes_hidden and kinds <= {BatchKVCache, BatchRotatingKVCache}
+        self.supports_trim = causal.exposes_hidden and kinds <= {BatchKVCache, BatchRotatingKVCache}
 
     def read(self, shared: tuple[int, ...], rows: Sequence[Row]) -> tuple[mx.array, list[Any]]:
-        """Reads rows in one pass after the tokens that all of them begin with, which are read if they are others than
-        the last time.
+        """Reads rows in one pass after their shared prefix, which is read only if it differs from the last one.
 
         Args:
-            rows: whose first scored position is their last where `forgets` is false.
+            shared: tokens that all rows begin with.
+            rows: unless `supports_trim`, the first scored position of each is its last.
 
         Returns:
-            States at the scored positions, one row after the other (see `CausalLM.read_on`), and the caches of the rows
-            up to the first scored position of each.
+            States at the scored positions, one row after the other (see `CausalLM.read_on`), and the caches of the
+            rows, each up to its first scored position.
         """
         if shared != self._shared:
             self._shared, self._beginning = shared, self._read_shared(shared)
@@ -55,7 +55,7 @@ class Prefill:
             zero = number * length - start
             positions += range(zero + row.first_position, zero + len(row.tokens))
         caches = _copies(self._beginning, len(rows))
-        # What follows the first scored position is as good as padding: it is forgotten when all is read.
+        # Tokens after the first scored position are treated as padding: `finalize` drops them from the caches.
         lengths = [row.first_position + 1 - start for row in rows]
         for cache in caches:
             cache.prepare(lengths=lengths, right_padding=[length - kept for kept in lengths])
@@ -74,7 +74,7 @@ class Prefill:
 
 
 def _copies(caches: Sequence[Any], count: int) -> list[Any]:
-    """Caches of `count` sequences, each of which holds what those of one sequence hold."""
+    """The caches of one sequence, repeated for `count` sequences."""
     copies = [cache.merge([cache] * count) for cache in caches]
     for cache in copies:
         if hasattr(cache, "step"):

@@ -1,8 +1,8 @@
-"""Which sequences are read together, and what of them is read once: plain arithmetic on tokens, without MLX.
+"""Shared prefixes: groups of sequences that are read together, their common beginning once. Imports no MLX.
 
 Prompts often begin alike: several questions about one passage, one set of demonstrations before every question, or one
-prompt before each of its candidates. What they share is read once and its keys and values are copied, so that of each
-only the rest is read.
+prompt before each of its candidates. A shared prefix is read once and its keys and values are copied, so that only the
+rest of each sequence is read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .encoding import Row, common_prefix
 MAX_NEW_TOKENS = 50
 """Longest answer (Malladi et al. 2023, Appendix E.4)."""
 
-# What is shared takes a pass over the weights of its own, which costs as much as some tokens more in another.
+# Fewest tokens that sharing a prefix must save: the prefix takes a pass over the weights of its own.
 _LEAST_SAVED = 64
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is read before an answer is written, and where it is wanted the answer that is expected.
+    """The tokens before an answer, and optionally an expected answer to score.
 
     Attributes:
         tokens: at least one.
-        expected: tokens that are to be scored as they would follow.
+        expected: tokens to score as the continuation.
     """
 
     tokens: tuple[int, ...]
@@ -35,25 +35,25 @@ class Prompt:
 
     @property
     def row(self) -> Row:
-        """What is read: the last expected token is never an input."""
+        """The row to read: the last expected token is never an input."""
         return Row(self.tokens + self.expected[:-1], len(self.tokens) - 1)
 
 
 @dataclass(frozen=True)
 class Read:
-    """Rows, by number, that are read in one pass after the `shared` tokens that all of them begin with."""
+    """Rows, by index, that are read in one pass after their `shared` prefix."""
 
     numbers: tuple[int, ...]
     shared: tuple[int, ...] = ()
 
 
 def reads(rows: Sequence[Row], shapes: Shapes, longest: int = 0) -> list[Read]:
-    """Every row once, short ones first; reads that share a beginning follow each other.
+    """Groups all rows into reads, short rows first; reads of one prefix follow each other.
 
     Args:
-        rows: what is shared comes before their first scored position.
-        shapes: bounds of what is read in one pass, and of the keys and values that are held.
-        longest: tokens of an answer, at most, that follows each.
+        rows: a shared prefix ends before their first scored position.
+        shapes: bounds of the tokens of one pass, and of the keys and values held.
+        longest: most tokens of the answer that follows each row.
     """
     groups, alone = [], []
     for shared, numbers in _alike([row.tokens[: row.first_position + 1] for row in rows]):
@@ -65,7 +65,7 @@ def reads(rows: Sequence[Row], shapes: Shapes, longest: int = 0) -> list[Read]:
     for shared, numbers in [*groups, ((), alone)]:
         numbers = sorted(numbers, key=lambda i: (len(rows[i].tokens), i))
         parts = list(_parts(rows, numbers, len(shared), shapes, longest))
-        # A group stays together, in the place of its shortest row; what shares nothing goes wherever it fits.
+        # A group stays together, in the place of its shortest row; rows without a prefix are sorted by length.
         places = [parts[0] if shared else part for part in parts]
         found += [
             (len(rows[place[0]].tokens), place[0], Read(part, shared))
@@ -75,10 +75,10 @@ def reads(rows: Sequence[Row], shapes: Shapes, longest: int = 0) -> list[Read]:
 
 
 def worth_sharing(rows: Sequence[Row], shapes: Shapes, share: float = 1.0) -> bool:
-    """Whether to read what rows begin with in common once takes less than half the tokens of reading each row whole.
+    """True if reading shared prefixes once takes less than half the tokens of reading each row whole.
 
     Args:
-        share: of the layers that a whole row goes through, the others being remembered.
+        share: of the layers that a whole row goes through; the output of the others is cached.
     """
     found = reads(rows, shapes)
     shared = sum(len(beginning) for beginning, _ in groupby(read.shared for read in found))
@@ -87,14 +87,16 @@ def worth_sharing(rows: Sequence[Row], shapes: Shapes, share: float = 1.0) -> bo
 
 
 def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-    """Groups of prompts, by number, with what all of a group begin with where it is worth to be read by itself: at
-    least half of each prompt, and never all of one."""
+    """Groups prompts by prefix: yields a prefix, empty where sharing does not pay, and the indices of its prompts.
+
+    A prefix is at least half of each of its prompts, and never a whole one.
+    """
     group: list[int] = []
     shared: tuple[int, ...] = ()
     longest = 0
     # In this order, neighbours have most in common.
     for number in sorted(range(len(prompts)), key=lambda i: prompts[i]):
-        # The last token is read anew, for what follows it.
+        # The last token is read for each prompt: its state predicts the next one.
         own = prompts[number][:-1]
         common = common_prefix(shared, own)
         if group and 2 * common >= max(longest, len(own)):
@@ -115,8 +117,7 @@ def _worth(shared: tuple[int, ...], group: Sequence[int]) -> tuple[int, ...]:
 def _parts(
     rows: Sequence[Row], numbers: Sequence[int], shared: int, shapes: Shapes, longest: int
 ) -> Iterator[tuple[int, ...]]:
-    """Rows in order of length, cut so that what of them is read in one pass, and the answers that begin with it, keep
-    to `shapes`."""
+    """Cuts rows, sorted by length, into parts whose pass and whose answers keep to the bounds of `shapes`."""
     part: list[int] = []
     for number in numbers:
         length = len(rows[number].tokens)

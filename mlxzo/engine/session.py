@@ -167,7 +167,7 @@ class Session:
         # Frozen layers are taken as remembered, wherever they are not: all ranks must come to the same.
         frozen = self.scorer.layers / max(1, len(self.causal.layers))
         pays = worth_sharing(rows, shapes, 1.0 - frozen)
-        return shapes if pays and Prefill(self.causal).forgets else None
+        return shapes if pays and Prefill(self.causal).supports_trim else None
 
     def write(
         self,
@@ -199,7 +199,7 @@ class Session:
         """
         writer = self._writer()
         prompts = [
-            Prompt(prompt, example.expected_after(prompt) if writer.scores else ())
+            Prompt(prompt, example.expected_after(prompt) if writer.can_score else ())
             for prompt, example in zip(self._prompts(examples), encoded, strict=True)
         ]
         written = writer.write(prompts, _reporter(_writing(split), "answers", emit))

@@ -1,11 +1,9 @@
-"""What the command line does with a model beside training: evaluate it, probe it, and let it speak."""
+"""Answers of a base model and of the model tuned from it, to the same prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from itertools import count
-from typing import Any, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -14,128 +12,59 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import DataError
 from ..models.folder import context_length
-from ..models.loading import LoadedModel
 from ..models.slots import Slot
-from ..models.trainable import Trainable
-from ..tasks.base import Example, Task
+from ..tasks.base import Example
 from ..tasks.chat import in_style
-from .baselines import Baseline, measure
 from .encoding import encode_prompt
-from .lr_finder import SAMPLES, SCOPE_SAMPLES, ProbeReport, probe_scope, probe_scopes
 from .sampling import Sampling, next_tokens
-from .session import open_model, open_session
-from .tuned_model import Tuning
-from .tuned_source import Kind, Source
-
-
-def evaluate_job(
-    config: RunConfig,
-    *,
-    source: Source | None,
-    split: str,
-    on_event: events.Emit,
-    ways: Callable[[Task], Sequence[Baseline]] = lambda task: (Baseline(),),
-) -> list[dict[str, Any]]:
-    """Measures the base model, or what `source` tuned it to, on one split of the task.
-
-    Args:
-        ways: the ways in which the model is asked, by the task.
-
-    Returns:
-        For each way, what was measured and the outcome.
-
-    Raises:
-        MlxzoError: model, data or what the model was tuned to cannot be had, or a way does not suit the task.
-    """
-
-    def bring(loaded: LoadedModel, config: RunConfig) -> Trainable:
-        if source is None:
-            return Trainable(())
-        tuning = Tuning(loaded, config, source)
-        tuning.apply(on_event)
-        return tuning.trainable
-
-    session = open_session(config, on_event, tune=bring)
-    if not session.splits[split]:
-        raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
-    facts = {
-        "model": session.resolved.name,
-        **tuned_by(source),
-        "task": session.data.task.name,
-        "split": split,
-        "data_sha256": session.data.sha256,
-    }
-    return [
-        {**facts, "asked": way.name, **asdict(way), **asdict(measure(session, split, way, on_event))}
-        for way in ways(session.data.task)
-    ]
-
-
-def tuned_by(source: Source | None) -> dict[str, str | None]:
-    """Run, adapter and journal, of which one may be named."""
-    return {kind: str(source.path) if source and source.kind == kind else None for kind in get_args(Kind)}
-
-
-def probe_job(config: RunConfig, *, by: str, samples: int | None, on_event: events.Emit) -> ProbeReport:
-    """Gradient and curvature of the configuration's scope, or with `probe: scope` of every candidate.
-
-    Args:
-        by: what a row is (see `group_names`).
-        samples: directions a row; None for the number that training takes.
-
-    Raises:
-        MlxzoError: model or data cannot be had, or do not suit.
-    """
-    if config.probe == "scope":
-        return probe_scopes(config, on_event, samples or SCOPE_SAMPLES)
-    return probe_scope(config, on_event, by=by, samples=samples or SAMPLES)
+from .session import open_model
+from .tuned_model import TunedModel
+from .tuned_source import Source
 
 
 class SideBySide:
-    """A base model and what it was tuned to: loaded once, prompted as often as wanted.
+    """A base model and the model tuned from it, loaded once for any number of prompts.
 
-    What was trained is held twice, as it was and as it became; everything else once. The base speaks with its adapters,
-    which then change nothing, in place.
+    Trained parameters are held twice, before and after training, all others once. The base model runs with its
+    adapters, whose initial values change nothing.
     """
 
     def __init__(self, config: RunConfig, source: Source | None, sampling: Sampling | None = None):
-        """Loads them; without a source there is the base alone.
+        """Loads both models; without a source the base alone.
 
         Args:
-            sampling: how tokens are drawn, with the same luck for both; None takes the likeliest ones.
+            sampling: how tokens are drawn, with the same random numbers for both models; None: greedily.
 
         Raises:
-            MlxzoError: the model or what it was tuned to cannot be had.
+            MlxzoError: the model or the source is missing or damaged.
         """
         self._prompt_style, self._sampling = config.prompt_style, sampling
         _, self._loaded = open_model(config, events.ignore)
         self._context = context_length(self._loaded.path)
         self._slots: dict[str, Slot] = {}
-        self._states: dict[str, dict[str, Any]] = {"base": {}}
+        self._states: dict[str, dict[str, mx.array]] = {"base": {}}
         if source is not None:
-            tuning = Tuning(self._loaded, config, source)
-            self._slots = tuning.slots
-            self._states["base"] = self._parameters()
-            tuning.apply(events.ignore)
-            self._states["tuned"] = self._parameters()
+            tuned = TunedModel(self._loaded, config, source)
+            self._slots = tuned.slots
+            self._states["base"] = tuned.parameters()
+            tuned.apply(events.ignore)
+            self._states["tuned"] = tuned.parameters()
 
     def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-        """Continuations of `prompt`: pieces of text as ('base', piece), then with a source ('tuned', piece). They end
-        where the model's context does.
+        """Continues `prompt`: yields ('base', piece) for each piece of text, then with a source ('tuned', piece).
+
+        An answer ends after `max_new_tokens`, at the end of its text, or at the end of the model's context.
 
         Raises:
-            DataError: the prompt leaves them no room in it.
+            DataError: the prompt fills the context.
         """
-        for speaker, state in self._states.items():
+        for model, state in self._states.items():
             for name, value in state.items():
                 self._slots[name].set(value)
-            for piece in self._speak(prompt, max_new_tokens):
-                yield speaker, piece
+            for piece in self._generate(prompt, max_new_tokens):
+                yield model, piece
 
-    def _parameters(self) -> dict[str, Any]:
-        return {name: slot.get() for name, slot in self._slots.items()}
-
-    def _speak(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
+    def _generate(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
         from mlx_lm import stream_generate
 
         model, tokenizer = self._loaded.model, self._loaded.tokenizer

@@ -1,9 +1,10 @@
-"""Brings a base model to what it was tuned to: a run's best state, an adapter's tensors, or a journal's last step."""
+"""A base model brought to what it was tuned to: a run's best state, an adapter's tensors, or a journal's last step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
@@ -16,61 +17,122 @@ from ..models.loading import LoadedModel, fingerprint, weights_fingerprint
 from ..models.safetensors_file import safetensors_problem
 from ..models.slots import Slot, parameter_slots
 from ..models.trainable import Trainable, prepare
-from ..zo.journal import Header, Journal
+from ..zo.journal import Journal
 from ..zo.noise import NOISE_VERSION
 from ..zo.replay import replay
 from .checkpoint_file import load_state
 from .tuned_source import Source, read_journal
 
 
-class Tuning:
-    """What a base model that was just loaded is to be tuned to. To make one changes nothing that the model computes.
+class TunedModel:
+    """A base model with room for the parameters that a source trained; `apply` sets them.
+
+    The new parameters are initialised such that the model computes what it did before, until `apply`.
 
     Attributes:
-        trainable: what was trained of it; of an adapter, which does not say that of the model, nothing.
-        slots: where the parameters are that `apply` sets.
+        trainable: the parameters that the source trained; empty for an adapter, which does not name them.
+        slots: the places of the parameters that `apply` sets.
+        base_names: names of the parameters that the model had before.
+        base_sha256: fingerprint of the base weights; for a journal alone, since it reads all of them.
     """
 
     def __init__(self, loaded: LoadedModel, config: RunConfig, source: Source):
-        """Makes room in the model.
+        """Changes the loaded model in place.
+
+        Args:
+            config: that the source was trained with; of an adapter, any with its base model.
 
         Raises:
-            MlxzoError: what `source` names is missing, damaged, or of another model or scope.
+            MlxzoError: the source is missing, damaged, or of another model or scope.
         """
-        self._model, self._source = config.model, source
+        self.loaded, self.config, self._source = loaded, config, source
+        self.base_names = tuple(parameter_slots(loaded.model))
+        self.base_sha256 = weights_fingerprint(loaded.model) if source.kind == "journal" else ""
+        self._tensors: dict[str, mx.array] = {}
         if source.kind == "adapter":
             self.trainable = Trainable(())
             self._tensors = add_adapter(loaded, source.path)
-            names: Iterable[str] = self._tensors
         else:
-            if source.kind == "journal":
-                self._base_sha256 = weights_fingerprint(loaded.model)
             self.trainable = prepare(loaded.model, config)
-            names = self.trainable.names
         slots = parameter_slots(loaded.model)
+        names: Iterable[str] = self._tensors or self.trainable.names
         self.slots: dict[str, Slot] = {name: slots[name] for name in names}
 
-    def apply(self, emit: events.Emit) -> None:
-        """Brings the model to it.
+    def parameters(self) -> dict[str, mx.array]:
+        """The parameters that `apply` sets, as they are now, by name."""
+        return {name: slot.get() for name, slot in self.slots.items()}
+
+    def apply(self, emit: events.Emit) -> int:
+        """Sets the parameters; returns the number of training steps behind them, 0 for an adapter.
 
         Raises:
-            MlxzoError: as for making one.
+            MlxzoError: the source is missing, damaged, or of another model or scope.
         """
         path = self._source.path
-        if self._source.kind == "adapter":
-            for name, tensor in self._tensors.items():
-                self.slots[name].set(tensor)
-        elif self._source.kind == "run":
-            load_state(path / BEST_STATE, self.slots, self.trainable.names)
-        else:
-            replay_checked(self.slots, read_journal(path), path.name, self._model, self._base_sha256, emit)
+        if self._source.kind == "run":
+            return load_state(path / BEST_STATE, self.slots, self.trainable.names)
+        if self._source.kind == "journal":
+            journal = read_journal(path)
+            self.replay(journal, emit)
+            return len(journal)
+        for name, tensor in self._tensors.items():
+            self.slots[name].set(tensor)
+        return 0
+
+    def replay(self, journal: Journal, emit: events.Emit) -> str:
+        """Replays the source's journal on the base weights and verifies the result where the journal has its
+        fingerprint.
+
+        Returns:
+            The fingerprint of the parameters.
+
+        Raises:
+            ModelError: base weights, scope or noise version are not those of the journal, or the result differs.
+        """
+        header, name = journal.header, self._source.path.name
+        if header.noise != NOISE_VERSION:
+            raise ModelError(
+                f"{name} was made with noise version {header.noise}, and this mlxzo makes {NOISE_VERSION}",
+                "use the version of mlxzo that made it",
+            )
+        if self.base_sha256 != header.base_sha256:
+            raise ModelError(
+                f"{name} belongs to base weights with SHA-256 {header.base_sha256[:16]}..., and those of "
+                f"{self.config.model} have {self.base_sha256[:16]}...",
+                "name the base model that it was trained on with --model",
+            )
+        here = {n: (str(p.dtype).removeprefix("mlx.core."), tuple(p.shape)) for n, p in self.parameters().items()}
+        there = {p.name: (p.dtype, p.shape) for p in header.parameters}
+        problems = [
+            f"{n} is {here.get(n, 'missing')} here and {there.get(n, 'missing')} in the journal"
+            for n in sorted(here.keys() | there.keys())
+            if here.get(n) != there.get(n)
+        ]
+        if problems:
+            raise ModelError(
+                f"{name} is of other parameters than its scope finds in the model",
+                "use the version of mlxzo that made it",
+                problems,
+            )
+        replay(
+            self.slots,
+            journal,
+            on_progress=lambda done, total: emit(events.Progress("replaying", float(done), float(total), "steps")),
+        )
+        sha256 = fingerprint(self.parameters())
+        if header.sha256 is not None and sha256 != header.sha256:
+            raise ModelError(
+                f"the weights rebuilt from {name} are not those of the run, although base and journal are",
+                "please report this with the output of `mlxzo doctor`",
+            )
+        return sha256
 
 
 def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
-    """Makes room in a model for an mlx-lm adapter (LoRA, DoRA, or whole tensors); returns its tensors by name.
+    """Adds the layers of an mlx-lm adapter (LoRA, DoRA, or whole tensors) to a model; returns its tensors by name.
 
     Raises:
-        ModelError: it is none, damaged, or of another model.
+        ModelError: the folder holds no adapter, a damaged one, or one of another model.
     """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -87,7 +149,8 @@ def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
             f"{folder / ADAPTER_CONFIG} makes no sense for this model: {type(error).__name__}: {error}",
             "export the adapter again, or name the base model that it was trained on with --model",
         ) from None
-    tensors, slots = mx.load(str(path)), parameter_slots(loaded.model)
+    # The stub of `mx.load` returns the types of all formats; a safetensors file gives a dictionary.
+    tensors, slots = cast("dict[str, mx.array]", mx.load(str(path))), parameter_slots(loaded.model)
     shapes = {name: tuple(slots[name].get().shape) if name in slots else None for name in tensors}
     problems = [
         f"{name} is {tuple(tensor.shape)} in the adapter and {shapes[name] or 'missing'} in the model"
@@ -101,62 +164,3 @@ def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
             problems,
         )
     return tensors
-
-
-def replay_checked(
-    slots: Mapping[str, Slot], journal: Journal, name: str, model: str, base_sha256: str, emit: events.Emit
-) -> str:
-    """Replays a journal on the parameters of its scope, and checks the outcome where the journal says what it is.
-
-    Args:
-        slots: of the trainable parameters of the base model, as `prepare` left them.
-        name: of the journal, for messages, and `model` that of the base.
-
-    Returns:
-        The fingerprint of the parameters.
-
-    Raises:
-        ModelError: base weights, scope or version are not those that the journal is of.
-    """
-    header = journal.header
-    if header.noise != NOISE_VERSION:
-        raise ModelError(
-            f"{name} was made with noise version {header.noise}, and this mlxzo makes {NOISE_VERSION}",
-            "use the version of mlxzo that made it",
-        )
-    if base_sha256 != header.base_sha256:
-        raise ModelError(
-            f"{name} belongs to base weights with SHA-256 {header.base_sha256[:16]}..., and those of {model} "
-            f"have {base_sha256[:16]}...",
-            "name the base model that it was trained on with --model",
-        )
-    _check_parameters({name: slot.get() for name, slot in slots.items()}, header, name)
-    replay(
-        slots,
-        journal,
-        on_progress=lambda done, total: emit(events.Progress("replaying", float(done), float(total), "steps")),
-    )
-    sha256 = fingerprint({name: slot.get() for name, slot in slots.items()})
-    if header.sha256 is not None and sha256 != header.sha256:
-        raise ModelError(
-            f"the weights rebuilt from {name} are not those of the run, although base and journal are",
-            "please report this with the output of `mlxzo doctor`",
-        )
-    return sha256
-
-
-def _check_parameters(parameters: Mapping[str, mx.array], header: Header, name: str) -> None:
-    """Raises ModelError unless a journal is of just these parameters."""
-    here = {n: (str(p.dtype).removeprefix("mlx.core."), tuple(p.shape)) for n, p in parameters.items()}
-    there = {p.name: (p.dtype, p.shape) for p in header.parameters}
-    problems = [
-        f"{n} is {here.get(n, 'missing')} here and {there.get(n, 'missing')} in the journal"
-        for n in sorted(here.keys() | there.keys())
-        if here.get(n) != there.get(n)
-    ]
-    if problems:
-        raise ModelError(
-            f"{name} is of other parameters than its scope finds in the model",
-            "use the version of mlxzo that made it",
-            problems,
-        )

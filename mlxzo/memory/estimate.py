@@ -13,7 +13,7 @@ that is computed with:
 
     whole batch     3 N D c: what the embedding gave, what the last layer gave, what this layer gives. All micro-batches
                     of a batch pass one layer before any passes the next, so that its weights are made once.
-    keys and values 2 N L K c: of the answers under way and their prompts, in L layers of key width K, and of one prompt
+    keys and values 2 N L K c: of the answers in flight and their prompts, in L layers of key width K, and of one prompt
                     more, whose beginning is shared.
     one layer       of one micro-batch, forwards: the larger of MLP and attention (see `coefficients`).
     backpropagation without checkpointing keeps all that its backward pass reads of every layer; with it the layers'
@@ -236,7 +236,7 @@ class Predictor:
         ]
 
     def _writing(self, settings: Settings) -> list[Component]:
-        """Answers under way, in an evaluation or where a step judges them, while further prompts are read."""
+        """Answers in flight, in an evaluation or where a step judges them, while further prompts are read."""
         shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch)
         judged = self.config.objective == "reward"
         sizes = [size for size in self.data.evaluated if size.written or judged]

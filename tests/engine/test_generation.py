@@ -78,7 +78,7 @@ def test_answers_written_together_are_those_written_alone(tmp_path, kind, bits, 
     asked = [Prompt(tokens, tuple(some(rng, rng.choice((0, 1, 5, 30))))) for tokens in prompts()]
     writer = Generator(causal, loaded.tokenizer, SHAPES, max_new_tokens=LONGEST)
     written = writer.write(asked, lambda done, total: told.append((done, total)))
-    assert writer.scores
+    assert writer.can_score
     assert written.answers == [alone(causal, loaded.tokenizer, prompt.tokens) for prompt in asked]
     assert len(set(written.answers)) > 1
     losses = [loss_of(causal, prompt) if prompt.expected else np.nan for prompt in asked]

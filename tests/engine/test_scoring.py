@@ -148,7 +148,7 @@ class ThreeRanks(Communicator):
 
     size = 3
 
-    def together(self, pieces, compute, *, steady=False):
+    def scatter_gather(self, pieces, compute, *, steady=False):
         return [compute([number])[0] for number in range(len(pieces))]
 
 
@@ -253,11 +253,11 @@ def test_frozen_layers_run_alone_where_company_changes_bits(alone, monkeypatch):
     scorer = Scorer(causal, 2)
     lengths = {shape for e in examples if (shape := Shapes().padded(e))}
     if alone:
-        monkeypatch.setattr(scorer, "_harmless", dict.fromkeys(lengths, False))
+        monkeypatch.setattr(scorer, "_batch_invariant", dict.fromkeys(lengths, False))
     batch = make_batch(examples, Shapes())
     hidden = scorer.prefix(batch)
     for part, states in zip(batch.parts, hidden, strict=True):
-        harmless = scorer._company_is_harmless(part.tokens.shape[1])
+        harmless = scorer._is_batch_invariant(part.tokens.shape[1])
         assert not (alone and harmless)
         for padded, row, state in zip(part.tokens, part.rows, states, strict=True):
             single = causal.prefix([mx.array(padded[None])], causal.view(), 2)[0][0]

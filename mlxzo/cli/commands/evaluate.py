@@ -59,8 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...core.blas import load_fast_blas
 
     load_fast_blas()
-    from ...engine.baselines import Baseline, that_suit
-    from ...engine.side_by_side import evaluate_job
+    from ...engine.baselines import Baseline, evaluate_job, that_suit
     from ..console import RunView, key_values, listing, output
 
     def ways(task: Task) -> list[Baseline]:

@@ -123,10 +123,10 @@ def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens
     from ...core.formatting import printable
 
     texts: dict[str, str] = {}
-    for speaker, piece in models.answer(prompt, max_new_tokens):
-        if not as_json and speaker not in texts:
-            print("\n\n" if texts else "", f"--- {speaker} ---\n", printable(heading), sep="", end="", flush=True)
-        texts[speaker] = texts.get(speaker, "") + piece
+    for model, piece in models.answer(prompt, max_new_tokens):
+        if not as_json and model not in texts:
+            print("\n\n" if texts else "", f"--- {model} ---\n", printable(heading), sep="", end="", flush=True)
+        texts[model] = texts.get(model, "") + piece
         if not as_json:
             print(printable(piece), end="", flush=True)
     if as_json:
@@ -149,10 +149,10 @@ def serve(models: SideBySide, requests: TextIO) -> None:
         request = _request(line)
         if not request:
             continue
-        for speaker, piece in models.answer(request["prompt"], request["max_new_tokens"]):
+        for model, piece in models.answer(request["prompt"], request["max_new_tokens"]):
             if inbox.has_line:
                 break
-            print(json.dumps({"speaker": speaker, "text": piece}), flush=True)
+            print(json.dumps({"speaker": model, "text": piece}), flush=True)
         print(json.dumps({"done": True}), flush=True)
 
 

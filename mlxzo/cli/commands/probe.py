@@ -63,11 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ...core.blas import load_fast_blas
 
     load_fast_blas()
-    from ...engine.side_by_side import probe_job
+    from ...engine.lr_finder import SAMPLES, SCOPE_SAMPLES, probe_scope, probe_scopes
     from ..console import RunView, output
 
     with RunView() as view:
-        report = probe_job(config, by=arguments.by, samples=arguments.samples, on_event=view.show)
+        if config.probe == "scope":
+            report = probe_scopes(config, view.show, arguments.samples or SCOPE_SAMPLES)
+        else:
+            report = probe_scope(config, view.show, by=arguments.by, samples=arguments.samples or SAMPLES)
     if arguments.json:
         print_json({"model": config.model, "task": config.task, **report.to_dict()})
         return EXIT_DONE
