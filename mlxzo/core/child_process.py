@@ -1,11 +1,12 @@
-"""The environment of every child process that imports MLX."""
+"""Child processes: the environment of those that import MLX, and their pipes."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 import site
 from pathlib import Path
+from typing import IO, AnyStr
 
 
 def worker_environment() -> dict[str, str]:
@@ -21,7 +22,23 @@ def worker_environment() -> dict[str, str]:
     }
     # The worker leaves the current folder out of its search path (-P), so that a user's yaml.py cannot get in its
     # way, and must still find the very package that this process runs, installed or not.
-    package = str(Path(importlib.util.find_spec("mlxzo").origin).parent.parent)
+    package = str(Path(__file__).parents[2])
     if package not in (*site.getsitepackages(), site.getusersitepackages()):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return environment
+
+
+def pipe(stream: IO[AnyStr] | None) -> IO[AnyStr]:
+    """A stream of a child that was started with PIPE for it; `Popen` declares all of them optional.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if stream is None:
+        raise ValueError("the child has no such pipe")
+    return stream
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, such as `SIGKILL`; `signal 34` for one without a name."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,4 +1,4 @@
-"""Hidden states at the first trainable layer, in memory or on disk: frozen layers always give an example the same."""
+"""Caches of the frozen layers' output, in memory or on disk: it is the same in every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class ActivationCache:
-    """Hidden states of sequences, in memory, under whatever decides their bits."""
+    """Hidden states of sequences in memory, by keys that determine their bits."""
 
     def __init__(self) -> None:
         self._states: dict[Hashable, mx.array] = {}
@@ -22,27 +22,26 @@ class ActivationCache:
         return sum(state.nbytes for state in self._states.values())
 
     def put(self, keys: Sequence[Hashable], states: Sequence[mx.array]) -> None:
-        """Keeps hidden states [positions, D] under each key."""
-        # A slice would keep the whole batch alive: copies do not.
+        """Stores hidden states [positions, D], one per key."""
+        # A slice would keep the whole batch alive; a copy does not.
         copies = [mx.contiguous(state) for state in states]
         mx.eval(copies)
         self._states.update(zip(keys, copies, strict=True))
 
     def get(self, keys: Sequence[Hashable]) -> list[mx.array] | None:
-        """What was put under each key; None if something was not."""
-        found = [self._states.get(key) for key in keys]
-        return None if any(state is None for state in found) else found
+        """The hidden states of each key; None unless all are there."""
+        return [self._states[key] for key in keys] if all(key in self._states for key in keys) else None
 
 
 class DiskActivationCache:
-    """The same in a file, read through a memory map, so that the system keeps in memory what there is room for.
+    """Hidden states in a file, read through a memory map, so that the system's page cache uses free memory for them.
 
     Args:
-        folder: where the file lies. It has no name there: it is gone when the process ends, however it ends.
+        folder: for the file, which has no name and is deleted however the process ends.
     """
 
     def __init__(self, folder: Path):
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="prefix-")  # noqa: SIM115 (lives as long as we do)
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="prefix-")  # noqa: SIM115 (lives as long as the cache)
         self._places: dict[Hashable, tuple[int, int]] = {}
         self._dtype: mx.Dtype = mx.float32
         self._map: np.memmap | None = None
@@ -53,10 +52,10 @@ class DiskActivationCache:
         return self._file.seek(0, os.SEEK_END)
 
     def put(self, keys: Sequence[Hashable], states: Sequence[mx.array]) -> None:
-        """Keeps hidden states [positions, D] under each key.
+        """Stores hidden states [positions, D], one per key.
 
         Raises:
-            OSError: the disk is full; nothing of these is kept.
+            OSError: the disk is full; none of these are stored.
         """
         self._dtype, self._map = states[0].dtype, None
         self._width = states[0].shape[-1] * self._dtype.size
@@ -68,12 +67,11 @@ class DiskActivationCache:
         self._places |= places
 
     def get(self, keys: Sequence[Hashable]) -> list[mx.array] | None:
-        """What was put under each key; None if something was not."""
-        places = [self._places.get(key) for key in keys]
-        if any(place is None for place in places):
+        """The hidden states of each key; None unless all are there."""
+        if not all(key in self._places for key in keys):
             return None
         if self._map is None:
             self._map = np.memmap(self._file, np.uint8, mode="r")
-        width = self._width
+        width, places = self._width, (self._places[key] for key in keys)
         pieces = (self._map[start : start + length * width].reshape(length, width) for start, length in places)
         return [mx.array(np.array(piece)).view(self._dtype) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Padded micro-batches of encoded examples, and a data order that needs no state."""
+"""Padded micro-batches of encoded examples, and a stateless data order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..tasks.sampling import stable_permutation
 from .encoding import EncodedExample
 
-# Rows that an evaluation scores at a time, and reports as one piece of progress.
+# Rows that an evaluation scores between two progress events.
 SCORED_AT_ONCE = 32
 
 
@@ -70,7 +70,7 @@ class Shapes:
         return Shapes(8, 512, rows, 8) if on_cpu else Shapes(32, 8192, rows, 1)
 
     def padded(self, example: Size) -> int:
-        """The padded length of an example."""
+        """The padded length of an example, in tokens."""
         return -(-example.length // self.multiple) * self.multiple
 
     def most_rows(self, length: int) -> int:
@@ -187,8 +187,9 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
     """Pads examples to one length, in their given order."""
     row_tokens: list[tuple[int, ...]] = []
     positions: list[int] = []
-    entries: list[list[tuple[int, int]]] = []
-    candidates: list[list[int]] = []
+    entries: list[range] = []
+    targets: list[tuple[int, ...]] = []
+    candidates: list[range] = []
     for example in examples:
         # For each row, the index into `positions` that its token 0 would have.
         zeros: list[int] = []
@@ -197,39 +198,32 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
             base = len(row_tokens) * length
             positions += range(base + row.first_position, base + len(row.tokens))
             row_tokens.append(row.tokens)
-        candidates.append(list(range(len(entries), len(entries) + example.candidates)))
+        candidates.append(range(len(entries), len(entries) + example.candidates))
         for (row, start), scored in zip(example.starts, example.targets, strict=True):
-            entries.append([(zeros[row] + start + i, token) for i, token in enumerate(scored)])
-
-    tokens = np.zeros((len(row_tokens), length), np.int32)
-    for i, row in enumerate(row_tokens):
-        tokens[i, : len(row)] = row
-    entry_length = max(len(e) for e in entries)
-    entry_position, entry_target = (np.zeros((len(entries), entry_length), np.int32) for _ in range(2))
-    entry_mask = np.zeros((len(entries), entry_length), np.float32)
-    for k, entry in enumerate(entries):
-        entry_position[k, : len(entry)] = [position for position, _ in entry]
-        entry_target[k, : len(entry)] = [token for _, token in entry]
-        entry_mask[k, : len(entry)] = 1.0
-    width = max(len(c) for c in candidates)
-    candidate = np.zeros((len(examples), width), np.int32)
-    candidate_mask = np.zeros((len(examples), width), bool)
-    for b, indices in enumerate(candidates):
-        candidate[b, : len(indices)] = indices
-        candidate_mask[b, : len(indices)] = True
+            entries.append(range(zeros[row] + start, zeros[row] + start + len(scored)))
+        targets += example.targets
+    entry_length, width = max(map(len, entries)), max(map(len, candidates))
     return MicroBatch(
-        tokens=tokens,
+        tokens=_padded(row_tokens, length, np.int32),
         positions=np.array(positions, np.int32),
-        entry_position=entry_position,
-        entry_target=entry_target,
-        entry_mask=entry_mask,
-        candidate=candidate,
-        candidate_mask=candidate_mask,
+        entry_position=_padded(entries, entry_length, np.int32),
+        entry_target=_padded(targets, entry_length, np.int32),
+        entry_mask=_padded([[1] * len(entry) for entry in entries], entry_length, np.float32),
+        candidate=_padded(candidates, width, np.int32),
+        candidate_mask=_padded([[1] * len(own) for own in candidates], width, np.bool_),
         target=np.array([e.target for e in examples], np.int32),
         shared=all(e.shared for e in examples),
         rows=tuple(row_tokens),
         firsts=tuple(row.first_position for example in examples for row in example.rows),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, dtype: type[np.generic]) -> np.ndarray:
+    """Rows as one array [len(rows), width], padded with zeros."""
+    array = np.zeros((len(rows), width), dtype)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    return array
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""What a user should know of data before a run: rows, lengths, labels, what is cut and what occurs twice."""
+"""A summary of the data of a run: rows, lengths, labels, truncated and repeated examples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .evaluation import share_candidates
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """One split in figures.
+    """Statistics of one split.
 
     Attributes:
         split: its name.
-        rows: examples.
-        tokens_median, tokens_95th, tokens_most: tokens of an example's longest sequence, after cutting.
-        truncated: examples that are longer than `max_tokens` and were cut.
-        labels: examples of each label word, most frequent first; empty where candidates differ from row to row.
-        repeated: examples whose prompt and answers an earlier one of the split has already.
+        rows: number of examples.
+        tokens_median, tokens_95th, tokens_most: tokens of an example's longest sequence, after truncation.
+        truncated: number of examples longer than `max_tokens`, which were cut.
+        labels: number of examples of each label, most frequent first; empty if candidates differ between rows.
+        repeated: number of examples with the prompt, candidates and target of an earlier one.
     """
 
     split: str
@@ -38,7 +38,7 @@ class SplitSummary:
 
     @property
     def text(self) -> str:
-        """In one line."""
+        """The statistics in one line."""
         parts = [
             f"{self.split}: {self.rows} rows of {self.tokens_median} tokens in the median, {self.tokens_95th} at the "
             f"95th percentile, {self.tokens_most} at most"
@@ -53,7 +53,7 @@ class SplitSummary:
 
 
 def summarise(split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample]) -> SplitSummary:
-    """The figures of one split, which is not empty.
+    """Computes the statistics of a split with at least one example.
 
     Args:
         encoded: the same examples as tokens.
@@ -74,5 +74,5 @@ def summarise(split: str, examples: Sequence[Example], encoded: Sequence[Encoded
 
 
 def duplicates_text(count: int) -> str:
-    """What is said where splits share prompts."""
+    """The warning about prompts shared between splits."""
     return f"{count} validation or test examples have a prompt that is also a training prompt"

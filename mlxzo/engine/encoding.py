@@ -1,4 +1,4 @@
-"""Examples as tokens: the sequences the model reads for an example, and the tokens scored in them.
+"""Encoding of examples: the sequences the model reads for an example, and the tokens scored in them.
 
 A classification example is scored by the mean log-likelihood of each candidate's tokens after the prompt (Malladi et
 al. 2023, Appendix E.2). The model reads the prompt with all but the last token of a candidate. A sequence that begins
@@ -54,7 +54,7 @@ class EncodedExample:
 
     @property
     def shared(self) -> bool:
-        """Whether there are several candidates, each of one token, scored at one position."""
+        """True for several candidates of one token each, scored at one position."""
         one_place = len(set(self.starts)) == 1 and max(map(len, self.targets)) == 1
         return one_place and self.candidates > 1
 
@@ -77,7 +77,7 @@ class EncodedExample:
 
     @property
     def written(self) -> bool:
-        """Whether an evaluation generates an answer."""
+        """True if an evaluation generates an answer."""
         return self.source is not None and self.source.written
 
     def expected_after(self, prompt: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,13 +1,12 @@
-"""Scores from outside: a program or a Python function of the user's judges the answers that the model writes.
+"""Rewards: a user's program or Python function scores the answers that the model writes. Imports no MLX.
 
-The program is started once a run, in the folder the run was started from. For every answer it reads one JSON object a
-line from its standard input, and for each it writes one to its standard output, in the same order:
+The program is started once per run, in the folder the run was started from. For every answer it reads a line with one
+JSON object from its standard input, and writes one to its standard output, in the same order:
 
     {"prompt": "...", "answer": "...", "gold": ["..."]}     ->     {"score": 0.75}
 
-It must flush what it writes; what it writes to standard error is shown where it fails. A function is called by a
-program of ours that speaks the same (see `reward_host`), so it runs in a process of its own as well. Nothing here
-imports MLX.
+It must flush its output; its standard error is shown if it fails. A function is called by `reward_host`, which speaks
+the same protocol, so it runs in a process of its own as well.
 """
 
 from __future__ import annotations
@@ -25,18 +24,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
 
+from ..core.child_process import pipe
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, RewardError
 
-_FAREWELL_SECONDS = 2.0
+# Time to end by itself after the end of its input.
+_CLOSE_SECONDS = 2.0
 _SHOWN_LINES = 5
-# A reply holds one number; what is longer is none.
+# A reply holds one number; a longer one is invalid.
 _LONGEST_REPLY = 1 << 16
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is judged: a prompt, what the model wrote after it, and the answers that the data calls right."""
+    """A prompt, the model's answer to it, and the correct answers by the data."""
 
     prompt: str
     answer: str
@@ -44,7 +45,7 @@ class Answer:
 
 
 def check_consent(config: RunConfig, allow_code: bool) -> None:
-    """Raises ConfigError where a configuration names code to run and the command line does not allow it."""
+    """Raises ConfigError if a configuration names code to run that the command line does not allow."""
     if config.objective == "reward" and not allow_code:
         named = config.reward_command or config.reward_function
         raise ConfigError(
@@ -54,28 +55,28 @@ def check_consent(config: RunConfig, allow_code: bool) -> None:
 
 
 class Judge:
-    """The user's program, for as long as it is entered (a context manager); for one thread.
+    """The user's program, as a context manager that ends it. Not thread-safe.
 
     Args:
-        command: as in a shell, without a shell's own features; started when first asked.
-        seconds: how long it may take for one answer.
+        command: program and arguments; started at the first call of `scores`.
+        seconds: most time for one answer.
     """
 
     def __init__(self, command: Sequence[str], seconds: float):
         self._command, self._seconds = list(command), seconds
         self._process: subprocess.Popen[str] | None = None
         self._replies: queue.Queue[str | None] = queue.Queue()
-        self._complaints: IO[str] | None = None
+        self._errors: IO[str] | None = None
 
     @staticmethod
     def of(command: str | None, function: str | None, seconds: float) -> Judge:
-        """The judge that the options `reward_command` or `reward_function` name.
+        """The judge of the option `reward_command` or `reward_function`.
 
         Raises:
-            ConfigError: the command is no command.
+            ConfigError: the command is empty or has an unclosed quote.
         """
         if function is not None:
-            # Like any Python program, it finds modules in the current folder.
+            # Like any program run with -m, it finds modules in the current folder.
             return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds)
         try:
             words = shlex.split(command or "")
@@ -95,39 +96,40 @@ class Judge:
         """The score of each answer; higher is better.
 
         Raises:
-            RewardError: the program cannot be started, ends, takes too long, or says something else than scores.
+            RewardError: the program cannot be started, ends, takes too long, or writes something else than scores.
         """
-        if self._process is None:
-            self._start()
-        # From a thread of its own: a program that replies as it reads may fill its pipe before we have written all.
-        writer = threading.Thread(target=self._write, args=(answers,), daemon=True)
+        process = self._process or self._start()
+        # In a thread of its own: a program that replies as it reads may fill its pipe before all answers are written.
+        writer = threading.Thread(target=_write, args=(pipe(process.stdin), answers), daemon=True)
         writer.start()
-        found = [self._score(answer, number, len(answers)) for number, answer in enumerate(answers, 1)]
+        found = [self._score(process, answer, number, len(answers)) for number, answer in enumerate(answers, 1)]
         writer.join()
         return found
 
     def close(self) -> None:
-        """Ends the program: it sees the end of its input, and is killed where that does not end it."""
+        """Closes the program's input, and kills the program if that does not end it."""
         process, self._process = self._process, None
+        errors, self._errors = self._errors, None
         if process is None:
             return
         with contextlib.suppress(OSError):
-            process.stdin.close()
+            pipe(process.stdin).close()
         try:
-            process.wait(_FAREWELL_SECONDS)
+            process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._complaints.close()
+        if errors is not None:
+            errors.close()
 
-    def _start(self) -> None:
-        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
+    def _start(self) -> subprocess.Popen[str]:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see close)
         try:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._complaints,
+                stderr=self._errors,
                 encoding="utf-8",
                 errors="replace",
             )
@@ -135,23 +137,17 @@ class Judge:
             raise RewardError(
                 f"the reward command {self._command[0]!r} cannot be started: {error.strerror}", "correct the command"
             ) from None
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        threading.Thread(target=self._read, args=(pipe(process.stdout),), daemon=True).start()
+        return process
 
     def _read(self, stream: IO[str]) -> None:
-        """Passes on the replies, and None at their end."""
+        """Queues the replies, and None at their end."""
         with contextlib.suppress(OSError, ValueError):
             while line := stream.readline(_LONGEST_REPLY):
                 self._replies.put(line)
         self._replies.put(None)
 
-    def _write(self, answers: Sequence[Answer]) -> None:
-        # A program that has gone is seen by whoever waits for its replies.
-        with contextlib.suppress(OSError, ValueError):
-            for answer in answers:
-                self._process.stdin.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-            self._process.stdin.flush()
-
-    def _score(self, answer: Answer, number: int, count: int) -> float:
+    def _score(self, process: subprocess.Popen[str], answer: Answer, number: int, count: int) -> float:
         try:
             line = self._replies.get(timeout=self._seconds)
         except queue.Empty:
@@ -160,7 +156,7 @@ class Judge:
                 "make it quicker, raise --reward-seconds, or have it flush what it writes",
             ) from None
         if line is None:
-            code = self._process.wait()
+            code = process.wait()
             raise self._failed(f"ended with exit code {code} (before answer {number} of {count})", "correct it")
         try:
             reply = json.loads(line)
@@ -176,8 +172,19 @@ class Judge:
         return float(score)
 
     def _failed(self, what: str, fix: str) -> RewardError:
-        self._process.kill()
-        self._complaints.seek(0)
-        said = [line.rstrip() for line in self._complaints.read().splitlines() if line.strip()]
+        """Ends the program; returns the error, with the last lines of its standard error."""
+        lines: list[str] = []
+        if self._process is not None and self._errors is not None:
+            self._process.kill()
+            self._errors.seek(0)
+            lines = [line.rstrip() for line in self._errors.read().splitlines() if line.strip()]
         self.close()
-        return RewardError(f"the reward command {what}", fix, said[-_SHOWN_LINES:])
+        return RewardError(f"the reward command {what}", fix, lines[-_SHOWN_LINES:])
+
+
+def _write(stream: IO[str], answers: Sequence[Answer]) -> None:
+    # If the program has ended, reading its replies reports that.
+    with contextlib.suppress(OSError, ValueError):
+        for answer in answers:
+            stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+        stream.flush()

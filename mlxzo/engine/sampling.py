@@ -1,7 +1,7 @@
-"""Which token comes next: the likeliest one, or one drawn by the model's probabilities.
+"""The next token: greedy, or sampled from the model's probabilities. Imports no MLX.
 
-A draw is a function of what names it, so an answer is the same whatever is written beside it, on every machine, and
-however often. Nothing here imports MLX.
+The random number of a sample is a function of seed, answer and position, so that an answer does not depend on the other
+answers of its batch, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampling:
-    """Tokens drawn by their probabilities.
+    """Temperature and nucleus sampling.
 
     Attributes:
-        temperature: logits are divided by it; above 0.
-        top_p: only the likeliest tokens that together have this probability are drawn (nucleus sampling, Holtzman et
-            al. 2020, arXiv 1904.09751); 1 for all.
-        name: what the draws follow from, beside the answer and the place in it: a seed, and whatever else.
+        temperature: divisor of the logits; above 0.
+        top_p: total probability of the likeliest tokens to sample from (nucleus sampling, Holtzman et al. 2020,
+            arXiv 1904.09751); 1 for all.
+        name: the seed of the random numbers, and anything else they are to depend on.
     """
 
     temperature: float
@@ -30,20 +30,20 @@ class Sampling:
     name: tuple[int | str, ...]
 
     def token(self, logits: np.ndarray, answer: int, position: int) -> int:
-        """The token that is drawn as number `position` of an answer, from logits [V]."""
+        """Samples the token at a position of an answer from logits [V]."""
         scaled = logits.astype(np.float64) / self.temperature
         weights = np.exp(scaled - scaled.max())
         if self.top_p < 1.0:
             order = np.argsort(-weights, kind="stable")
             before = np.cumsum(weights[order]) - weights[order]
             weights[order[before >= self.top_p * weights.sum()]] = 0.0
-        # In the order of the vocabulary: rounding of the logits cannot move a token to another place.
+        # In the order of the vocabulary, which does not change with the rounding of the logits.
         sums = np.cumsum(weights)
         place = np.searchsorted(sums, self._uniform(answer, position) * sums[-1], side="right")
         return int(min(place, np.flatnonzero(weights)[-1]))
 
     def _uniform(self, answer: int, position: int) -> float:
-        """A number from 0 up to 1 that follows from its arguments alone."""
+        """A uniform number in [0, 1), a function of `name` and its arguments alone."""
         digest = blake2b(json.dumps([*self.name, answer, position]).encode(), digest_size=8).digest()
         return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
@@ -51,7 +51,7 @@ class Sampling:
 def next_tokens(
     logits: np.ndarray, sampling: Sampling | None, answers: Sequence[int], positions: Sequence[int]
 ) -> list[int]:
-    """The next token of each answer, from logits [R, V]: the likeliest, or with `sampling` a drawn one."""
+    """The next token of each answer from logits [R, V]: sampled, or the likeliest without `sampling`."""
     if sampling is None:
         return logits.argmax(axis=-1).tolist()
     return [
@@ -59,5 +59,5 @@ def next_tokens(
     ]
 
 
-# Tokens of an answer.
+# Most tokens of an answer.
 LONGEST = 4096

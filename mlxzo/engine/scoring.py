@@ -72,13 +72,17 @@ class Scorer:
 
     def _keys(self, part: MicroBatch) -> list[Hashable]:
         """For each sequence, a key of the bits of its hidden states and of the positions needed."""
-        firsts = part.firsts if self._behind else (0,) * len(part.rows)
-        return [(tokens, part.tokens.shape[1], first) for tokens, first in zip(part.rows, firsts, strict=True)]
+        length = part.tokens.shape[1]
+        return [(tokens, length, first) for tokens, first in zip(part.rows, self._firsts(part), strict=True)]
 
     def _needed(self, part: MicroBatch, hidden: mx.array) -> list[mx.array]:
         """The needed positions of each sequence, [positions, D] without padding, from hidden [R, T, D]."""
-        firsts = part.firsts if self._behind else (0,) * len(part.rows)
-        return [hidden[i, first : len(tokens)] for i, (tokens, first) in enumerate(zip(part.rows, firsts, strict=True))]
+        spans = zip(part.rows, self._firsts(part), strict=True)
+        return [hidden[i, first : len(tokens)] for i, (tokens, first) in enumerate(spans)]
+
+    def _firsts(self, part: MicroBatch) -> tuple[int, ...]:
+        """The first position needed of each sequence."""
+        return part.firsts if self._behind else (0,) * len(part.rows)
 
     def _assembled(self, part: MicroBatch, rows: list[mx.array]) -> mx.array:
         """The hidden states of the sequences as one array, padded with zeros."""
@@ -152,11 +156,7 @@ class Scorer:
         measure: Measure | None = None,
     ) -> np.ndarray:
         """Loss of each example, or another measure of its scores (see `objectives`): float64 [B]."""
-        losses = np.empty(batch.size)
-        scores = self.scores(batch, view, prefix)
-        for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
-            losses[list(places)] = (measure or example_losses)(grid, part.target)
-        return losses
+        return _by_example(batch, self.scores(batch, view, prefix), measure)
 
     def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
         """Losses of a micro-batch's examples as a function of some parameters and of the last layer's output.
@@ -199,13 +199,12 @@ class Scorer:
             for part in batch.parts
         ]
         hidden = causal.hidden(tokens, positions, StackedView(views), copies, self.layers)
-        losses = [np.empty(batch.size) for _ in views]
-        for part, places, states in zip(batch.parts, batch.places, hidden, strict=True):
-            for side, own in zip(losses, mx.split(states, count), strict=True):
-                # The head has no adapter, so every view reads the same one.
-                values = _values_from_hidden(causal, own, part, causal.view())
-                side[list(places)] = (measure or example_losses)(_scores(values, part), part.target)
-        return losses
+        # The head has no adapter, so every view reads the same one.
+        grids = [
+            [_scores(_values_from_hidden(causal, own, part, causal.view()), part) for own in mx.split(states, count)]
+            for part, states in zip(batch.parts, hidden, strict=True)
+        ]
+        return [_by_example(batch, of_view, measure) for of_view in zip(*grids, strict=True)]
 
     def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:
         """Output of the frozen layers for some micro-batches, [R, T, D] each.
@@ -240,6 +239,14 @@ class Scorer:
             )
             self._batch_invariant[length] = all(mx.array_equal(whole, other).item() for other in others)
         return self._batch_invariant[length]
+
+
+def _by_example(batch: Batch, scores: Sequence[np.ndarray], measure: Measure | None) -> np.ndarray:
+    """The loss or measure of each example, float64 [B] in the order of the batch, from scores by micro-batch."""
+    losses = np.empty(batch.size)
+    for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):
+        losses[list(places)] = (measure or example_losses)(grid, part.target)
+    return losses
 
 
 def candidate_scores(values: Array, mask: Array, candidate: Array, candidate_mask: Array) -> Array:

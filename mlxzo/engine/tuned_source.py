@@ -1,4 +1,4 @@
-"""What a model was tuned by: a run, an mlx-lm adapter folder, or a journal. Nothing here imports MLX."""
+"""Sources of tuned weights: a run, an mlx-lm adapter folder, or a journal. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Kind = Literal["run", "adapter", "journal"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where what was tuned lies: a run's directory, an adapter's folder, or a journal's file."""
+    """A source of tuned weights: a run directory, an adapter folder, or a journal file."""
 
     kind: Kind
     path: Path
 
     def options(self) -> dict[str, Any]:
-        """What it says of the configuration it was made with: all of it, or of an adapter the base model alone.
+        """The options it was trained with; for an adapter the base model alone.
 
         Raises:
-            MlxzoError: it is not there or damaged.
+            MlxzoError: it is missing or damaged.
         """
         if self.kind == "run":
             return RunDirectory(self.path).config.to_dict()
@@ -39,7 +39,7 @@ def read_journal(path: Path) -> Journal:
     """Reads a journal.
 
     Raises:
-        ConfigError: there is none. DataError: it is damaged, or no journal.
+        ConfigError: the file is missing or unreadable. DataError: it is damaged, or no journal.
     """
     try:
         return read(path)

@@ -1,7 +1,7 @@
-"""A report on this machine: what a run would use, how fast it is, and what would make it better.
+"""A report on this machine: hardware, software and speed as a run would see them, and advice.
 
-Every probe stands alone: one that fails says so in its place. What touches MLX runs in a child process
-(`python -m mlxzo.runtime.doctor`), so that a broken installation is reported and not suffered.
+Checks are independent: a failure is reported in place of the result. MLX is examined in a child process
+(`python -m mlxzo.runtime.doctor`), so that a broken installation cannot end the report.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -28,26 +27,26 @@ _GEMM_SECONDS = 1.0
 _MLX_SECONDS = 120.0
 _HUB_SECONDS = 6.0
 _LITTLE_MEMORY_BYTES = 2e9
-# A CPU core does well over this with any tuned BLAS, and under it with the reference BLAS.
+# A CPU core is well above this with any tuned BLAS, and below it with the reference BLAS.
 _SLOW_GFLOPS_A_CORE = 15.0
 
 
 def examine() -> dict[str, Any]:
-    """The whole report, ready for JSON; a probe that failed is {"error": why}."""
+    """The whole report, ready for JSON; the result of a failed check is {"error": reason}."""
     report: dict[str, Any] = {
-        "system": _probe(_system),
-        "mlx": _probe(_mlx_in_child),
-        "versions": _probe(package_versions),
-        "compiler": _probe(_compiler),
-        "cache": _probe(_cache),
-        "hub": _probe(_hub),
+        "system": _checked(_system),
+        "mlx": _checked(_mlx_in_child),
+        "versions": _checked(package_versions),
+        "compiler": _checked(_compiler),
+        "cache": _checked(_cache),
+        "hub": _checked(_hub),
     }
     report["advice"] = advice(report)
     return report
 
 
 def advice(report: dict[str, Any]) -> list[str]:
-    """What the user could do, a sentence each, most important first."""
+    """Improvements that the user can make, one sentence each, most important first."""
     mlx, system = report["mlx"], report["system"]
     lines = []
     if "error" in mlx:
@@ -83,9 +82,9 @@ def advice(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _probe(probe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _checked(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return probe()
+        return check()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -101,18 +100,19 @@ def _system() -> dict[str, Any]:
         "python": platform.python_version(),
         "memory_bytes": total,
         "memory_available_bytes": available,
-        # Processes that want a core, averaged over the last minute.
+        # Runnable processes, averaged over the last minute.
         "load": round(os.getloadavg()[0], 2),
     }
     if sys.platform == "darwin":
         limit = subprocess.run(["sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, timeout=5)
-        # 0 stands for the system's own choice, which is the recommended working set.
+        # 0 is the system's default, the recommended working set.
         facts["wired_limit_mb"] = int(limit.stdout) if limit.stdout.strip().isdigit() else None
     return facts
 
 
 def package_versions() -> dict[str, Any]:
-    found = {}
+    """The versions of mlxzo and of the packages it depends on; None for one that is not installed."""
+    found: dict[str, Any] = {}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -134,7 +134,7 @@ def _cache() -> dict[str, Any]:
 def _hub() -> dict[str, Any]:
     from ..models import hub
 
-    # In a thread, since looking up a name may block for far longer than the connection's own limit.
+    # In a thread, since resolving a name may block for far longer than the time limit of the connection.
     answer: list[str | None] = []
     thread = threading.Thread(target=lambda: answer.append(hub.why_unreachable()), daemon=True)
     thread.start()
@@ -144,7 +144,7 @@ def _hub() -> dict[str, Any]:
 
 
 def _mlx_in_child() -> dict[str, Any]:
-    from ..core.child_process import worker_environment
+    from ..core.child_process import signal_name, worker_environment
 
     command = [sys.executable, "-P", "-m", "mlxzo.runtime.doctor"]
     try:
@@ -159,11 +159,11 @@ def _mlx_in_child() -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {_MLX_SECONDS:g} s"}
     if child.returncode < 0:
-        return {"error": f"it was ended by {signal.Signals(-child.returncode).name}"}
+        return {"error": f"it was ended by {signal_name(-child.returncode)}"}
     if child.returncode != 0:
-        last = child.stderr.strip().splitlines()[-1:] or ["no word"]
+        last = child.stderr.strip().splitlines()[-1:] or ["no message"]
         return {"error": last[0]}
-    # Libraries may print before us.
+    # Libraries may print something first.
     return json.loads(child.stdout.strip().splitlines()[-1])
 
 

@@ -1,11 +1,11 @@
-"""The machines of a run, from a number of processes on this one or from a hosts file. Imports no MLX.
+"""The machines of a run: a number of processes on this machine, or those of a hosts file. Imports no MLX.
 
-A hosts file is that of `mlx.launch`, and `mlx.distributed_config` writes one:
+The format is that of `mlx.launch`, and `mlx.distributed_config` writes such files:
 
     {"hosts": [{"ssh": "mac1.local", "ips": ["10.0.0.1"]},
                {"ssh": "mac2.local", "ips": ["10.0.0.2"], "share": 2}]}
 
-Each machine is one rank, the first of them rank 0. `share`, which is ours, is how much of the work it gets.
+Each machine is one rank, the first of them rank 0. `share`, its share of the work, is an extension.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from ..core.errors import ConfigError
 
 LOCALHOST = "127.0.0.1"
-# That of mlx.launch; each rank has the next.
+# As in mlx.launch; each further rank has the next port.
 FIRST_PORT = 32323
 _MOST_RANKS = 256
 _PORT_TRIES = 64
@@ -28,7 +28,7 @@ _PORT_TRIES = 64
 
 @dataclass(frozen=True)
 class Host:
-    """One rank's machine: the name that ssh knows it by, and its address on the network that the ranks share."""
+    """The machine of a rank: its name for ssh, and its IPv4 address on the network that the ranks share."""
 
     ssh: str
     ip: str
@@ -40,7 +40,7 @@ class Hosts:
 
     Attributes:
         envs: `NAME=VALUE` for the environment of every rank.
-        shares: of the work, such as `1,2`; None where the file says nothing of them.
+        shares: of the work, by rank, such as `1,2`; None if the file has none.
     """
 
     hosts: tuple[Host, ...]
@@ -48,11 +48,11 @@ class Hosts:
     shares: str | None = None
 
     def addresses(self, port: int | None) -> list[str]:
-        """Where each rank listens.
+        """The `IP:PORT` at which each rank listens.
 
         Args:
-            port: of rank 0, each other rank has the next; None: the usual one, or where all ranks are on this machine
-                one that is free.
+            port: of rank 0; each further rank has the next. None: `FIRST_PORT`, or free ports if all ranks are on this
+                machine.
         """
         if port is None:
             local = all(host.ip == LOCALHOST for host in self.hosts)
@@ -61,10 +61,10 @@ class Hosts:
 
 
 def read_hosts(text: str) -> Hosts:
-    """What `--hosts` names: a number of processes on this machine, or a file.
+    """Reads the value of `--hosts`: a number of processes on this machine, or a file.
 
     Raises:
-        ConfigError: the file is missing, is no JSON, or does not describe machines; every problem at once.
+        ConfigError: the file is missing, no JSON, or does not describe machines; with all problems.
     """
     if text.isdecimal():
         count = int(text)
@@ -100,13 +100,11 @@ def read_hosts(text: str) -> Hosts:
 
 
 def _read(described: Any, problems: list[str]) -> Hosts:
-    """The hosts of a file's content; what is wrong with it goes to `problems`."""
+    """The hosts of a file's content; appends its faults to `problems`."""
     whole = described if isinstance(described, dict) else {"hosts": described}
     backend, envs, entries = whole.get("backend") or "ring", whole.get("envs", []), whole.get("hosts")
     if backend != "ring":
-        problems.append(
-            f"backend: --hosts starts a ring, and `mlx.launch ... mlxzo train` what else there is, such as {backend!r}"
-        )
+        problems.append(f"backend: --hosts starts a ring; for {backend!r} use `mlx.launch ... mlxzo train`")
     if not isinstance(envs, list) or not all(isinstance(env, str) and "=" in env for env in envs):
         problems.append("envs: expected a list of texts NAME=VALUE")
         envs = []
@@ -128,9 +126,9 @@ def _read_host(entry: Any, rank: int, problems: list[str]) -> Host:
         problems.append(f"{name}: expected an object, not {entry!r}")
         return Host("", "")
     ssh, ips = entry.get("ssh"), entry.get("ips")
-    # What begins with a dash would be an option of ssh.
+    # A name with a leading dash would be an option of ssh.
     if not isinstance(ssh, str) or not ssh.strip() or ssh.startswith("-"):
-        problems.append(f"{name}: ssh: expected the name that ssh knows the machine by, not {ssh!r}")
+        problems.append(f"{name}: ssh: expected the name of the machine for ssh, not {ssh!r}")
     if not isinstance(ips, list) or not ips:
         problems.append(f"{name}: ips: expected a list with the machine's address, not {ips!r}")
         return Host("", "")
@@ -143,7 +141,7 @@ def _read_host(entry: Any, rank: int, problems: list[str]) -> Host:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody uses now."""
+    """The first of `count` consecutive free ports."""
     for _ in range(_PORT_TRIES):
         with socket.socket() as found:
             found.bind((LOCALHOST, 0))

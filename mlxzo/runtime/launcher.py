@@ -1,8 +1,8 @@
-"""Starts the ranks of a run on several machines, relays what they tell, and ends all of them where one ends.
+"""Starts the ranks of a run on several machines, relays their events, and ends all of them when one ends.
 
-Each rank is `mlxzo train` once more, started by mlx.launch's own machinery: here, or over ssh. It tells its events on
-stdout, a line each, and takes `stop` on stdin. mlx.launch itself ends with 0 even where ranks fail, and keeps a core
-busy while it waits; so its loop is not used.
+Each rank is a `mlxzo train` process, started with mlx.launch's own class: on this machine or over ssh. It prints its
+events to stdout, one per line, and reads `stop` from stdin. The loop of mlx.launch is not used: it exits with 0 even if
+ranks fail, and keeps a core busy while it waits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import events
+from ..core.child_process import pipe, signal_name
 from ..core.errors import EXIT_DONE, ConfigError, Interrupted, MlxzoError, RankLost, RanksError, WorkerDied
 from ..core.run_directory import RunDirectory
 from .hosts import Hosts
@@ -28,25 +29,32 @@ from .hosts import Hosts
 if TYPE_CHECKING:
     from mlx._distributed_utils.launch import RemoteProcess
 
-# In the environment of a rank: events are told on stdout, and `stop` comes on stdin.
+# Set in the environment of a rank, which then prints events to stdout and reads `stop` from stdin.
 RELAY = "MLXZO_RELAY"
 STOP = b"stop\n"
 
-# Once one has failed, the others have so long to say why they end, and then to end.
-_LAST_WORD_SECONDS = 2.0
+# After a rank fails, the time that the others have to report why they end, and then to end.
+_REPORT_SECONDS = 2.0
 _GRACE_SECONDS = 60.0
 _KEPT_BYTES = 4096
 
 
 @dataclass
 class _Rank:
-    """One rank's process, and what came from it."""
+    """One rank's process and its output.
+
+    Attributes:
+        partial: the incomplete last line of stdout.
+        errors: the last bytes of stderr, and of lines of stdout that are no events.
+        open_pipes: stdout and stderr, until they end.
+        greeted: the first output of mlx.launch's script has been removed.
+    """
 
     number: int
     host: str
     remote: RemoteProcess
     partial: bytes = b""
-    complaints: bytes = b""
+    errors: bytes = b""
     open_pipes: int = 2
     greeted: bool = False
     failed: events.Failed | None = None
@@ -70,11 +78,12 @@ class Launcher:
     """The ranks of one run.
 
     Args:
-        command: what each machine runs, which becomes a rank by its environment.
-        port: that of rank 0 (see `Hosts.addresses`).
+        command: to run on each machine; its environment makes it a rank.
+        port: of rank 0 (see `Hosts.addresses`).
 
     Attributes:
-        run: rank 0's run directory, once it has told.
+        run: the run directory of rank 0; None until it reports one.
+        result: of the Finished event; None until then.
     """
 
     hosts: Hosts
@@ -102,16 +111,16 @@ class Launcher:
         addresses = [[address] for address in self.hosts.addresses(self.port)]
         files = {"MLX_HOSTFILE": json.dumps(addresses)}
         environment = [*self.hosts.envs, f"{RELAY}=1"]
-        # A Ctrl-C in the terminal reaches all of its processes: ranks, near and far, end by our word alone.
+        # The children inherit this: a Ctrl-C in the terminal reaches all of its processes, but only `stop` ends ranks.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             for number, host in enumerate(self.hosts.hosts):
                 remote = RemoteProcess(number, host.ssh, None, None, files, environment, list(self.command))
                 rank = _Rank(number, host.ssh, remote)
                 self._ranks.append(rank)
-                for pipe in (remote.process.stdout, remote.process.stderr):
-                    os.set_blocking(pipe.fileno(), False)
-                    self._pipes.register(pipe, selectors.EVENT_READ, rank)
+                for stream in map(pipe, (remote.process.stdout, remote.process.stderr)):
+                    os.set_blocking(stream.fileno(), False)
+                    self._pipes.register(stream, selectors.EVENT_READ, rank)
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -120,7 +129,7 @@ class Launcher:
         return any(not rank.ended for rank in self._ranks)
 
     def poll(self, timeout: float) -> list[events.Event]:
-        """Waits up to `timeout` seconds for events of rank 0 and returns those that came."""
+        """Waits up to `timeout` seconds for events of rank 0 and returns them."""
         found: list[events.Event] = []
         for key, _ in self._pipes.select(timeout):
             rank: _Rank = key.data
@@ -129,59 +138,58 @@ class Launcher:
                 self._pipes.unregister(key.fileobj)
                 rank.open_pipes -= 1
             elif key.fileobj is rank.remote.process.stdout:
-                found += self._heard(rank, block)
+                found += self._receive(rank, block)
             else:
-                rank.complaints = (rank.complaints + block)[-_KEPT_BYTES:]
+                rank.errors = (rank.errors + block)[-_KEPT_BYTES:]
         self._watch()
         return found
 
     def stop(self) -> None:
-        """Asks all ranks to end after the step in hand; called again, to end by force. Safe in a signal handler."""
+        """Asks all ranks to end after their current step; called again, by force. Safe in a signal handler."""
         self._stops += 1
         for rank in self._ranks:
             with contextlib.suppress(OSError, ValueError):
-                os.write(rank.remote.process.stdin.fileno(), STOP)
+                os.write(pipe(rank.remote.process.stdin).fileno(), STOP)
 
     def error(self) -> MlxzoError | None:
-        """Why the run ended, once it has; None where it is complete.
+        """The reason why the run ended; None if it is complete.
 
-        What the ranks say is one story: the one that failed first knows why, and those that lost it say so.
+        It is that of the rank that failed first, among those that did not merely lose another rank.
         """
         if self.result is not None:
             return None
-        told = [rank for rank in self._failed if rank.failed is not None]
-        reasons = [rank for rank in told if rank.failed.kind not in (RankLost.kind, Interrupted.kind)]
+        reports = [(rank, rank.failed) for rank in self._failed if rank.failed is not None]
+        causes = [(rank, failed) for rank, failed in reports if failed.kind not in (RankLost.kind, Interrupted.kind)]
+        if self._stops and not causes:
+            for _, failed in reports:
+                if failed.kind == Interrupted.kind:
+                    return Interrupted(failed.message, failed.fix, failed.details)
+            return Interrupted("the run was stopped before it could report", "continue with `mlxzo train --resume RUN`")
         silent = [rank for rank in self._failed if rank.failed is None]
-        if self._stops and not reasons:
-            said = next((rank.failed for rank in told if rank.failed.kind == Interrupted.kind), None)
-            if said is not None:
-                return Interrupted(said.message, said.fix, said.details)
-            return Interrupted("the run was stopped before it could say more", "`mlxzo train --resume RUN` goes on")
-        first = next(iter(reasons or silent or told), None)
-        if first is None:
-            return RanksError("all ranks ended without a word", "`mlxzo train` without --hosts may say why")
-        if first.failed is None:
-            return _unexpected(first)
-        failed = first.failed
-        # What all of them say is nobody's own.
-        own = len(reasons) < len(self._ranks) and not failed.message.startswith("rank ")
-        return (replace(failed, message=f"{first.name}: {failed.message}") if own else failed).error()
+        if silent and not causes:
+            return _unexpected(silent[0])
+        if not reports:
+            return RanksError("all ranks ended without a message", "try `mlxzo train` without --hosts")
+        rank, failed = (causes or reports)[0]
+        # A failure of all ranks is not attributed to one of them.
+        own = len(causes) < len(self._ranks) and not failed.message.startswith("rank ")
+        return (replace(failed, message=f"{rank.name}: {failed.message}") if own else failed).error()
 
-    def _heard(self, rank: _Rank, block: bytes) -> list[events.Event]:
-        """Takes in what a rank wrote to stdout; returns events of rank 0."""
+    def _receive(self, rank: _Rank, block: bytes) -> list[events.Event]:
+        """Processes a rank's output on stdout; returns the events of rank 0."""
         if not rank.greeted:
-            # The launcher's own first line: where the process's id is kept.
+            # The first line is from mlx.launch's script: the file with the process id.
             block = rank.remote.preprocess_output(block.decode(errors="replace"), is_stdout=True).encode()
             rank.greeted = True
         *lines, rank.partial = (rank.partial + block).split(b"\n")
         found = []
         for line in lines:
             text = line.decode(errors="replace")
-            heard = events.from_json(text)
-            if heard is None:
+            received = events.from_json(text)
+            if received is None:
                 self._note(rank, text)
                 continue
-            event = heard[0]
+            event = received[0]
             if isinstance(event, events.Failed):
                 rank.failed = event
             elif isinstance(event, events.Finished):
@@ -191,18 +199,18 @@ class Launcher:
         return found
 
     def _note(self, rank: _Rank, text: str) -> None:
-        """Takes in a line that is no event: rank 0's run directory, or a complaint."""
+        """Processes a line that is no event: rank 0's run directory, or an error message."""
         with contextlib.suppress(ValueError, TypeError, KeyError):
             self.run = RunDirectory(Path(json.loads(text)["run"]))
             return
-        rank.complaints = (rank.complaints + text.encode() + b"\n")[-_KEPT_BYTES:]
+        rank.errors = (rank.errors + text.encode() + b"\n")[-_KEPT_BYTES:]
 
     def _watch(self) -> None:
         """Ends the other ranks some time after one has failed."""
         now = time.monotonic()
         for rank in self._ranks:
             failed = rank.failed is not None or (rank.ended and rank.code != EXIT_DONE and not rank.finished)
-            # Those that are ended for it come after it.
+            # In order: ranks that are ended because of a failure come after it.
             if failed and rank not in self._failed:
                 self._failed.append(rank)
         if self._failed_at is None:
@@ -210,10 +218,10 @@ class Launcher:
                 self._failed_at = now
             return
         left = [rank for rank in self._ranks if rank.code is None]
-        if left and not self._terminated and now - self._failed_at > _LAST_WORD_SECONDS:
+        if left and not self._terminated and now - self._failed_at > _REPORT_SECONDS:
             self._terminated = True
             for rank in left:
-                # It waits for the process, and for ssh.
+                # In a thread: it waits for the process, and for ssh.
                 threading.Thread(target=_terminate, args=(rank,), daemon=True).start()
         if now - self._failed_at > _GRACE_SECONDS:
             for rank in left:
@@ -221,20 +229,22 @@ class Launcher:
 
 
 def _terminate(rank: _Rank) -> None:
-    # It has ended meanwhile, or its machine is gone: there is nothing more to end.
+    # If the rank has ended meanwhile, or its machine cannot be reached, nothing is left to end.
     with contextlib.suppress(Exception):
         rank.remote.terminate()
 
 
 def _unexpected(rank: _Rank) -> MlxzoError:
-    """Why a rank ended that said nothing of it: most often its machine could not be reached, or has no mlxzo."""
-    lines = [line.strip() for line in rank.complaints.decode(errors="replace").splitlines() if line.strip()]
-    if rank.code < 0:
-        name = signal.Signals(-rank.code).name
-        return WorkerDied(f"{rank.name} was ended by {name} from outside", "`mlxzo train --resume RUN` goes on")
-    said = f": {lines[-1]}" if lines else ""
+    """The reason for the end of a rank without a report: mostly an unreachable machine, or one without mlxzo."""
+    lines = [line.strip() for line in rank.errors.decode(errors="replace").splitlines() if line.strip()]
+    if rank.code is not None and rank.code < 0:
+        return WorkerDied(
+            f"{rank.name} was ended by {signal_name(-rank.code)} from outside",
+            "continue with `mlxzo train --resume RUN`",
+        )
+    reason = f": {lines[-1]}" if lines else ""
     return RanksError(
-        f"{rank.name} ended with code {rank.code}{said}",
+        f"{rank.name} ended with code {rank.code}{reason}",
         f"see whether `ssh {rank.host} {sys.executable} -m mlxzo --version` works from here",
         lines[-6:-1],
     )

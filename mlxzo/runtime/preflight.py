@@ -1,4 +1,4 @@
-"""Finds mistyped names before anything starts, and makes paths absolute."""
+"""Checks of a configuration's names and paths before a run starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from ..core.config import RunConfig
 
 
 def check_names(config: RunConfig) -> RunConfig:
-    """Finds a mistyped name before a run directory is made, and makes paths absolute, so that the run can be
-    evaluated from anywhere.
+    """Checks that task and model exist; returns the configuration with absolute paths, valid in any folder.
 
     Raises:
-        ConfigError: no such task; ModelError: no such model.
+        ConfigError: there is no such task. ModelError: there is no such model.
     """
     return check_model(check_task(config))
 

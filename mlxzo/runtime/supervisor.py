@@ -1,8 +1,9 @@
-"""Runs a worker as a child process: starts it, relays its events, stops it, holds its cap, and explains its death.
+"""Runs a worker as a child process: starts it, relays its events, stops it, enforces its memory cap, and explains its
+end. Imports no MLX.
 
-Training is always in a child, since running out of memory on Metal aborts the process and cannot be caught. The
-worker appends its events to events.jsonl by itself and prints the same lines to a pipe; the supervisor only relays
-them, so a worker outlives a supervisor that dies. Nothing here imports MLX.
+Training is always in a child, since running out of memory on Metal aborts the process and cannot be caught. The worker
+appends its events to events.jsonl by itself and prints the same lines to a pipe, which the supervisor only relays: a
+worker survives its supervisor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ..core import events
-from ..core.child_process import worker_environment
+from ..core.child_process import signal_name, worker_environment
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
@@ -28,8 +29,8 @@ _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 5.0
 _LOG_TAIL_BYTES = 8192
 
-# What most often lies behind each signal that nobody asked for.
-_CAUSES = {
+# The most frequent cause of each signal that mlxzo did not send.
+_CAUSES: dict[int, str] = {
     signal.SIGKILL: "it was ended from outside, most often because the system ran out of memory",
     signal.SIGSEGV: "it touched memory it did not have, most often because an allocation failed",
     signal.SIGABRT: "it gave up, most often because an allocation failed",
@@ -40,11 +41,11 @@ _CAUSES = {
 
 
 class Supervisor:
-    """One worker of one run. Every method is for one thread, but `stop`, which may be called from any.
+    """One worker of one run. Not thread-safe, except `stop`.
 
     Args:
-        resume: the run was interrupted and goes on.
-        allow_code: the user has said that what the configuration names may be run (see `reward`).
+        resume: continue an interrupted run.
+        allow_code: the user allows the configuration's reward code to run (see `engine.reward`).
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class Supervisor:
         """Starts the worker in a session of its own, so that a Ctrl-C in the terminal does not reach it.
 
         Args:
-            lock: a descriptor that holds the run's lock (see `RunDirectory.claim`), the caller's to close; None takes
-                the lock here.
+            lock: a descriptor that holds the run's lock (see `RunDirectory.claim`), which the caller closes; None:
+                the lock is taken here.
 
         Raises:
             ConfigError: the run has a worker already, or its configuration cannot be read.
         """
-        # Read apart: the worker settles what is left open, and `run.config` is read once.
+        # Through another RunDirectory: `run.config` is read once, and the worker still resolves open options.
         cap_bytes = RunDirectory(self.run.path).config.memory_cap_bytes
         held = self.run.claim() if lock is None else lock
         if held is None:
@@ -86,21 +87,21 @@ class Supervisor:
                 f"the run {self.run.id} is running already", f"watch it with `mlxzo runs show {self.run.id}`"
             )
         try:
-            self._launch(held)
+            process = self._launch(held)
         finally:
             if lock is None:
                 os.close(held)
         if cap_bytes is not None:
-            # Until it is waited for, the worker has an entry among the processes, even if it ended at once.
-            self._guard = Guard(self._process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
+            # Until it is waited for, the worker has an entry in the process table, even if it ended at once.
+            self._guard = Guard(process.pid, cap_bytes, self._holds_cap, lambda: self._signal(signal.SIGKILL))
 
-    def _launch(self, lock: int) -> None:
-        """Starts the process. Its copy of the lock's descriptor keeps the lock until it ends."""
+    def _launch(self, lock: int) -> subprocess.Popen[bytes]:
+        """Starts the process, whose copy of the lock's descriptor holds the lock until it ends."""
         read, write = os.pipe()
         try:
             forget(self.run)
             with self.run.log_path.open("ab") as log:
-                self._process = subprocess.Popen(
+                process = self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
                     stdout=write,
@@ -109,7 +110,7 @@ class Supervisor:
                     env=worker_environment(),
                     pass_fds=(lock,),
                 )
-            os.pwrite(lock, f"{self._process.pid}\n".encode(), 0)
+            os.pwrite(lock, f"{process.pid}\n".encode(), 0)
         except BaseException:
             os.close(read)
             raise
@@ -117,6 +118,7 @@ class Supervisor:
             os.close(write)
         os.set_blocking(read, False)
         self._pipe = read
+        return process
 
     @property
     def pid(self) -> int | None:
@@ -139,33 +141,34 @@ class Supervisor:
         return self._outcome if self._ended else None
 
     def events(self) -> Iterator[events.Event]:
-        """The worker's events as they come, until it has ended; the last is a Finished or a Failed."""
+        """Yields the worker's events until it has ended; the last is a Finished or a Failed."""
         while self.running:
             yield from self.poll(_POLL_SECONDS)
 
     def poll(self, timeout: float = 0.0) -> list[events.Event]:
-        """Waits up to `timeout` seconds for events and returns those that came; the last ones once it has ended."""
-        if not self.running:
+        """Waits up to `timeout` seconds for events and returns them; the last ones when the worker has ended."""
+        process = self._process
+        if process is None or self._ended:
             return []
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._signal(signal.SIGKILL)
-        # The process is looked at before the pipe is read, so that nothing it wrote last is missed. The end of the
-        # pipe is no sign of its own: a child of the worker may hold the other end open, or the worker may close it.
-        ended = self._process.poll() is not None
+        # The process is polled before the pipe is read, so that its last events are not missed. The end of the pipe
+        # alone means nothing: a child of the worker may hold it open, or the worker may close it.
+        ended = process.poll() is not None
         if not ended and self._pipe < 0:
             time.sleep(min(timeout, _POLL_SECONDS))
         elif not ended:
             select.select([self._pipe], [], [], timeout)
         found = self._read()
         if ended:
-            found += self._finish()
+            found += self._finish(process.returncode)
         return found
 
     def stop(self) -> None:
-        """Asks the worker to end: it finishes its step, saves and reports. Called again, it ends it by force.
+        """Asks the worker to finish its step, save, report and end; ends it by force when called again.
 
-        The second call sends SIGTERM, and SIGKILL after a grace of 5 s (while `poll` or `events` is being called);
-        the third sends SIGKILL. Safe in a signal handler: it takes no lock and does not wait.
+        The second call sends SIGTERM, and after 5 s SIGKILL (from `poll` or `events`); the third sends SIGKILL. Safe
+        in a signal handler and from any thread: it takes no lock and does not wait.
         """
         if not self.running:
             return
@@ -175,21 +178,24 @@ class Supervisor:
             self._kill_at = time.monotonic() + _GRACE_SECONDS
 
     def _signal(self, number: signal.Signals) -> None:
-        # Popen.send_signal does not signal a process that has been waited for, whose id may be another's by now.
+        process = self._process
+        if process is None:
+            return
+        # Popen.send_signal skips a process that has been waited for, whose id may be reused by now.
         with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL and self._process.poll() is None:
-                # The worker leads its session, so that what it started ends with it.
-                os.killpg(self._process.pid, number)
+            if number == signal.SIGKILL and process.poll() is None:
+                # The worker leads its session, so its children end with it.
+                os.killpg(process.pid, number)
             else:
-                self._process.send_signal(number)
+                process.send_signal(number)
 
     def _holds_cap(self) -> bool:
-        """Whether the worker says that it is held to its cap; from the file, since nobody may be polling."""
+        """True if the worker reports that it enforces the cap; from the event file, since `poll` may not be called."""
         memory = self.run.last_event(events.Memory)
         return isinstance(memory, events.Memory) and memory.cap_bytes is not None
 
     def _read(self) -> list[events.Event]:
-        """The whole lines that are in the pipe now."""
+        """The events of the complete lines in the pipe."""
         while self._pipe >= 0:
             try:
                 block = os.read(self._pipe, 1 << 16)
@@ -212,17 +218,15 @@ class Supervisor:
             os.close(self._pipe)
         self._pipe = -1
 
-    def _finish(self) -> list[events.Event]:
-        """Closes the run, with a Failed event in place of the last word that a dead worker could not say."""
+    def _finish(self, returncode: int) -> list[events.Event]:
+        """Closes the run; returns a Failed event if the worker ended without a Finished or Failed."""
         self._close_pipe()
         if self._guard is not None:
             self._guard.stop()
         self._ended = True
         if self._outcome is not None:
             return []
-        error = self._explain(self._process.returncode)
-        fields = error.to_dict()
-        self._outcome = events.Failed(**fields)
+        self._outcome = events.Failed(**self._explain(returncode).to_dict())
         # A full disk must not hide the explanation.
         with contextlib.suppress(OSError), self.run.events_path.open("ab") as file:
             # The worker may have died in the middle of a line.
@@ -230,20 +234,18 @@ class Supervisor:
         return [self._outcome]
 
     def _explain(self, returncode: int) -> MlxzoError:
-        """Why a worker ended that said neither Finished nor Failed."""
+        """The reason for the end of a worker without a Finished or Failed."""
         if self._guard is not None and self._guard.killed:
             return self._guard.exceeded(self.run.kept())
         details = self._reached()
         show = f"`mlxzo runs show {self.run.path}` shows what it reached"
         if self._stops:
-            how = "by force, before it could save its last steps" if self._stops > 1 else "before it could say more"
+            how = "by force, before it could save its last steps" if self._stops > 1 else "before it could report"
             return Interrupted(f"the run was stopped {how}", show, details)
         if returncode < 0:
-            number = -returncode
-            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-            cause = _CAUSES.get(number, "it was ended by a signal that mlxzo did not send")
+            cause = _CAUSES.get(-returncode, "it was ended by a signal that mlxzo did not send")
             return WorkerDied(
-                f"the training process was ended by {name}: {cause}",
+                f"the training process was ended by {signal_name(-returncode)}: {cause}",
                 "use a smaller --batch-size or --max-tokens, a smaller --scope or a smaller --model, or close other "
                 f"programs; {show}",
                 details,
@@ -255,9 +257,9 @@ class Supervisor:
         )
 
     def _reached(self) -> list[str]:
-        if self._last_step is None:
-            return ["it had not finished its first step"]
         step = self._last_step
+        if step is None:
+            return ["it had not finished its first step"]
         memory = f"{format_bytes(step.active_bytes)} in use by MLX, {format_bytes(step.peak_bytes)} at the peak"
         return [f"last step: {step.step} of {step.steps}, {memory}", self.run.kept()]
 

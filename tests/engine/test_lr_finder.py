@@ -16,17 +16,17 @@ import pytest
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.label_offsets import fit_offsets
 from mlxzo.engine.lr_finder import (
     CANDIDATES,
     Probed,
     best_row,
     choose_rate,
-    fit_offsets,
-    group_names,
     probe_scope,
     probe_session,
     schedule_share,
 )
+from mlxzo.engine.parameter_groups import group_names
 from mlxzo.engine.scoring import Scorer, example_losses
 from mlxzo.engine.session import open_session
 from mlxzo.models.causal import CausalLM
@@ -221,7 +221,7 @@ def test_a_probe_that_knows_nothing_leaves_the_defaults_and_says_so(model, tmp_p
     chosen, found = choose_rate(session, lambda e: notes.append(e.text) if isinstance(e, events.Note) else None)
     plain = dataclasses.replace(config, probe="off").resolved()
     assert (chosen.lr, chosen.eps, chosen.probe) == (plain.lr, plain.eps, "lr")
-    assert "the probe cannot tell" in notes[-1] and "two of its standard errors" in notes[-1]
+    assert "the probe is inconclusive" in notes[-1] and "two of its standard errors" in notes[-1]
     assert found["fallback"] == notes[-1]
 
 
@@ -231,7 +231,7 @@ def test_a_preference_among_the_labels_is_no_signal(model, tmp_path, monkeypatch
     report = probe_session(session, groups, lambda event: None, samples=12)
     assert report.bias > 0.1 and not report.rows[0].measured.known
     # Without the offsets it is taken for one.
-    monkeypatch.setattr("mlxzo.engine.lr_finder._CALIBRATED", 0)
+    monkeypatch.setattr("mlxzo.engine.label_offsets._EXAMPLES", 0)
     (row,) = probe_session(session, groups, lambda event: None, samples=12).rows
     assert row.measured.gradient.known
     assert row.measured.gradient.value > 10 * abs(report.rows[0].measured.gradient.value)

@@ -1,7 +1,7 @@
-"""The interface between the ranks of a distributed run, and what it is for a run in one process. Imports no MLX.
+"""The interface between the ranks of a distributed run, and its implementation for one process. Imports no MLX.
 
-Work comes in pieces that do not depend on the number of ranks, and each piece is computed by one rank. All ranks get
-all results and combine them in one order, so that they are bit-identical to those of a run in one process.
+Work is divided into pieces that do not depend on the number of ranks, and each piece is computed by one rank. All ranks
+receive all results and combine them in one order, so that they are bit-identical to those of a run in one process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Request(enum.IntFlag):
     SHRINK = 16
 
     ONCE = EVALUATE | SHRINK
-    """Those that are done with once carried out; the others hold for as long as they are requested."""
+    """Requests that are cleared when carried out; the others hold for as long as they are made."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Communicator:
         self._receive(self.requests())
 
     def is_requested(self, request: Request) -> bool:
-        """Whether the run has this request."""
+        """True if the run has this request."""
         return bool(self._requested & request)
 
     def consume(self, request: Request) -> bool:
-        """Whether the run has this request, one of `Request.ONCE`, which is then done with."""
+        """True if the run has this request, one of `Request.ONCE`; clears it."""
         found = self.is_requested(request)
         self._requested &= ~request
         return found
@@ -106,30 +106,30 @@ class Communicator:
         """Results of all pieces, in their order, each computed by one rank and sent to all.
 
         Args:
-            steady: assigns pieces to ranks by nothing that is measured.
+            steady: assign pieces to ranks independently of measured speeds.
         """
         return list(compute(range(len(pieces))))
 
     def sum(self, arrays: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
-        """Sums over the ranks, by name, in float32; the same bits on all of them."""
+        """Sums arrays over the ranks, by name, in float32; bit-identical on all ranks."""
         return arrays
 
     def gather(self, data: bytes) -> list[bytes]:
-        """The bytes that each rank gives, by rank."""
+        """The data of each rank, by rank."""
         return [data]
 
     def broadcast(self, data: bytes = b"") -> bytes:
-        """The bytes that rank 0 gives."""
+        """The data of rank 0."""
         return data
 
     def share(self, shares: Sequence[float]) -> None:
-        """Gives the ranks these shares of the work, in place of shares by their measured speed."""
+        """Sets the shares of the work of the ranks, in place of shares by measured speed."""
 
     def synchronise(self) -> None:
         """Exchanges requests: from the first call on all ranks have the same, and they change at exchanges only."""
 
     def rank_stats(self) -> events.RankStats | None:
-        """Speed and waiting of the ranks, every few seconds; None in between."""
+        """Speed and waiting time of the ranks, every few seconds; None in between."""
         return None
 
     def same(self, what: str, value: str) -> None:
@@ -138,10 +138,10 @@ class Communicator:
         Raises:
             RanksDisagree: it differs; the message names the ranks in the minority.
         """
-        values = [said.decode() for said in self.gather(value.encode())]
+        values = [own.decode() for own in self.gather(value.encode())]
         (most, count), *_ = Counter(values).most_common()
         right = most if 2 * count > self.size else values[0]
-        odd = [self.name_of(rank) for rank, said in enumerate(values) if said != right]
+        odd = [self.name_of(rank) for rank, own in enumerate(values) if own != right]
         if odd:
             raise RanksDisagree(
                 f"{' and '.join(odd)} {'has' if len(odd) == 1 else 'have'} other {what} than the others",
@@ -150,12 +150,12 @@ class Communicator:
             )
 
     def compare(self, facts: Mapping[str, str]) -> None:
-        """Compares what must be the same on all ranks before they begin.
+        """Compares facts that must be the same on all ranks before they begin.
 
         Raises:
-            ConfigError: it is not; every difference is named. All ranks raise it.
+            ConfigError: some differ; with every difference. All ranks raise it.
         """
-        every = [json.loads(said) for said in self.gather(json.dumps(facts).encode())]
+        every = [json.loads(own) for own in self.gather(json.dumps(facts).encode())]
         self._refuse(
             f"{what}: {every[0].get(what)} on {self.name_of(0)}, {theirs.get(what)} on {self.name_of(rank)}"
             for what in facts
@@ -167,9 +167,9 @@ class Communicator:
         """Ends the run on all ranks where one of them has problems; the message names that rank.
 
         Raises:
-            ConfigError: there are some.
+            ConfigError: there are problems.
         """
-        every = [json.loads(said) for said in self.gather(json.dumps(list(problems)).encode())]
+        every = [json.loads(own) for own in self.gather(json.dumps(list(problems)).encode())]
         self._refuse(f"{self.name_of(rank)}: {text}" for rank, own in enumerate(every) for text in own)
 
     def _refuse(self, problems: Iterator[str]) -> None:
@@ -187,11 +187,14 @@ class Communicator:
 
 
 def assign(costs: Sequence[float], speeds: Sequence[float]) -> list[int]:
-    """The rank of each piece of work: the longest piece first, each to the rank that would finish it first.
+    """Assigns pieces of work to ranks: longest piece first, each to the rank that would finish it first.
 
     Args:
         costs: of the pieces.
         speeds: of the ranks, in cost per unit of time.
+
+    Returns:
+        The rank of each piece.
     """
     owners, ends = [0] * len(costs), [0.0] * len(speeds)
     for piece in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
@@ -202,10 +205,10 @@ def assign(costs: Sequence[float], speeds: Sequence[float]) -> list[int]:
 
 
 def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | None:
-    """The rank that `mlx.launch`, or a start by hand, gave this process; None where it runs alone.
+    """The rank of this process by the environment variables of MLX or MPI; None if it runs alone.
 
     Raises:
-        ConfigError: the variable holds no number.
+        ConfigError: the variable is no number.
     """
     ring = environment.get("MLX_HOSTFILE")
     # For a single host, mlx.launch writes an empty file.
@@ -222,7 +225,7 @@ def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | No
 
 
 def shares_points(config: RunConfig) -> bool:
-    """Whether ranks share the perturbed copies of the weights, and not the micro-batches.
+    """True if ranks share the perturbed copies of the weights, and not the micro-batches.
 
     Generated answers depend on the whole batch, so a run that generates cannot share micro-batches.
     """

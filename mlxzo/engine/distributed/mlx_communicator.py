@@ -30,7 +30,7 @@ from .communicator import Communicator, Compute, Piece, Request, assign
 
 T = TypeVar("T")
 
-# Machines take a while to start; a rank that has not joined by then will not come.
+# Longest time for all ranks to start and connect.
 JOIN_SECONDS = 90.0
 
 _POLL_SECONDS = 0.1
@@ -47,13 +47,13 @@ _MOST_TICKS = (1 << (32 - _REQUEST_BITS - _CHECK_BITS)) - 1
 
 
 class MlxCommunicator(Communicator):
-    """This process among the others of its run. Every method is called by all ranks, in the same order.
+    """The communicator of one rank among several. All ranks call the same methods in the same order.
 
     Args:
         thread: runs the collectives.
         interrupt: called regularly while this rank waits; may raise.
 
-    Every method that exchanges something raises RankLost where another rank ended, or did not answer in time.
+    Every method that exchanges data raises RankLost if another rank ended or did not answer in time.
     """
 
     def __init__(self, group: mx.distributed.Group, thread: CollectiveThread, interrupt: Callable[[], None]):
@@ -73,7 +73,7 @@ class MlxCommunicator(Communicator):
         self._measures = False
 
     def listen(self) -> None:
-        # In step with the others, a request waits for the next exchange.
+        # Ranks in step receive requests at the next exchange.
         if not self.in_step:
             super().listen()
 
@@ -164,7 +164,7 @@ class MlxCommunicator(Communicator):
         return busy, numbers
 
     def _check(self, payload: np.ndarray) -> int:
-        """A checksum of the numbers and their turn: a broken ring may hand out the data of an earlier exchange."""
+        """A checksum of the payload and the number of the exchange: a broken ring may return an earlier payload."""
         return zlib.crc32(payload.tobytes(), self._exchanges & 0xFFFFFFFF) & ((1 << _CHECK_BITS) - 1)
 
     def _all_gather(self, own: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ class MlxCommunicator(Communicator):
             _finish(total)
             return total
 
-        # A ring passes every part round twice: once to add it up, once to hand out the sum.
+        # A ring passes every part round twice: to sum it, and to distribute the sum.
         self.bytes_sent += 2 * own.nbytes * (self.size - 1) // self.size
         return self._wait(work)
 
@@ -243,7 +243,7 @@ class _Window:
         self._costs, self._busy, self._waiting = ([0.0] * self._size for _ in range(3))
 
     def speeds(self, before: Sequence[float]) -> list[float]:
-        """The speed of each rank; for a rank that had nothing to do, its speed before, in proportion."""
+        """The speed of each rank; for a rank without work its previous speed, scaled like those of the others."""
         found = [cost / busy if cost and busy else None for cost, busy in zip(self._costs, self._busy, strict=True)]
         known = [(new, old) for new, old in zip(found, before, strict=True) if new is not None]
         if not known:
@@ -298,7 +298,7 @@ def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
         RanksError: an address or a port cannot be used, or a rank did not join in time.
     """
     thread, limit = CollectiveThread(), time.monotonic() + JOIN_SECONDS
-    # Where several backends are built in, a file of addresses means the ring.
+    # With several backends built in, a hosts file stands for the ring.
     backend = "ring" if os.environ.get("MLX_HOSTFILE") else "any"
     while True:
         try:
@@ -312,7 +312,7 @@ def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
                 "firewalls let these ports through",
             ) from None
         except (RuntimeError, ValueError) as error:
-            # A ring tries to reach its neighbour for 15 s only, and that may not have started yet.
+            # MLX tries to reach the next rank of the ring for 15 s only, but that one may start later.
             if "connect" not in str(error) or time.monotonic() + _POLL_SECONDS > limit:
                 raise _explained(rank, str(error)) from None
     communicator = MlxCommunicator(group, thread, interrupt)
@@ -321,7 +321,7 @@ def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
 
 
 def _addresses() -> list[list[str]]:
-    """The addresses of the ring, by rank; empty without a ring, or where they cannot be read."""
+    """The addresses of the ring, by rank; empty without a ring, or if they cannot be read."""
     try:
         found: Any = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
         return [[str(address) for address in addresses] for addresses in found]
@@ -341,7 +341,7 @@ def _neighbours(rank: int) -> str:
 
 
 def _explained(rank: int, text: str) -> RanksError:
-    """MLX's error of a ring that cannot be formed, with the addresses and what to do."""
+    """MLX's error about a ring that cannot be formed, with addresses and a remedy."""
     addresses = _addresses()
     number = re.search(r"\(error: (\d+)\)", text)
     reason = os.strerror(int(number[1])) if number else text.removeprefix("[ring] ")
