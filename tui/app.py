@@ -164,7 +164,7 @@ class MlxzoApp(App[None]):
         self._race_timer.resume()
         self.race = [self.feed(run_directory(each.config)) for each in racing.planned]
         for feed, each in zip(self.race, racing.planned, strict=True):
-            feed.label = each.contestant
+            feed.label = each.label
         self.switch_mode("race")
 
     def _look_after_race(self) -> None:

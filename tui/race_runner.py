@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +9,10 @@ from typing import Any
 
 from mlxzo.core.config import RunConfig, options
 from mlxzo.core.errors import InternalError, MlxzoError
-from mlxzo.core.options import former_name
-from mlxzo.experiments.comparison import COMMON, Comparison, PlannedRun
+from mlxzo.experiments.comparison import COMMON, Comparison
+from mlxzo.experiments.naming import base_name, dashed, options_digest
 from mlxzo.experiments.queue import RunQueue
+from mlxzo.experiments.spec import PlannedRun
 
 METHODS = ("mezo", "bp")
 # Either method has a default of its own for these, so that a value suits only the method that it was given for.
@@ -41,17 +39,15 @@ def race(values: Mapping[str, Any]) -> Comparison:
     words = {key: value for key, value in values.items() if key not in _WORDS}
     shared = {key: value for key, value in words.items() if key in (*COMMON, "steps")}
     own = {"model": config.model, **{key: value for key, value in words.items() if key not in shared}}
-    identity = json.dumps(dict(sorted((former_name(key), str(value)) for key, value in values.items())))
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:6]
     return Comparison.from_mapping(
         {
-            "name": "-".join(("race", re.sub(r"[^A-Za-z0-9._]+", "-", Path(config.task).stem)[:20], digest)),
+            "name": f"race-{dashed(Path(config.task).stem)[:20]}-{options_digest(values)}",
             "minutes": None if config.max_seconds is None else config.max_seconds / 60,
             "seeds": [config.seed],
             **shared,
             "contestants": [
                 {
-                    "name": f"{Path(config.model).name} {method} {values.get('scope', config.scope)}",
+                    "name": f"{base_name(config.model)} {method} {values.get('scope', config.scope)}",
                     "method": method,
                     **_for_method(method, own, config.method),
                 }

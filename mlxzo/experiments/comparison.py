@@ -1,6 +1,6 @@
-"""What a comparison is: contestants on one task, under one memory cap and one budget, each with several seeds.
+"""Comparisons: contestants on one task, under one memory cap and one budget, each with several seeds.
 
-It is read from flags or from a YAML file of options that all contestants share and a list of contestants:
+A comparison is read from flags or from a YAML file of options that all contestants share and a list of contestants:
 
     name: sst2-under-2gb          # optional, as are seeds (0), minutes and every option of a run
     task: sst2
@@ -11,16 +11,15 @@ It is read from flags or from a YAML file of options that all contestants share 
       - {name: backpropagation, model: smollm2-135m, method: bp, scope: lora, lr: 1e-3}
       - gemma-3-270m mezo norms/last-6
 
-Its runs are ordinary run directories with names that follow from it, so that the same comparison asked for again finds
-what is done. Nothing here imports MLX.
+Its runs are ordinary run directories whose names follow from it, so that the same comparison asked for again finds what
+is done. Imports no MLX.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,24 +28,27 @@ import yaml
 
 from ..core.config import DATA_OPTIONS, RunConfig, options
 from ..core.errors import ConfigError, MlxzoError
-from ..core.options import current_name, former_name
+from ..core.options import current_name
+from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_model, check_task
-from .naming import digest, read_name, read_seeds, slug
+from .naming import base_name, options_digest, slug
+from .spec import PlannedRun, SpecReader, problem_texts
 
-# What contestants have in common, or there would be nothing to compare.
-COMMON = (*DATA_OPTIONS, "memory_cap", "max_seconds", "out")
-# Options of a run that a comparison sets by words of its own: contestants, minutes, seeds.
-_OWN = ("model", "max_seconds", "seed", "name")
+# Options that contestants have in common: without them there would be nothing to compare.
+COMMON: tuple[str, ...] = (*DATA_OPTIONS, "memory_cap", "max_seconds", "out")
+OWN_KEYS = ("name", "minutes", "seeds", "contestants")
+# Options of a run that a comparison sets by keys of its own.
+REPLACED = {"model": "contestants", "max_seconds": "minutes", "seed": "seeds"}
 _OPTIONS = {field.name: field for field in options()}
 _METHODS = _OPTIONS["method"].metadata["option"].choices
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to train: a name, and its options beside those that all share.
+    """One way to train: a name, and its options beside the shared ones.
 
     Attributes:
-        problem: why it is bound to fail, where that can be told beforehand (a model that nobody knows); else empty.
+        problem: the reason why it is bound to fail, where that is known beforehand (an unknown model); else empty.
     """
 
     name: str
@@ -55,16 +57,8 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison: which contestant's, and its resolved configuration, whose `name` is the run's id."""
-
-    contestant: str
-    config: RunConfig
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Contestants, what they share and the seeds that each runs with."""
+    """Contestants, the options that they share, and the seeds that each runs with."""
 
     name: str
     shared: Mapping[str, Any]
@@ -73,18 +67,18 @@ class Comparison:
 
     @property
     def shared_config(self) -> RunConfig:
-        """The options that all share, as a configuration of which the model does not count."""
+        """The shared options as a configuration; its model means nothing."""
         return RunConfig.from_mapping(self.shared)
 
     @property
     def folder(self) -> Path:
-        """Where its report goes. It lies among the runs and is none."""
+        """The folder of its report. It lies among the runs and is none."""
         return Path(self.shared_config.out).expanduser().absolute() / self.name
 
     def runs(self) -> list[PlannedRun]:
         """Every run, one seed of all contestants after the other, so that half a comparison compares too."""
         return [
-            PlannedRun(contestant.name, self._config(contestant, number, seed))
+            PlannedRun(contestant.name, self._config(contestant, number, seed), contestant.options)
             for seed in self.seeds
             for number, contestant in enumerate(self.contestants, 1)
         ]
@@ -104,147 +98,128 @@ class Comparison:
         return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @staticmethod
-    def from_mapping(values: Mapping[str, Any], *, source: str = "") -> Comparison:
-        """Builds a comparison from `name`, `minutes`, `seeds`, `contestants` and options of a run.
-
-        With `minutes`, what is left open follows from it: `steps` are as many as fit, and `schedule` is constant,
-        since a rate that falls over steps would not know when the time is up.
+    def read(path: str | Path, flags: Mapping[str, Any]) -> Comparison:
+        """The comparison in a file, as `from_mapping` takes it; flags replace values of the file.
 
         Raises:
-            ConfigError: every problem at once, of what is shared and of each contestant.
+            ConfigError: every problem at once, those of the file with their lines.
         """
-        return _Reading(dict(values)).comparison(source)
+        file = YamlFile.read(path)
+        values = file.values()
+        return _Reader({**values, **flags}, file, values.keys() - flags.keys()).comparison()
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> Comparison:
+        """Builds a comparison from `name`, `minutes`, `seeds`, `contestants` and options of a run.
+
+        With `minutes`, two defaults change: `steps` are as many as fit, and `schedule` is constant, since a rate that
+        falls over steps would not know when the time is up.
+
+        Raises:
+            ConfigError: every problem at once, of the shared options and of each contestant.
+        """
+        return _Reader(values).comparison()
 
 
-class _Reading:
-    """One reading of a comparison, gathering what is wrong with it."""
+class _Reader(SpecReader):
+    """Reads one comparison."""
 
-    def __init__(self, values: dict[str, Any]):
-        self.problems: list[str] = []
-        own = {key: values.pop(key, None) for key in ("name", "minutes", "seeds", "contestants")}
-        for key in _OWN:
-            if values.pop(key, None) is not None:
-                instead = {"model": "contestants", "max_seconds": "minutes", "seed": "seeds"}[key]
-                self.problems.append(f"{key}: a comparison takes {instead} instead")
-        self.seeds = self._seeds(own["seeds"])
-        self.shared = values
-        if own["minutes"] is not None:
-            self._limit(own["minutes"])
-        self._check_shared()
-        self.contestants = self._contestants(own["contestants"])
-        self.name = self._name(own["name"])
+    def __init__(self, values: Mapping[str, Any], file: YamlFile | None = None, located: Iterable[str] = ()):
+        fix = "`mlxzo compare --help` shows how it is written"
+        super().__init__("comparison", fix, file, located, ("task",))
+        self.check_repeated()
+        own = {key: values.get(key) for key in OWN_KEYS}
+        self._wrong_for_all: set[str] = set()
+        self._seeds = self.seeds([0] if own["seeds"] is None else own["seeds"])
+        self._shared = self._read_shared(values, own["minutes"])
+        self._contestants = self._read_contestants(own["contestants"])
+        # By the shared options alone, so that seeds and contestants can be added to a comparison.
+        task = slug(Path(str(self._shared.get("task", RunConfig.task))).stem, "task")
+        self._name = self.name(own["name"], f"compare-{task[:20]}-{options_digest(self._shared)}")
 
-    def comparison(self, source: str) -> Comparison:
-        if self.problems:
-            where = f"{source}: " if source else ""
-            count = len(self.problems)
-            message = self.problems[0] if count == 1 else f"{count} problems in the comparison"
-            raise ConfigError(
-                where + message, "`mlxzo compare --help` shows how it is written", self.problems if count > 1 else ()
-            )
-        return Comparison(self.name, self.shared, self.seeds, self.contestants)
+    def comparison(self) -> Comparison:
+        self.raise_problems()
+        return Comparison(self._name, self._shared, self._seeds, self._contestants)
 
-    def _seeds(self, raw: Any) -> tuple[int, ...]:
+    def _read_shared(self, values: Mapping[str, Any], minutes: Any) -> dict[str, Any]:
+        for key, instead in REPLACED.items():
+            if values.get(key) is not None:
+                self.problem((key,), f"{key}: a comparison takes {instead} instead")
+        found = self.options({key: values[key] for key in values if key not in (*OWN_KEYS, *REPLACED)}, ())
+        if minutes is not None and (seconds := self._seconds(minutes)) is not None:
+            found["max_seconds"] = seconds
+            found.setdefault("steps", int(_OPTIONS["steps"].metadata["option"].maximum))
+            found.setdefault("schedule", "constant")
         try:
-            return read_seeds([0] if raw is None else raw)
-        except ValueError as error:
-            self.problems.append(f"seeds: {error}")
-            return ()
-
-    def _limit(self, raw: Any) -> None:
-        try:
-            minutes = float(raw)
-        except (TypeError, ValueError):
-            minutes = 0.0
-        if isinstance(raw, bool) or not 0.0 < minutes < 1e7:
-            self.problems.append(f"minutes: expected a number above 0, not {raw!r}")
-            return
-        self.shared["max_seconds"] = 60 * minutes
-        self.shared.setdefault("steps", int(_OPTIONS["steps"].metadata["option"].maximum))
-        self.shared.setdefault("schedule", "constant")
-
-    def _check_shared(self) -> None:
-        try:
-            config = check_task(RunConfig.from_mapping(self.shared))
+            return _parsed(found, check_task(RunConfig.from_mapping(found)))
         except ConfigError as error:
-            self.problems += error.details or [error.message]
-            # Each contestant would only say the same again.
-            self.shared = {key: value for key, value in self.shared.items() if not self._is_wrong(key, value)}
-            return
-        self.shared = _parsed(self.shared, config)
+            # Each value is right by itself: the combination is not.
+            self.problems_of(error, ())
+            self._wrong_for_all.update(problem_texts(error))
+            return found
 
-    def _is_wrong(self, key: str, value: Any) -> bool:
+    def _seconds(self, minutes: Any) -> float | None:
         try:
-            check_task(RunConfig.from_mapping({key: value}))
-        except ConfigError:
-            return True
-        return False
+            seconds = 60 * float(minutes)
+        except (TypeError, ValueError):
+            seconds = 0.0
+        if not isinstance(minutes, bool) and 0.0 < seconds < 6e8:
+            return seconds
+        self.problem(("minutes",), f"minutes: expected a number above 0, not {minutes!r}")
+        return None
 
-    def _contestants(self, raw: Any) -> tuple[Contestant, ...]:
-        if isinstance(raw, str):
-            raw = [raw]
-        if not isinstance(raw, list) or not raw:
-            self.problems.append("contestants: name at least one, such as `smollm2-135m mezo norms/last-6`")
+    def _read_contestants(self, raw: Any) -> tuple[Contestant, ...]:
+        items = [raw] if isinstance(raw, str) else raw
+        if not isinstance(items, list) or not items:
+            self.problem(("contestants",), "contestants: name at least one, such as `smollm2-135m mezo norms/last-6`")
             return ()
-        found = [each for number, item in enumerate(raw, 1) if (each := self._contestant(item, number)) is not None]
-        slugs: set[str] = set()
-        for number, each in enumerate(found, 1):
-            # Runs are named by it, on file systems that may not tell upper from lower case.
-            part = _slug(each, number).lower()
-            if part in slugs:
-                self.problems.append(f"contestants: more than one is called {each.name!r}; give each a name of its own")
-            slugs.add(part)
-        return tuple(found)
+        found: dict[str, Contestant] = {}
+        for number, item in enumerate(items, 1):
+            path = ("contestants", number - 1)
+            if (each := self._contestant(item, number, path)) is None:
+                continue
+            # Runs are named by it, on file systems that may not distinguish upper and lower case.
+            key = _slug(each, number).lower()
+            if key in found:
+                again = f"more than one is called {each.name!r}; give each a name of its own"
+                self.problem(path, f"contestants: {again}")
+            found[key] = each
+        return tuple(found.values())
 
-    def _contestant(self, item: Any, number: int) -> Contestant | None:
+    def _contestant(self, item: Any, number: int, path: tuple[Any, ...]) -> Contestant | None:
         where = f"contestant {number}"
         if isinstance(item, str):
             where += f" ({item})"
             try:
                 item = parse_contestant(item)
             except ValueError as error:
-                self.problems.append(f"{where}: {error}")
+                self.problem(path, f"{where}: {error}")
                 return None
         if not isinstance(item, Mapping):
-            self.problems.append(f"{where}: expected options or `MODEL METHOD SCOPE OPTION=VALUE ...`, not {item!r}")
+            expected = "expected options or `MODEL METHOD SCOPE OPTION=VALUE ...`"
+            self.problem(path, f"{where}: {expected}, not {item!r}")
             return None
-        chosen = dict(item)
-        name = chosen.pop("name", None)
-        if name is not None and (not isinstance(name, str) or not name.strip() or len(name) > 100):
-            self.problems.append(f"{where}: name: expected a text of at most 100 characters, not {name!r}")
-            return None
-        if name is not None:
+        self.check_repeated(path)
+        name = "" if item.get("name") is None else self.label(item["name"], path, "", f"{where}: ")
+        if name:
             where = f"contestant {number} ({name})"
-        taken = [key for key in chosen if key in (*COMMON, "seed")]
-        if "max_seconds" not in self.shared and "steps" in chosen:
-            taken.append("steps")
-        self.problems += [f"{where}: {key}: all contestants share it" for key in taken]
-        chosen = {key: value for key, value in chosen.items() if key not in taken}
-        if not chosen.get("model"):
-            self.problems.append(f"{where}: it has no model")
-        label, problem = name or _described(chosen), ""
+        # Without a time limit, steps are the budget.
+        budget = () if "max_seconds" in self._shared else ("steps",)
+        reserved = dict.fromkeys((*COMMON, "seed", *budget), "all contestants share it")
+        given = {key: value for key, value in item.items() if key != "name"}
+        if not given.get("model"):
+            self.problem(path, f"{where}: it has no model")
+        chosen = self.options(given, path, reserved=reserved, prefix=f"{where}: ")
+        config, problem = RunConfig(), ""
         try:
-            config = RunConfig.from_mapping({**self.shared, **chosen})
+            config = RunConfig.from_mapping({**self._shared, **chosen})
             config = check_model(config)
         except ConfigError as error:
-            self.problems += [f"{where}: {text}" for text in error.details or [error.message]]
-            return None
+            self.problems_of(error, path, f"{where}: ", known=self._wrong_for_all)
         except MlxzoError as error:
             # No reason to keep the others from running.
             problem = error.message
-        return Contestant(label, _parsed(chosen, config), problem)
-
-    def _name(self, raw: Any) -> str:
-        if raw is None:
-            # By what is shared alone, so that seeds and contestants can be added to a comparison.
-            words = json.dumps(dict(sorted((former_name(key), str(value)) for key, value in self.shared.items())))
-            task = Path(str(self.shared.get("task", RunConfig.task))).stem
-            return f"compare-{slug(task, 'task')[:20]}-{digest(words)}"
-        try:
-            return read_name(raw)
-        except ValueError as error:
-            self.problems.append(f"name: {error}")
-            return ""
+        return Contestant(name or _described(chosen), _parsed(chosen, config), problem)
 
 
 def parse_contestant(text: str) -> dict[str, Any]:
@@ -253,7 +228,7 @@ def parse_contestant(text: str) -> dict[str, Any]:
     Words are quoted as in a shell; `name=...` names the contestant.
 
     Raises:
-        ValueError: with a sentence that says what is wrong.
+        ValueError: with the fault in a sentence.
     """
     try:
         words = shlex.split(text)
@@ -281,12 +256,11 @@ def parse_contestant(text: str) -> dict[str, Any]:
 
 def label_of(config: RunConfig, keys: Sequence[str]) -> str:
     """A contestant's name made of its configuration: model, method, scope, and the options in `keys`."""
-    chosen = {key: getattr(config, key) for key in ("model", "method", "scope", *keys)}
-    return _described(chosen)
+    return _described({key: getattr(config, key) for key in ("model", "method", "scope", *keys)})
 
 
 def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Options as they were understood; those that stand for something to be found (auto) as they were written."""
+    """Options with their parsed values; those that are resolved later (auto) as they were written."""
 
     def stays(key: str) -> bool:
         return getattr(config, current_name(key)) is None or str(values[key]).lower() == "auto"
@@ -296,7 +270,7 @@ def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
 
 def _described(chosen: Mapping[str, Any]) -> str:
     scope = "scope chosen by probe" if chosen.get("probe") == "scope" else chosen.get("scope", RunConfig.scope)
-    words = [Path(str(chosen.get("model", "")).rstrip("/")).name, chosen.get("method", RunConfig.method), scope]
+    words = [base_name(str(chosen.get("model", ""))), chosen.get("method", RunConfig.method), scope]
     words += [f"{key}={value}" for key, value in chosen.items() if key not in ("model", "method", "scope")]
     return " ".join(str(word) for word in words)
 

@@ -1,4 +1,4 @@
-"""What is left to do of planned runs, and what it is predicted to take. Imports no MLX."""
+"""Work that is left of planned runs, with its predicted memory and time. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..core.meter import system_memory
 from ..memory.forecast import Forecast, forecast
 from ..memory.step_time import load_calibration
 from .queue import run_directory
-from .sweep import PlannedRun
+from .spec import PlannedRun
 
 State = Literal["done", "running", "to resume", "to run"]
 
 
 @dataclass(frozen=True)
 class Prospect:
-    """One run: how it stands, `step` steps done, and what the rest of it is going to take.
+    """One run: its state, the steps that are done, and the forecast of the rest.
 
     Attributes:
         forecast: None where the run is done.
@@ -39,34 +39,33 @@ class Prospect:
 
     @property
     def predicted_bytes(self) -> int | None:
-        """Its predicted peak; None: not known, or it is done."""
+        """Its predicted peak; None if unknown, or if the run is done."""
         return self.forecast.footprint_bytes if self.forecast else None
 
     @property
     def claim_bytes(self) -> int | None:
-        """What has to be set aside for it; None: not known."""
+        """Memory to reserve for it, 0 if it is done; None if unknown."""
         return self.forecast.claim_bytes if self.forecast else 0
 
     @property
     def fits(self) -> bool | None:
-        """Whether it is predicted to fit its cap and the machine; None: not known, or it is done."""
+        """True if it is predicted to fit its cap and the machine; None if unknown, or if the run is done."""
         return self.forecast.fits(self.machine_bytes) if self.forecast else None
 
     @property
     def seconds(self) -> float | None:
-        """A guess of how long its steps take from here on; None: not known."""
+        """Predicted seconds of the steps that are left; None if unknown."""
         return self.forecast.seconds(self.planned.config, self.step) if self.forecast else 0.0
 
     @property
     def unknown(self) -> str:
-        """Why the memory is not known, in words; else empty."""
+        """The reason why the memory is unknown; else empty."""
         return self.forecast.unknown if self.forecast else ""
 
     @property
     def too_large(self) -> DoesNotFit | None:
-        """The error for a run that the machine has no room for, whatever else it does."""
-        size = self.predicted_bytes
-        if size is None or size <= self.machine_bytes:
+        """The error of a run that needs more than the machine has; None for any other."""
+        if self.forecast is None or (size := self.forecast.footprint_bytes) is None or size <= self.machine_bytes:
             return None
         return DoesNotFit(
             f"it is predicted to take {format_bytes(size)}, and the machine has {format_bytes(self.machine_bytes)}",
@@ -91,7 +90,7 @@ class Prospect:
 
 
 def prospects(runs: Iterable[PlannedRun]) -> list[Prospect]:
-    """How each run stands, and what is to come of those that are not done."""
+    """The state of each run, and a forecast of those that are not done."""
     machine, _ = system_memory()
     calibration = load_calibration()
     found = []

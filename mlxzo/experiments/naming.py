@@ -1,10 +1,15 @@
-"""What comparisons and batches have in common: seeds, and names of runs that follow from what the runs are."""
+"""Names of runs that follow from what the runs are, and the seeds that runs are made with."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from ..core.options import former_name
 
 LONGEST_NAME = 40
 _LONGEST_SLUG = 45
@@ -27,7 +32,7 @@ def read_seeds(raw: Any) -> tuple[int, ...]:
 
 
 def read_name(raw: Any) -> str:
-    """The name of a comparison or a batch, which those of its runs begin with.
+    """The name of a sweep or a comparison, with which the names of its runs begin.
 
     Raises:
         ValueError: with a sentence naming what is expected.
@@ -41,17 +46,32 @@ def read_name(raw: Any) -> str:
 
 
 def slug(text: str, otherwise: str) -> str:
-    """A text as part of a file name; one cut short ends in a digest of the whole.
+    """A text as part of a file name; a long one is cut and ends in a digest of the whole.
 
     Args:
-        otherwise: for a text without a letter or digit that file names can be made of.
+        otherwise: returned for a text without a letter or digit that file names can hold.
     """
-    found = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
+    found = dashed(text).strip("-.")
     if not found:
         return otherwise
     return found if len(found) <= _LONGEST_SLUG else f"{found[: _LONGEST_SLUG - 7]}-{digest(text)}"
 
 
+def dashed(text: str) -> str:
+    """A text with a dash in place of characters that file names do not hold."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
+
+
 def digest(text: str) -> str:
-    """Six hex digits that tell texts apart."""
+    """Six hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def options_digest(values: Mapping[str, Any]) -> str:
+    """The digest of options and their values; it stays the same when an option is renamed."""
+    return digest(json.dumps(dict(sorted((former_name(key), str(value)) for key, value in values.items()))))
+
+
+def base_name(model: str) -> str:
+    """A model's name without the folders of a path or the owner of a Hugging Face id."""
+    return Path(model.rstrip("/")).name

@@ -1,7 +1,6 @@
-"""Runs one after the other, or several at a time, each in a worker of its own: what is done is skipped, what is not
-goes on.
+"""A queue of runs, one or several at a time, each in a worker process. Finished runs are skipped, the others go on.
 
-Nothing here imports MLX.
+Imports no MLX.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from ..core.errors import ConfigError, MlxzoError
 from ..core.formatting import format_seconds
 from ..core.run_directory import RunDirectory
 from ..runtime.supervisor import Supervisor
+from .spec import problem_texts
 
 _POLL_SECONDS = 0.25
-# Changed in a run that has finished, these would make another result of it.
+# Options that decide the result of a run; they stay as they are in one that has finished.
 _DECIDE_RESULTS = ("steps", "eval_every")
 
 Emit = Callable[[RunDirectory, events.Event], None]
-"""Takes the events of the runs as they happen, and notes of the series' own about them."""
+"""Receives the events of the runs as they happen, and the notes of the queue about them."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one run of a series ended; `seconds` is how long it took, None where it was done before or elsewhere."""
+    """The end of one run; `seconds` is the time it took, None where it ended before the queue or elsewhere."""
 
     run: RunDirectory
     config: RunConfig
@@ -47,7 +47,7 @@ class Ended:
 
 @dataclass
 class _Job:
-    """A run that is going on: `stops` is how often it was asked to stop, `eta_seconds` what its last step promised."""
+    """A run in progress: `stops` counts the requests to stop it, `eta_seconds` is the estimate of its last step."""
 
     run: RunDirectory
     config: RunConfig
@@ -58,19 +58,19 @@ class _Job:
 
 
 class RunQueue:
-    """Runs whose configurations carry their names. `run` is for one thread; `stop` may be called from anywhere.
+    """Runs whose configurations carry their names. `run` belongs to one thread; `stop` is safe in any.
 
     Args:
-        emit: takes the events.
-        tick: is called a few times a second.
+        emit: receives the events.
+        tick: called a few times a second.
         jobs: most runs at one time.
-        admits: whether a run may be started beside these; not asked where none is going on.
-        changeable: options that may differ from those of a run that exists: one that is not done goes on with the new
-            values, and one that has finished stays as it is (see `check`).
+        admits: True if a run may start beside those in progress; not called where none is.
+        changeable: options that may differ from those of an existing run: an unfinished one goes on with the new
+            values, a finished one stays as it is (see `check`).
 
     Attributes:
-        ended: the runs that have ended, those done before included.
-        stopping: `stop` was called.
+        ended: the runs that have ended, those that had finished before included.
+        stopping: True once `stop` was called.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class RunQueue:
         self._jobs, self._admits, self._changeable = jobs, admits, frozenset(changeable)
         self._waiting = list(self.configs)
         self._running: list[_Job] = []
-        self._told: set[str] = set()
+        self._announced: set[str] = set()
         self._done: set[str | None] = set()
-        self._pace = DurationEstimate(())
+        self._durations = DurationEstimate(())
         self._coming: list[float | None] = []
-        self._known_by: tuple[int, int] | None = None
+        self._estimated_at: tuple[int, int] | None = None
         self._stops = 0
         self._began = 0.0
 
@@ -102,10 +102,10 @@ class RunQueue:
         return self._stops > 0
 
     def check(self) -> None:
-        """Makes sure that the runs that exist are those that are wanted; one that has done no work may be any.
+        """Compares existing runs with the configurations; a run without work to keep may have had any.
 
         Raises:
-            ConfigError: lists every option in which they are not.
+            ConfigError: lists every option in which they differ.
         """
         _refuse([problem for config in self.configs for problem in self._problems(run_directory(config), config)])
 
@@ -120,18 +120,18 @@ class RunQueue:
         try:
             found = changes(run.config, config)
         except MlxzoError as error:
-            return [f"{run.id}: {text}" for text in error.details or [error.message]]
+            return [f"{run.id}: {text}" for text in problem_texts(error)]
         return [f"{run.id}: {name}: {have}, not {want}" for name, (have, want) in found.items() if name not in allowed]
 
     def run(self) -> Iterator[Ended]:
-        """Runs them, and yields each as it has ended. An unfinished run of an earlier time goes on where it stopped.
+        """Executes the runs and yields each when it has ended. An interrupted run resumes where it stopped.
 
-        One that failed before goes on as well, or begins anew where it had done no work. One that somebody else is
-        running is left until the others are done; if it fails there, it is not tried once more.
+        A failed run resumes as well, or begins anew where there is no work to keep. A run that another process executes
+        waits until the others are done; if it fails there, it is not tried again.
 
         Raises:
-            MlxzoError: a run directory cannot be made, as when the disk is full; or somebody else has begun a run of
-                that name with other options meanwhile. What is going on then goes on alone.
+            MlxzoError: a run directory cannot be made (full disk), or another process has begun a run of that name with
+                other options meanwhile. Workers in progress go on alone.
         """
         self._began = time.time()
         self._done = {config.name for config in self.configs if run_directory(config).status == "finished"}
@@ -142,7 +142,7 @@ class RunQueue:
             self._tick()
 
     def stop(self) -> None:
-        """Ends the runs in hand, as `Supervisor.stop` does, and starts no other. Safe in a signal handler."""
+        """Stops the runs in progress, as `Supervisor.stop` does, and starts no other. Safe in a signal handler."""
         self._stops += 1
 
     def position(self) -> str:
@@ -155,17 +155,21 @@ class RunQueue:
         return text if left is None else f"{text}, all done in about {format_seconds(left)}"
 
     def seconds_left(self) -> float | None:
-        """Seconds until all is done; None where nothing is known yet of how long one takes."""
-        known_by = (len(self.ended), len(self._waiting))
-        if known_by != self._known_by:
-            # Asked for with every step, of a thousand runs maybe.
-            self._known_by, self._pace = known_by, DurationEstimate(self.ended)
-            self._coming = [self._pace.seconds(config) for config in self._waiting if config.name not in self._done]
-        now = [self._pace.seconds(job.config) if job.eta_seconds is None else job.eta_seconds for job in self._running]
-        return None if None in (*now, *self._coming) else together(now, self._coming, self._jobs)
+        """Seconds until all runs have ended; None where a duration is unknown."""
+        state = (len(self.ended), len(self._waiting))
+        if state != self._estimated_at:
+            # Kept, since every step of maybe a thousand runs asks.
+            self._estimated_at, durations = state, DurationEstimate(self.ended)
+            self._durations = durations
+            self._coming = [durations.seconds(config) for config in self._waiting if config.name not in self._done]
+        now = [
+            self._durations.seconds(job.config) if job.eta_seconds is None else job.eta_seconds for job in self._running
+        ]
+        known, coming = all_known(now), all_known(self._coming)
+        return None if known is None or coming is None else makespan(known, coming, self._jobs)
 
     def _begin(self) -> Iterator[Ended]:
-        """Starts runs for as long as there is room, and gives out those that turn out to have ended already."""
+        """Starts runs while there is room; yields those that have ended already."""
         for config in list(self._waiting):
             if self.stopping or len(self._running) >= self._jobs:
                 return
@@ -174,7 +178,7 @@ class RunQueue:
             run = run_directory(config)
             with run.held(make=True) as lock:
                 if lock is None:
-                    self._tell(run)
+                    self._announce_waiting(run)
                     continue
                 self._waiting.remove(config)
                 _refuse(self._problems(run, config))
@@ -184,14 +188,14 @@ class RunQueue:
             if before is not None:
                 yield Ended(run, config, before, None)
 
-    def _tell(self, run: RunDirectory) -> None:
-        """Says once that a run is waited for, such as one whose worker outlived the command that started it."""
-        if run.id not in self._told:
-            self._told.add(run.id)
+    def _announce_waiting(self, run: RunDirectory) -> None:
+        """Notes once that a run is in another process, such as a worker that outlived the command that started it."""
+        if run.id not in self._announced:
+            self._announced.add(run.id)
             self._emit(run, events.Note(f"{run.id} is being run already; waiting for it to end"))
 
     def _over(self, run: RunDirectory) -> events.Finished | events.Failed | None:
-        """How a run ended that needs no more work: it is finished, or has failed elsewhere since this series began."""
+        """The outcome of a run that needs no more work: it has finished, or failed elsewhere since the queue began."""
         outcome, when = run.outcome or (None, 0.0)
         if run.last_status == "finished":
             return outcome
@@ -213,9 +217,9 @@ class RunQueue:
         self._emit(run, events.Note(f"{self.position()}: {run.id}"))
 
     def _relay(self) -> Iterator[Ended]:
-        """Passes on what the runs tell, for a moment, and gives out those that have ended."""
+        """Emits the events of the next moment; yields the runs that have ended."""
         if not self._running and self._waiting:
-            # All that is left is being run elsewhere.
+            # The rest is in other processes.
             time.sleep(_POLL_SECONDS)
         for job in list(self._running):
             while job.stops < self._stops:
@@ -225,9 +229,9 @@ class RunQueue:
                 if isinstance(event, events.Step):
                     job.eta_seconds = event.eta_seconds
                 self._emit(job.run, event)
-            if not job.supervisor.running:
+            if (outcome := job.supervisor.outcome) is not None:
                 self._running.remove(job)
-                yield Ended(job.run, job.config, job.supervisor.outcome, time.monotonic() - job.began)
+                yield Ended(job.run, job.config, outcome, time.monotonic() - job.began)
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -240,52 +244,58 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def changes(run: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """In which options a run that exists is not the one that is wanted: what each is, and what it was to be.
+    """Options in which an existing run differs from the wanted one: the value of each in both.
 
-    What `wanted` leaves open (auto) may have been settled by a probe or by the memory cap, which may also have cut
-    micro-batches smaller. Where the run lies does not count.
+    A value that `wanted` leaves open (auto) may have been resolved by a probe or by the memory cap, which may also have
+    made micro-batches smaller. The folder and the name of the run do not count.
     """
     found = {}
     for name in (field.name for field in options()):
         have, want = getattr(run, name), getattr(wanted, name)
-        settled = want in (None, "auto") or (name == "scope" and wanted.probe == "scope")
-        settled = settled or (name == "micro_batch" and wanted.memory_cap is not None)
-        if have != want and not settled and name not in ("out", "name"):
+        is_open = want in (None, "auto") or (name == "scope" and wanted.probe == "scope")
+        is_open = is_open or (name == "micro_batch" and wanted.memory_cap is not None)
+        if have != want and not is_open and name not in ("out", "name"):
             found[name] = (have, want)
     return found
 
 
 def run_directory(config: RunConfig) -> RunDirectory:
-    """Where a run of this name is, or will be."""
+    """The directory of a run of this name, which may not exist yet."""
     return RunDirectory(Path(config.out).expanduser().absolute() / str(config.name))
 
 
 class DurationEstimate:
-    """How long a run is going to take, by those that have ended."""
+    """Predicts the duration of runs from those that have ended."""
 
     def __init__(self, ended: Iterable[Ended]):
-        timed = [item for item in ended if item.seconds is not None and item.failed is None]
-        alike: dict[RunConfig, list[float]] = {}
-        for item in timed:
-            alike.setdefault(_kind(item.config), []).append(item.seconds)
-        self._alike = {kind: statistics.fmean(found) for kind, found in alike.items()}
-        self._mean = statistics.fmean(item.seconds for item in timed) if timed else None
-        beside = [item.seconds - item.config.max_seconds for item in timed if item.config.max_seconds is not None]
-        self._beside = max(0.0, statistics.fmean(beside)) if beside else 0.0
+        timed = [(each.config, each.seconds) for each in ended if each.seconds is not None and each.failed is None]
+        similar: dict[RunConfig, list[float]] = {}
+        for config, seconds in timed:
+            similar.setdefault(_without_identity(config), []).append(seconds)
+        self._similar = {config: statistics.fmean(found) for config, found in similar.items()}
+        self._mean = statistics.fmean(seconds for _, seconds in timed) if timed else None
+        overheads = [seconds - config.max_seconds for config, seconds in timed if config.max_seconds is not None]
+        self._overhead = max(0.0, statistics.fmean(overheads)) if overheads else 0.0
 
     def seconds(self, config: RunConfig) -> float | None:
-        """As its like with another seed took, or its time limit and what others took beside theirs, or the mean of all;
-        None where nothing is known."""
-        if (alike := self._alike.get(_kind(config))) is not None:
-            return alike
-        return self._mean if config.max_seconds is None else config.max_seconds + self._beside
+        """The mean of the same run with other seeds; else its time limit and the overhead of others beyond theirs; else
+        the mean of all runs. None where no run has ended."""
+        if (similar := self._similar.get(_without_identity(config))) is not None:
+            return similar
+        return self._mean if config.max_seconds is None else config.max_seconds + self._overhead
 
 
-def together(now: Sequence[float], coming: Iterable[float], jobs: int) -> float:
-    """Seconds until all runs are done, if each begins as soon as one of `jobs` places is free.
+def all_known(seconds: Sequence[float | None]) -> list[float] | None:
+    """The same values; None where one is None."""
+    known = [each for each in seconds if each is not None]
+    return known if len(known) == len(seconds) else None
+
+
+def makespan(now: Sequence[float], coming: Iterable[float], jobs: int) -> float:
+    """Seconds until all runs have ended, if each begins as soon as one of `jobs` places is free.
 
     Args:
-        now: seconds left of the runs going on; `coming`: those of the runs to come, in order.
+        now: seconds left of the runs in progress; `coming`: those of the runs to come, in order.
     """
     places = sorted([*now, *[0.0] * (jobs - len(now))])
     for seconds in coming:
@@ -293,6 +303,6 @@ def together(now: Sequence[float], coming: Iterable[float], jobs: int) -> float:
     return max(places)
 
 
-def _kind(config: RunConfig) -> RunConfig:
-    """What a run has in common with those that differ in seed, name and place only."""
+def _without_identity(config: RunConfig) -> RunConfig:
+    """The configuration without seed, name and folder."""
     return dataclasses.replace(config, seed=0, name=None, out=RunConfig.out)

@@ -59,7 +59,7 @@ def test_runs_go_seed_by_seed_with_names_and_options_of_their_own(tmp_path):
     ]
     first = runs[0].config
     assert (first.method, first.scope, first.lr, first.batch_size, first.seed) == ("bp", "lora", 1e-3, 4, 0)
-    assert {run.config.memory_cap for run in runs} == {"2GB"} and runs[0].contestant == TWO[0]
+    assert {run.config.memory_cap for run in runs} == {"2GB"} and runs[0].label == TWO[0]
     assert comparison.folder == tmp_path / "mine"
 
 
@@ -97,49 +97,78 @@ def test_names_that_are_long_or_in_other_letters_still_make_runs_apart(tmp_path)
     assert len(set(names)) == 4 and all(len(name) <= 100 for name in names)
 
 
+WRONG = """name: ../up
+task: sst
+memory_cap: 8 giraffes
+batch_size: 0
+minutes: soon
+seeds: 0,x
+model: smollm2-135m
+steps: 3
+steps: 4
+contestants:
+  - smollm2-135m half lrr=1
+  - model: m
+    seed: 1
+    memory_cap: 1GB
+    steps: 5
+  - {scope: full}
+  - 7
+  - smollm2-135m lora
+  - smollm2-135m mezo lora
+  - model: smollm2-135m
+    method: bp
+    optimizer: sgd
+    optimizer: sgd
+"""
+
+
 def test_every_problem_is_told_at_once(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text(WRONG)
     with pytest.raises(ConfigError) as caught:
-        Comparison.from_mapping(
-            {
-                "name": "../up",
-                "task": "sst",
-                "memory_cap": "8 giraffes",
-                "batch_size": 0,
-                "minutes": "soon",
-                "seeds": "0,x",
-                "model": "smollm2-135m",
-                "contestants": [
-                    "smollm2-135m half lrr=1",
-                    {"model": "m", "seed": 1, "memory_cap": "1GB", "steps": 5},
-                    {"scope": "full"},
-                    7,
-                    "smollm2-135m lora",
-                    "smollm2-135m mezo lora",
-                ],
-            },
-            source="file.yaml",
-        )
+        Comparison.read(path, {})
     text = "\n".join(caught.value.details)
     for words in (
-        "name: '../up'",
-        "memory_cap: expected a size",
-        "batch_size: expected a whole number of at least 1",
-        "minutes: expected a number above 0, not 'soon'",
-        "seeds: expected different whole numbers such as 0,1,2, not '0,x'",
-        "model: a comparison takes contestants instead",
-        "contestant 1 (smollm2-135m half lrr=1): lrr: no such option; did you mean lr?",
-        "contestant 1 (smollm2-135m half lrr=1): scope 'half' is not known",
-        "contestant 2: seed: all contestants share it",
-        "contestant 2: memory_cap: all contestants share it",
-        "contestant 2: steps: all contestants share it",
-        "contestant 3: it has no model",
-        "contestant 4: expected options",
-        "more than one is called 'smollm2-135m mezo lora'",
+        "line 1: name: '../up'",
+        "line 2: task: there is no task 'sst'; did you mean sst2?",
+        "line 3: memory_cap: expected a size",
+        "line 4: batch_size: expected a whole number of at least 1",
+        "line 5: minutes: expected a number above 0, not 'soon'",
+        "line 6: seeds: expected different whole numbers such as 0,1,2, not '0,x'",
+        "line 7: model: a comparison takes contestants instead",
+        "line 9: steps: it is given more than once",
+        "line 11: contestant 1 (smollm2-135m half lrr=1): lrr: no such option; did you mean lr?",
+        "line 11: contestant 1 (smollm2-135m half lrr=1): scope 'half' is not known",
+        "line 13: contestant 2: seed: all contestants share it",
+        "line 14: contestant 2: memory_cap: all contestants share it",
+        "line 15: contestant 2: steps: all contestants share it",
+        "line 16: contestant 3: it has no model",
+        "line 17: contestant 4: expected options",
+        "line 19: contestants: more than one is called 'smollm2-135m mezo lora'",
+        "line 20: contestant 7: lr: sgd has no rate that suits every model",
+        "line 23: optimizer: it is given more than once",
     ):
         assert words in text, words
     # What is wrong with the shared options is not said again of each contestant.
     assert text.count("batch_size") == text.count("giraffes") == 1
-    assert caught.value.message.startswith(f"file.yaml: {len(caught.value.details)} problems")
+    assert caught.value.message.startswith(f"{path}: {len(caught.value.details)} problems")
+
+
+def test_values_that_are_no_file_or_replace_those_of_one_have_no_line(tmp_path):
+    values = {"steps": 0, "contestants": ["smollm2-135m"]}
+    with pytest.raises(ConfigError, match=r"^steps: expected a whole number"):
+        Comparison.from_mapping(values)
+    path = tmp_path / "file.yaml"
+    path.write_text("contestants: [smollm2-135m]\nsteps: 0\nsides: stacked\n")
+    with pytest.raises(ConfigError) as caught:
+        Comparison.read(path, {"steps": "-1"})
+    sides = "sides: only the scope lora can be stacked; use separate"
+    assert [text.split(" of at least")[0] for text in caught.value.details] == [
+        "steps: expected a whole number",
+        f"line 3: {sides}",
+    ]
+    assert Comparison.read(path, {"steps": "1", "sides": "separate"}).shared["steps"] == 1
 
 
 def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_path):

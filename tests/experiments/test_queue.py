@@ -12,7 +12,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments import queue
-from mlxzo.experiments.queue import DurationEstimate, Ended, RunQueue, changes, together
+from mlxzo.experiments.queue import DurationEstimate, Ended, RunQueue, changes, makespan
 from mlxzo.memory.forecast import Room
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
@@ -293,4 +293,4 @@ def test_with_a_time_limit_the_time_is_known_from_the_start(tmp_path):
     [([], [], 1, 0), ([40], [100, 100], 1, 240), ([40, 10], [100, 5], 2, 110), ([], [3, 3, 3], 2, 6), ([9], [], 4, 9)],
 )
 def test_the_time_left_of_several_at_a_time(now, coming, jobs, seconds):
-    assert together(now, coming, jobs) == seconds
+    assert makespan(now, coming, jobs) == seconds

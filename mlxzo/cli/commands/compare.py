@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.formatting import printable
-from ...core.yaml_file import read_yaml
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
@@ -44,12 +43,10 @@ if TYPE_CHECKING:
     from ...experiments.comparison import Comparison
     from ...experiments.report.summary import ComparisonReport
 
-# Options of a run that a comparison has words of its own for.
-_NOT_SHARED = ("model", "max_seconds", "seed", "name")
-_OWN = ("name", "minutes", "seeds", "contestants")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ...experiments.comparison import REPLACED
+
     parser.add_argument("--config", metavar="FILE", help="a YAML file of options and contestants")
     parser.add_argument(
         "--contestant",
@@ -68,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", metavar="DIR", help="folder of the report (default: that of the name, in --out)")
     add_json(parser)
-    add_config_options(parser, [field.name for field in options() if field.name not in _NOT_SHARED])
+    add_config_options(parser, [field.name for field in options() if field.name not in (*REPLACED, "name")])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,12 +81,11 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
     Raises:
         ConfigError: every problem at once.
     """
-    from ...experiments.comparison import Comparison
+    from ...experiments.comparison import OWN_KEYS, Comparison
 
     flags: dict[str, Any] = config_values(arguments)
-    flags |= {key: value for key in _OWN if (value := getattr(arguments, key)) is not None}
-    values = {**(read_yaml(arguments.config) if arguments.config else {}), **flags}
-    return Comparison.from_mapping(values, source=arguments.config or "")
+    flags |= {key: value for key in OWN_KEYS if (value := getattr(arguments, key)) is not None}
+    return Comparison.read(arguments.config, flags) if arguments.config else Comparison.from_mapping(flags)
 
 
 def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool = False) -> int:
@@ -113,9 +109,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
     planned = comparison.runs()
 
     def report() -> ComparisonReport:
-        found = ComparisonReport.of(
-            comparison.name, [ComparedRun.planned(each.contestant, each.config) for each in planned]
-        )
+        found = ComparisonReport.of(comparison.name, [ComparedRun.planned(each.label, each.config) for each in planned])
         write_report(found, folder, comparison.to_yaml())
         return found
 
@@ -175,10 +169,9 @@ def show(report: ComparisonReport, folder: Path, *, as_json: bool) -> None:
 
 
 def _compare_runs(arguments: argparse.Namespace) -> int:
-    """A report of runs that exist, each run's contestant told by its configuration."""
-    import hashlib
-
+    """Reports on existing runs; those of one contestant are found by their configurations."""
     from ...core.run_directory import RunDirectory
+    from ...experiments.naming import digest
     from ...experiments.report.run_record import labelled
     from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
@@ -187,8 +180,7 @@ def _compare_runs(arguments: argparse.Namespace) -> int:
         raise ConfigError("--runs compares runs that exist", "leave out --contestant and --config, or leave out --runs")
     root = getattr(arguments, "out", RunConfig.out)
     runs = list(dict.fromkeys(RunDirectory.open(text, root) for text in arguments.runs))
-    digest = hashlib.sha256("\n".join(run.id for run in runs).encode()).hexdigest()[:6]
-    name = arguments.name or f"compare-runs-{digest}"
+    name = arguments.name or f"compare-runs-{digest(chr(10).join(run.id for run in runs))}"
     folder = Path(arguments.report or Path(root) / name).expanduser().absolute()
     report = ComparisonReport.of(name, labelled(runs))
     write_report(report, folder)

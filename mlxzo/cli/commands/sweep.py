@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from ...core.run_directory import RunDirectory
     from ...experiments.dry_run import Prospect
     from ...experiments.queue import RunQueue
-    from ...experiments.sweep import PlannedRun, Sweep
+    from ...experiments.spec import PlannedRun
+    from ...experiments.sweep import Sweep
 
 _MOST_JOBS = 64
 
@@ -113,10 +114,12 @@ def _prospects(batch: Sweep) -> list[Prospect]:
 
 def _dry_run(batch: Sweep, *, as_json: bool) -> int:
     """Prints what is to be done; see the top of this file for the exit code."""
+    from ...experiments.queue import all_known
+
     _series(batch.runs, lambda run, event: None)
     found = _prospects(batch)
-    seconds = [each.seconds for each in found]
-    total = None if None in seconds else sum(seconds)
+    seconds = all_known([each.seconds for each in found])
+    total = None if seconds is None else sum(seconds)
     code = EXIT_DOES_NOT_FIT if any(each.fits is False for each in found) else EXIT_DONE
     if as_json:
         hours = None if total is None else total / 3600

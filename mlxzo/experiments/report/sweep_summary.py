@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.errors import EXIT_DONE, DoesNotFit, WorkerDied
 from ...core.files import explained, write_atomic
-from ..sweep import PlannedRun
+from ..spec import PlannedRun
 from .run_record import ComparedRun
 
 SUMMARY = "summary.jsonl"
