@@ -41,7 +41,7 @@ from mlxzo.memory.components import MemoryEstimate
 from mlxzo.memory.estimate import estimate
 from mlxzo.memory.plan import needed_bytes
 from mlxzo.memory.sizes import Data
-from mlxzo.models.architecture import shape_of
+from mlxzo.models.resolve import shape_of
 
 STEPS = 2
 SAMPLE_SECONDS = 0.005

@@ -18,7 +18,7 @@ from mlxzo.memory.estimate import Predictor, estimate
 from mlxzo.memory.forecast import sizes_of
 from mlxzo.memory.plan import settle, try_fit
 from mlxzo.memory.sizes import Data
-from mlxzo.models.architecture import shape_of
+from mlxzo.models.resolve import shape_of
 from mlxzo.tasks.base import TaskData
 
 # Assumed length of prompts whose rows are not here.

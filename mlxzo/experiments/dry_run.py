@@ -43,9 +43,9 @@ class Prospect:
         return self.forecast.footprint_bytes if self.forecast else None
 
     @property
-    def claim_bytes(self) -> int | None:
+    def reservation_bytes(self) -> int | None:
         """Memory to reserve for it, 0 if it is done; None if unknown."""
-        return self.forecast.claim_bytes if self.forecast else 0
+        return self.forecast.reservation_bytes if self.forecast else 0
 
     @property
     def fits(self) -> bool | None:
@@ -70,7 +70,7 @@ class Prospect:
         return DoesNotFit(
             f"it is predicted to take {format_bytes(size)}, and the machine has {format_bytes(self.machine_bytes)}",
             "choose a smaller model or scope; `mlxzo plan` shows what fits",
-            needed_bytes=self.forecast.claim_bytes,
+            needed_bytes=self.forecast.reservation_bytes,
         )
 
     def to_dict(self) -> dict[str, Any]:

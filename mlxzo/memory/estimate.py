@@ -381,5 +381,6 @@ class Predictor:
     @functools.cached_property
     def _weights(self) -> Component:
         shape, dtype = self.shape, self.config.dtype
-        rest = f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(dtype)
-        return Component("weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {rest}")
+        return Component(
+            "weights", shape.weight_bytes(dtype), f"{shape.parameters:,} parameters, {shape.number_format(dtype)}"
+        )

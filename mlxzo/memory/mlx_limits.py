@@ -11,9 +11,9 @@ _WIRED_SHARE = 0.75
 
 
 def set_limits(cap_bytes: int | None, cache_limit_bytes: int | None = None) -> None:
-    """Makes MLX free what it keeps rather than go beyond the cap, and leave the system room on Metal.
+    """Makes MLX free its cached buffers before it exceeds the cap, and leave the system memory on Metal.
 
-    MLX takes these limits as advice; the cap itself is held by `watch`.
+    MLX takes these limits as advice; `watch` enforces the cap.
 
     Args:
         cap_bytes: the run's cap.
@@ -22,10 +22,10 @@ def set_limits(cap_bytes: int | None, cache_limit_bytes: int | None = None) -> N
     if cache_limit_bytes is not None:
         mx.set_cache_limit(cache_limit_bytes)
     if cap_bytes is not None:
-        # The interpreter and its libraries are not MLX's to account for.
+        # MLX does not count the interpreter and its libraries.
         memory = mlx_memory()
         others = max(0, footprint_bytes() - memory.active_bytes - memory.cache_bytes)
         mx.set_memory_limit(max(1, cap_bytes - others))
     if mx.metal.is_available():
-        wired = int(_WIRED_SHARE * mx.device_info().get("max_recommended_working_set_size", 0))
+        wired = int(_WIRED_SHARE * int(mx.device_info().get("max_recommended_working_set_size", 0)))
         mx.set_wired_limit(wired if cap_bytes is None else min(wired, cap_bytes))

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
 from ..core.formatting import format_bytes
-from ..models.architecture import ModelShape, of_entry
+from ..models.architecture import ModelShape
 from ..models.registry import load_registry
+from ..models.resolve import shape_of_entry
 from .coefficients import coefficient
 from .components import MemoryEstimate, component_lines
 from .estimate import Predictor
@@ -159,10 +160,10 @@ def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
         if entry.parameters <= shape.parameters
         and entry.name != shape.name
         # Quantised weights cannot train, and scales are theirs alone.
-        and not (entry.quantization and "full" in config.parsed_scope.kinds)
-        and not (entry.quantization is None and "scales" in config.parsed_scope.kinds)
+        and not (entry.shape.quantised and "full" in config.parsed_scope.kinds)
+        and not (not entry.shape.quantised and "scales" in config.parsed_scope.kinds)
     )
-    ways += [f"--model {entry.name}" for entry in smaller if fits(of_entry(entry))][:1]
+    ways += [f"--model {entry.name}" for entry in smaller if fits(shape_of_entry(entry))][:1]
     # Rounded up to 10 MB, so that what is typed fits.
     need = -(-needed_bytes(smallest(predictor)) // 10**7)
     return [*ways, f"--memory-cap {need / 100:.2f}GB"]

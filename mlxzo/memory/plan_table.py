@@ -127,7 +127,7 @@ def _row(
     return PlanRow(
         model=shape.name,
         parameters=shape.parameters,
-        weights=f"{shape.quantization.bits}-bit" if shape.quantization else shape.dtype_at_rest(config.dtype),
+        weights=shape.number_format(config.dtype),
         quantised=shape.quantised,
         way=way,
         fits=found is not None,
@@ -165,29 +165,32 @@ def recommend(rows: Sequence[PlanRow], cap_bytes: int) -> str:
         return f"Nothing fits under {cap}: the least is {least.model} with {least.way.name}, at {need}."
     backward = [row for row in fitting if row.way.method == "bp" and row.way.scope == "lora"]
     forward = [row for row in fitting if row.way.method == "mezo"]
-    best = max(backward, key=_preference, default=None)
-    beyond = max(forward, key=_preference, default=None)
-    if best is None:
+    if not backward:
         return (
-            f"{beyond.model} with {beyond.way.name} ({format_bytes(beyond.footprint_bytes)}): under {cap} "
-            "backpropagation fits no model, not even on adapters with checkpointing."
+            f"{_named(max(forward, key=_preference))}: under {cap} backpropagation fits no model, not even on adapters "
+            "with checkpointing."
         )
-    name = f"{best.model} with {best.way.name} ({format_bytes(best.footprint_bytes)})"
-    if beyond is not None and beyond.parameters > best.parameters:
+    best = max(backward, key=_preference)
+    beyond = max(forward, key=_preference, default=best)
+    if beyond.parameters > best.parameters:
         return (
-            f"{beyond.model} with {beyond.way.name} ({format_bytes(beyond.footprint_bytes)}), which is larger than any "
-            f"that backpropagation fits under {cap}; up to {name}, backpropagation converges far faster."
+            f"{_named(beyond)}, which is larger than any that backpropagation fits under {cap}; up to {_named(best)}, "
+            "backpropagation converges far faster."
         )
-    whole = [
+    sentence = f"{_named(best)}: backpropagation fits, and converges far faster than MeZO"
+    sentence += " at nearly the same memory" if best.way.checkpointing == "on" else ""
+    mezo, bp = (
         max((row for row in fitting if row.way.method == method and row.way.scope == "full"), key=_size, default=None)
         for method in ("mezo", "bp")
-    ]
-    sentence = f"{name}: backpropagation fits, and converges far faster than MeZO"
-    sentence += " at nearly the same memory" if best.way.checkpointing == "on" else ""
-    if whole[0] is not None and (whole[1] is None or whole[0].parameters > whole[1].parameters):
-        sentence += f"; to tune all weights, MeZO fits {whole[0].model}"
-        sentence += f", and backpropagation no more than {whole[1].model}" if whole[1] else ""
+    )
+    if mezo is not None and (bp is None or mezo.parameters > bp.parameters):
+        sentence += f"; to tune all weights, MeZO fits {mezo.model}"
+        sentence += f", and backpropagation no more than {bp.model}" if bp else ""
     return sentence + "."
+
+
+def _named(row: PlanRow) -> str:
+    return f"{row.model} with {row.way.name} ({format_bytes(row.footprint_bytes)})"
 
 
 def _size(row: PlanRow) -> tuple[int, bool]:

@@ -38,7 +38,7 @@ def trained(shape: ModelShape, config: RunConfig) -> Trained:
     """What the scope of `config` trains of a model: as `models.scope.prepare` decides, from figures alone."""
     scope = config.parsed_scope
     whole = scope.last_layers is None
-    first = 0 if whole else max(0, shape.layers - scope.last_layers)
+    first = 0 if scope.last_layers is None else max(0, shape.layers - scope.last_layers)
     rest = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
     chosen: dict[str, tuple[Tensor, int]] = {}
     added = 0

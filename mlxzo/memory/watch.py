@@ -149,7 +149,8 @@ class Watch:
         self._tell, self._end = tell, end
         self._phase = "load"
         self._thinning = Thinning()
-        self._over: tuple[float, int] = (0.0, 0)
+        # The time of the first reading over the cap, and the bytes at which the thread ends the process at once.
+        self._over = (0.0, 0.0)
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory watch", daemon=True)
@@ -188,6 +189,8 @@ class Watch:
 
     def exceeded(self, kept: str) -> DoesNotFit:
         """The error for a run that went over its cap (see `Gauge.exceeded`)."""
+        if self.cap_bytes is None:
+            raise ValueError("the run has no memory cap")
         return self.gauge.exceeded(self.cap_bytes, kept)
 
     def _run(self) -> None:
@@ -200,9 +203,8 @@ class Watch:
         return self.cap_bytes is not None and self.gauge.last_bytes > NEAR_SHARE * self.cap_bytes
 
     def _grows_on(self) -> bool:
-        since, seen = self._over
-        late = time.monotonic() - since > _GRACE_SECONDS
-        return late or self.gauge.last_bytes > seen + _GRACE_SHARE * self.cap_bytes
+        since, tolerated = self._over
+        return time.monotonic() - since > _GRACE_SECONDS or self.gauge.last_bytes > tolerated
 
     def _sample(self, told: bool = False) -> None:
         with self._lock:
@@ -210,7 +212,7 @@ class Watch:
             if self._is_near():
                 self.near = True
             if self.cap_bytes is not None and seen > self.cap_bytes and not self.over:
-                self._over = time.monotonic(), seen
+                self._over = time.monotonic(), seen + _GRACE_SHARE * self.cap_bytes
                 self.over = True
             shown, kept = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
             if shown or told:

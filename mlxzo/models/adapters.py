@@ -14,7 +14,7 @@ import mlx.nn as nn
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..zo.noise import direction_key
-from .slots import Slot, decoder, parameter_slots, slot_of
+from .slots import Slot, decoder, decoder_layers, parameter_slots, slot_of
 
 # Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
 _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
@@ -22,6 +22,8 @@ _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("W
 # The linear layer an MLP ends with, as the architectures of mlx-lm call it.
 _MLP_OUTPUTS = ("down_proj", "fc2", "c_proj", "w2", "dense_4h_to_h", "fc_out", "proj_2", "ff_out")
 _GAINED = ("v_proj", "gate_proj")
+
+Linear = nn.Linear | nn.QuantizedLinear
 
 
 class PromotedNorm(nn.Module):
@@ -51,7 +53,7 @@ class BiasedLinear(nn.Module):
     half-precision model into float32.
     """
 
-    def __init__(self, linear: nn.Linear | nn.QuantizedLinear):
+    def __init__(self, linear: Linear):
         super().__init__()
         bias = linear.pop("bias", None)
         self.linear = linear
@@ -68,7 +70,7 @@ class GainedLinear(nn.Module):
     The output keeps the layer's own dtype.
     """
 
-    def __init__(self, linear: nn.Linear | nn.QuantizedLinear):
+    def __init__(self, linear: Linear):
         super().__init__()
         self.linear = linear
         self.gain = mx.ones(linear["weight"].shape[:1])
@@ -108,8 +110,8 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    layers = decoder(model)[1].model.layers
-    linears = {path for layer in layers[first:] for path, m in layer.named_modules() if _is_linear(m)}
+    layers = decoder_layers(model)
+    linears = {path for layer in layers[first:] for path, m in layer.named_modules() if isinstance(m, Linear)}
     if not linears:
         raise ConfigError("this model has no linear layers that adapters could go on", "use --scope norms/last-6")
     keys = _lora_keys(config.lora_targets, linears)
@@ -198,17 +200,13 @@ def final_norm(model: nn.Module) -> str:
     return f"{decoder(model)[0]}model.norm"
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.QuantizedLinear))
-
-
-def _projections(model: nn.Module, first: int, names: tuple[str, ...]) -> dict[str, nn.Module]:
+def _projections(model: nn.Module, first: int, names: tuple[str, ...]) -> dict[str, Linear]:
     """Linear layers of these names in decoder layers from `first` on, by path; one inside an adapter has its name."""
     found = {}
     for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
         number = layer_number(path)
         own_name = path.removesuffix(".linear").split(".")[-1]
-        if _is_linear(module) and own_name in names and number is not None and number >= first:
+        if isinstance(module, Linear) and own_name in names and number is not None and number >= first:
             found[path] = module
     return found
 

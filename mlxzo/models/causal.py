@@ -35,7 +35,7 @@ from .lazy_layers import (
     chunks,
     weight_rows,
 )
-from .slots import Slot, decoder, parameter_slots, slots_of_kind
+from .slots import Slot, decoder, decoder_layers, parameter_slots, slots_of_kind
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class CausalLM:
         self.interrupt = interrupt
         self.slots = parameter_slots(model)
         path, owner = decoder(model)
-        self.body = getattr(owner, "model", None)
-        self.layers: list = getattr(self.body, "layers", None) or []
-        self.embedding = self.body.get("embed_tokens") if isinstance(self.body, dict) else None
+        # The models of mlx-lm have no base class in common; `_check` tries the parts that are needed here.
+        self.body: Any = getattr(owner, "model", None)
+        self.layers = decoder_layers(model)
+        self.embedding: Any = self.body.get("embed_tokens") if isinstance(self.body, nn.Module) else None
         self.embedding_name = f"{path}model.embed_tokens"
-        tied = "lm_head" not in owner
-        self.head_name, self.head = (
-            (self.embedding_name, self.embedding) if tied else (f"{path}lm_head", owner["lm_head"])
-        )
+        self.head_name, self.head = self.embedding_name, self.embedding
+        if "lm_head" in owner:
+            self.head_name, self.head = f"{path}lm_head", owner["lm_head"]
         self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
         self._adapters = slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
@@ -138,7 +138,7 @@ class CausalLM:
             states = [at_positions(p, h) for p, h in zip(positions, hidden, strict=True)]
         # The final norm goes over positions one by one: those of all micro-batches pass it together.
         ends = np.cumsum([len(s) for s in states])[:-1].tolist()
-        return mx.split(self.finished(mx.concatenate(states), view), ends)
+        return list(mx.split(self.finished(mx.concatenate(states), view), ends))
 
     def looked_up(self, tokens: mx.array, given: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The rows of the embedding that `tokens` look up, [N, columns] under its name, if it is one of `given`.
@@ -409,8 +409,8 @@ class CausalLM:
             self.plain_calls = not any(mx.issubdtype(array.dtype, mx.floating) for array in passed)
             cut = len(self.layers) // 2
             prefix = self.prefix([tokens], view, cut)
-            for given in ((), (prefix, cut)):
-                if not mx.array_equal(self.hidden([tokens], everywhere, view, *given)[0], hidden).item():
+            for states, layers in ((None, 0), (prefix, cut)):
+                if not mx.array_equal(self.hidden([tokens], everywhere, view, states, layers)[0], hidden).item():
                     return True, False
         except (TypeError, ValueError, AttributeError, KeyError, IndexError):
             return True, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import mlx.core as mx
 
@@ -63,4 +64,5 @@ def streamed_logsumexp(
                 of_vectors[name] = of_vectors[name] + gradient[2][name]
         return of_hidden, {name: mx.concatenate(pieces) for name, pieces in of_rows.items()}, of_vectors
 
-    return normaliser(hidden, matrices, vectors)
+    # MLX's stub of `custom_function` gives `object`.
+    return cast(mx.array, normaliser(hidden, matrices, vectors))

@@ -22,7 +22,7 @@ from ..core.files import explained, need_free_space, publish_folder
 from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .adapters import BiasedLinear, GainedLinear, PromotedNorm
 from .loading import LoadedModel
-from .slots import decoder, parameter_slots, slot_of
+from .slots import decoder, decoder_layers, parameter_slots, slot_of
 
 CARD = "README.md"
 
@@ -121,11 +121,10 @@ def write_adapter(
     folded = None
     if config.parsed_scope.kinds == ("lora",):
         tensors = {name: slot_of(model, name).get() for name in trained}
-        layers = decoder(model)[1].model.layers
-        number = len(layers) if config.parsed_scope.last_layers is None else config.parsed_scope.last_layers
+        last = config.parsed_scope.last_layers
         keys = {name.split(".layers.", 1)[1].split(".", 1)[1].rpartition(".")[0] for name in trained}
         described["fine_tune_type"] = "lora"
-        described["num_layers"] = number
+        described["num_layers"] = len(decoder_layers(model)) if last is None else last
         described["lora_parameters"] = {
             "rank": config.lora_rank,
             "scale": config.lora_scale,
@@ -199,7 +198,7 @@ def _make_room_for_biases(model: nn.Module, config: dict[str, Any], added: tuple
             "export the run with --to journal",
         )
     config["mlp_bias"] = True
-    for layer in decoder(model)[1].model.layers:
+    for layer in decoder_layers(model):
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
             if "bias" not in linear:
                 linear.bias = mx.zeros(linear["weight"].shape[:1], linear.get("scales", linear["weight"]).dtype)

@@ -60,18 +60,16 @@ def weight_rows(module: nn.Module, name: str, rows: mx.array | None, view: View)
     """Effective rows [N, columns] (None: all) of the weight of a linear layer or embedding, dequantised where it is
     quantised."""
 
-    def seen(leaf: str) -> mx.array | None:
-        stored = module.get(leaf)
-        if stored is None:
-            return None
+    def seen(leaf: str) -> mx.array:
+        stored = module[leaf]
         return view.dense(f"{name}.{leaf}", stored) if rows is None else view.rows(f"{name}.{leaf}", stored, rows)
 
     if "scales" not in module:
         return seen("weight")
-    scales, biases = seen("scales"), seen("biases")
+    biases = seen("biases") if "biases" in module else None
     mode = getattr(module, "mode", "affine")
     packed = module["weight"] if rows is None else module["weight"][rows]
-    return mx.dequantize(packed, scales, biases, group_size=module.group_size, bits=module.bits, mode=mode)
+    return mx.dequantize(packed, seen("scales"), biases, group_size=module.group_size, bits=module.bits, mode=mode)
 
 
 class EmbeddingRows(nn.Module):

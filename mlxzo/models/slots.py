@@ -47,3 +47,8 @@ def decoder(model: nn.Module) -> tuple[str, nn.Module]:
     architecture, "language_model."."""
     inner = getattr(model, "language_model", None)
     return ("language_model.", inner) if isinstance(inner, nn.Module) else ("", model)
+
+
+def decoder_layers(model: nn.Module) -> list[Any]:
+    """The decoder layers of a model, the list that its forward pass reads; [] if it shows none."""
+    return getattr(getattr(decoder(model)[1], "model", None), "layers", None) or []

@@ -16,7 +16,7 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.scope import STEP_SIZES
 from .adapters import add_biases, add_gains, add_lora, final_norm, layer_number, promote_norms
-from .slots import Slot, decoder, parameter_slots
+from .slots import Slot, decoder, decoder_layers, parameter_slots
 
 # The squares of a tensor are summed in pieces of about this many elements.
 _PIECE_ELEMENTS = 1 << 22
@@ -76,7 +76,7 @@ def _first_layer(model: nn.Module, config: RunConfig) -> int:
         ConfigError: the model has no such layer.
     """
     scope = config.parsed_scope
-    count = len(_layers(model))
+    count = len(decoder_layers(model))
     if not count and (scope.last_layers is not None or not set(scope.kinds) <= {"full", "match", "scales"}):
         raise ConfigError(
             f"scope {config.scope} needs a model with a stack of decoder layers, and this one shows none",
@@ -166,10 +166,11 @@ def _direction_lengths(
     if config.direction_scale == "none":
         return dict.fromkeys(parameters, 1.0)
     if config.direction_scale == "auto" and sizes.length is not None:
-        final = f"{final_norm}." if kind == "norms" else None
-        # It acts on the logits directly, and stands larger steps than the norms inside the blocks.
-        long = STEP_SIZES["final norm"].length
-        lengths = {n: long if final and n.startswith(final) else sizes.length for n in parameters}
+        lengths = dict.fromkeys(parameters, sizes.length)
+        if kind == "norms":
+            # The final norm acts on the logits directly, and stands larger steps than the norms inside the blocks.
+            longer = STEP_SIZES["final norm"].typical_length
+            lengths |= {name: longer for name in parameters if name.startswith(f"{final_norm}.")}
         return {name: config.parsed_scope.rate_ratio(kind) * length for name, length in lengths.items()}
     lengths = {name: _rms(parameter) for name, parameter in parameters.items()}
     moving = [length for length in lengths.values() if length > 0.0]
@@ -190,7 +191,7 @@ def _rms(parameter: mx.array) -> float:
 
 def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
     """How many of the first decoder layers come before every parameter named."""
-    count = len(_layers(model))
+    count = len(decoder_layers(model))
     if not count:
         return 0
     after_layers = (f"{final_norm(model)}.", f"{decoder(model)[0]}lm_head.")
@@ -201,10 +202,6 @@ def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
             number = count if name.startswith(after_layers) else 0
         numbers.append(number)
     return min([*numbers, count])
-
-
-def _layers(model: nn.Module) -> list:
-    return getattr(getattr(decoder(model)[1], "model", None), "layers", None) or []
 
 
 def _floating(model: nn.Module, config: RunConfig, first: int) -> dict[str, Slot]:

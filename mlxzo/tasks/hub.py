@@ -94,7 +94,8 @@ def read_parquet(task: Task, path: str) -> list[Example]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, partitioning=None)
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is no readable parquet file: {reason}", f"delete it, or {_FIX}") from None

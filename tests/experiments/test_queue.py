@@ -13,7 +13,7 @@ from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments import queue
 from mlxzo.experiments.queue import DurationEstimate, Ended, RunQueue, changes, makespan
-from mlxzo.memory.forecast import Room
+from mlxzo.memory.forecast import MemoryBudget
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
 
@@ -151,7 +151,7 @@ def test_several_run_at_a_time_and_never_more_than_there_is_room_for(tmp_path, w
     )
     needs = {"small": 300, "large": 800, "other": 700, "huge": 2000, "unknown": None, "tiny": 1}
     configs = [config(tmp_path, name) for name in needs]
-    runs = RunQueue(configs, quiet, jobs=3, admits=Room(1000, needs).admits)
+    runs = RunQueue(configs, quiet, jobs=3, admits=MemoryBudget(1000, needs).admits)
     assert {item.run.id for item in runs.run() if not item.failed} == needs.keys()
     running, beside = [], {}
     for line in log(tmp_path):

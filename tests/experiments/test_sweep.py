@@ -10,7 +10,7 @@ from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments.dry_run import prospects
 from mlxzo.experiments.sweep import MOST_RUNS, Sweep
-from mlxzo.memory.forecast import Room, forecast
+from mlxzo.memory.forecast import MemoryBudget, forecast
 from mlxzo.memory.step_time import Calibration
 
 
@@ -193,14 +193,14 @@ RATES = Calibration(1e11, 1e10, 1e9, True, "cpu", "1", "0")
 def test_memory_is_told_against_the_cap_and_time_only_with_a_calibration(tmp_path):
     config = RunConfig(memory_cap="2GB", steps=100).resolved()
     known = forecast(config, RATES)
-    assert known.fits_cap and 5e8 < known.footprint_bytes < 2e9 and known.claim_bytes == 2e9
+    assert known.fits_cap and 5e8 < known.footprint_bytes < 2e9 and known.reservation_bytes == 2e9
     assert known.seconds(config, 50) == pytest.approx(known.seconds(config) / 2) and known.seconds(config) > 0
     assert forecast(config, None).seconds(config) is None
     small = RunConfig(memory_cap="200MB").resolved()
     assert forecast(small, None).fits_cap is False and forecast(small, None).footprint_bytes > 200e6
     # Without a cap, what has to be set aside is the prediction and a margin; what the machine lacks, it cannot fit.
     free = forecast(RunConfig().resolved(), None)
-    assert free.footprint_bytes < free.claim_bytes < 1.1 * free.footprint_bytes
+    assert free.footprint_bytes < free.reservation_bytes < 1.1 * free.footprint_bytes
     assert free.fits(10**9) is True and free.fits(10**8) is False
     timed = RunConfig(max_seconds=60.0, steps=10_000_000).resolved()
     assert forecast(timed, RATES).seconds(timed) == forecast(timed, None).seconds(timed) == 60.0
@@ -219,11 +219,12 @@ def test_what_cannot_be_predicted_is_said_to_be_unknown(options, why):
     assert why in found.unknown and found.footprint_bytes is found.fits(10**12) is found.seconds_per_step is None
 
 
-def test_runs_share_a_room_up_to_its_limit():
+def test_runs_share_a_memory_budget_up_to_its_limit():
     a, b, c, unknown = (RunConfig(name=name) for name in "abcd")
-    room = Room(1000, {"a": 600, "b": 400, "c": 401, "d": None})
-    assert room.admits(a, [b]) and not room.admits(c, [a]) and room.admits(c, [b]) and not room.admits(c, [a, b])
-    assert not room.admits(unknown, [a]) and not room.admits(a, [unknown])
+    budget = MemoryBudget(1000, {"a": 600, "b": 400, "c": 401, "d": None})
+    assert budget.admits(a, [b]) and not budget.admits(c, [a])
+    assert budget.admits(c, [b]) and not budget.admits(c, [a, b])
+    assert not budget.admits(unknown, [a]) and not budget.admits(a, [unknown])
 
 
 def test_what_is_to_be_done_about_each_run(read, tmp_path):

@@ -15,15 +15,16 @@ from mlxzo.memory.estimate import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES, Predi
 from mlxzo.memory.plan import fit, needed_bytes, smallest
 from mlxzo.memory.sizes import Data, ExampleSize
 from mlxzo.memory.trainable_sizes import trained
-from mlxzo.models.architecture import of_config, of_entry
+from mlxzo.models.architecture import of_config
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.registry import find
+from mlxzo.models.resolve import shape_of_entry
 from mlxzo.models.slots import parameter_slots
 from mlxzo.models.trainable import prepare
 from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
 from tests.tiny import tiny_config, tiny_model
 
-SMALL = of_entry(find("smollm2-360m"))
+SMALL = shape_of_entry(find("smollm2-360m"))
 
 
 def test_chunks_are_those_of_the_engine():
@@ -145,7 +146,7 @@ def test_attention_scores_count_where_they_are_made_whole():
         predicted = estimate(shape, config, Data.uniform(2048, 10, 1), on_cpu=on_cpu)
         return predicted.bytes_of("attention")
 
-    gemma = of_entry(find("gemma-3-1b"))
+    gemma = shape_of_entry(find("gemma-3-1b"))
     assert scores(SMALL, True, "mezo") == 4 * SMALL.heads * 2048**2
     assert scores(SMALL, False, "mezo") == 0
     assert scores(gemma, False, "mezo") == 2 * gemma.heads * 2048**2  # heads of 256 have no fused kernel

@@ -11,10 +11,10 @@ from mlxzo.memory.estimate import Predictor
 from mlxzo.memory.plan import alternatives, fit, needed_bytes, settle, smallest
 from mlxzo.memory.plan_table import WAYS, PlanRow, largest, recommend, table
 from mlxzo.memory.sizes import Data, Settings
-from mlxzo.models.architecture import of_entry
 from mlxzo.models.registry import find, load_registry
+from mlxzo.models.resolve import shape_of_entry
 
-SHAPE = of_entry(find("smollm2-360m"))
+SHAPE = shape_of_entry(find("smollm2-360m"))
 DATA = Data.uniform(256)
 
 
@@ -114,10 +114,10 @@ def test_what_does_not_fit_is_told_with_its_components_and_what_would():
 
 
 def test_a_smaller_model_is_named_where_only_that_helps():
-    large = of_entry(find("qwen3-8b"))
+    large = shape_of_entry(find("qwen3-8b"))
     ways = alternatives(Predictor(large, config(scope="full"), DATA, on_cpu=False), 4_000_000_000)
     assert ways[0].startswith("--model ")
-    smaller = of_entry(find(ways[0].split()[1]))
+    smaller = shape_of_entry(find(ways[0].split()[1]))
     assert smaller.parameters < large.parameters
     assert fit(config(scope="full"), smaller, DATA, 4_000_000_000, on_cpu=False)
 
@@ -128,7 +128,7 @@ def test_a_cap_below_the_process_itself_is_said_to_be_so():
 
 
 def rows_under(cap):
-    shapes = [of_entry(entry) for entry in load_registry().values()]
+    shapes = [shape_of_entry(entry) for entry in load_registry().values()]
     return table(shapes, RunConfig(batch_size=16), Data.uniform(512), cap, on_cpu=False)
 
 

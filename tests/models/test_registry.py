@@ -12,7 +12,8 @@ import pytest
 import mlxzo
 from mlxzo.core.errors import ModelError
 from mlxzo.models import registry
-from mlxzo.models.registry import Quantization, find, load_registry
+from mlxzo.models.architecture import Quantization
+from mlxzo.models.registry import find, load_registry
 
 PUBLISHED = {
     "smollm2-135m": 134_515_008,
@@ -35,7 +36,7 @@ def test_there_are_models_to_choose_from_in_both_precisions():
     entries = load_registry()
     assert len(entries) >= 18
     for name, entry in entries.items():
-        assert (entry.quantization == Quantization(bits=4, group_size=64)) == name.endswith("-4bit")
+        assert (entry.shape.quantization == Quantization(bits=4, group_size=64)) == name.endswith("-4bit")
         assert entry.repo.count("/") == 1
     assert [name for name, entry in entries.items() if entry.mirror] == [
         "smollm2-135m",
@@ -47,13 +48,14 @@ def test_there_are_models_to_choose_from_in_both_precisions():
 @pytest.mark.parametrize("name", sorted(load_registry()))
 def test_the_figures_make_the_parameter_count(name):
     entry = find(name)
-    q, kv, h = entry.heads * entry.head_dim, entry.kv_heads * entry.head_dim, entry.hidden
-    projections = [q * h, kv * h, kv * h, h * q, *[h * entry.intermediate] * 3]
-    norms = {"gemma3_text": 4 * h + 2 * entry.head_dim, "qwen3": 2 * h + 2 * entry.head_dim}
-    biases = q + 2 * kv if entry.model_type == "qwen2" else 0
-    layer = sum(projections) + norms.get(entry.model_type, 2 * h) + biases
-    embeddings = [entry.vocabulary * h] * (1 if entry.tied else 2)
-    assert entry.parameters == sum(embeddings) + entry.layers * layer + h
+    shape = entry.shape
+    q, kv, h = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
+    projections = [q * h, kv * h, kv * h, h * q, *[h * shape.intermediate] * 3]
+    norms = {"gemma3_text": 4 * h + 2 * shape.head_dim, "qwen3": 2 * h + 2 * shape.head_dim}
+    biases = q + 2 * kv if shape.model_type == "qwen2" else 0
+    layer = sum(projections) + norms.get(shape.model_type, 2 * h) + biases
+    embeddings = [shape.vocabulary * h] * (1 if shape.tied else 2)
+    assert entry.parameters == sum(embeddings) + shape.layers * layer + h
     published = PUBLISHED.get(name.removesuffix("-4bit"))
     assert published is None or entry.parameters == published
 
@@ -65,16 +67,17 @@ def test_the_figures_are_those_of_a_real_model_object(tmp_path):
 
     for name in ("smollm2-135m", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-3-270m"):
         entry = find(name)
+        shape = entry.shape
         config = {
-            "model_type": entry.model_type,
-            "hidden_size": entry.hidden,
-            "num_hidden_layers": entry.layers,
-            "intermediate_size": entry.intermediate,
-            "num_attention_heads": entry.heads,
-            "num_key_value_heads": entry.kv_heads,
-            "head_dim": entry.head_dim,
-            "vocab_size": entry.vocabulary,
-            "tie_word_embeddings": entry.tied,
+            "model_type": shape.model_type,
+            "hidden_size": shape.hidden,
+            "num_hidden_layers": shape.layers,
+            "intermediate_size": shape.intermediate,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "vocab_size": shape.vocabulary,
+            "tie_word_embeddings": shape.tied,
             "rms_norm_eps": 1e-6,
             "rope_theta": 10000.0,
             "max_position_embeddings": entry.context,

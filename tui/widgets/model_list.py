@@ -56,7 +56,7 @@ class ModelList(Grid[str]):
             return ""
         if key == "parameters":
             return format_count(entry.parameters)
-        return f"{entry.quantization.bits}-bit" if entry.quantization else entry.dtype
+        return entry.shape.number_format()
 
     def _fit_mark(self, name: str) -> str:
         found = self.predictions.get(name)

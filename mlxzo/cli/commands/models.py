@@ -13,14 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ...models.architecture import of_entry
     from ...models.registry import load_registry
+    from ...models.resolve import shape_of_entry
 
-    entries = [(entry, of_entry(entry).weight_bytes()) for entry in load_registry().values()]
+    entries = [(entry, shape_of_entry(entry).weight_bytes()) for entry in load_registry().values()]
     if arguments.json:
-        import dataclasses
-
-        print_json([{**dataclasses.asdict(entry), "weight_bytes": size} for entry, size in entries])
+        print_json([{**entry.as_dict(), "weight_bytes": size} for entry, size in entries])
         return EXIT_DONE
     from ...core.formatting import format_bytes, format_count
     from ..console import listing, output
@@ -29,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         [
             entry.name,
             format_count(entry.parameters),
-            f"{entry.quantization.bits}-bit" if entry.quantization else entry.dtype,
+            entry.shape.number_format(),
             format_bytes(size),
             "hub, mirror" if entry.mirror else "hub",
             entry.licence,

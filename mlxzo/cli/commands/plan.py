@@ -139,10 +139,10 @@ def _data(arguments: argparse.Namespace, base: RunConfig) -> tuple[Data, str]:
 
 
 def _shapes(names: Sequence[str]) -> list[ModelShape]:
-    from ...models.architecture import of_entry, shape_of
     from ...models.registry import load_registry
+    from ...models.resolve import shape_of
 
-    return [shape_of(name) for name in names] if names else [of_entry(entry) for entry in load_registry().values()]
+    return [shape_of(name) for name in names or load_registry()]
 
 
 def _need_room(rows: Sequence[PlanRow], cap: int) -> None:

@@ -156,7 +156,7 @@ def _run(batch: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
     from ...core.events import Note, Step
     from ...core.meter import system_memory
     from ...experiments.report.sweep_summary import exit_code, record, refused, write_summary
-    from ...memory.forecast import Room
+    from ...memory.forecast import MemoryBudget
     from ..console import RunsView, RunView
     from ..foreground import signals_to
 
@@ -167,8 +167,8 @@ def _run(batch: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
     for each in batch.runs:
         if each.config.name in left_out:
             records[each.config.name] = refused(each, left_out[each.config.name])
-    claims = {each.planned.config.name: each.claim_bytes for each in found}
-    room = Room(system_memory()[1] if limit is None else limit, claims)
+    reservations = {each.planned.config.name: each.reservation_bytes for each in found}
+    budget = MemoryBudget(system_memory()[1] if limit is None else limit, reservations)
     planned = {each.config.name: each for each in batch.runs if each.config.name not in left_out}
     with RunView() if jobs == 1 else RunsView() as view:
 
@@ -180,7 +180,7 @@ def _run(batch: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
             else:
                 view.show(event)
 
-        series = _series(planned.values(), emit, tick=lambda: tell(), jobs=jobs, admits=room.admits)
+        series = _series(planned.values(), emit, tick=lambda: tell(), jobs=jobs, admits=budget.admits)
         write_summary(records.values(), batch.folder)
         with signals_to(series, view) as tell:
             for name, problem in left_out.items():

@@ -62,7 +62,7 @@ class _Cursor:
     """Reads values one after the other and refuses to run past the end."""
 
     def __init__(self, data: np.ndarray):
-        self.data = memoryview(data)
+        self.data = data.data
         self.position = 0
 
     def take(self, count: int) -> memoryview:

@@ -104,13 +104,11 @@ def _byte_level(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, speci
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     if pre in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated")
-        stages = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        before = [pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated")]
     else:
-        stages = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-        if pre == "smollm":
-            stages.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(stages)
+        before = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, tokens, kinds)
     return tokenizer
