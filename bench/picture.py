@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlxzo.cli.console import ResultTable, RunView
+from mlxzo.cli.console import RunView, key_values, summary_rows
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.core.run_history import RunHistory
 
 _WIDTH = 156
 
@@ -36,20 +37,20 @@ def main() -> None:
     # Not a terminal: the lines that a live display replaces would leave nothing to see.
     console = Console(record=True, file=io.StringIO(), width=_WIDTH, force_terminal=False)
     clock = _Clock()
-    view, table = RunView(console, clock=clock), ResultTable()
+    view, history = RunView(console, clock=clock), RunHistory()
     seed = run.config.seed
     console.print("$ mlxzo quickstart" + (f" --seed {seed}" if seed else ""), style="bold", highlight=False)
     last_step = 0.0
     for event, time in run.events():
         clock.now = time
-        table.add(event)
+        history.add(event, time)
         if isinstance(event, events.Step):
             # One line in a while tells as much as all of them.
             if event.step != event.steps and time - last_step < 25:
                 continue
             last_step = time
         view.show(event)
-    table.show(console, f"runs/{run.id}")
+    console.print(key_values([*summary_rows(history), ("run", f"runs/{run.id}")]))
     arguments.svg.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(arguments.svg), title="mlxzo quickstart")
 

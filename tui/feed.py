@@ -16,9 +16,10 @@ from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import MlxzoError
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.core.run_history import RunHistory
 from mlxzo.runtime.supervisor import Supervisor
 
-from .history import History
+from .log import EventLog
 
 # Of a run whose worker was not started here, so that nobody knows how it ended.
 DIED = "its process is gone and left no word, most often because memory ran out"
@@ -90,12 +91,23 @@ class Supervision:
                     self._relayed.append((event, time.time()))
 
 
-class RunFeed:
+class _Feed:
+    """The history and the log of one run, which take in the same events."""
+
+    def __init__(self) -> None:
+        self.history, self.log = RunHistory(), EventLog()
+
+    def _add(self, event: events.Event, moment: float) -> None:
+        self.history.add(event, moment)
+        self.log.add(event, moment, self.history.elapsed)
+
+
+class RunFeed(_Feed):
     """One run, live or past, as its directory tells it. `poll` brings `history` up to date."""
 
     def __init__(self, run: RunDirectory):
+        super().__init__()
         self.run = run
-        self.history = History()
         self.label = ""
         """What the run is called in a race that it was started for."""
         self.supervision: Supervision | None = None
@@ -139,11 +151,11 @@ class RunFeed:
             for event, moment in self._tail.read():
                 if supervised and isinstance(event, events.Memory):
                     continue
-                self.history.add(event, moment)
+                self._add(event, moment)
                 if isinstance(event, events.Finished | events.Failed):
                     self._alive, self._looked = False, now
             for event, moment in relayed if self.history.outcome is None else []:
-                self.history.add(event, moment)
+                self._add(event, moment)
             return self._state() != before
 
     def start(self, *, resume: bool = False, _command: Sequence[str] | None = None) -> None:
@@ -160,7 +172,7 @@ class RunFeed:
         return self.history.version, self._alive
 
 
-class Replay:
+class Replay(_Feed):
     """A recorded stream of events, played `speed` times as fast as it happened."""
 
     running = True
@@ -178,7 +190,7 @@ class Replay:
         self.restart()
 
     def restart(self) -> None:
-        self.history = History()
+        super().__init__()
         self.paused = False
         self._next = 0
         self._played = 0.0
@@ -193,7 +205,7 @@ class Replay:
         first = self._next
         began = self._events[0][1]
         while self._next < len(self._events) and self._events[self._next][1] - began <= self._played:
-            self.history.add(*self._events[self._next])
+            self._add(*self._events[self._next])
             self._next += 1
         self.running = self._next < len(self._events)
         return self._next > first

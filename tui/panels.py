@@ -26,9 +26,10 @@ from mlxzo.core.formatting import (
     ranks_text,
 )
 from mlxzo.core.metrics import metric_named
+from mlxzo.core.run_history import RunHistory
 
 from .feed import DIED, Replay, RunFeed
-from .history import PHASES, History
+from .log import PHASES, EventLog
 from .resume_info import kept_rows
 from .widgets.axis_labels import of_metrics
 from .widgets.canvas import Line, Moment, Rule
@@ -92,8 +93,8 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
             parts.append(f"ETA {format_seconds(step.eta_seconds)}")
             if history.ranks is not None:
                 parts.append(ranks_text(history.ranks))
-        parts.append(f"elapsed {format_seconds(history.seconds)}")
-        if (best := history.best()) is not None:
+        parts.append(f"elapsed {format_seconds(history.elapsed)}")
+        if (best := history.best) is not None:
             where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
             parts.append(f"best {best.metric} {format_metric(best.metric, best.value)} at {where}")
     if len("   ".join(parts)) > width:
@@ -102,9 +103,8 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
     return Text.assemble(left, "\n", (printable("   ".join(parts)), "dim"))
 
 
-def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
+def draw_loss(chart: Chart, history: RunHistory, config: RunConfig | None) -> None:
     """What the run minimises, step by step; `config` is None where it is not known."""
-    steps = history["steps"]
     what = objective_words("loss" if config is None else config.objective)
     chart.title = "1 Loss" if what == "loss" else f"1 Objective: {what}"
     note = ""
@@ -112,25 +112,21 @@ def draw_loss(chart: Chart, history: History, config: RunConfig | None) -> None:
         share = tie_share(history, config)
         last = f"ties {100 * share:.0f} %" if share else f"last {format_loss(history.step.loss)}"
         note = f"smoothed {format_loss(history.step.smoothed_loss)} · {last}"
-    chart.show(
-        [Line(what, steps, history["loss"], "faint"), Line("smoothed", steps, history["smoothed"], "one")],
-        note=note,
-    )
+    steps = np.array(history.steps["step"])
+    losses, smoothed = np.array(history.steps["loss"]), np.array(history.steps["smoothed_loss"])
+    chart.show([Line(what, steps, losses, "faint"), Line("smoothed", steps, smoothed, "one")], note=note)
 
 
-def tie_share(history: History, config: RunConfig | None) -> float:
-    """The share of the directions so far on whose two sides the batch scored just the same: they told nothing."""
-    directions = len(history["ties"]) * (1 if config is None else config.queries or 1)
-    return float(history["ties"].sum()) / directions if directions else 0.0
+def tie_share(history: RunHistory, config: RunConfig | None) -> float:
+    """The share of the directions so far that gave no signal."""
+    return history.tie_share(1 if config is None else config.queries or 1)
 
 
-def draw_accuracy(chart: Chart, history: History) -> None:
-    zero = history.zero_shot()
-    metric = zero.metric if zero else "accuracy"
+def draw_accuracy(chart: Chart, history: RunHistory) -> None:
+    zero, best, found = history.zero_shot.get("validation"), history.best, history.validation
+    metric = history.metric or "accuracy"
     chart.title = f"2 Validation {metric}"
     chart.y_labels, chart.y_value = of_metrics([metric_named(metric)]), metric_named(metric).text
-    found = [e for e, _ in history.evaluations if e.split == "validation"]
-    best = history.best()
     rules = []
     if zero is not None:
         before, largest = format_metric(metric, zero.value), format_metric(metric, zero.majority)
@@ -145,40 +141,43 @@ def draw_accuracy(chart: Chart, history: History) -> None:
         note = f"best {format_metric(metric, best.value)} at step {best.step}"
     series = Line(
         metric,
-        np.array([e.step for e in found], dtype=float),
-        np.array([np.nan if e.value is None else e.value for e in found]),
+        np.array([each.step for each in found], dtype=float),
+        # A value that was not finite is None.
+        np.array([each.value for each in found], dtype=float),
         "two",
-        marks=["★" if e is best else "●" for e in found],
+        marks=["★" if each.evaluation is best else "●" for each in found],
     )
     until = None if history.step is None else float(history.step.step)
     chart.show([series] if found else [], rules, note=note, until=until)
 
 
-def draw_memory(chart: Chart, history: History) -> None:
-    seconds, memory = history["memory_seconds"], history["memory_bytes"]
-    note = f"peak {format_bytes(history.peak_bytes)}" if len(memory) else ""
-    rules = []
+def draw_memory(chart: Chart, history: RunHistory) -> None:
+    seconds, memory = np.array(history.footprints["elapsed"]), np.array(history.footprints["bytes"])
+    peak, cap = history.most_bytes, history.cap_bytes
+    note, rules = "", []
     if len(memory):
-        rules.append(Rule(f"peak {format_bytes(history.peak_bytes)}", history.peak_bytes, over=False))
-    if history.cap_bytes is not None:
-        rules.append(Rule(f"cap {format_bytes(history.cap_bytes)}", history.cap_bytes, "limit", "━", short="cap"))
-        note += f" of {format_bytes(history.cap_bytes)} ({100 * history.peak_bytes / history.cap_bytes:.0f} %)"
+        note = f"peak {format_bytes(peak)}"
+        rules.append(Rule(note, peak, over=False))
+    if cap is not None:
+        rules.append(Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap"))
+        note += f" of {format_bytes(cap)} ({100 * peak / cap:.0f} %)"
     moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases]
     chart.show([Line("in use", seconds, memory, "three", area=True)], rules, moments, note=note)
 
 
-def draw_speed(chart: Chart, history: History) -> None:
-    steps = history["steps"]
+def draw_speed(chart: Chart, history: RunHistory) -> None:
     note = ""
     if history.step is not None:
         note = f"{history.step.steps_per_second:.2f} steps/s · {history.step.tokens_per_second:,.0f} tokens/s"
-    chart.show([Line("steps/s", steps, history["steps_per_second"], "four")], note=note)
+    steps, speeds = np.array(history.steps["step"]), np.array(history.steps["steps_per_second"])
+    chart.show([Line("steps/s", steps, speeds, "four")], note=note)
 
 
 def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
     """Names and values of what is known of a run."""
     history = feed.history
-    loaded, step, zero, best, test = history.loaded, history.step, history.zero_shot(), history.best(), history.tested()
+    loaded, step, best, test = history.loaded, history.step, history.best, history.test
+    zero = history.zero_shot.get("validation")
     rows: list[tuple[str, str]] = []
     if loaded is not None:
         share = 100 * loaded.trainable_parameters / max(1, loaded.parameters)
@@ -215,7 +214,7 @@ def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def samples_text(history: History) -> Text:
+def samples_text(history: RunHistory) -> Text:
     """Prompts with the model's answers before training and now."""
     if not history.samples:
         return Text("Answers to a few validation prompts appear with the first evaluation.", "dim")
@@ -240,10 +239,10 @@ def machine_text(memory: events.Memory) -> str:
     return words + (f", pressure {pressure}" if pressure else "")
 
 
-def log_text(history: History) -> Text:
+def log_text(log: EventLog) -> Text:
     """The last lines of the log, each with its time of day."""
     lines = [
         Text.assemble((f"{datetime.fromtimestamp(line.time):%H:%M:%S} ", "dim"), f"{line.mark} {printable(line.text)}")
-        for line in history.log[-_LOG_LINES:]
+        for line in log.lines[-_LOG_LINES:]
     ]
     return Text("\n").join(lines) if lines else Text("Nothing has happened yet.", "dim")

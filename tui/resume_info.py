@@ -7,12 +7,11 @@ from datetime import datetime
 from mlxzo.core import events
 from mlxzo.core.formatting import format_bytes
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.core.run_history import RunHistory
 from mlxzo.zo.journal import JournalError, steps_in
 
-from .history import History
 
-
-def kept_rows(run: RunDirectory | None, history: History) -> list[tuple[str, str]]:
+def kept_rows(run: RunDirectory | None, history: RunHistory) -> list[tuple[str, str]]:
     """Names and values; of a recording, which has no directory, what its events tell."""
     rows = []
     if (best := history.saved.get(str(BEST_STATE))) is not None:

@@ -18,18 +18,18 @@ from ..core import events
 from ..core.formatting import (
     evaluated_line,
     format_amount,
+    format_bytes,
     format_loss,
-    format_metric,
     format_seconds,
     format_share,
     loaded_line,
     memory_text,
     objective_words,
-    peak_memory_text,
     printable,
     ranks_text,
 )
 from ..core.metrics import metric_named
+from ..core.run_history import RunHistory
 
 _PLAIN_SECONDS = 10.0
 _PHASES = {
@@ -188,56 +188,31 @@ class RunsView(RunView):
         super()._say(text if self._run in text else f"{self._run}: {text}", style)
 
 
-class ResultTable:
-    """Gathers the evaluations of a run and shows, on one split, what training was worth."""
-
-    def __init__(self) -> None:
-        self._evaluations: list[events.Evaluated] = []
-        self._train_seconds = 0.0
-        self._steps = 0
-        self._tokens = self._padded_tokens = 0
-        self._memory: events.Memory | None = None
-
-    def add(self, event: events.Event) -> None:
-        if isinstance(event, events.Evaluated):
-            self._evaluations.append(event)
-        elif isinstance(event, events.Step):
-            self._train_seconds += event.seconds
-            self._steps += 1
-            self._tokens += event.tokens
-            self._padded_tokens += event.padded_tokens
-        elif isinstance(event, events.Memory):
-            self._memory = event
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Label and value of every line of the table."""
-        last = next((item for item in reversed(self._evaluations) if item.kind == "test"), None)
-        if last is None:
-            # No test split, or stopped before it: the best on validation, which tuning has seen.
-            best = (item for item in reversed(self._evaluations) if item.kind == "validation" and item.best)
-            last = next(best, None)
-        rows = []
-        if last is not None:
-            split = last.split
-            before = next((e for e in self._evaluations if e.kind == "zero-shot" and e.split == split), None)
-            if last.majority is not None:
-                rows.append(("majority class", format_metric(last.metric, last.majority)))
-            if before is not None:
-                rows.append(("zero-shot", format_metric(before.metric, before.value)))
-            rows.append(("tuned", format_metric(last.metric, last.value) + _gain(before, last)))
-            rows.append(("measured by", f"{last.metric} on {last.examples} {split} examples"))
-        if self._steps:
-            speed = self._steps / self._train_seconds if self._train_seconds else 0.0
-            training = f"{self._steps} steps in {format_seconds(self._train_seconds)}, {speed:.2f} steps/s"
-            if self._padded_tokens:
-                training += f"; {100 * (1 - self._tokens / self._padded_tokens):.0f} % of all tokens were padding"
-            rows.append(("training", training))
-        if self._memory is not None:
-            rows.append(("peak memory", peak_memory_text(self._memory)))
-        return rows
-
-    def show(self, console: Console, run: str) -> None:
-        console.print(key_values([*self.rows(), ("run", run)]))
+def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
+    """Names and values of what a run has reached: on one split before and after training, its speed, its memory."""
+    rows = []
+    # Without a test split, or stopped before it: the best on validation, which has chosen the state.
+    best = history.best if history.best and history.best.kind == "validation" else None
+    if (after := history.test or best) is not None:
+        metric, before = metric_named(after.metric), history.zero_shot.get(after.split)
+        if after.majority is not None:
+            rows.append(("majority class", metric.text(after.majority)))
+        if before is not None:
+            rows.append(("zero-shot", metric_named(before.metric).text(before.value)))
+        gain = metric.gain_text(before.value, after.value) if before and before.metric == after.metric else ""
+        rows.append(("tuned", metric.text(after.value) + (f" ({gain} over zero-shot)" if gain else "")))
+        rows.append(("measured by", f"{after.metric} on {after.examples} {after.split} examples"))
+    if count := len(history.steps):
+        seconds, padded = history.training_seconds, sum(history.steps["padded_tokens"])
+        training = f"{count} steps in {format_seconds(seconds)}, {count / seconds if seconds else 0.0:.2f} steps/s"
+        if padded:
+            training += f"; {100 * (1 - sum(history.steps['tokens']) / padded):.0f} % of all tokens were padding"
+        rows.append(("training", training))
+    if (footprint := history.footprint_bytes) is not None:
+        peak = f"{format_bytes(footprint)} (MLX's arrays {format_bytes(history.peak_bytes or 0)})"
+        cap = "" if history.cap_bytes is None else f"; cap {format_bytes(history.cap_bytes)}"
+        rows.append(("peak memory", peak + cap))
+    return rows
 
 
 def key_values(rows: list[tuple[str, str]]) -> Table:
@@ -275,10 +250,3 @@ def waiting(text: str) -> Iterator[None]:
         return
     with console.status(Text(printable(text))):
         yield
-
-
-def _gain(before: events.Evaluated | None, after: events.Evaluated) -> str:
-    if before is None or before.metric != after.metric:
-        return ""
-    gain = metric_named(after.metric).gain_text(before.value, after.value)
-    return f" ({gain} over zero-shot)" if gain else ""

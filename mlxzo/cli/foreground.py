@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from ..core import events
 from ..core.run_directory import RunDirectory
+from ..core.run_history import RunHistory
 from ..runtime.supervisor import Supervisor
-from .console import ResultTable, RunView, output
+from .console import RunView, key_values, output, summary_rows
 from .options import print_json
 
 _POLL_SECONDS = 0.25
@@ -44,17 +45,17 @@ def train(run: RunDirectory, *, as_json: bool, resume: bool = False, allow_code:
         MlxzoError: the run did not finish; title, fix and exit code are the worker's own.
     """
     supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
-    table = watch(supervisor, f"run directory {run.path}")
+    history = watch(supervisor, f"run directory {run.path}")
     outcome = supervisor.outcome
     assert outcome is not None
     if isinstance(outcome, events.Failed):
         raise dataclasses.replace(outcome, details=[*outcome.details, f"run directory: {run.path}"]).error()
-    show_result(outcome.result, run, table, as_json=as_json)
+    show_result(outcome.result, run, history, as_json=as_json)
 
 
-def watch(running: Running, note: str = "") -> ResultTable:
-    """Starts `running` and shows its events until it has ended; returns the table of its evaluations."""
-    table = ResultTable()
+def watch(running: Running, note: str = "") -> RunHistory:
+    """Starts `running` and shows its events until it has ended; returns the history of those events."""
+    history = RunHistory()
     # The handlers are in place before there is a worker that a Ctrl-C could leave behind.
     with RunView() as view, signals_to(running, view) as show_stop:
         if note:
@@ -62,17 +63,18 @@ def watch(running: Running, note: str = "") -> ResultTable:
         running.start()
         while running.running:
             for event in running.poll(_POLL_SECONDS):
-                table.add(event)
+                history.add(event)
                 view.show(event)
             show_stop()
-    return table
+    return history
 
 
-def show_result(result: dict[str, Any], run: RunDirectory, table: ResultTable, *, as_json: bool) -> None:
+def show_result(result: dict[str, Any], run: RunDirectory, history: RunHistory, *, as_json: bool) -> None:
     """Prints the table of a finished run to stdout, or its result as JSON there and the table to stderr."""
     if as_json:
         print_json({**result, "run": str(run.path)})
-    table.show(RunView().console if as_json else output(), str(run.path))
+    console = RunView().console if as_json else output()
+    console.print(key_values([*summary_rows(history), ("run", str(run.path))]))
 
 
 @contextlib.contextmanager

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 # Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
 from ..core.braille import BLANK, Window, curve
-from ..core.curves import Curves
-from ..core.formatting import format_bytes, format_loss, format_metric, format_seconds
+from ..core.formatting import format_bytes, format_loss, format_seconds
+from ..core.metrics import metric_named
+from ..core.run_history import RunHistory
 
 _HEIGHT = 5
 _NARROWEST = 30
 
 
-def plots(curves: Curves, width: int, cap_bytes: int | None = None) -> list[str]:
+def plots(history: RunHistory, width: int, cap_bytes: int | None = None) -> list[str]:
     """A run's plots as lines of at most `width` characters; those that would have fewer than two points are left out.
 
     Args:
         cap_bytes: the run's memory cap, named where there is one.
     """
     lines: list[str] = []
-    smoothed = [(each.step, each.smoothed_loss) for each in curves.steps]
+    steps, footprints = history.steps, history.footprints
+    smoothed = zip(steps["step"], steps["smoothed_loss"], strict=True)
     lines += _plot("training loss, smoothed", smoothed, format_loss, _step, width)
-    if curves.validation:
-        metric = curves.zero_shot["validation"].metric if "validation" in curves.zero_shot else "metric"
-        measured = [(each.step, each.value) for each in curves.validation]
-        lines += _plot(f"validation {metric}", measured, lambda value: format_metric(metric, value), _step, width)
+    if history.metric is not None:
+        measured = [(each.step, each.value) for each in history.validation]
+        metric = metric_named(history.metric)
+        lines += _plot(f"validation {metric.name}", measured, metric.text, _step, width)
     cap = "" if cap_bytes is None else f", cap {format_bytes(cap_bytes)}"
-    footprints = [(each.seconds, each.bytes) for each in curves.footprints]
-    lines += _plot(f"memory{cap}", footprints, lambda value: format_bytes(int(value)), format_seconds, width)
+    if history.memory is not None:
+        sampled = zip(footprints["seconds"], footprints["bytes"], strict=True)
+        lines += _plot(f"memory{cap}", sampled, lambda value: format_bytes(int(value)), format_seconds, width)
     return lines
 
 
@@ -40,13 +43,13 @@ def _step(number: float) -> str:
 
 def _plot(
     title: str,
-    points: Sequence[tuple[float, float | None]],
+    points: Iterable[tuple[float, float | None]],
     y_text: Callable[[float], str],
     x_text: Callable[[float], str],
     width: int,
 ) -> list[str]:
     """One plot: its title, the curve beside its highest and lowest value, and where it begins and ends."""
-    # A loss that is not finite is None. The time of a run that went on begins again where its last state was.
+    # A value that is not finite is None. The time of a run that went on begins again where its last state was.
     ordered = sorted((place, np.nan if value is None else value) for place, value in points)
     x, y = np.array(ordered, dtype=float).reshape(-1, 2).T
     known = np.isfinite(y)

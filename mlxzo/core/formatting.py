@@ -55,12 +55,6 @@ def memory_text(event: events.Memory) -> str:
     return f"{format_bytes(event.footprint_bytes)}, peak {format_bytes(event.peak_footprint_bytes)}{cap}"
 
 
-def peak_memory_text(event: events.Memory) -> str:
-    """What the run took at most, as the system counts it and as MLX does, and its cap."""
-    cap = "" if event.cap_bytes is None else f"; cap {format_bytes(event.cap_bytes)}"
-    return f"{format_bytes(event.peak_footprint_bytes)} (MLX's arrays {format_bytes(event.peak_bytes)}){cap}"
-
-
 def objective_words(objective: str) -> str:
     """What a step reports as its loss, by the option `objective`: the loss itself, or 1 less what is to rise."""
     return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"

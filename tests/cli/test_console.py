@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mlxzo.cli.console import ResultTable, RunsView, RunView, key_values, listing
+from mlxzo.cli.console import RunsView, RunView, key_values, listing, summary_rows
 from mlxzo.core import events
 from mlxzo.core.formatting import describe, format_count, format_metric, format_seconds, printable
+from mlxzo.core.run_history import RunHistory
 
 
 def step(number, steps=100, loss=0.5):
@@ -138,10 +139,10 @@ def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
 
 
 def test_the_table_compares_on_the_test_split():
-    table = ResultTable()
+    history = RunHistory()
     for event in RUN:
-        table.add(event)
-    assert table.rows() == [
+        history.add(event)
+    assert summary_rows(history) == [
         ("majority class", "52.0 %"),
         ("zero-shot", "61.0 %"),
         ("tuned", "78.0 % (+17.0 points over zero-shot)"),
@@ -152,23 +153,23 @@ def test_the_table_compares_on_the_test_split():
 
 
 def test_a_reward_has_the_scale_of_its_judge():
-    table = ResultTable()
+    history = RunHistory()
     for event in (evaluated("zero-shot", "test", 0.464), evaluated("test", "test", 0.498)):
-        table.add(replace(event, metric="reward", majority=None))
-    assert table.rows()[:2] == [("zero-shot", "0.464"), ("tuned", "0.498 (+0.034 over zero-shot)")]
+        history.add(replace(event, metric="reward", majority=None))
+    assert summary_rows(history)[:2] == [("zero-shot", "0.464"), ("tuned", "0.498 (+0.034 over zero-shot)")]
 
 
 def test_without_a_test_split_the_table_says_validation():
-    table = ResultTable()
-    table.add(evaluated("zero-shot", "validation", 0.5))
-    table.add(evaluated("validation", "validation", 0.7, best=True))
-    table.add(evaluated("validation", "validation", 0.6))
-    assert dict(table.rows())["tuned"] == "70.0 % (+20.0 points over zero-shot)"
-    assert dict(table.rows())["measured by"] == "accuracy on 100 validation examples"
+    history = RunHistory()
+    history.add(evaluated("zero-shot", "validation", 0.5))
+    history.add(evaluated("validation", "validation", 0.7, best=True))
+    history.add(evaluated("validation", "validation", 0.6))
+    assert dict(summary_rows(history))["tuned"] == "70.0 % (+20.0 points over zero-shot)"
+    assert dict(summary_rows(history))["measured by"] == "accuracy on 100 validation examples"
 
 
 def test_an_empty_run_has_an_empty_table():
-    assert ResultTable().rows() == []
+    assert summary_rows(RunHistory()) == []
 
 
 def test_tables_keep_markup_and_control_characters_as_text():

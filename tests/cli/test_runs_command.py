@@ -11,8 +11,8 @@ import pytest
 from mlxzo.cli.main import main
 from mlxzo.cli.plots import plots
 from mlxzo.core import events
-from mlxzo.core.curves import Curves
 from mlxzo.core.run_directory import RunDirectory, list_runs
+from mlxzo.core.run_history import RunHistory
 from tests.experiments.report.recorded import evaluated, failed, finished, memory, record, step, story
 
 
@@ -84,11 +84,22 @@ def test_a_run_is_shown_with_its_curves(capsys, root):
         assert words in shown, shown
 
 
+def test_a_run_that_was_killed_and_resumed_shows_every_step_once(capsys, root):
+    """A run of 100 steps that was killed at step 60 and went on from step 20 had "140 steps" and their seconds."""
+    told = [step(n, 100, 1000) for n in range(1, 61)] + [memory(9_000_000, 1000), events.Resumed(20)]
+    told += [step(n, 100, 1000) for n in range(21, 101)] + [memory(5_000_000, 1000)]
+    record(root, "resumed", 0, finished(told), method="bp")
+    shown = runs(capsys, root, "show", "resumed-s0")[1].out
+    assert "100 steps in 3 min 20 s, 0.50 steps/s" in shown
+    # The most that either of its processes took.
+    assert "9.0 MB (MLX's arrays 1.0 kB)" in shown
+
+
 def test_a_plot_goes_up_where_its_values_do_and_leaves_out_what_is_not_known():
-    curves = Curves()
+    history = RunHistory()
     for number, value in enumerate((0.2, 0.4, None, 0.8)):
-        curves.add(replace(step(number + 1, 4, 1000), smoothed_loss=value))
-    title, *rows, axis = plots(curves, 60)[1:]
+        history.add(replace(step(number + 1, 4, 1000), smoothed_loss=value))
+    title, *rows, axis = plots(history, 60)[1:]
     assert title == "training loss, smoothed" and rows[0].startswith("0.8000 ┤") and rows[-1].startswith("0.2000 ┤")
     assert re.fullmatch(r" +step 1 +step 4", axis)
     # Where the first dot of each row is: the higher the row, the further right.
@@ -98,15 +109,15 @@ def test_a_plot_goes_up_where_its_values_do_and_leaves_out_what_is_not_known():
 
 
 def test_flat_and_missing_curves_and_time_that_went_back_are_plotted_without_a_fuss():
-    curves = Curves()
-    assert plots(curves, 80) == []
+    history = RunHistory()
+    assert plots(history, 80) == []
     for number in range(1, 9):
-        curves.add(step(number, 8, 1000))
-        curves.add(memory(5_000_000, 1000))
-    curves.add(events.Resumed(2))
-    curves.add(memory(9_000_000, 1000))
-    curves.add(evaluated("validation", "validation", 2, np.nan))
-    lines = plots(curves, 10, 10**9)
+        history.add(step(number, 8, 1000))
+        history.add(memory(5_000_000, 1000))
+    history.add(events.Resumed(2))
+    history.add(memory(9_000_000, 1000))
+    history.add(evaluated("validation", "validation", 2, np.nan))
+    lines = plots(history, 10, 10**9)
     assert sum("0.6000 ┤⠤⠤" in line for line in lines) == 1 and "memory, cap 1.0 GB" in lines
 
 

@@ -219,8 +219,8 @@ def test_the_events_of_a_supervised_run_count_once(make_run, root, worker):
         assert time.monotonic() < limit
         run.poll()
         time.sleep(0.02)
-    assert run.history["steps"].tolist() == [1, 2, 3]
-    assert [line.mark for line in run.history.log].count("✓") == 1
+    assert run.history.steps["step"].tolist() == [1, 2, 3]
+    assert [line.mark for line in run.log.lines].count("✓") == 1
 
 
 def test_a_killed_worker_is_told_in_plain_words(make_run, root, worker):
@@ -328,7 +328,7 @@ def test_steps_that_come_again_after_a_resumption_replace_the_old_ones(tmp_path)
     history = RunFeed(RunDirectory(tmp_path)).history
     for second, step in enumerate((1, 2, 3, 2, 3)):
         history.add(_step(step, loss=float(second)), float(second))
-    assert history["steps"].tolist() == [1, 2, 3] and history["loss"].tolist() == [0, 3, 4]
+    assert history.steps["step"].tolist() == [1, 2, 3] and history.steps["loss"].tolist() == [0, 3, 4]
 
 
 def _step(number, loss):

@@ -215,7 +215,7 @@ def test_a_task_of_ones_own_trains_a_tiny_model(root, tickets):
         await pilot.press("f9")
         await wait_for(pilot, "✓ finished", 600)
         assert pilot.app.current.history.loaded.task == "tickets"
-        assert pilot.app.current.history["steps"].tolist() == [1, 2, 3, 4]
+        assert pilot.app.current.history.steps["step"].tolist() == [1, 2, 3, 4]
 
     setup(root, scenario)
 

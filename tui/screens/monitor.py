@@ -226,7 +226,7 @@ class Monitor(Page):
         """Draws what is new: steps at the pace of the screen, anything else at once."""
         history = feed.history
         state = (feed, history, history.version, feed.running)
-        happened = (feed, history, feed.running, history.phase, history.paused, len(history.log), history.samples)
+        happened = (feed, history, feed.running, history.phase, history.paused, len(feed.log.lines), history.samples)
         if self._status_pace.is_due(state, happened):
             status = self.query_one("#status", Static)
             status.border_title = title(feed.title)
@@ -237,7 +237,7 @@ class Monitor(Page):
             self._happened = happened
             self.refresh_bindings()
             self.query_one("#samples", Panel).show(samples_text(history))
-            self.query_one("#log", Panel).show(log_text(history), to_end=True)
+            self.query_one("#log", Panel).show(log_text(feed.log), to_end=True)
         if self._facts_pace.is_due(state, happened):
             rows = facts_rows(feed)
             self.query_one("#facts", Panel).show(facts_table(rows), key=tuple(rows))

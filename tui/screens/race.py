@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,9 +15,9 @@ from textual.widgets import Static
 from mlxzo.core import events
 from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, objective_words, printable
 from mlxzo.core.metrics import metric_named
+from mlxzo.core.run_history import RunHistory
 
 from ..feed import RunFeed
-from ..history import History
 from ..panels import state_words
 from ..throttle import Throttle
 from ..widgets.axis_labels import of_metrics, plain, size
@@ -130,7 +130,7 @@ class Race(Page):
             feed.poll()
         happened = (
             self._position(),
-            *((feed, feed.running, feed.history.phase, len(feed.history.log), feed.history.paused) for feed in feeds),
+            *((feed, feed.running, feed.history.phase, len(feed.log.lines), feed.history.paused) for feed in feeds),
         )
         if self._pace.is_due((happened, *(feed.history.version for feed in feeds)), happened):
             self._draw(feeds)
@@ -140,7 +140,7 @@ class Race(Page):
     def _draw(self, feeds: list[RunFeed]) -> None:
         self.query_one("#legend", Words).show(self._legend(feeds))
         accuracy = self.query_one("#race-accuracy", Chart)
-        metrics = {e.metric for feed in feeds for e, _ in feed.history.evaluations}
+        metrics = {each.evaluation.metric for feed in feeds for each in feed.history.evaluations}
         accuracy.title = "Validation " + " and ".join(sorted(metrics)) if metrics else "Validation"
         of = [metric_named(metric) for metric in metrics]
         accuracy.y_labels = of_metrics(of)
@@ -156,15 +156,15 @@ class Race(Page):
         )
         loss.show(
             [
-                Line(_mark(n), f.history["step_seconds"], f.history["smoothed"], _style(n), end=_mark(n))
-                for n, f in enumerate(feeds)
+                _line(n, feed.history.steps["elapsed"], feed.history.steps["smoothed_loss"])
+                for n, feed in enumerate(feeds)
             ]
         )
         caps = {feed.history.cap_bytes for feed in feeds} - {None}
         self.query_one("#race-memory", Chart).show(
             [
-                Line(_mark(n), f.history["memory_seconds"], f.history["memory_bytes"], _style(n), end=_mark(n))
-                for n, f in enumerate(feeds)
+                _line(n, feed.history.footprints["elapsed"], feed.history.footprints["bytes"])
+                for n, feed in enumerate(feeds)
             ],
             [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
         )
@@ -190,7 +190,6 @@ class Race(Page):
 
     def _cell(self, feed: RunFeed, key: str) -> str:
         history = feed.history
-        best, test, zero = history.best(), history.tested(), history.zero_shot()
         if key == "mark":
             return _mark(self.app.race.index(feed)) if feed in self.app.race else ""
         if key == "name":
@@ -201,12 +200,12 @@ class Race(Page):
         if key == "steps":
             return "-" if history.step is None else f"{history.step.step}/{history.step.steps}"
         if key == "time":
-            return format_seconds(history.seconds)
+            return format_seconds(history.elapsed)
         if key == "peak":
-            return format_bytes(history.peak_bytes)
+            return format_bytes(history.most_bytes)
         if key == "cap":
-            return "-" if history.cap_bytes is None else f"{100 * history.peak_bytes / history.cap_bytes:.0f} %"
-        found = {"zero": zero, "best": best, "test": test}[key]
+            return "-" if history.cap_bytes is None else f"{100 * history.most_bytes / history.cap_bytes:.0f} %"
+        found = {"zero": history.zero_shot.get("validation"), "best": history.best, "test": history.test}[key]
         return "-" if found is None else format_metric(found.metric, found.value)
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
@@ -251,20 +250,24 @@ def _style(number: int) -> str:
     return _STYLES[number % len(_STYLES)]
 
 
-def _accuracy(history: History, number: int) -> Line:
-    found = [(e, seconds) for e, seconds in history.evaluations if e.split == "validation"]
+def _line(number: int, x: Sequence[float], y: Sequence[float]) -> Line:
+    return Line(_mark(number), np.array(x), np.array(y), _style(number), end=_mark(number))
+
+
+def _accuracy(history: RunHistory, number: int) -> Line:
     return Line(
         _mark(number),
-        np.array([seconds for _, seconds in found]),
-        np.array([np.nan if e.value is None else e.value for e, _ in found]),
+        np.array([each.elapsed for each in history.validation]),
+        # A value that was not finite is None.
+        np.array([each.value for each in history.validation], dtype=float),
         _style(number),
         marks=_mark(number),
     )
 
 
-def _references(histories: Iterable[History]) -> list[Rule]:
+def _references(histories: Iterable[RunHistory]) -> list[Rule]:
     """The share of the largest class, where all runs agree on it."""
-    shares = {(zero.metric, zero.majority) for h in histories if (zero := h.zero_shot()) is not None}
+    shares = {(zero.metric, zero.majority) for h in histories if (zero := h.zero_shot.get("validation")) is not None}
     if len(shares) != 1:
         return []
     ((metric, share),) = shares

@@ -245,20 +245,21 @@ def _row(found: dict[str, Any]) -> list[str]:
 
 
 def _show(run: RunDirectory, as_json: bool) -> None:
-    past = [event for event, _ in run.events()]
+    timed = list(run.events())
+    past = [event for event, _ in timed]
     if as_json:
         shown = [dataclasses.asdict(event) for event in past if isinstance(event, events.Evaluated)]
         saved = [dataclasses.asdict(event) for event in past if isinstance(event, events.Saved)]
         print_json({**summary(run), "evaluations": shown, "saved": saved[-1:], "config": _config(run)})
         return
     from ...core.formatting import describe, evaluated_line
-    from ..console import ResultTable, key_values, output
+    from ...core.run_history import RunHistory
+    from ..console import key_values, output, summary_rows
+    from ..plots import plots
 
-    found = summary(run)
-    table = ResultTable()
+    found, history = summary(run), RunHistory.read(timed)
     lines = []
     for event in past:
-        table.add(event)
         if isinstance(event, events.Evaluated):
             lines.append(evaluated_line(event))
         elif isinstance(event, events.Note):
@@ -272,27 +273,17 @@ def _show(run: RunDirectory, as_json: bool) -> None:
     else:
         facts += [(name, str(found[name])) for name in ("model", "task", "method", "scope", "seed")]
         status += f", step {found['step']} of {found['steps']}"
-    console.print(key_values([*facts, ("status", status), *table.rows()]))
+    console.print(key_values([*facts, ("status", status), *summary_rows(history)]))
     if lines:
         print()
     for line in lines:
         print(line)
     if console.encoding.startswith("utf"):
-        for line in _plots(run, past, console.width):
+        cap = (_config(run) or {}).get("memory_cap")
+        for line in plots(history, min(console.width, _WIDEST_PLOT), None if cap is None else parse_bytes(cap)):
             print(line)
     if past and isinstance(past[-1], events.Failed):
         print("\n" + describe(past[-1]))
-
-
-def _plots(run: RunDirectory, past: Sequence[events.Event], width: int) -> list[str]:
-    from ...core.curves import Curves
-    from ..plots import plots
-
-    curves = Curves()
-    for event in past:
-        curves.add(event)
-    cap = (_config(run) or {}).get("memory_cap")
-    return plots(curves, min(width, _WIDEST_PLOT), None if cap is None else parse_bytes(cap))
 
 
 def _config(run: RunDirectory) -> dict[str, Any] | None:

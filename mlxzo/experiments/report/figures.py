@@ -212,8 +212,8 @@ def _zero_shot(report: ComparisonReport) -> dict[str, float]:
     """Each model's validation metric before training; it does not depend on seed or method."""
     found: dict[str, float] = {}
     for run in report.runs:
-        if "validation" in run.curves.zero_shot:
-            found.setdefault(run.model_name, run.curves.zero_shot["validation"].value)
+        if "validation" in run.history.zero_shot:
+            found.setdefault(run.model_name, run.history.zero_shot["validation"].value)
     return found
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from ...core import events
 from ...core.config import RunConfig, options
-from ...core.curves import Curves
 from ...core.run_directory import RunDirectory
+from ...core.run_history import RunHistory
 from ..comparison import label_of
 from ..queue import run_directory
 
@@ -33,8 +33,8 @@ class ComparedRun:
         return ComparedRun(contestant, config, run_directory(config))
 
     @cached_property
-    def curves(self) -> Curves:
-        return Curves.read(self.run.events())
+    def history(self) -> RunHistory:
+        return RunHistory.read(self.run.events())
 
     @cached_property
     def status(self) -> Status:
@@ -53,7 +53,7 @@ class ComparedRun:
 
     @property
     def failed(self) -> events.Failed | None:
-        return self.curves.outcome if isinstance(self.curves.outcome, events.Failed) else None
+        return self.history.outcome if isinstance(self.history.outcome, events.Failed) else None
 
     @property
     def model_name(self) -> str:
@@ -62,12 +62,12 @@ class ComparedRun:
 
     @property
     def steps(self) -> int:
-        return self.curves.steps[-1].step if self.curves.steps else 0
+        return int(self.history.steps["step"][-1]) if len(self.history.steps) else 0
 
     @property
     def steps_per_second(self) -> float | None:
         """Of training alone."""
-        return self.steps / self.curves.training_seconds if self.curves.training_seconds else None
+        return self.steps / self.history.training_seconds if self.history.training_seconds else None
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -80,9 +80,9 @@ class ComparedRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure of the run, as CSV and JSON hold it; times in seconds, memory in bytes."""
-        curves, config = self.curves, self.config
-        zero_shot = curves.zero_shot
-        measured = curves.test or zero_shot.get("validation")
+        history, config = self.history, self.config
+        zero_shot, best = history.zero_shot, history.best_measurement
+        measured = history.test or zero_shot.get("validation")
         return {
             "contestant": self.contestant,
             "run": self.run.id,
@@ -98,16 +98,16 @@ class ComparedRun:
             "majority": measured.majority if measured else None,
             "zero_shot_validation": zero_shot["validation"].value if "validation" in zero_shot else None,
             "zero_shot_test": zero_shot["test"].value if "test" in zero_shot else None,
-            "best_validation": curves.best.value if curves.best else None,
-            "best_step": curves.best.step if curves.best else None,
-            "seconds_to_best": curves.best.seconds if curves.best else None,
-            "test": curves.test.value if curves.test else None,
+            "best_validation": best.value if best else None,
+            "best_step": best.step if best else None,
+            "seconds_to_best": best.seconds if best else None,
+            "test": history.test.value if history.test else None,
             "steps": self.steps,
             "steps_per_second": self.steps_per_second,
-            "seconds": curves.seconds,
-            "training_seconds": curves.training_seconds,
-            "peak_bytes": curves.peak_bytes,
-            "footprint_bytes": curves.footprint_bytes,
+            "seconds": history.seconds,
+            "training_seconds": history.training_seconds,
+            "peak_bytes": history.peak_bytes,
+            "footprint_bytes": history.footprint_bytes,
             "needed_bytes": self.needed_bytes,
             "memory_cap_bytes": config.memory_cap_bytes,
             "problem": self.failed.message if self.failed else None,

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...core import events
 from ...core.config import RunConfig
-from ...core.curves import Measured
 from ...core.formatting import format_metric, format_seconds
 from ...core.metrics import metric_named
+from ...core.run_history import Measurement
 from .run_record import ComparedRun, Status
 
 # What runs have to share for their figures to be comparable, and how a reader would call it.
@@ -74,7 +74,7 @@ class Contender:
 
     @property
     def metric(self) -> str | None:
-        measured = next((run.curves.zero_shot["validation"] for run in self.runs if run.curves.zero_shot), None)
+        measured = next((run.history.zero_shot["validation"] for run in self.runs if run.history.zero_shot), None)
         return measured.metric if measured else None
 
     @property
@@ -95,7 +95,7 @@ class Contender:
     def zero_shot(self) -> Spread | None:
         """The untrained model on the same split as `tuned`, of all runs that came so far."""
         return Spread.of(
-            run.curves.zero_shot[self.split].value for run in self.runs if self.split in run.curves.zero_shot
+            run.history.zero_shot[self.split].value for run in self.runs if self.split in run.history.zero_shot
         )
 
     @property
@@ -108,20 +108,20 @@ class Contender:
 
     @property
     def seconds_to_best(self) -> Spread | None:
-        return self.spread(lambda run: run.curves.best.seconds if run.curves.best else None)
+        return self.spread(lambda run: best.seconds if (best := run.history.best_measurement) else None)
 
     @property
     def peak_bytes(self) -> Spread | None:
         """MLX's peak, of all runs that came to compute something."""
-        return Spread.of(run.curves.peak_bytes for run in self.runs if run.curves.zero_shot)
+        return Spread.of(run.history.peak_bytes for run in self.runs if run.history.zero_shot)
 
     @property
     def footprint_bytes(self) -> Spread | None:
         """What the system charged its runs for at their peak, which is what the cap limits."""
-        return Spread.of(run.curves.footprint_bytes for run in self.runs if run.curves.zero_shot)
+        return Spread.of(run.history.footprint_bytes for run in self.runs if run.history.zero_shot)
 
     def _tuned(self, run: ComparedRun) -> float | None:
-        measured = run.curves.test if self.split == "test" else run.curves.best
+        measured = run.history.test if self.split == "test" else run.history.best
         return measured.value if measured else None
 
     def band(self) -> list[tuple[float, float, float, float]]:
@@ -130,8 +130,8 @@ class Contender:
         Between two evaluations of a run its curve is a straight line; after its last it stays where it is. A contestant
         of which no run finished shows what its runs reached.
         """
-        runs = self.finished or tuple(run for run in self.runs if run.curves.steps)
-        curves = [run.curves.validation for run in runs if run.curves.validation]
+        runs = self.finished or tuple(run for run in self.runs if len(run.history.steps))
+        curves = [found for run in runs if (found := run.history.validation)]
         times = sorted({point.seconds for curve in curves for point in curve})
         values = [[_at(curve, time) for curve in curves] for time in times]
         return [(time, statistics.fmean(each), min(each), max(each)) for time, each in zip(times, values, strict=True)]
@@ -152,8 +152,8 @@ class ComparisonReport:
     @staticmethod
     def of(name: str, runs: Sequence[ComparedRun]) -> ComparisonReport:
         """Gathers runs by contestant, in the order in which they come."""
-        begun = [run for run in runs if run.curves.steps]
-        split = "test" if begun and all("test" in run.curves.zero_shot for run in begun) else "validation"
+        begun = [run for run in runs if len(run.history.steps)]
+        split = "test" if begun and all("test" in run.history.zero_shot for run in begun) else "validation"
         names = dict.fromkeys(run.contestant for run in runs)
         contenders = (Contender(each, tuple(run for run in runs if run.contestant == each), split) for each in names)
         return ComparisonReport(name, tuple(contenders), split)
@@ -173,12 +173,12 @@ class ComparisonReport:
     @cached_property
     def examples(self) -> int | None:
         """How many examples that split has."""
-        found = next((r.curves.zero_shot[self.split] for r in self.runs if self.split in r.curves.zero_shot), None)
+        found = next((r.history.zero_shot[self.split] for r in self.runs if self.split in r.history.zero_shot), None)
         return found.examples if found else None
 
     def majority(self, split: str) -> float | None:
         """What a constant answer scores on a split."""
-        found = next((r.curves.zero_shot[split] for r in self.runs if split in r.curves.zero_shot), None)
+        found = next((r.history.zero_shot[split] for r in self.runs if split in r.history.zero_shot), None)
         return found.majority if found else None
 
     @property
@@ -300,7 +300,7 @@ def _summary(each: Contender) -> dict[str, Any]:
         "finished": len(each.finished),
         "zero_shot": plain(each.zero_shot),
         "tuned": plain(each.tuned),
-        "best_validation": plain(each.spread(lambda run: run.curves.best and run.curves.best.value)),
+        "best_validation": plain(each.spread(lambda run: run.history.best and run.history.best.value)),
         "steps": plain(each.steps),
         "steps_per_second": plain(each.steps_per_second),
         "seconds_to_best": plain(each.seconds_to_best),
@@ -311,7 +311,7 @@ def _summary(each: Contender) -> dict[str, Any]:
     }
 
 
-def _at(curve: Sequence[Measured], seconds: float) -> float:
+def _at(curve: Sequence[Measurement], seconds: float) -> float:
     """The value of a curve at a time, on straight lines between its points and level beyond them."""
     for before, after in itertools.pairwise(curve):
         if before.seconds <= seconds < after.seconds:

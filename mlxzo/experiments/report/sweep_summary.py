@@ -25,10 +25,10 @@ def record(planned: PlannedRun) -> dict[str, Any]:
     validation split; `peak_bytes` is the most that the system charged the run for. What is not known is None.
     """
     found = ComparedRun.planned(planned.config.name or "", planned.config)
-    status, curves = found.status, found.curves
-    after = curves.test or curves.best
-    split = "test" if curves.test else "validation"
-    before = curves.zero_shot.get(split)
+    status, history = found.status, found.history
+    after = history.test or history.best
+    split = "test" if history.test else "validation"
+    before = history.zero_shot.get(split)
     return {
         "id": planned.config.name,
         "options": dict(planned.options),
@@ -41,9 +41,9 @@ def record(planned: PlannedRun) -> dict[str, Any]:
         "zero_shot": before.value if before else None,
         "majority": before.majority if before else None,
         "steps": found.steps,
-        "best_step": curves.best.step if curves.best else None,
-        "seconds": curves.seconds,
-        "peak_bytes": curves.footprint_bytes,
+        "best_step": history.best.step if history.best else None,
+        "seconds": history.seconds,
+        "peak_bytes": history.footprint_bytes,
         "needed_bytes": found.needed_bytes,
         "problem": found.failed.message if found.failed and status != "running" else None,
     }

@@ -89,7 +89,7 @@ def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     header = ["run", "status", "seed", "best validation", "at step", report.split, "steps", "time", "peak footprint"]
     rows = []
     for run in report.runs:
-        best, last = run.curves.best, run.curves.test
+        best, last = run.history.best, run.history.test
         rows.append(
             [
                 run.run.id,
@@ -99,8 +99,8 @@ def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
                 str(best.step) if best else "-",
                 format_metric(report.metric, last.value) if last else "-",
                 f"{run.steps:,}",
-                format_seconds(run.curves.seconds),
-                format_bytes(run.curves.footprint_bytes) if run.curves.footprint_bytes else "-",
+                format_seconds(run.history.seconds),
+                format_bytes(run.history.footprint_bytes) if run.history.footprint_bytes else "-",
             ]
         )
     return header, rows

@@ -208,7 +208,7 @@ def test_nothing_of_a_report_imports_mlx():
 
     program = (
         "import sys\n"
-        "from mlxzo.core import curves\n"
+        "from mlxzo.core import run_history\n"
         "from mlxzo.experiments.report import figures, html, run_record, summary, tables, write\n"
         "sys.exit(', '.join({'mlx', 'mlx_lm', 'matplotlib', 'numpy'} & set(sys.modules)) or 0)"
     )
