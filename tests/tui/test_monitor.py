@@ -207,7 +207,7 @@ def test_the_demo_needs_no_folder_and_shows_a_run(root):
         await wait_for(pilot, "demo: a recorded run")
         pilot.app.current.skip()
         await wait_for(pilot, "62.8 % on 148 examples")
-        assert "✓ now    unhappy" in screen_text(pilot)
+        await wait_for(pilot, "✓ now    unhappy")
 
     drive(MlxzoApp(root=str(root), demo=True), scenario)
 
