@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,14 +27,14 @@ from unittest import mock
 from mlxzo.runtime import supervisor
 
 WARM = ("mlx_lm.models.llama", "mlxzo.engine.lr_finder", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
-WORKER = ("-P", "-m", "mlxzo.runtime.worker")
+WORKERS = ("mlxzo.runtime.worker", "tests.eager_worker")
 _PR_SET_CHILD_SUBREAPER = 36
 # Read once, by libraries that the server has imported: a worker for which they differ is started cold.
 _READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON", "TRANSFORMERS_")
 
 
 class ForkedWorker:
-    """A forked worker, with what the supervisor uses of `subprocess.Popen`. Safe to use from several threads."""
+    """A forked worker, with what its starters use of `subprocess.Popen`. Safe to use from several threads."""
 
     def __init__(self, pid: int):
         self.pid = pid
@@ -47,6 +48,14 @@ class ForkedWorker:
                 if pid:
                     self.returncode = os.waitstatus_to_exitcode(status)
             return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        limit = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if limit is not None and time.monotonic() >= limit:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -75,13 +84,14 @@ class Server:
         """Whether a worker of this environment would import as the server did."""
         return _read_at_import(environment) == self._environment
 
-    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> int:
+    def fork(self, words: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> int:
         """Starts a worker; returns its process id.
 
         Args:
+            words: its module, and the arguments.
             descriptors: its standard input, output and error, and others that it holds until it ends.
         """
-        job = json.dumps({"arguments": list(arguments), "environment": dict(environment), "folder": str(Path.cwd())})
+        job = json.dumps({"words": list(words), "environment": dict(environment), "folder": str(Path.cwd())})
         library = ctypes.CDLL(None)
         with self._lock:
             # The process between the server and the worker ends at once, which makes the worker a child of this one.
@@ -105,24 +115,23 @@ def _server(pid: int) -> Server:
 
 
 def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | ForkedWorker:
-    """Starts a process as `subprocess.Popen` does, and a worker with the options of the supervisor from the server."""
-    python, *arguments = command
-    if python != sys.executable or tuple(arguments[: len(WORKER)]) != WORKER:
+    """Starts a process as `subprocess.Popen` does, and a worker from the server.
+
+    Of the options a worker takes stdout (a descriptor), stderr (a file), env and pass_fds; it has no stdin.
+    """
+    if list(command[:3]) != [sys.executable, "-P", "-m"] or command[3] not in WORKERS or sys.platform != "linux":
         return subprocess.Popen(command, **options)
     server = _server(os.getpid())
     if not server.suits(options["env"]):
         return subprocess.Popen(command, **options)
     with Path(os.devnull).open("rb") as nothing:
-        descriptors = (nothing.fileno(), options["stdout"], options["stderr"].fileno(), *options["pass_fds"])
-        return ForkedWorker(server.fork(arguments[len(WORKER) :], options["env"], descriptors))
+        descriptors = (nothing.fileno(), options["stdout"], options["stderr"].fileno(), *options.get("pass_fds", ()))
+        return ForkedWorker(server.fork(command[3:], options["env"], descriptors))
 
 
 @contextlib.contextmanager
 def warm_workers() -> Iterator[None]:
     """Has supervisors start their workers warm, where the system is able to."""
-    if sys.platform != "linux":
-        yield
-        return
     with mock.patch.object(supervisor, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen})):
         yield
 
@@ -148,7 +157,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def become(job: dict[str, Any], descriptors: Sequence[int]) -> None:
-    """Makes this process the worker of a job."""
+    """Makes this process the worker of a job, but for running its module."""
     os.setsid()
     for number, each in enumerate(descriptors[:3]):
         os.dup2(each, number)
@@ -156,7 +165,7 @@ def become(job: dict[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    sys.argv[1:] = job["arguments"]
+    sys.argv[:] = job["words"]
 
 
 if __name__ == "__main__":
@@ -166,5 +175,6 @@ if __name__ == "__main__":
     for module in WARM:
         importlib.import_module(module)
     serve(socket.socket(fileno=int(sys.argv[1])))
-    del sys.modules["mlxzo.runtime.worker"]
-    runpy.run_module("mlxzo.runtime.worker", run_name="__main__", alter_sys=True)
+    # Else `runpy` would warn that it runs a module which is imported already.
+    sys.modules.pop(sys.argv[0], None)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -16,6 +16,7 @@ from mlxzo.cli.commands.quickstart import next_commands
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
 from mlxzo.core.yaml_file import read_yaml
+from tests.command import mlxzo, once
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
@@ -34,16 +35,11 @@ def result_model(result):
     return RunDirectory.open(result["run"]).config.model
 
 
-def cli(*arguments, timeout=120):
-    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     """One finished run, and what the command printed."""
     root = tmp_path_factory.mktemp("runs")
-    done = cli("train", "--model", model, *SCOPE, *SMALL, "--out", root, "--json")
+    done = mlxzo("train", "--model", model, *SCOPE, *SMALL, "--out", root, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr, root
 
@@ -61,41 +57,41 @@ def test_a_run_trains_and_prints_its_result_as_one_json_document(finished):
 
 def test_the_run_is_listed_and_shown(finished):
     result, _, root = finished
-    (listed,) = json.loads(cli("runs", "ls", "--out", root, "--json").stdout)
+    (listed,) = json.loads(mlxzo("runs", "ls", "--out", root, "--json").stdout)
     assert listed["status"] == "finished" and listed["step"] == listed["steps"] == 6
-    shown = json.loads(cli("runs", "show", result["run"], "--json").stdout)
+    shown = json.loads(mlxzo("runs", "show", result["run"], "--json").stdout)
     assert {item["kind"] for item in shown["evaluations"]} == {"zero-shot", "validation", "test"}
     assert shown["config"]["batch_size"] == 4 and shown["saved"]
-    table = cli("runs", "ls", "--out", root).stdout.splitlines()
+    table = mlxzo("runs", "ls", "--out", root).stdout.splitlines()
     assert f"{100 * result['test']['value']:.1f} %" in table[1] and "6/6" in table[1]
-    assert "validation accuracy" in cli("runs", "show", listed["id"], "--out", root).stdout
+    assert "validation accuracy" in mlxzo("runs", "show", listed["id"], "--out", root).stdout
 
 
 def test_the_best_state_measures_again_as_it_did_in_the_run(finished):
     result, _, _ = finished
-    done = cli("eval", "--run", result["run"], "--json")
+    done = mlxzo("eval", "--run", result["run"], "--json")
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)
     assert (again["value"], again["split"]) == (result["test"]["value"], "test")
     assert again["loss"] == pytest.approx(result["test"]["loss"], rel=1e-5)
-    base = json.loads(cli("eval", "--model", result_model(result), "--test-examples", 8, "--json").stdout)
+    base = json.loads(mlxzo("eval", "--model", result_model(result), "--test-examples", 8, "--json").stdout)
     assert base["value"] == result["zero_shot"]["test"]["value"]
-    assert "majority class" in cli("eval", "--run", result["run"], "--split", "validation").stdout
+    assert "majority class" in mlxzo("eval", "--run", result["run"], "--split", "validation").stdout
 
 
 def test_the_tuned_model_speaks_beside_its_base(finished):
     result, _, _ = finished
-    done = cli("generate", "--run", result["run"], "--max-new-tokens", 4, "--json", "The film was")
+    done = mlxzo("generate", "--run", result["run"], "--max-new-tokens", 4, "--json", "The film was")
     assert done.returncode == 0, done.stderr
     spoken = json.loads(done.stdout)
     assert set(spoken) == {"prompt", "base", "tuned"}
-    text = cli("generate", "--model", result_model(result), "--max-new-tokens", 4, "The film was").stdout
+    text = mlxzo("generate", "--model", result_model(result), "--max-new-tokens", 4, "The film was").stdout
     assert "--- base ---\nThe film was" in text and "tuned" not in text
 
 
 def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
     result, _, _ = finished
-    done = cli("train", "--config", f"{result['run']}/config.yaml", "--out", tmp_path, "--json")
+    done = mlxzo("train", "--config", f"{result['run']}/config.yaml", "--out", tmp_path, "--json")
     again = json.loads(done.stdout)
     assert again["training_loss"] == result["training_loss"] and again["test"]["loss"] == result["test"]["loss"]
 
@@ -133,7 +129,7 @@ def test_data_and_models_that_cannot_be_had_end_with_4_and_plain_words(files, ar
     arguments = [text.format(tmp=tmp_path) for text in arguments]
     if "--model" not in arguments:
         arguments += ["--model", model]
-    done = cli("train", *arguments, *SCOPE, *SMALL, "--out", tmp_path / "runs")
+    done = mlxzo("train", *arguments, *SCOPE, *SMALL, "--out", tmp_path / "runs")
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Fix: " in done.stderr
     for word in words:
@@ -153,24 +149,30 @@ def test_a_disk_that_fills_up_while_saving_is_reported_with_3(model, tmp_path):
     assert done.returncode == 3 and "no room" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+def long_run(model, root):
+    """Arguments of a run of more steps than any test waits for."""
+    arguments = ["train", "--model", model, "--steps", "100000", "--eval-every", "2", "--batch-size", "2", *SCOPE]
+    return [*arguments, "--validation-examples", "4", "--test-examples", "4", "--out", str(root)]
+
+
+def in_training(root):
+    """The run in a folder, once it has made its third step; before, None."""
+    runs = list_runs(root)
+    step = runs[0].last_event(events.Step) if runs else None
+    return runs[0] if step is not None and step.step >= 3 else None
+
+
 @contextlib.contextmanager
 def training(model, root):
     """The command in a process of its own, once its run has made its third step."""
-    arguments = ["train", "--model", model, "--steps", "100000", "--eval-every", "2", "--batch-size", "2"]
-    arguments += [*SCOPE, "--validation-examples", "4", "--test-examples", "4", "--out", str(root)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlxzo", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "mlxzo", *long_run(model, root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         limit = time.monotonic() + 60
-        while time.monotonic() < limit:
-            runs = list_runs(root)
-            step = runs[0].last_event(events.Step) if runs else None
-            if step is not None and step.step >= 3:
-                break
+        while time.monotonic() < limit and not (run := in_training(root)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        yield process, runs[0]
+        yield process, run
     finally:
         kill_workers(root)
         process.kill()
@@ -183,18 +185,21 @@ def test_ctrl_c_stops_after_a_step_and_leaves_a_usable_state(model, tmp_path):
         _, shown = process.communicate(timeout=30)
         assert process.returncode == 130 and run.status == "interrupted"
         assert "stopping after this step" in shown and "Interrupted: " in shown and "Traceback" not in shown
-    done = cli("eval", "--run", run.path, "--json")
+    done = mlxzo("eval", "--run", run.path, "--json")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_worker_is_explained_with_3_and_leaves_a_usable_state(model, tmp_path):
-    with training(model, tmp_path) as (process, run):
-        os.kill(int(run.lock_path.read_text()), signal.SIGKILL)
-        _, shown = process.communicate(timeout=30)
-        assert process.returncode == 3 and run.status == "died"
-        assert "Worker died: the training process was ended by SIGKILL" in shown
-        assert "last step: " in shown and "best.safetensors" in shown
-    assert cli("eval", "--run", run.path).returncode == 0
+    with once(
+        lambda: in_training(tmp_path),
+        lambda: os.kill(int(list_runs(tmp_path)[0].lock_path.read_text()), signal.SIGKILL),
+    ):
+        done = mlxzo(*long_run(model, tmp_path))
+    (run,) = list_runs(tmp_path)
+    assert done.returncode == 3 and run.status == "died"
+    assert "Worker died: the training process was ended by SIGKILL" in done.stderr
+    assert "last step: " in done.stderr and "best.safetensors" in done.stderr
+    assert mlxzo("eval", "--run", run.path).returncode == 0
 
 
 def test_a_run_goes_on_when_its_command_is_killed(model, tmp_path):
@@ -211,14 +216,14 @@ def test_a_run_goes_on_when_its_command_is_killed(model, tmp_path):
 def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished):
     run = RunDirectory.open(finished[0]["run"])
     generate, show, again = (shlex.split(command) for command in next_commands(run))
-    assert cli(*generate[1:], "--max-new-tokens", 2).returncode == 0
-    assert cli(*show[1:]).returncode == 0
+    assert mlxzo(*generate[1:], "--max-new-tokens", 2).returncode == 0
+    assert mlxzo(*show[1:]).returncode == 0
     assert again[:2] == ["mlxzo", "train"] and read_yaml(again[3])["steps"] == 6
 
 
 def test_a_key_that_a_file_gives_twice_is_refused(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("steps: 6\nlr: 0.1\nsteps: 60\n")
-    done = cli("train", "--config", path, "--out", tmp_path / "runs")
+    done = mlxzo("train", "--config", path, "--out", tmp_path / "runs")
     assert done.returncode == 2 and "line 3: steps: it is given more than once" in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -23,29 +24,34 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.zo.journal import steps_in
+from tests.command import mlxzo
 from tests.engine.test_resume import told
 from tests.workers import interrupt
 
-STEPS = 40
+STEPS = 24
 # Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
-OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 20}
+OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 12}
 
 
 def configuration(model: Path, data: Path, out: Path, **more) -> RunConfig:
     return RunConfig(model=str(model), task="custom", data=str(data), out=str(out), **{**OPTIONS, **more}).resolved()
 
 
-def command(config: RunConfig, ranks: int, *more: str) -> list[str]:
-    """The command line that trains by a configuration."""
+def arguments(config: RunConfig, ranks: int) -> list[str]:
+    """The arguments that train by a configuration."""
     path = Path(config.out) / f"{config.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config.to_yaml())
-    return [sys.executable, "-m", "mlxzo", "train", "--hosts", str(ranks), "--config", str(path), *more]
+    return ["train", "--hosts", str(ranks), "--config", str(path)]
 
 
-def finish(command: list[str]) -> dict:
+def command(config: RunConfig, ranks: int) -> list[str]:
+    return [sys.executable, "-m", "mlxzo", *arguments(config, ranks)]
+
+
+def finish(arguments: list[str]) -> dict:
     """The result of a command that trains to the end."""
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=900)
+    done = mlxzo(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -80,7 +86,7 @@ def one_process(model, data, tmp_path_factory):
 )
 def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, model, data, tmp_path, one_process):
     config = configuration(model, data, tmp_path, name="run", **more)
-    result = finish(command(config, ranks))
+    result = finish(arguments(config, ranks))
     assert known(result) == known(one_process)
     assert result["ranks"] == ranks
 
@@ -90,7 +96,7 @@ def test_directions_of_one_sided_differences_are_shared_out_as_well(model, data,
     options = {"estimator": "fzoo", "queries": 4, "scope": "lora", "steps": 20}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))
     shared = configuration(model, data, tmp_path, name="two", parallel="directions", **options)
-    assert known(finish(command(shared, 2))) == known(expected)
+    assert known(finish(arguments(shared, 2))) == known(expected)
 
 
 @pytest.mark.slow
@@ -98,7 +104,7 @@ def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))
     # Every step ends with a comparison of the weights.
-    result = finish(command(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
+    result = finish(arguments(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
     assert result["training_loss"]["last"] == pytest.approx(expected["training_loss"]["last"], abs=1e-4)
     gradients = (
         4
@@ -149,7 +155,7 @@ def test_when_a_rank_is_killed_all_end_with_the_reason_and_nothing_is_lost(
     assert workers_of(tmp_path, 2) == []
     assert "SIGKILL" in run.outcome[0].message
     # As many ranks as before, or one more.
-    resumed = finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", str(2 + trial % 2)])
+    resumed = finish(["train", "--resume", str(run.path), "--hosts", str(2 + trial % 2)])
     assert known(resumed) == known(one_process)
 
 
@@ -160,9 +166,7 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(mo
     assert code == 130 and "the run was stopped" in said
     done = reached(run)
     assert done < STEPS and steps_in(run.path / JOURNAL) == done
-    assert known(finish([sys.executable, "-m", "mlxzo", "train", "--resume", str(run.path), "--hosts", "1"])) == known(
-        one_process
-    )
+    assert known(finish(["train", "--resume", str(run.path), "--hosts", "1"])) == known(one_process)
 
 
 def reached(run: RunDirectory) -> int:
@@ -191,22 +195,20 @@ def addresses(count: int, folder: Path) -> Iterator[Path]:
     yield path
 
 
-def start_by_hand(words: list[str], rank: int, file: Path) -> subprocess.Popen:
-    environment = {**worker_environment(), "MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}
-    return subprocess.Popen(
-        [sys.executable, "-P", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start_by_hand(run: RunDirectory, rank: int, file: Path) -> Supervisor:
+    with mock.patch.dict(os.environ, {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(file)}):
+        supervisor = Supervisor(run)
+        supervisor.start()
+    return supervisor
 
 
 def outcomes(configs: list[RunConfig], folder: Path) -> list[events.Event]:
     """How workers end that were started by hand, a rank each."""
     runs = [RunDirectory.create(config) for config in configs]
     with addresses(len(runs), folder) as file:
-        started = [
-            start_by_hand(["-m", "mlxzo.runtime.worker", str(run.path)], rank, file) for rank, run in enumerate(runs)
-        ]
-    for process in started:
-        process.communicate(timeout=180)
+        started = [start_by_hand(run, rank, file) for rank, run in enumerate(runs)]
+    for supervisor in started:
+        list(supervisor.events())
     return [run.outcome[0] for run in runs]
 
 
@@ -234,7 +236,7 @@ def test_a_port_that_is_taken_is_told(model, data, tmp_path):
         port = int(json.loads(file.read_text())[0][0].split(":")[1])
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        start_by_hand(["-m", "mlxzo.runtime.worker", str(run.path)], 0, file).communicate(timeout=120)
+        list(start_by_hand(run, 0, file).events())
     failed = run.outcome[0]
     assert failed.exit_code == 4 and f"127.0.0.1:{port}" in failed.message and "in use" in failed.message
 

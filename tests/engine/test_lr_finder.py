@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -28,11 +26,12 @@ from mlxzo.engine.lr_finder import (
 )
 from mlxzo.engine.parameter_groups import group_names
 from mlxzo.engine.scoring import Scorer, example_losses
-from mlxzo.engine.session import open_session
+from mlxzo.engine.session import Session, open_activation_cache, open_session
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.trainable import prepare
 from mlxzo.zo.curvature import Eps, Group, Sensitivity, Value, probe
 from mlxzo.zo.perturb import Direction, Perturbation
+from tests.command import mlxzo
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder, tiny_model
 
@@ -110,6 +109,12 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory) -> Path:
+    """A model of two layers, for what does not depend on the frozen ones below."""
+    return tiny_folder(tmp_path_factory.mktemp("models") / "shallow", layers=2)
+
+
 def write_rows(folder: Path, rows: list[dict]) -> Path:
     for split, part in (("train", rows), ("validation", rows[:8])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -135,9 +140,11 @@ def settings(model: Path, data: Path, **more) -> RunConfig:
     return RunConfig.from_mapping({**values, "scope": "norms/last-2", **more}).resolved()
 
 
-def cli(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mlxzo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def cached_session(config: RunConfig, folder: Path) -> Session:
+    """A session that computes the frozen layers once."""
+    session = open_session(dataclasses.replace(config, activation_cache="ram"), lambda event: None)
+    open_activation_cache(session, folder, lambda event: None)
+    return session
 
 
 def common(model: Path, data: Path) -> tuple:
@@ -187,10 +194,10 @@ def test_the_schedule_decides_which_share_of_the_best_first_rate_suits_the_run(s
     assert schedule_share(RunConfig(schedule=schedule, steps=1000)) == pytest.approx(share, abs=2e-3)
 
 
-def test_a_rate_is_translated_into_the_update_that_takes_it(model, data):
+def test_a_rate_is_translated_into_the_update_that_takes_it(model, data, tmp_path):
     rows = {}
     for update in ("sgd", "adaptive"):
-        session = open_session(settings(model, data, update=update, eps=0.1), lambda event: None)
+        session = cached_session(settings(model, data, update=update, eps=0.1), tmp_path)
         (rows[update],) = probe_session(session, group_names(session.trainable, "scope"), lambda event: None, 24).rows
     assert rows["sgd"].measured == rows["adaptive"].measured and rows["sgd"].measured.known
     rms = rows["sgd"].measured.square.value ** 0.5
@@ -214,9 +221,9 @@ def test_another_scope_is_chosen_only_where_it_is_ahead_beyond_doubt():
     assert best_row([deep, far], "norms/last-6") is far
 
 
-def test_a_probe_that_knows_nothing_leaves_the_defaults_and_says_so(model, tmp_path):
+def test_a_probe_that_knows_nothing_leaves_the_defaults_and_says_so(shallow, tmp_path):
     notes: list[str] = []
-    config = settings(model, coin_flips(tmp_path, 0.5))
+    config = settings(shallow, coin_flips(tmp_path, 0.5))
     session = open_session(config, lambda event: None)
     chosen, found = choose_rate(session, lambda e: notes.append(e.text) if isinstance(e, events.Note) else None)
     plain = dataclasses.replace(config, probe="off").resolved()
@@ -226,7 +233,7 @@ def test_a_probe_that_knows_nothing_leaves_the_defaults_and_says_so(model, tmp_p
 
 
 def test_a_preference_among_the_labels_is_no_signal(model, tmp_path, monkeypatch):
-    session = open_session(settings(model, coin_flips(tmp_path, 0.95)), lambda event: None)
+    session = cached_session(settings(model, coin_flips(tmp_path, 0.95)), tmp_path)
     groups = group_names(session.trainable, "scope")
     report = probe_session(session, groups, lambda event: None, samples=12)
     assert report.bias > 0.1 and not report.rows[0].measured.known
@@ -248,18 +255,18 @@ def test_offsets_make_every_label_as_frequent_as_it_is_right():
 
 
 def test_too_few_examples_for_a_probe_are_one_sentence(model, data):
-    done = cli("probe", *common(model, data)[:-1], 24, "--scope", "norms/last-2")
+    done = mlxzo("probe", *common(model, data)[:-1], 24, "--scope", "norms/last-2")
     assert done.returncode == 4
     assert "a probe needs two batches of 24 training examples" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_command_prints_a_table_or_json(model, data):
     arguments = ("probe", *common(model, data), "--scope", "norms/last-2", "--by", "kinds", "--samples", 3)
-    shown = cli(*arguments)
+    shown = mlxzo(*arguments)
     assert shown.returncode == 0, shown.stderr
     for words in ("|grad|^2", "tr(H)", "lr (adaptive)", "norms/last-2: norms", "±", "forward passes in"):
         assert words in shown.stdout
-    report = json.loads(cli(*arguments, "--json").stdout)
+    report = json.loads(mlxzo(*arguments, "--json").stdout)
     (row,) = report["groups"]
     assert row["group"] == "norms" and row["parameters"] == 5 * 64 and set(row["gradient"]) == {"value", "error"}
     assert report["forward_passes"] > 0 and report["seconds"] > 0
@@ -267,7 +274,7 @@ def test_the_command_prints_a_table_or_json(model, data):
 
 def test_training_with_lr_auto_measures_it_once_and_keeps_it(model, data, tmp_path):
     small = ("--steps", 4, "--eval-every", 2, "--out", tmp_path)
-    done = cli(
+    done = mlxzo(
         "train", *common(model, data), "--scope", "norms/last-2", "--lr", "auto", *small, "--name", "a", "--json"
     )
     assert done.returncode == 0, done.stderr
@@ -279,17 +286,17 @@ def test_training_with_lr_auto_measures_it_once_and_keeps_it(model, data, tmp_pa
     assert any(isinstance(event, events.Note) and event.text.startswith("probe, ") for event in story)
     assert "probe, " in done.stderr
     # The saved configuration holds the numbers: a run from it measures nothing, and is the same run.
-    again = cli("train", "--config", run.path / "config.yaml", "--name", "b", "--json")
+    again = mlxzo("train", "--config", run.path / "config.yaml", "--name", "b", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["training_loss"] == json.loads(done.stdout)["training_loss"]
     assert not (tmp_path / "b" / "probe.json").exists()
-    assert cli("eval", "--run", run.path, "--split", "validation").returncode == 0
+    assert mlxzo("eval", "--run", run.path, "--split", "validation").returncode == 0
 
 
 @pytest.mark.slow
 def test_training_with_scope_auto_tries_the_candidates_that_suit(model, data, tmp_path):
     small = ("--steps", 2, "--eval-every", 2, "--out", tmp_path, "--name", "a", "--json")
-    done = cli("train", *common(model, data), "--scope", "auto", *small)
+    done = mlxzo("train", *common(model, data), "--scope", "auto", *small)
     assert done.returncode == 0, done.stderr
     run = RunDirectory.open("a", tmp_path)
     found = json.loads((run.path / "probe.json").read_text())

@@ -8,10 +8,12 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -19,37 +21,36 @@ from mlxzo.core import events
 from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.engine.export import replay_job
 from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.zo import inplace
 from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
+from tests.command import mlxzo
 from tests.engine.examples import BATCHES
+from tests.warm_workers import ForkedWorker, popen
 from tests.zo.test_replay import CASES, mezo, same_bits, trained
 
 KILLS = 20
-# The worker, and the worker with a snapshot after every step instead of one in ten minutes.
-WORKER = "import sys; from mlxzo.runtime.worker import main; sys.exit(main(sys.argv[1:]))"
-EAGER_WORKER = """if True:
-    import sys
-    from mlxzo.core.blas import load_fast_blas
-    load_fast_blas()
-    from mlxzo.engine import checkpoints; from mlxzo.runtime import worker
-    checkpoints._SECONDS, checkpoints._SHARE = 0.0, float("inf")
-    sys.exit(worker.main(sys.argv[1:]))
-"""
+WORKER, EAGER_WORKER = "mlxzo.runtime.worker", "tests.eager_worker"
 
 
 @contextlib.contextmanager
-def worker(run: RunDirectory, program: str = WORKER) -> Iterator[subprocess.Popen]:
-    """A worker that begins a run or goes on with it; killed at the end where it has not ended."""
+def worker(run: RunDirectory, module: str = WORKER) -> Iterator[tuple[subprocess.Popen | ForkedWorker, IO[bytes]]]:
+    """A worker that begins a run or resumes it, with the file of its errors; killed at the end if it has not ended."""
     resume = ["--resume"] if run.events_path.exists() else []
-    command = [sys.executable, "-c", program, str(run.path), *resume]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=worker_environment()
-    ) as process:
+    command = [sys.executable, "-P", "-m", module, str(run.path), *resume]
+    with tempfile.TemporaryFile() as errors, Path(os.devnull).open("wb") as nothing:
+        process = popen(command, stdout=nothing.fileno(), stderr=errors, env=worker_environment())
         try:
-            yield process
+            yield process, errors
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def said(errors: IO[bytes]) -> bytes:
+    errors.seek(0)
+    return errors.read()
 
 
 def steps_done(run: RunDirectory) -> int:
@@ -58,16 +59,15 @@ def steps_done(run: RunDirectory) -> int:
     return 0
 
 
-def to_the_end(run: RunDirectory, program: str = WORKER) -> dict:
-    with worker(run, program) as process:
-        _, said = process.communicate()
-        assert process.returncode == 0, (run.last_event(events.Failed), said)
+def to_the_end(run: RunDirectory) -> dict:
+    with worker(run) as (process, errors):
+        assert process.wait() == 0, (run.last_event(events.Failed), said(errors))
     return run.result()
 
 
 def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within: float) -> None:
     """Kills a worker: while it loads, or `within` so many seconds after the journal holds step `after`."""
-    with worker(run, random_.choice((WORKER, EAGER_WORKER))) as process:
+    with worker(run, random_.choice((WORKER, EAGER_WORKER))) as (process, errors):
         if random_.random() < 0.15:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(random_.uniform(0.0, 5.0))
@@ -77,7 +77,7 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(random_.uniform(0.0, within))
-        assert process.poll() in (None, 0), process.stderr.read()
+        assert process.poll() in (None, 0), said(errors)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path
     expected = to_the_end(RunDirectory.create(replace(config, out=str(tmp_path), name="whole").resolved()))
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="killed").resolved())
     for until in (3, 7):
-        with worker(run, EAGER_WORKER) as process:
+        with worker(run, EAGER_WORKER) as (process, _):
             while process.poll() is None and steps_done(run) < until:
                 time.sleep(0.002)
     assert (run.path / LAST_STATE).exists()
@@ -146,7 +146,7 @@ def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
     batch = BATCHES["single"]()
     whole = mezo(*CASES[case])
     whole.journal = JournalWriter(tmp_path / "whole", whole.header("ab" * 32))
-    for step in range(5):
+    for step in range(3):
         whole.step(step, batch)
     whole.journal.close()
     written = (tmp_path / "whole").read_bytes()
@@ -154,16 +154,16 @@ def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
         path = tmp_path / f"torn{torn}"
         path.write_bytes(written[:-torn])
         journal = read(path)
-        assert len(journal) == 4
+        assert len(journal) == 2
         again: MeZO = mezo(*CASES[case])
         again.resume(journal, 0)
         again.journal = JournalWriter(path, journal.header, after=journal)
-        again.step(4, batch)
+        again.step(2, batch)
         again.journal.close()
         assert same_bits(trained(again), trained(whole)) and path.read_bytes() == written
 
 
-def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tmp_path):
+def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tmp_path, monkeypatch):
     config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=5, batch_size=4)
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     expected = to_the_end(run)["final_sha256"]
@@ -173,22 +173,19 @@ def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tm
         from pathlib import Path
         from mlxzo.zo import inplace
         import os
-        inplace.CHUNK_BYTES = int(os.environ["CHUNK_BYTES"])
+        inplace.CHUNK_BYTES = 16_000_000
         from mlxzo.engine.export import replay_job
         done = replay_job(Path({str(run.path / JOURNAL)!r}), model=None, form="adapter", out=Path(os.environ["OUT"]),
                           dequantise=False, on_event=lambda event: None)
         print(done["sha256"])
     """
-    for number, more in enumerate(
-        (
-            {"MLX_DISABLE_COMPILE": "1", "CHUNK_BYTES": "16000000"},
-            {"OPENBLAS_NUM_THREADS": "2", "CHUNK_BYTES": "16000000"},
-            {"CHUNK_BYTES": "3000"},
-        )
-    ):
+    for number, more in enumerate(({"MLX_DISABLE_COMPILE": "1"}, {"OPENBLAS_NUM_THREADS": "2"})):
         environment = {**worker_environment(), "OUT": str(tmp_path / str(number)), **more}
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
         assert done.stdout.split()[-1:] == [expected], (more, done.stderr)
+    monkeypatch.setattr(inplace, "CHUNK_BYTES", 3000)
+    options = {"model": None, "form": "adapter", "dequantise": False, "on_event": lambda event: None}
+    assert replay_job(run.path / JOURNAL, out=tmp_path / "chunks", **options)["sha256"] == expected
 
 
 @pytest.fixture
@@ -223,13 +220,12 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager,
         config, schedule="constant", eval_every=4000, train_examples=16, validation_examples=4, test_examples=4
     )
     run = RunDirectory.create(replace(config, out=str(small_disk), name="full").resolved())
-    with worker(run, EAGER_WORKER if eager else WORKER) as process:
+    with worker(run, EAGER_WORKER if eager else WORKER) as (process, errors):
         while steps_done(run) < 3:
             assert process.poll() is None
             time.sleep(0.005)
         filler = fill(small_disk)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 3 and b"Traceback" not in said
+        assert process.wait(120) == 3 and b"Traceback" not in said(errors)
     done = steps_done(run)
     assert 3 <= done < 4000
     filler.unlink()
@@ -250,13 +246,12 @@ def test_a_disk_that_is_full_leaves_no_half_of_an_export(model, data, tmp_path, 
             filler.unlink()
             filler = fill(small_disk)
         done = export(run, form, small_disk / form)
-        assert done.returncode == 3 and b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
         assert [path.name for path in small_disk.iterdir()] == ["filler"]
     filler.unlink()
     for form in ("adapter", "fused", "journal"):
         assert export(run, form, small_disk / form).returncode == 0
 
 
-def export(run: RunDirectory, form: str, out: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mlxzo", "export", str(run.path), "--to", form, "--out", str(out)]
-    return subprocess.run(command, capture_output=True)
+def export(run: RunDirectory, form: str, out: Path) -> subprocess.CompletedProcess[str]:
+    return mlxzo("export", run.path, "--to", form, "--out", out)

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Before textual is imported, which reads them once: every frame that is drawn costs, and no test looks at one between.
+os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+os.environ.setdefault("TEXTUAL_FPS", "15")
+
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.experiments import queue
