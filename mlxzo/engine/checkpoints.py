@@ -15,11 +15,10 @@ from ..core import events
 from ..core.errors import ConfigError, DataError
 from ..core.run_directory import JOURNAL, LAST_STATE, RunDirectory
 from ..models.slots import Slot
-from ..zo.journal import JournalError, JournalWriter, read
+from ..zo.journal import JournalError, read
 from .checkpoint_file import load_state, save_state
 from .evaluation import Evaluation
 from .methods import Method
-from .methods.mezo import MeZO
 from .session import Session
 
 # A snapshot costs as much as writing the trained parameters to the disk. At most this share of a run's time goes there,
@@ -69,9 +68,8 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written.
         """
-        if isinstance(self.method, MeZO) and self._keeps:
-            header = self.method.header(self.session.weights_sha256)
-            self.method.journal = JournalWriter(self.run.path / JOURNAL, header)
+        if self._keeps:
+            self.method.open_journal(self.run.path / JOURNAL, self.session.weights_sha256)
 
     def resume(self) -> TrainingProgress:
         """Brings weights and method to where the run ended.
@@ -81,7 +79,7 @@ class Checkpoints:
             done than the configuration asks for.
         """
         snapshot = self._load_snapshot()
-        if not isinstance(self.method, MeZO):
+        if not self.method.has_journal:
             self._check_steps(snapshot)
             self._note(snapshot, snapshot)
             return self._past(snapshot)
@@ -102,7 +100,7 @@ class Checkpoints:
         self._check_steps(len(journal))
         self.method.resume(journal, snapshot)
         if self._keeps:
-            self.method.journal = JournalWriter(path, journal.header, after=journal)
+            self.method.open_journal(path, self.session.weights_sha256, after=journal)
         self._note(len(journal), snapshot, journal.torn_bytes)
         past = self._past(len(journal))
         past.losses = [step.loss for step in journal]
@@ -123,10 +121,8 @@ class Checkpoints:
         Raises:
             OSError: the disk fails. DoesNotFit: it is full.
         """
-        if isinstance(self.method, MeZO):
-            if self.method.journal is not None:
-                self.method.journal.close()
-        elif step and self._keeps:
+        self.method.close()
+        if step and self._keeps and not self.method.has_journal:
             self.snapshot(step)
 
     def snapshot(self, step: int) -> None:

@@ -18,13 +18,13 @@ from .batching import batch_indices
 from .checkpoint_file import load_state, save_state
 from .checkpoints import Checkpoints, TrainingProgress
 from .evaluation import Evaluation
+from .methods import Method
+from .methods.ties import TieDetector
 from .session import Session
 
 # The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
-# Above this share of directions that tell nothing, the user is told.
-_MANY_TIES = 0.3
 
 
 class RunControl(Protocol):
@@ -46,9 +46,11 @@ class RunControl(Protocol):
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(self, session: Session, checkpoints: Checkpoints, steering: RunControl):
-        self.session, self.checkpoints, self.steering = session, checkpoints, steering
-        self.method, self.emit = checkpoints.method, checkpoints.emit
+    def __init__(
+        self, session: Session, method: Method, checkpoints: Checkpoints, emit: events.Emit, control: RunControl
+    ):
+        self.session, self.method, self.checkpoints = session, method, checkpoints
+        self.emit, self.control = emit, control
         self.team = session.team
         self.best_path = checkpoints.run.path / BEST_STATE
         self.past = TrainingProgress()
@@ -109,7 +111,7 @@ class Trainer:
         for loss in past.losses:
             smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
-        stuck = Stuck(config.queries or 1)
+        detector = TieDetector(config.queries or 1)
         for step in range(past.step, config.steps):
             self._obey(step)
             began, sent = time.perf_counter(), self.team.bytes_sent
@@ -159,8 +161,8 @@ class Trainer:
                 weights = fingerprint(self.session.trained_parameters())
                 self.team.same(f"weights after step {past.step}", weights)
             past.ties += outcome.ties
-            if said := stuck.after(outcome.ties):
-                self.emit(events.Note(said))
+            if note := detector.after(outcome.ties):
+                self.emit(events.Note(note))
             if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
@@ -174,13 +176,13 @@ class Trainer:
 
     def _obey(self, step: int) -> None:
         """Does what was asked for since the last step; `step` steps are done."""
-        self.steering.wait_while_paused(step)
+        self.control.wait_while_paused(step)
         self._shrink_if_asked()
-        if self.steering.takes("evaluate"):
+        if self.control.takes("evaluate"):
             self._validate(step)
 
     def _shrink_if_asked(self) -> None:
-        if self.steering.takes("shrink") and (done := self.session.shrink()):
+        if self.control.takes("shrink") and (done := self.session.shrink()):
             self.emit(events.Note(f"to take less memory: {done}"))
 
     def _validate(self, step: int) -> None:
@@ -223,7 +225,7 @@ class Trainer:
     def _out_of_time(self) -> bool:
         limit = self.session.config.max_seconds
         seconds = self.past.train_seconds + self.past.validation_seconds
-        return limit is not None and self.steering.is_over(seconds >= limit)
+        return limit is not None and self.control.is_over(seconds >= limit)
 
     def _expected_steps(self, done: int, step_seconds: float) -> int:
         """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
@@ -273,29 +275,6 @@ class Trainer:
             "ranks": self.team.size,
             "bytes_sent": self.team.bytes_sent,
         }
-
-
-class Stuck:
-    """Says once, over the first steps, that most of a run's directions tell nothing.
-
-    Args:
-        queries: directions a step.
-    """
-
-    def __init__(self, queries: int):
-        self._queries = queries
-        self._steps = self._ties = 0
-
-    def after(self, ties: int) -> str:
-        """The note for the user after a step with `ties` directions without signal; mostly empty."""
-        self._steps, self._ties = self._steps + 1, self._ties + ties
-        share = self._ties / (self._queries * self._steps)
-        if self._steps != _SPEED_WINDOW or share <= _MANY_TIES:
-            return ""
-        return (
-            f"on {share:.0%} of the directions so far the batch scored just the same on both sides, which tells "
-            "nothing: a larger --batch-size or --eps sees more, and --objective soft-accuracy always does"
-        )
 
 
 def _smooth(mean: float, value: float) -> float:

@@ -190,7 +190,8 @@ def train(
         settle(run, *choose_rate(session, emit))
         session.config = settled(run, team, run.config)
     method = make_method(session.scorer, session.trainable, session.config, session.of_answers(), team)
-    return Trainer(session, Checkpoints(run, session, method, emit), steering).fit(resume=resume)
+    checkpoints = Checkpoints(run, session, method, emit)
+    return Trainer(session, method, checkpoints, emit, steering).fit(resume=resume)
 
 
 def fit_to_cap(

@@ -1,50 +1,72 @@
-"""From losses at perturbed weights to derivatives along random directions."""
+"""Gradient estimators: the points whose losses they need, and the derivatives that follow from these losses.
+
+A method evaluates the points as it likes: in one process or several, one after the other or stacked.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .perturb import Direction
 
 Point = tuple[Direction | None, float]
 """w + eps * z as (z, eps); (None, 0.0) is w itself."""
 
-Losses = Callable[[Sequence[Point]], list[float]]
-"""Mean losses of the batch at some points."""
-
 
 @dataclass(frozen=True)
 class GradientEstimate:
-    """What an estimator found: the batch's loss, and one number a direction that an update rule turns into a step."""
+    """Loss of a batch, and one derivative per direction, from which an update rule makes a step."""
 
     loss: float
     derivatives: tuple[float, ...]
 
 
-def spsa(losses: Losses, directions: Sequence[Direction], eps: float) -> GradientEstimate:
-    """Two-sided differences: g_i = (L(w + eps z_i) - L(w - eps z_i)) / (2 eps), two forward passes a direction.
+class Estimator(Protocol):
+    """A zeroth-order gradient estimator."""
 
-    Malladi et al. 2023 (arXiv 2305.17333), Definition 1. The loss is the mean of all sides.
+    def points(self, directions: Sequence[Direction], eps: float) -> list[Point]:
+        """Points at which the mean loss of the batch is needed."""
+        ...
+
+    def combine(self, losses: Sequence[float], eps: float) -> GradientEstimate:
+        """Makes the estimate of the losses at `points`, given in the order of the points."""
+        ...
+
+
+class Spsa:
+    """Two-sided differences: g_i = (L(w + eps z_i) - L(w - eps z_i)) / (2 eps), two forward passes per direction.
+
+    Malladi et al. 2023 (arXiv 2305.17333), Definition 1. The loss is the mean over all points.
     """
-    sides = losses([(direction, signed) for direction in directions for signed in (eps, -eps)])
-    differences = (plus - minus for plus, minus in zip(sides[::2], sides[1::2], strict=True))
-    return GradientEstimate(statistics.fmean(sides), tuple(difference / (2.0 * eps) for difference in differences))
+
+    def points(self, directions: Sequence[Direction], eps: float) -> list[Point]:
+        return [(direction, signed) for direction in directions for signed in (eps, -eps)]
+
+    def combine(self, losses: Sequence[float], eps: float) -> GradientEstimate:
+        differences = (plus - minus for plus, minus in zip(losses[::2], losses[1::2], strict=True))
+        return GradientEstimate(statistics.fmean(losses), tuple(difference / (2.0 * eps) for difference in differences))
 
 
-def fzoo(losses: Losses, directions: Sequence[Direction], eps: float) -> GradientEstimate:
+class Fzoo:
     """One-sided differences that share the loss at w, divided by the losses' standard deviation.
 
-    After FZOO (arXiv 2506.09034): d_i = (L(w + eps z_i) - L(w)) / std_i L(w + eps z_i), one forward pass a direction
+    After FZOO (arXiv 2506.09034): d_i = (L(w + eps z_i) - L(w)) / std_i L(w + eps z_i), one forward pass per direction
     and one for the shared loss, which is the loss reported. The d_i have no unit, and eps cancels in them. At least
     two directions are needed.
     """
-    clean, *sides = losses([(None, 0.0), *((direction, eps) for direction in directions)])
-    deviation = statistics.stdev(sides)
-    if deviation == 0.0:
-        return GradientEstimate(clean, (0.0,) * len(sides))
-    return GradientEstimate(clean, tuple((side - clean) / deviation for side in sides))
+
+    def points(self, directions: Sequence[Direction], eps: float) -> list[Point]:
+        return [(None, 0.0), *((direction, eps) for direction in directions)]
+
+    def combine(self, losses: Sequence[float], eps: float) -> GradientEstimate:
+        clean, *sides = losses
+        deviation = statistics.stdev(sides)
+        if deviation == 0.0:
+            return GradientEstimate(clean, (0.0,) * len(sides))
+        return GradientEstimate(clean, tuple((side - clean) / deviation for side in sides))
 
 
-ESTIMATORS = {"spsa": spsa, "fzoo": fzoo}
+ESTIMATORS: dict[str, Estimator] = {"spsa": Spsa(), "fzoo": Fzoo()}

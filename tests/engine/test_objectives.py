@@ -15,9 +15,9 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.methods.ties import TieDetector
 from mlxzo.engine.objectives import SCORE_OBJECTIVES
 from mlxzo.engine.session import open_session
-from mlxzo.engine.trainer import Stuck
 from mlxzo.zo.journal import read
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES
@@ -75,11 +75,11 @@ def test_accuracy_alone_teaches_the_task(model, data, tmp_path):
     assert result["training_loss"]["last"] < result["training_loss"]["first"] - 0.05
 
 
-def test_the_user_is_told_once_of_directions_that_tell_nothing():
-    stuck = Stuck(2)
-    said = [stuck.after(ties) for ties in [2, 1] * 40]
+def test_many_directions_without_signal_are_reported_once():
+    often = TieDetector(2)
+    said = [often.after(ties) for ties in [2, 1] * 40]
     assert len([text for text in said if text]) == 1 and said[49].startswith("on 75% of the directions")
-    seldom = Stuck(2)
+    seldom = TieDetector(2)
     assert not any(seldom.after(step % 2) for step in range(100))
 
 

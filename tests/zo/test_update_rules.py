@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxzo.core.lr_schedule import learning_rate
-from mlxzo.zo.estimators import fzoo, spsa
+from mlxzo.zo.estimators import Estimator, Fzoo, GradientEstimate, Spsa
 from mlxzo.zo.perturb import Direction
 from mlxzo.zo.update_rules import Momentum, RunningRms, UpdateRule
 
@@ -81,9 +81,13 @@ def quadratic(curvature: float = 3.0):
     return lambda points: [loss(*point) for point in points]
 
 
+def estimate_of(estimator: Estimator, losses, directions: list[Direction], eps: float) -> GradientEstimate:
+    return estimator.combine(losses(estimator.points(directions, eps)), eps)
+
+
 def test_spsa_of_a_quadratic_is_its_directional_derivative():
     directions = [direction(0, i) for i in range(5)]
-    estimate = spsa(quadratic(), directions, 0.1)
+    estimate = estimate_of(Spsa(), quadratic(), directions, 0.1)
     gradient = np.full(32, -3.0)
     expected = [float(gradient @ np.array(z.scaled("w", (32,), 1.0))) for z in directions]
     assert estimate.derivatives == pytest.approx(expected)
@@ -94,11 +98,11 @@ def test_spsa_of_a_quadratic_is_its_directional_derivative():
 def test_fzoo_divides_one_sided_differences_by_their_spread():
     directions = [direction(0, i) for i in range(6)]
     loss = quadratic()
-    estimate = fzoo(loss, directions, 0.1)
+    estimate = estimate_of(Fzoo(), loss, directions, 0.1)
     sides = np.array(loss([(z, 0.1) for z in directions]))
     assert estimate.loss == 48.0
     assert estimate.derivatives == pytest.approx((sides - 48.0) / sides.std(ddof=1))
-    flat = fzoo(lambda points: [1.0] * len(points), directions, 0.1)
+    flat = estimate_of(Fzoo(), lambda points: [1.0] * len(points), directions, 0.1)
     assert flat.derivatives == (0.0,) * 6
 
 

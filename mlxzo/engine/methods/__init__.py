@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from ...core.config import RunConfig
 from ..batching import Batch
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from ...models.trainable import Trainable
+    from ...zo.journal import Journal
     from ..distributed.communicator import Communicator
     from ..objectives import OfAnswers
     from ..scoring import Scorer
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Outcome of a step: mean loss of the batch, the learning rate used, and MeZO's directional derivative.
+    """Outcome of a step.
 
     Attributes:
-        loss: of what is minimised, so the objective's value where that is not the loss.
-        ties: directions on both sides of which the batch gave the same value: no signal.
+        loss: mean of the objective over the batch.
+        lr: learning rate of this step.
+        directional_derivative: MeZO's; the rms of several; None for backpropagation.
+        ties: directions with the same loss on both sides, which carry no signal.
     """
 
     loss: float
@@ -33,20 +37,46 @@ class StepResult:
     ties: int = 0
 
 
-class Method(Protocol):
-    """What the trainer asks of an optimisation method."""
+class Method:
+    """An optimisation method, as the trainer and the checkpoints use it.
+
+    A method without state of its own, or without a journal, keeps the no-ops.
+    """
+
+    has_journal: ClassVar[bool] = False
+    """Whether a journal of the steps gives the weights of any step; otherwise a run resumes from its last snapshot."""
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Moves the parameters once; `step` counts from 0. A loss that is not finite moves nothing."""
-        ...
+        raise NotImplementedError
 
     def state(self) -> dict[str, mx.array]:
-        """What the next step depends on beside the parameters and what a journal tells, by name."""
-        ...
+        """State that the next step depends on, by name, beside the parameters and the journal."""
+        return {}
 
     def restore(self, state: Mapping[str, mx.array], step: int) -> None:
-        """Takes back what `state` gave after `step` steps."""
-        ...
+        """Takes back the state that `state` returned after `step` steps."""
+
+    def open_journal(self, path: Path, base_sha256: str, after: Journal | None = None) -> None:
+        """Records all steps from here on in a journal at `path`.
+
+        Args:
+            base_sha256: fingerprint of the weights before the first step.
+            after: the journal that is already there, to be continued; None starts a new one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    def resume(self, journal: Journal, step: int) -> None:
+        """Brings the parameters, which are those after `step` steps, and all state to the end of the journal."""
+
+    def close(self) -> None:
+        """Flushes and closes the journal.
+
+        Raises:
+            OSError: it cannot be written.
+        """
 
 
 def make_method(
@@ -56,14 +86,14 @@ def make_method(
     of_answers: OfAnswers | None = None,
     team: Communicator | None = None,
 ) -> Method:
-    """The method of a resolved configuration.
+    """Makes the method of a resolved configuration.
 
     Args:
-        of_answers: what MeZO minimises, where the objective is of the answers that the model writes.
-        team: who shares the work; None for nobody.
+        of_answers: the objective of MeZO, where it is a function of generated answers.
+        team: the ranks that share the work; None for a run in one process.
 
     Raises:
-        ConfigError: the method cannot do what the configuration asks of it on this model.
+        ConfigError: the model does not support an option of the configuration.
     """
     from .backprop import Backprop
     from .mezo import MeZO

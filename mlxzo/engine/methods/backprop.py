@@ -36,11 +36,11 @@ from ...zo.rounding import rounded
 from ..batching import Batch
 from ..distributed.communicator import Communicator, Piece
 from ..scoring import Scorer
-from . import StepResult
+from . import Method, StepResult
 from .gradients import Arrays, GradientSum, add_checkpointed_gradients, add_gradients
 
 
-class Backprop:
+class Backprop(Method):
     """First-order steps on the parameters in `trainable`, with MLX's own optimisers.
 
     Adam corrects the bias of its means (Kingma & Ba 2015, Algorithm 1), which MLX leaves out by default. Weight decay

@@ -7,9 +7,9 @@ perturbed lazily instead of in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from ...core.config import RunConfig
@@ -26,10 +26,10 @@ from ..batching import Batch
 from ..distributed.communicator import Communicator, Piece, shares_points
 from ..objectives import SCORE_OBJECTIVES, OfAnswers
 from ..scoring import Scorer
-from . import StepResult
+from . import Method, StepResult
 
 
-class MeZO:
+class MeZO(Method):
     """Zeroth-order steps on the parameters in `trainable`.
 
     An estimator finds derivatives along the step's directions, the update rule makes factors of them, and one pass
@@ -37,8 +37,9 @@ class MeZO:
     repeated exactly.
     """
 
+    has_journal = True
     journal: JournalWriter | None = None
-    """Where each step is recorded before the weights move; None for nowhere."""
+    """Records each step before the weights move; None records nothing."""
 
     def __init__(
         self,
@@ -50,14 +51,13 @@ class MeZO:
     ):
         """
         Args:
-            of_answers: what is minimised, where the objective is of the answers that the model writes.
-            team: who shares the forward passes; None for nobody.
+            of_answers: the objective, where it is a function of generated answers.
+            team: the ranks that share the forward passes; None for a run in one process.
         """
         self.scorer, self.causal = scorer, scorer.causal
         self.trainable, self.config = trainable, config
         self.team = team or Communicator()
         self.estimator = ESTIMATORS[config.estimator]
-        # Of what the model writes where there is something to judge that by, else of its scores.
         self.of_answers = of_answers
         self.of_scores = SCORE_OBJECTIVES.get(config.objective)
         self.rule = UpdateRule(config.update == "adaptive", config.clip)
@@ -70,8 +70,9 @@ class MeZO:
         directions = [
             Direction(config.seed, step, index, config.directions, self.scales) for index in range(config.queries)
         ]
-        estimate = self.estimator(lambda points: self.losses(batch, points), directions, config.eps)
-        # Rounded as a journal keeps them, so that what is made of its records is what was made here.
+        points = self.estimator.points(directions, config.eps)
+        estimate = self.estimator.combine(self.losses(batch, points), config.eps)
+        # Rounded to the precision of the journal, so that a replay computes the same update.
         loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
         if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
             *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
@@ -81,15 +82,15 @@ class MeZO:
             self.apply_updates(terms, step, decay)
         return StepResult(loss, lr, _summary(derivatives), ties=sum(d == 0.0 for d in derivatives))
 
-    def state(self) -> dict[str, mx.array]:
-        """Nothing: all of it follows from the journal."""
-        return {}
+    def open_journal(self, path: Path, base_sha256: str, after: Journal | None = None) -> None:
+        self.journal = JournalWriter(path, after.header if after else self.header(base_sha256), after)
 
-    def restore(self, state: Mapping[str, mx.array], step: int) -> None:
-        """Nothing (see `resume`)."""
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
 
     def header(self, base_sha256: str) -> Header:
-        """What the journal of this run begins with."""
+        """Header of the journal of this run."""
         weights = {name: self.causal.slots[name].get() for name in self.trainable.names}
         parameters = tuple(
             Parameter(name, str(weight.dtype).removeprefix("mlx.core."), tuple(weight.shape), self.scales[name])
@@ -98,7 +99,7 @@ class MeZO:
         return Header(self.config.to_dict(), base_sha256, parameters, NOISE_VERSION)
 
     def resume(self, journal: Journal, step: int) -> None:
-        """Brings weights that stand after `step` steps, and the state of the update rule, to the journal's end."""
+        """Replays the steps of a journal from `step` on, and rebuilds the state of the update rule from all of them."""
         replay(self.causal.slots, journal, step)
         past = Replayed(journal.header)
         for number, recorded in enumerate(journal):
@@ -106,10 +107,10 @@ class MeZO:
             self.momentum.terms(past.own_terms(number, recorded))
 
     def losses(self, batch: Batch, points: Sequence[Point]) -> list[float]:
-        """Means of the objective at w + eps z for each point (z, eps); the stored weights stay as they are, to the bit.
+        """Means of the objective at w + eps z for each point (z, eps); the stored weights keep their bits.
 
-        A team shares out the micro-batches or the points. What comes back are values of single examples, so that every
-        rank takes the mean of the same numbers in the same order.
+        The ranks share the micro-batches or the points. They exchange values of single examples, so that every rank
+        takes the mean of the same numbers in the same order.
         """
         if shares_points(self.config):
             whole = [Piece(1.0, (batch.size,))] * len(points)
@@ -130,7 +131,7 @@ class MeZO:
         return [float(side.mean()) for side in sides]
 
     def _values(self, batch: Batch, points: Sequence[Point]) -> list[np.ndarray]:
-        """The objective of each example at each point: float64 [B] a point."""
+        """Objective of each example at each point: float64 [B] per point."""
         views = [self.causal.view(direction, eps) for direction, eps in points]
         if self.of_answers is not None:
             return [self.of_answers(batch, view) for view in views]
@@ -141,7 +142,7 @@ class MeZO:
         return [self.scorer.losses(batch, view, prefix, self.of_scores) for view in views]
 
     def apply_updates(self, terms: Terms, step: int, decay: float = 0.0) -> None:
-        """Applies an update to the parameters that train (see `zo.move`)."""
+        """Applies an update to the parameters that train (see `zo.apply`)."""
         apply_updates(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
 
 
