@@ -17,6 +17,7 @@ from ..models.loading import fingerprint
 from .batching import batch_indices
 from .checkpoint_file import load_state, save_state
 from .checkpoints import Checkpoints, TrainingProgress
+from .distributed.communicator import Request
 from .evaluation import Evaluation
 from .methods import Method
 from .methods.ties import TieDetector
@@ -27,28 +28,26 @@ _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
 
 
-class RunControl(Protocol):
-    """What the run is asked to do while it runs (see `steering.Steering`)."""
+class Control(Protocol):
+    """The requests to a run (see `runtime.control.RunControl`)."""
 
     def wait_while_paused(self, step: int) -> None:
         """Waits while the run is paused, `step` steps done; raises Interrupted or DoesNotFit where it must end."""
         ...
 
-    def takes(self, command: str) -> bool:
-        """Whether `evaluate` or `shrink` was asked for since this last said so."""
+    def consume(self, request: Request) -> bool:
+        """Returns whether the run has this request, EVALUATE or SHRINK, which is then done with."""
         ...
 
     def is_over(self, late: bool) -> bool:
-        """Whether the time that the run may take is over, by this process's clock (`late`) or another's."""
+        """Returns whether the time limit is reached, by the clock of this process (`late`) or another's."""
         ...
 
 
 class Trainer:
     """One run of one method. `fit` trains, keeps the best state and measures it on the test split at the end."""
 
-    def __init__(
-        self, session: Session, method: Method, checkpoints: Checkpoints, emit: events.Emit, control: RunControl
-    ):
+    def __init__(self, session: Session, method: Method, checkpoints: Checkpoints, emit: events.Emit, control: Control):
         self.session, self.method, self.checkpoints = session, method, checkpoints
         self.emit, self.control = emit, control
         self.team = session.team
@@ -178,11 +177,11 @@ class Trainer:
         """Does what was asked for since the last step; `step` steps are done."""
         self.control.wait_while_paused(step)
         self._shrink_if_asked()
-        if self.control.takes("evaluate"):
+        if self.control.consume(Request.EVALUATE):
             self._validate(step)
 
     def _shrink_if_asked(self) -> None:
-        if self.control.takes("shrink") and (done := self.session.shrink()):
+        if self.control.consume(Request.SHRINK) and (done := self.session.shrink()):
             self.emit(events.Note(f"to take less memory: {done}"))
 
     def _validate(self, step: int) -> None:

@@ -1,18 +1,26 @@
-"""Steers a run from any process: commands are lines appended to a file in its run directory.
+"""Control of a run while it runs: commands that any process sends, and the worker's end that acts on them.
 
-Whoever started the run may be gone. The worker looks at the file between steps, while it evaluates and while it is
-paused. Nothing here imports MLX.
+Commands are lines appended to a file in the run directory, so whoever started the run may be gone. The worker reads
+the file between steps, while it evaluates and while it is paused. Signals and the memory cap add requests of their
+own. The run acts on requests between steps; in a run over several processes they travel with what these exchange, so
+that all ranks act after the same step. Nothing here imports MLX.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
-from ..core.errors import ConfigError
-from ..core.run_directory import RunDirectory
+from ..core import events
+from ..core.errors import ConfigError, Interrupted, RankLost
+from ..core.run_directory import BEST_STATE, RunDirectory
+from ..engine.distributed.communicator import Communicator, Request
+from ..memory.watch import Watch
+
+_PAUSED_POLL_SECONDS = 0.1
 
 COMMANDS = {
     "pause": "wait after the step in hand, until `continue` or `stop`",
@@ -24,7 +32,7 @@ COMMANDS = {
 
 
 def send(run: RunDirectory, command: str) -> None:
-    """Asks the run's worker to do something; returns at once. The run's events tell when it does it.
+    """Sends a command to the run's worker; returns at once. The run's events show when it takes effect.
 
     Raises:
         ConfigError: there is no such command, the run is not running, or its directory cannot be written.
@@ -50,21 +58,21 @@ def send(run: RunDirectory, command: str) -> None:
 
 
 def forget(run: RunDirectory) -> None:
-    """Drops the commands that were meant for an earlier worker of the run; for whoever is about to start a new one."""
+    """Drops the commands to an earlier worker of the run; to be called before a new one starts."""
     run.commands_path.unlink(missing_ok=True)
 
 
 class Inbox:
-    """The commands of a file, each given out once, in the order in which they were sent."""
+    """The commands of a file, each returned once, in the order in which they were sent."""
 
     def __init__(self, path: Path):
         self._path = path
         self._read_bytes = 0
 
     def take(self) -> list[str]:
-        """The commands that came since the last call. Costs one look at the file's size where there are none.
+        """Commands since the last call. Costs one look at the file's size where there are none.
 
-        Unknown commands, torn lines and whatever else is no command are passed over.
+        Skips unknown commands, torn lines and anything else that is no command.
         """
         try:
             size = self._path.stat().st_size
@@ -82,6 +90,125 @@ class Inbox:
         whole = block[: block.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
         return [command for line in whole.splitlines() if (command := _command(line)) is not None]
+
+
+class RunControl:
+    """The requests to one run, in its worker.
+
+    Attributes:
+        paused_seconds: total time that the run was paused.
+    """
+
+    def __init__(self, run: RunDirectory, emit: events.Emit, watch: Watch):
+        self.paused_seconds = 0.0
+        self._run, self._emit, self._watch = run, emit, watch
+        self._inbox = Inbox(run.commands_path)
+        self._signals = 0
+        self._requested = Request.NOTHING
+        self.join(Communicator())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def check_memory(self) -> None:
+        """Ends a run that is over its memory cap; cheap enough to be called between layers.
+
+        Raises:
+            DoesNotFit: the run is over its cap.
+        """
+        if self._watch.over:
+            raise self._watch.exceeded(self._run.kept())
+
+    def join(self, team: Communicator) -> None:
+        """Acts from here on on the requests to all ranks of a communicator."""
+        self._team = team
+        team.requests = self._own_requests
+
+    def _own_requests(self) -> Request:
+        """Requests to this process: by signals, by commands, and by its memory; each of `Request.ONCE` once."""
+        if self._signals:
+            self._requested |= Request.STOP
+        for command in self._inbox.take():
+            if command == "continue":
+                self._requested &= ~Request.PAUSE
+            else:
+                self._requested |= Request[command.upper()]
+        if self._watch.near:
+            self._requested |= Request.SHRINK
+            self._watch.near = False
+        requested = self._requested
+        self._requested &= ~Request.ONCE
+        return requested
+
+    def listen(self) -> None:
+        """Receives the requests to the run, and ends it where it has to end.
+
+        Raises:
+            DoesNotFit: it is over its memory cap. Interrupted: the user stopped it.
+        """
+        self._team.listen()
+        self.check_memory()
+        if self._team.is_requested(Request.STOP):
+            raise self._interrupted()
+
+    def listen_while_waiting(self) -> None:
+        """Receives requests while this process waits for other ranks: once the ranks are in step, it must not stop
+        alone, except on a second signal.
+
+        Raises:
+            RankLost: there was one. DoesNotFit, Interrupted: see `listen`.
+        """
+        if not self._team.in_step:
+            self.listen()
+        self.check_memory()
+        if self._signals > 1:
+            raise RankLost("stopped by force while it waited for another rank", "`mlxzo train --resume` goes on")
+
+    def consume(self, request: Request) -> bool:
+        """Returns whether the run has this request, one of `Request.ONCE`, which is then done with.
+
+        A footprint near the cap requests SHRINK.
+        """
+        self._team.listen()
+        return self._team.consume(request)
+
+    def is_over(self, late: bool) -> bool:
+        """Returns whether the run's time limit is reached by the clock of any rank; `late`: by that of this process."""
+        if late:
+            self._requested |= Request.END
+            self._team.listen()
+        return self._team.is_requested(Request.END)
+
+    def wait_while_paused(self, step: int) -> None:
+        """Listens, and waits while the run is paused; `step` steps are done."""
+        self.listen()
+        if not self._team.is_requested(Request.PAUSE):
+            return
+        began = time.monotonic()
+        self._emit(events.Paused(step))
+        try:
+            while self._team.is_requested(Request.PAUSE):
+                time.sleep(_PAUSED_POLL_SECONDS)
+                self._team.synchronise()
+                self.listen()
+        finally:
+            seconds = time.monotonic() - began
+            self.paused_seconds += seconds
+        self._emit(events.Unpaused(step, seconds))
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._signals += 1
+
+    def _interrupted(self) -> Interrupted:
+        if not (self._run.path / BEST_STATE).exists():
+            return Interrupted(
+                "the run was stopped before it began to train",
+                f"`mlxzo train --resume {self._run.path}` starts it again",
+            )
+        return Interrupted(
+            "the run was stopped; its best state so far is saved",
+            f"`mlxzo train --resume {self._run.path}` goes on where it stopped; `mlxzo generate --run {self._run.path} "
+            "PROMPT` tries the best state",
+        )
 
 
 def _command(line: bytes) -> str | None:

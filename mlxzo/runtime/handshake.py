@@ -19,13 +19,13 @@ from ..core.files import write_atomic
 from ..core.options import parse_shares
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from ..engine.distributed.communicator import Communicator, check_spread, rank_of_environment, shares_points
-from .steering import RunControl
+from .control import RunControl
 
 # Paths may differ from machine to machine; the contents are compared.
 _PLACES = ("model", "task", "data", "reward_command", "reward_function", "out", "name")
 
 
-def join(run: RunDirectory, steering: RunControl, resume: bool, emit: events.Emit) -> Communicator:
+def join(run: RunDirectory, control: RunControl, resume: bool, emit: events.Emit) -> Communicator:
     """The communicator of this process, from its environment; afterwards every rank has rank 0's configuration.
 
     Raises:
@@ -37,8 +37,8 @@ def join(run: RunDirectory, steering: RunControl, resume: bool, emit: events.Emi
         return Communicator()
     from ..engine.distributed.mlx_communicator import join
 
-    communicator = join(rank, steering.listen_while_waiting)
-    steering.join(communicator)
+    communicator = join(rank, control.listen_while_waiting)
+    control.join(communicator)
     emit(events.Note(f"rank {communicator.rank} of {communicator.size}: {', '.join(communicator.names)}"))
     communicator.compare(_versions())
     own = run.config if resume else spread(run.config, communicator.size)

@@ -34,8 +34,8 @@ from ..memory.sizes import Data
 from ..memory.watch import Watch
 from ..models.architecture import of_folder
 from ..models.resolve import ResolvedModel
+from .control import RunControl
 from .handshake import begin, join, settled
-from .steering import RunControl
 
 # Set in the environment, it leaves out the prediction of a run's memory, so that a test can see the cap being held.
 SKIP_PLAN = "MLXZO_SKIP_PLAN"
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     allow_code = "--allow-code" in arguments[1:]
     write = EventWriter(run.events_path)
     watch = Watch(write.offer, lambda: end_at_once(run, write, watch))
-    steering = RunControl(run, write, watch)
+    control = RunControl(run, write, watch)
 
     def emit(event: events.Event) -> None:
         if isinstance(event, events.Phase):
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
         write(event)
         # Whoever reports progress can be stopped there: downloads, loading, the frozen layers.
         if isinstance(event, events.Progress):
-            steering.listen()
+            control.listen()
 
     started = time.perf_counter()
     try:
@@ -107,13 +107,13 @@ def main(arguments: list[str]) -> int:
         import mlx.core  # noqa: F401
 
         with watch:
-            team = join(run, steering, resume, emit)
+            team = join(run, control, resume, emit)
             with judge_of(run.config, allow_code) as judge:
-                result = train(run, emit, steering, watch, resume, judge, team)
+                result = train(run, emit, control, watch, resume, judge, team)
         result["memory"] = watch.summary()
         # Loading, the frozen layers and the evaluations included, pauses not.
-        result["total_seconds"] = time.perf_counter() - started - steering.paused_seconds
-        result["paused_seconds"] = steering.paused_seconds
+        result["total_seconds"] = time.perf_counter() - started - control.paused_seconds
+        result["paused_seconds"] = control.paused_seconds
         run.write_json("result.json", result)
         write(events.Finished(result))
         return EXIT_DONE
@@ -157,7 +157,7 @@ def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
 def train(
     run: RunDirectory,
     emit: events.Emit,
-    steering: RunControl,
+    control: RunControl,
     watch: Watch,
     resume: bool,
     judge: Judge | None,
@@ -177,7 +177,7 @@ def train(
         settle(run, *choose_scope(run.config, emit))
         settled(run, team, run.config)
     session = open_session(
-        run.config, emit, fit=partial(fit_to_cap, run, emit, watch, team), interrupt=steering.check_memory
+        run.config, emit, fit=partial(fit_to_cap, run, emit, watch, team), interrupt=control.check_memory
     )
     session.judge, session.team = judge, team
     here = environment(session)
@@ -191,7 +191,7 @@ def train(
         session.config = settled(run, team, run.config)
     method = make_method(session.scorer, session.trainable, session.config, session.of_answers(), team)
     checkpoints = Checkpoints(run, session, method, emit)
-    return Trainer(session, method, checkpoints, emit, steering).fit(resume=resume)
+    return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
 
 
 def fit_to_cap(
