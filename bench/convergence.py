@@ -29,6 +29,7 @@ from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.batching import batch_indices
+from mlxzo.engine.evaluation import Evaluator
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.session import open_session
 
@@ -71,7 +72,7 @@ def run(
         last = step == config.steps or seconds >= arguments.seconds
         if step % arguments.eval_every == 0 or last:
             session.scorer.cache = caches["validation"]
-            outcome = session.evaluate("validation", events.ignore)
+            outcome = Evaluator(session).evaluate("validation", events.ignore)
             point = {
                 "step": step,
                 "forward_passes": step * passes_a_step,

@@ -32,10 +32,11 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from bench.report import emit, machine, table
 from mlxzo.core.config import RunConfig
+from mlxzo.core.events import ignore
 from mlxzo.core.formatting import format_metric
-from mlxzo.engine.evaluation import choose, majority_share, mean_metric
+from mlxzo.engine.evaluation import Evaluator, choose, majority_share, mean_metric
 from mlxzo.engine.prefix_sharing import MAX_NEW_TOKENS
-from mlxzo.engine.session import Session, open_session
+from mlxzo.engine.session import Session, fetch, load_base, load_data, make_session
 from mlxzo.models.trainable import Trainable
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.registry import get_task, task_names
@@ -46,11 +47,12 @@ _TIE = 1e-4
 def measure(session: Session, split: str) -> tuple[list[str], dict[str, Any]]:
     """mlxzo's answers on a split, and the figures of them."""
     task, examples = session.data.task, getattr(session.data, split)
+    evaluator = Evaluator(session)
     started = time.perf_counter()
-    scored = session.score(split, session.splits[split], lambda event: None)
+    scored = evaluator.score(split, session.splits[split], lambda event: None)
     score_seconds = time.perf_counter() - started
     if task.writes:
-        answers = session.write(split, examples, lambda event: None)
+        answers = evaluator.write(split, examples, lambda event: None)
     else:
         answers = choose(examples, scored.scores)
     figures = {
@@ -152,7 +154,8 @@ def main() -> None:
                 test_examples=arguments.rows,
                 max_tokens=arguments.max_tokens,
             )
-            session = open_session(config, lambda event: None, tune=lambda loaded, config: Trainable(()))
+            inputs = fetch(config, load_data(config, ignore), ignore)
+            session = make_session(inputs, load_base(inputs), Trainable(()), ignore)
             split = "test" if session.splits["test"] else "validation"
             answers, figures = measure(session, split)
             checked = compare(session, split, answers, arguments.check)

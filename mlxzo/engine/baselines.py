@@ -15,17 +15,17 @@ import numpy as np
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
-from ..models.loading import LoadedModel
 from ..models.trainable import Trainable
 from ..tasks.base import Example, Task
 from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
 from ..tasks.sampling import stable_permutation
+from .data_summary import share_candidates
 from .encoding import encode
-from .evaluation import Evaluation, Scored, share_candidates
+from .evaluation import Evaluation, Evaluator, Scored
 from .prefix_sharing import MAX_NEW_TOKENS
 from .scoring import example_losses
-from .session import Session, open_session
+from .session import Session, fetch, load_base, load_data, make_session
 from .tuned_model import TunedModel
 from .tuned_source import Kind, Source
 
@@ -79,14 +79,13 @@ def evaluate_job(
         MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
     """
 
-    def tune(loaded: LoadedModel, config: RunConfig) -> Trainable:
-        if source is None:
-            return Trainable(())
-        tuned = TunedModel(loaded, config, source)
+    inputs = fetch(config, load_data(config, on_event), on_event)
+    base, trainable = load_base(inputs), Trainable(())
+    if source is not None:
+        tuned = TunedModel(base.loaded, inputs.config, source)
         tuned.apply(on_event)
-        return tuned.trainable
-
-    session = open_session(config, on_event, tune=tune)
+        trainable = tuned.trainable
+    session = make_session(inputs, base, trainable, on_event)
     if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
     facts = {
@@ -131,13 +130,14 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
     examples = [example for example, _ in asked]
     tokenizer, longest = session.loaded.tokenizer, session.config.max_tokens
     encoded = [encode(example, tokenizer, longest) for example in examples]
+    evaluator = Evaluator(session)
     if not (baseline.calibrate and isinstance(task, Classification)):
-        return session.measure(split, examples, encoded, emit)
+        return evaluator.measure(split, examples, encoded, emit)
     empty = [in_style(task.content_free(text), session.config.prompt_style) for text in CONTENT_FREE]
     inputs = [encode(_asked(session, each, shown)[0], tokenizer, longest) for each in empty if each.prompt.strip()]
-    bias = label_bias(session.score("content-free inputs", inputs, emit))
+    bias = label_bias(evaluator.score("content-free inputs", inputs, emit))
     targets = np.array([example.target for example in encoded])
-    return session.measure(split, examples, encoded, emit, lambda scored: calibrated(scored, bias, targets))
+    return evaluator.measure(split, examples, encoded, emit, lambda scored: calibrated(scored, bias, targets))
 
 
 def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:

@@ -61,10 +61,7 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
         raise ModelError(f"there is no saved state at {path}", "the run saved none: train it again")
     if problem := safetensors_problem(path):
         raise _damaged(path, problem)
-    try:
-        state, metadata = mx.load(str(path), return_metadata=True)
-    except RuntimeError as error:
-        raise _damaged(path, str(error)) from None
+    state, metadata = _read(path)
     problems = [f"{name} is missing" for name in names if name not in state]
     problems += [f"{name} is not a trained parameter of this run" for name in state if name not in names]
     for name in sorted(set(names) & set(state)):
@@ -84,6 +81,19 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
         slots[name].set(state.pop(name))
         mx.eval(slots[name].get())
     return step
+
+
+def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Tensors, which stay on the disk until they are evaluated, and metadata of a safetensors file."""
+    try:
+        found = mx.load(str(path), return_metadata=True)
+    except RuntimeError as error:
+        raise _damaged(path, str(error)) from None
+    # MLX's stub knows only that `load` returns a pair for some formats.
+    if not isinstance(found, tuple) or not isinstance(found[0], dict):
+        raise _damaged(path, "it holds no named tensors")
+    tensors, metadata = found
+    return tensors, metadata
 
 
 def _fingerprint_of_file(path: Path, tensors: Mapping[str, mx.array]) -> str:

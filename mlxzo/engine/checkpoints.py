@@ -1,8 +1,8 @@
-"""What an interrupted run goes on from: the journal of a MeZO run, a snapshot of the weights, and the events so far.
+"""Checkpoints of a run: a snapshot of the weights, and the journal of a method that keeps one.
 
-A MeZO run is its journal: the weights of any step follow from it, and a snapshot only saves replaying from the start.
-A run of another method goes on from its last snapshot, which holds the optimiser's state as well, and computes the
-steps after it once more. Both end where the uninterrupted run would have ended, to the bit.
+A MeZO run follows from its journal: it gives the weights of any step, and a snapshot only shortens the replay. A run of
+another method resumes from its last snapshot, which includes the optimiser's state, and repeats the steps after it.
+Both end bit-identical to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from .evaluation import Evaluation
 from .methods import Method
 from .session import Session
 
-# A snapshot costs as much as writing the trained parameters to the disk. At most this share of a run's time goes there,
-# and no more than so many seconds of training lie between two.
+# A snapshot takes as long as writing the trained parameters to the disk. Snapshots take at most this share of a run's
+# time, and are at least so many seconds apart.
 _SHARE = 0.01
 _SECONDS = 600.0
 
 
 @dataclass
 class TrainingProgress:
-    """What a run had done when it ended.
+    """The progress of a run, which a resumed run continues.
 
     Attributes:
         step: steps done.
-        best: the best evaluation on the validation split and its step, before `step`.
-        unsettled: `step` was evaluated; whether its state was saved as the best is not known.
-        losses: of the batches, a step each.
+        best_step, best: the best evaluation on the validation split, before `step`; None before the first.
+        unsettled: `step` was evaluated; it is unknown whether its state was saved as the best.
+        losses: of the batch of each step.
         train_seconds, tokens, padded_tokens, ties: sums over the steps.
-        validation_seconds: that evaluations on the validation split took in between.
+        validation_seconds: total time of evaluations on the validation split.
     """
 
     step: int = 0
-    best: tuple[int, Evaluation] | None = None
+    best_step: int = 0
+    best: Evaluation | None = None
     unsettled: bool = False
     zero_shot: dict[str, Evaluation] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
@@ -53,17 +54,17 @@ class TrainingProgress:
 
 
 class Checkpoints:
-    """Keeps a run so that it can go on, and brings it back."""
+    """Saves a run so that it can resume, and resumes it."""
 
     def __init__(self, run: RunDirectory, session: Session, method: Method, emit: events.Emit):
         self.run, self.session, self.method, self.emit = run, session, method, emit
-        # The other ranks have what rank 0 has, and nobody would come back to it.
+        # Rank 0 keeps the run; the run directories of the others are temporary.
         self._keeps = session.team.rank == 0
         self._last = time.monotonic()
         self._cost = 0.0
 
     def begin(self) -> None:
-        """Starts the journal of a new run, where its method keeps one.
+        """Starts the journal of a new run, if its method keeps one.
 
         Raises:
             OSError: it cannot be written.
@@ -72,24 +73,24 @@ class Checkpoints:
             self.method.open_journal(self.run.path / JOURNAL, self.session.weights_sha256)
 
     def resume(self) -> TrainingProgress:
-        """Brings weights and method to where the run ended.
+        """Restores weights and method to the last step of the run.
 
         Raises:
             DataError, ModelError: journal or snapshot is damaged, or of other parameters. ConfigError: more steps are
-            done than the configuration asks for.
+            done than the configuration has.
         """
         snapshot = self._load_snapshot()
         if not self.method.has_journal:
             self._check_steps(snapshot)
             self._note(snapshot, snapshot)
-            return self._past(snapshot)
+            return self._progress(snapshot)
         path = self.run.path / JOURNAL
         try:
             journal = read(path)
         except FileNotFoundError:
             # The run ended before it began to train.
             self.begin()
-            return self._past(0)
+            return self._progress(0)
         except JournalError as error:
             raise DataError(str(error), "start the run anew: its weights cannot be found again") from None
         if snapshot > len(journal):
@@ -102,12 +103,12 @@ class Checkpoints:
         if self._keeps:
             self.method.open_journal(path, self.session.weights_sha256, after=journal)
         self._note(len(journal), snapshot, journal.torn_bytes)
-        past = self._past(len(journal))
+        past = self._progress(len(journal))
         past.losses = [step.loss for step in journal]
         return past
 
     def keep(self, step: int) -> None:
-        """Writes a snapshot of step `step` if it is time for one.
+        """Writes a snapshot of step `step` if one is due.
 
         Raises:
             DoesNotFit: the disk is full; the snapshot before is whole.
@@ -116,7 +117,7 @@ class Checkpoints:
             self.snapshot(step)
 
     def close(self, step: int) -> None:
-        """Makes sure that a run which ends, whatever the reason, can go on after step `step`.
+        """Saves a run that ends, for any reason, so that it can resume after step `step`.
 
         Raises:
             OSError: the disk fails. DoesNotFit: it is full.
@@ -146,7 +147,7 @@ class Checkpoints:
             )
 
     def _load_snapshot(self) -> int:
-        """Brings parameters and method to the last snapshot; returns its step, 0 without one."""
+        """Restores parameters and method from the last snapshot; returns its step, 0 without one."""
         path = self.run.path / LAST_STATE
         if not path.exists():
             return 0
@@ -157,26 +158,26 @@ class Checkpoints:
         self.method.restore(holder, step)
         return step
 
-    def _past(self, step: int) -> TrainingProgress:
-        """What the events tell of the first `step` steps."""
+    def _progress(self, step: int) -> TrainingProgress:
+        """The progress after the first `step` steps, read from the events."""
         past = TrainingProgress(step)
         steps: dict[int, events.Step] = {}
         for event, _ in self.run.events():
             if isinstance(event, events.Step) and event.step <= step:
-                # Steps that were done again after an earlier interruption count once.
+                # Steps repeated after an earlier interruption count once.
                 steps[event.step] = event
             elif isinstance(event, events.Evaluated) and event.step <= step:
                 outcome = Evaluation(**{f.name: getattr(event, f.name) for f in fields(Evaluation)})
                 if event.kind == "zero-shot":
                     past.zero_shot[event.split] = outcome
                     if event.split == "validation":
-                        past.best = (0, outcome)
+                        past.best = outcome
                 elif event.kind == "validation" and event.step == step:
                     past.unsettled = True
                 elif event.kind == "validation":
                     past.validation_seconds += event.seconds
-                    if outcome.better_than(past.best and past.best[1]):
-                        past.best = (event.step, outcome)
+                    if outcome.better_than(past.best):
+                        past.best_step, past.best = event.step, outcome
         past.losses = [event.loss for _, event in sorted(steps.items())]
         past.train_seconds = sum(event.seconds for event in steps.values())
         past.tokens = sum(event.tokens for event in steps.values())
@@ -186,19 +187,22 @@ class Checkpoints:
 
     def _note(self, step: int, snapshot: int, torn_bytes: int = 0) -> None:
         self.emit(events.Resumed(step))
-        said = f"the run goes on after step {step}"
+        text = f"the run goes on after step {step}"
         if step > snapshot:
-            said += f", {step - snapshot} steps of which were replayed from its journal"
+            text += f", {step - snapshot} steps of which were replayed from its journal"
         if torn_bytes:
-            said += f" (whose last {torn_bytes} bytes were cut off in the middle of a step)"
-        self.emit(events.Note(said))
+            text += f" (whose last {torn_bytes} bytes were cut off in the middle of a step)"
+        self.emit(events.Note(text))
 
 
 def check_same(run: RunDirectory, now: dict[str, Any]) -> None:
-    """Raises ConfigError, naming every difference, unless data and base weights are those that the run began with.
+    """Checks that a run resumes with the data, base weights and noise version that it began with.
 
     Args:
-        now: what environment.json would hold.
+        now: the content of environment.json now.
+
+    Raises:
+        ConfigError: it does not; every difference is named.
     """
     began = run.environment() or {}
     names = {"base_weights_sha256": "base weights", "data_sha256": "data", "noise_version": "noise version"}

@@ -11,7 +11,6 @@ import numpy as np
 from ..tasks.base import Example
 from ..tasks.labels import listed
 from .encoding import EncodedExample
-from .evaluation import share_candidates
 
 
 @dataclass(frozen=True)
@@ -76,3 +75,9 @@ def summarise(split: str, examples: Sequence[Example], encoded: Sequence[Encoded
 def duplicates_text(count: int) -> str:
     """The warning about prompts shared between splits."""
     return f"{count} validation or test examples have a prompt that is also a training prompt"
+
+
+def share_candidates(examples: Sequence[Example]) -> bool:
+    """Returns whether all examples choose among the same labels."""
+    candidates = {example.candidates for example in examples}
+    return len(candidates) == 1 and all(len(each) > 1 for each in candidates)

@@ -1,34 +1,50 @@
-"""Evaluation: what a model answers, and how good that is.
+"""Evaluation: the answers of a model to examples, and the metrics of these answers.
 
-An answer is the likeliest of an example's candidates, or what the model writes (see `generation`). A metric is a
-function of answers and of the answers that count as right (see `tasks.metrics`); the loss is that of the candidates.
+An answer is the likeliest of an example's candidates, or generated (see `generation`). A metric is a function of
+answers and gold answers (see `tasks.metrics`); the loss is that of the candidates.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 
+from ..core import events
 from ..core.metrics import metric_named
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
-from .batching import Batch, Shapes, by_length
+from ..zo.perturb import View
+from .batching import SCORED_AT_ONCE, Batch, Shapes, by_length
+from .data_summary import share_candidates
 from .distributed.communicator import Communicator, Piece
-from .encoding import EncodedExample
+from .encoding import EncodedExample, encode_prompt
+from .generation import Generator
+from .objectives import OfAnswers, by_judge, by_metric, shortfall
+from .prefill import Prefill
+from .prefix_sharing import MAX_NEW_TOKENS, Prompt, worth_sharing
+from .sampling import Sampling
 from .scoring import Scorer, example_losses
+from .session import Session
+
+# Examples of a split in `events.Samples`, and the most characters of a prompt, from its end.
+_SHOWN, _SHOWN_CHARACTERS = 6, 400
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcome of an evaluation: `value` of the task's metric, mean loss, and how long it took in seconds.
+    """Outcome of an evaluation: `value` of the task's metric, mean loss, and duration in seconds.
 
     Attributes:
-        majority: what the most frequent label would score; None where there are no labels.
+        majority: the metric of the most frequent label; None where there are no labels.
         more: further metrics of the same answers.
     """
 
@@ -58,7 +74,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of examples: for each the float64 [C] of its candidates (see `Scorer.scores`), and the losses [N]."""
+    """Scores of examples: float64 [C] of the candidates of each (see `Scorer.scores`), and the losses [N]."""
 
     scores: list[np.ndarray]
     losses: np.ndarray
@@ -67,6 +83,195 @@ class Scored:
     def loss(self) -> float:
         """Mean loss, summed in the order of the examples, so that it does not depend on how they were batched."""
         return float(self.losses.mean())
+
+
+class Evaluator:
+    """Evaluates a session's model under its weights as they stand: scores candidates, generates answers, measures."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self._judge = None if session.judge is None else by_judge(session.judge)
+
+    def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
+        """Evaluates one split; `emit` takes the progress."""
+        session = self.session
+        return self.measure(split, getattr(session.data, split), session.splits[split], emit)
+
+    def measure(
+        self,
+        split: str,
+        examples: Sequence[Example],
+        encoded: Sequence[EncodedExample],
+        emit: events.Emit,
+        adjust: Callable[[Scored], Scored] = lambda scored: scored,
+    ) -> Evaluation:
+        """Evaluates examples, which `encoded` holds as tokens.
+
+        Args:
+            split: their split, for progress and samples.
+            adjust: maps their scores before the likeliest candidate is taken.
+
+        Raises:
+            RewardError: the user's judge fails.
+        """
+        started, task, judge = time.perf_counter(), self.session.data.task, self._judge
+        metric = self.session.metric
+        majority = majority_share(examples) if metric in METRICS else None
+        values: dict[str, float] = {}
+        if judge is not None or task.writes:
+            answers, scored = self.write_and_score(split, examples, encoded, emit)
+            scored = adjust(scored)
+            emit(events.Samples(split, samples(examples, answers, None)))
+        else:
+            scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
+            answers = choose(examples, scored.scores)
+            if metric in METRICS:
+                emit(events.Samples(split, samples(examples, answers, scored.scores)))
+        if judge is not None:
+            judged = self._on_one_rank(len(examples), lambda: judge(examples, answers))
+            values = {"reward": statistics.fmean(judged)}
+        elif metric in METRICS:
+            names = (metric, *task.more_metrics)
+            means = self._on_one_rank(len(names), lambda: [mean_metric(name, answers, examples) for name in names])
+            values = dict(zip(names, means.tolist(), strict=True))
+        value = values.pop(metric, scored.loss)
+        seconds = time.perf_counter() - started
+        return Evaluation(metric, value, scored.loss, len(examples), majority, seconds, more=values)
+
+    def score(self, label: str, encoded: Sequence[EncodedExample], emit: events.Emit) -> Scored:
+        """Scores the candidates of examples."""
+        return score(
+            self.session.scorer,
+            encoded,
+            rows=SCORED_AT_ONCE,
+            make=self.session.batch,
+            on_progress=_reporter(label, "examples", emit),
+            team=self.session.team,
+            reading=self._shared_prefix_shapes(encoded),
+        )
+
+    def _shared_prefix_shapes(self, encoded: Sequence[EncodedExample]) -> Shapes | None:
+        """Bounds within which common prefixes of the rows are read once; None where that does not pay, or the model
+        does not support it."""
+        session = self.session
+        # Keys and values of as many tokens as a forward pass would have take about as much memory as that pass.
+        shapes = replace(session.shapes, tokens=session.shapes.largest(encoded), written_share=1)
+        rows = [row for example in encoded for row in example.rows]
+        # Frozen layers count as cached even where they are not: the decision must be the same on all ranks.
+        frozen = session.scorer.layers / max(1, len(session.causal.layers))
+        pays = worth_sharing(rows, shapes, 1.0 - frozen)
+        return shapes if pays and Prefill(session.causal).supports_trim else None
+
+    def write(
+        self,
+        split: str,
+        examples: Sequence[Example],
+        emit: events.Emit = events.ignore,
+        view: View | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[str]:
+        """Generates the answers to examples.
+
+        Args:
+            split: their split, for progress.
+            view: the weights to use; None for those that stand.
+            sampling: how tokens are drawn; None for greedy decoding.
+        """
+        prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
+        return self._generator(view, sampling).write(prompts, _reporter(_writing(split), "answers", emit)).answers
+
+    def write_and_score(
+        self, split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], emit: events.Emit
+    ) -> tuple[list[str], Scored]:
+        """Generates the greedy answers to examples and scores their candidates.
+
+        The only candidate of an example is scored while its prompt is read, where it directly follows the prompt.
+
+        Args:
+            encoded: the examples as tokens.
+        """
+        generator = self._generator()
+        prompts = [
+            Prompt(prompt, example.expected_after(prompt) if generator.can_score else ())
+            for prompt, example in zip(self._prompts(examples), encoded, strict=True)
+        ]
+        written = generator.write(prompts, _reporter(_writing(split), "answers", emit))
+        losses = self._on_one_rank(len(examples), lambda: written.losses)
+        scores = [np.array([-loss]) for loss in losses]
+        if others := [number for number, prompt in enumerate(prompts) if not prompt.expected]:
+            scored = self.score(f"evaluating on {split}", [encoded[number] for number in others], emit)
+            for number, own, loss in zip(others, scored.scores, scored.losses, strict=True):
+                scores[number], losses[number] = own, loss
+        return written.answers, Scored(scores, losses)
+
+    def of_answers(self) -> OfAnswers | None:
+        """The objective of the run, where it is a function of generated answers."""
+        config = self.session.config
+        if not config.writes:
+            return None
+        return shortfall(self._written_in_a_step, self._judge or by_metric(config.objective))
+
+    def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
+        """Generates the answers that a step judges.
+
+        Random draws follow from the seed and the examples alone, so that both sides of a direction use the same.
+        """
+        config, sampling = self.session.config, None
+        if config.temperature:
+            prompts = "\0".join(example.prompt for example in examples)
+            name = (config.seed, blake2b(prompts.encode(), digest_size=16).hexdigest())
+            sampling = Sampling(config.temperature, config.top_p, name)
+        return self.write("train", examples, view=view, sampling=sampling)
+
+    def _generator(self, view: View | None = None, sampling: Sampling | None = None) -> Generator:
+        session = self.session
+        return Generator(session.causal, session.loaded.tokenizer, session.shapes, view=view, sampling=sampling)
+
+    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """The prompt tokens of each example, cut so that an answer fits after them."""
+        room = max(1, self.session.config.max_tokens - MAX_NEW_TOKENS)
+        return [tuple(encode_prompt(example, self.session.loaded.tokenizer, room)) for example in examples]
+
+    def _on_one_rank(self, count: int, compute: Callable[[], Sequence[float] | np.ndarray]) -> np.ndarray:
+        """Values computed by one rank and broadcast to all, float64 [count].
+
+        A judge may not be deterministic, and machines of different kinds may generate different answers.
+        """
+        pieces = [Piece(1.0, (count,))]
+        (found,) = self.session.team.scatter_gather(pieces, lambda _: [np.array(compute(), np.float64)])
+        return found
+
+
+def _writing(split: str) -> str:
+    return f"writing answers on {split}"
+
+
+def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:
+    return lambda done, total: emit(events.Progress(label, float(done), float(total), unit))
+
+
+def samples(
+    examples: Sequence[Example], answers: Sequence[str], scores: Sequence[np.ndarray] | None
+) -> list[dict[str, Any]]:
+    """The answers to the first few examples, in the form of `events.Samples`.
+
+    Args:
+        scores: float64 [C] of each example's candidates (mean log-likelihood per token), where the answers were chosen
+            among them.
+    """
+    return [
+        {
+            "prompt": example.prompt[-_SHOWN_CHARACTERS:],
+            "answer": answer,
+            "right": next(iter(example.gold), None),
+            "share": None if scores is None else _share_of_best(scores[number]),
+        }
+        for number, (example, answer) in enumerate(zip(examples[:_SHOWN], answers, strict=False))
+    ]
+
+
+def _share_of_best(scores: np.ndarray) -> float:
+    return float(1.0 / np.exp(scores - scores.max()).sum())
 
 
 def score(
@@ -83,11 +288,11 @@ def score(
 
     Args:
         rows: of the examples that each rank scores between two calls of `on_progress`.
-        make: cuts them into forward passes.
-        on_progress: told how many examples of how many are done.
-        team: who shares the forward passes; None for nobody.
-        reading: what the rows of a batch begin with in common is read once, within these bounds (see
-            `Scorer.scores_by_reading`); None: each row is read whole.
+        make: cuts them into micro-batches.
+        on_progress: takes the numbers of examples scored and in all.
+        team: the ranks that share the forward passes; None for a run in one process.
+        reading: bounds within which common prefixes of a batch are read once (see `Scorer.scores_by_reading`); None
+            reads each row whole.
     """
     team = team or Communicator()
     scored, losses, done = [np.empty(0)] * len(examples), np.zeros(len(examples)), 0
@@ -141,14 +346,8 @@ def mean_metric(metric: str, answers: Sequence[str], examples: Sequence[Example]
 
 
 def majority_share(examples: Sequence[Example]) -> float | None:
-    """Share of the most frequent answer: what a constant guess scores. None where examples do not share their
+    """Share of the most frequent answer, the accuracy of a constant guess; None where examples do not share their
     candidates, and for completions."""
     if not share_candidates(examples):
         return None
     return Counter(example.target for example in examples).most_common(1)[0][1] / len(examples)
-
-
-def share_candidates(examples: Sequence[Example]) -> bool:
-    """Whether all examples choose among the same labels."""
-    candidates = {example.candidates for example in examples}
-    return len(candidates) == 1 and all(len(each) > 1 for each in candidates)

@@ -277,11 +277,10 @@ def probe_scope(config: RunConfig, emit: events.Emit, *, by: str = "scope", samp
     """
     config = dataclasses.replace(config, validation_examples=1, test_examples=1)
     session = open_session(config, lambda event: None if isinstance(event, events.Loaded) else emit(event))
+    # A cache pays if the minibatches of the probe, and not of a run, read examples more than once.
+    repeated = dataclasses.replace(session.config, steps=samples * BATCHES)
     with tempfile.TemporaryDirectory(prefix="mlxzo-probe-") as folder:
-        # A cache pays if the minibatches of the probe, and not of a run, read examples more than once.
-        session.config = dataclasses.replace(config, steps=samples * BATCHES)
-        open_activation_cache(session, Path(folder), emit)
-        session.config = config
+        open_activation_cache(dataclasses.replace(session, config=repeated), Path(folder), emit)
         return probe_session(session, group_names(session.trainable, by), emit, samples)
 
 

@@ -1,8 +1,8 @@
-"""What a step of MeZO minimises: the loss, or what has no gradient: right answers, or what a judge of the user's says.
+"""Objectives of MeZO: the loss, or functions without a gradient: metrics of answers, or the scores of a user's judge.
 
-Malladi et al. 2023 (arXiv 2305.17333, section 3.3) optimise accuracy and F1 so. A share of right answers moves in jumps
-of one example: on a small batch both sides of a direction often score alike, and the step goes nowhere. Such steps are
-counted and reported.
+Malladi et al. 2023 (arXiv 2305.17333, section 3.3) optimise accuracy and F1 so. A share of right answers changes in
+steps of one example: on a small batch both sides of a direction often give the same value. Such ties are counted and
+reported.
 """
 
 from __future__ import annotations
@@ -15,48 +15,60 @@ from ..tasks.base import Example
 from ..tasks.metrics import METRICS
 from ..zo.perturb import View
 from .batching import Batch
+from .reward import Answer, Judge
 from .scoring import example_losses
 
 OfScores = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""A value an example, the lower the better: float64 [B] from candidates' scores [B, C] and targets int [B]."""
+"""A value per example, lower is better: float64 [B] from candidates' scores [B, C] and targets int [B]."""
 
 OfAnswers = Callable[[Batch, View], np.ndarray]
-"""A value an example, the lower the better: float64 [B] from what the model writes under a view of the weights."""
+"""A value per example, lower is better: float64 [B] from the answers generated under a view of the weights."""
 
 Judgement = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
-"""How good the answers to some examples are; higher is better."""
+"""A score of the answer to each example; higher is better."""
 
 
 def wrong_answers(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """1 where another candidate than the right one scores highest, else 0: their mean is 1 - accuracy."""
+    """1 where the right candidate does not score highest, else 0; the mean is 1 - accuracy."""
     return (scores.argmax(axis=1) != target).astype(np.float64)
 
 
-def doubts(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """1 less the probability of the right candidate among all: their mean is 1 - the accuracy to be expected of an
-    answer drawn by the model's own probabilities.
+def expected_errors(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """1 less the probability of the right candidate among all; the mean is 1 - the expected accuracy of answers drawn
+    from the model's probabilities.
 
-    It follows accuracy closely where the model is sure of itself, is never the same on two sides, and unlike the loss
-    it cannot be swamped by a few examples that are very wrong.
+    It is close to the accuracy where the model is confident, has no ties, and unlike the loss it is bounded, so that
+    a few examples cannot dominate it.
     """
     return -np.expm1(-example_losses(scores, target))
 
 
-SCORE_OBJECTIVES: dict[str, OfScores] = {"loss": example_losses, "accuracy": wrong_answers, "soft-accuracy": doubts}
-"""By name, those that look at the scores of an example's candidates."""
+SCORE_OBJECTIVES: dict[str, OfScores] = {
+    "loss": example_losses,
+    "accuracy": wrong_answers,
+    "soft-accuracy": expected_errors,
+}
+"""Objectives of candidates' scores, by name."""
 
 
-def judged_by(metric: str) -> Judgement:
-    """The judgement of a metric of written answers (see `tasks.metrics`)."""
+def by_metric(metric: str) -> Judgement:
+    """Judgement by a metric of generated answers (see `tasks.metrics`)."""
     measure = METRICS[metric]
     return lambda examples, answers: [measure(a, e.gold) for e, a in zip(examples, answers, strict=True)]
 
 
+def by_judge(judge: Judge) -> Judgement:
+    """Judgement by the user's program or function, which raises RewardError where it fails."""
+    return lambda examples, answers: judge.scores(
+        [Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)]
+    )
+
+
 def shortfall(write: Callable[[Sequence[Example], View], Sequence[str]], judge: Judgement) -> OfAnswers:
-    """1 less the judgement of the answers that `write` gives under a view."""
+    """1 less the judgement of the answers that `write` generates under a view."""
 
     def values(batch: Batch, view: View) -> np.ndarray:
-        examples = [encoded.source for encoded in batch.examples]
+        examples = [encoded.source for encoded in batch.examples if encoded.source is not None]
         return 1.0 - np.array(judge(examples, write(examples, view)), np.float64)
 
     return values

@@ -1,18 +1,20 @@
-"""A run made ready: model, data and what trains. Training, evaluation and generation start here."""
+"""Opening of a run: data, then model files, then weights, then the parameters that train.
+
+data = load_data(config, emit)
+inputs = fetch(config, data, emit)
+base = load_base(inputs)
+session = make_session(inputs, base, prepare(base.loaded.model, inputs.config), emit)
+"""
 
 from __future__ import annotations
 
 import shutil
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..core import events
 from ..core.config import RunConfig
@@ -25,29 +27,19 @@ from ..models.folder import context_length
 from ..models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
 from ..models.resolve import ResolvedModel, resolve
 from ..models.trainable import Trainable, prepare
-from ..tasks.base import Example, TaskData
-from ..tasks.metrics import METRICS, WRITTEN
+from ..tasks.base import TaskData
+from ..tasks.metrics import WRITTEN
 from ..tasks.registry import load_task
-from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
-from .batching import SCORED_AT_ONCE, Batch, Shapes, make_batch
+from .batching import Batch, Shapes, make_batch
 from .data_summary import duplicates_text, summarise
-from .distributed.communicator import Communicator, Piece
-from .encoding import EncodedExample, encode, encode_prompt
-from .evaluation import Evaluation, Scored, choose, majority_share, mean_metric, score
-from .generation import Generator
-from .objectives import OfAnswers, judged_by, shortfall
-from .prefill import Prefill
-from .prefix_sharing import MAX_NEW_TOKENS, Prompt, worth_sharing
-from .reward import Answer, Judge
-from .sampling import Sampling
+from .distributed.communicator import Communicator
+from .encoding import EncodedExample, encode
+from .reward import Judge
 from .scoring import Scorer
 
 # `activation_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
 _CACHE_SHARE = 0.1
-# Examples of a split whose answers are told, and the longest end of their prompts.
-_SHOWN, _SHOWN_CHARACTERS = 6, 400
-
 
 Splits = dict[str, list[EncodedExample]]
 """The examples of each split, as tokens."""
@@ -55,7 +47,15 @@ Splits = dict[str, list[EncodedExample]]
 
 @dataclass
 class Session:
-    """Everything a method or an evaluation needs, loaded."""
+    """A run ready to compute.
+
+    Attributes:
+        resolved: the model's files.
+        shapes: bounds of the micro-batches; `shrink` makes them smaller.
+        weights_sha256: fingerprint of the weights before adapters are added.
+        judge: the user's judge of answers; None without one.
+        team: the ranks that share the work.
+    """
 
     config: RunConfig
     resolved: ResolvedModel
@@ -72,10 +72,11 @@ class Session:
 
     @property
     def metric(self) -> str:
-        """`reward` where there is a judge of the user's, else the task's."""
+        """`reward` where the user's judge scores answers, else the task's metric."""
         return self.data.task.metric if self.judge is None else "reward"
 
     def trained_parameters(self) -> dict[str, mx.array]:
+        """The parameters that train, by name."""
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
@@ -83,14 +84,14 @@ class Session:
         return make_batch(examples, self.shapes)
 
     def shrink(self) -> str:
-        """Makes the run take less memory from here on, and says what was done.
+        """Makes the run take less memory from here on.
 
         Freed memory goes back to the system, and micro-batches become half as large: losses stay the same to the
-        rounding of float32. Where every example runs alone already, what the frozen layers give is no longer kept in
-        memory: losses stay the same to the bit.
+        rounding of float32. Where every example runs alone already, the activation cache in memory is dropped: losses
+        stay bit-identical.
 
         Returns:
-            What was done, in words; empty if there is nothing more to do.
+            A description of the change; empty if nothing more can be done.
         """
         mx.clear_cache()
         return_freed_memory()
@@ -106,185 +107,9 @@ class Session:
             return "the frozen layers' output is no longer kept, and computed for every step"
         return ""
 
-    def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
-        """Measures the weights as they stand on one split, telling `emit` how far it is."""
-        return self.measure(split, getattr(self.data, split), self.splits[split], emit)
-
-    def measure(
-        self,
-        split: str,
-        examples: Sequence[Example],
-        encoded: Sequence[EncodedExample],
-        emit: events.Emit,
-        adjust: Callable[[Scored], Scored] = lambda scored: scored,
-    ) -> Evaluation:
-        """Measures the weights as they stand on examples, which `encoded` holds as tokens.
-
-        Args:
-            split: that they are of.
-            adjust: what becomes of their scores before the likeliest candidate is taken.
-        """
-        started, task = time.perf_counter(), self.data.task
-        majority = majority_share(examples) if self.metric in METRICS else None
-        values: dict[str, float] = {}
-        if self.judge is not None or task.writes:
-            answers, scored = self.write_and_score(split, examples, encoded, emit)
-            scored = adjust(scored)
-            emit(events.Samples(split, samples(examples, answers, None)))
-        else:
-            scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
-            answers = choose(examples, scored.scores)
-            if self.metric in METRICS:
-                emit(events.Samples(split, samples(examples, answers, scored.scores)))
-        if self.judge is not None:
-            values = {"reward": statistics.fmean(self._of_one(len(examples), lambda: self.judged(examples, answers)))}
-        elif self.metric in METRICS:
-            names = (self.metric, *task.more_metrics)
-            means = self._of_one(len(names), lambda: [mean_metric(name, answers, examples) for name in names])
-            values = dict(zip(names, means.tolist(), strict=True))
-        value = values.pop(self.metric, scored.loss)
-        seconds = time.perf_counter() - started
-        return Evaluation(self.metric, value, scored.loss, len(examples), majority, seconds, more=values)
-
-    def score(self, label: str, encoded: Sequence[EncodedExample], emit: events.Emit) -> Scored:
-        """Scores of the candidates of examples, under the weights as they stand."""
-        return score(
-            self.scorer,
-            encoded,
-            rows=SCORED_AT_ONCE,
-            make=self.batch,
-            on_progress=_reporter(label, "examples", emit),
-            team=self.team,
-            reading=self._reading(encoded),
-        )
-
-    def _reading(self, encoded: Sequence[EncodedExample]) -> Shapes | None:
-        """Bounds within which an evaluation reads what its rows begin with in common once; None where that does not
-        pay, or the model cannot."""
-        # Keys and values of as many tokens as a forward pass would have take about as much memory as that pass.
-        shapes = replace(self.shapes, tokens=self.shapes.largest(encoded), written_share=1)
-        rows = [row for example in encoded for row in example.rows]
-        # Frozen layers are taken as remembered, wherever they are not: all ranks must come to the same.
-        frozen = self.scorer.layers / max(1, len(self.causal.layers))
-        pays = worth_sharing(rows, shapes, 1.0 - frozen)
-        return shapes if pays and Prefill(self.causal).supports_trim else None
-
-    def write(
-        self,
-        split: str,
-        examples: Sequence[Example],
-        emit: events.Emit | None = None,
-        view: View | None = None,
-        sampling: Sampling | None = None,
-    ) -> list[str]:
-        """The answers that the model writes to examples, by the weights as they stand or as `view` has them.
-
-        Args:
-            emit: told how far it is.
-            sampling: how tokens are drawn; None takes the likeliest ones.
-        """
-        prompts = [Prompt(tokens) for tokens in self._prompts(examples)]
-        report = _reporter(_writing(split), "answers", emit or events.ignore)
-        return self._writer(view, sampling).write(prompts, report).answers
-
-    def write_and_score(
-        self, split: str, examples: Sequence[Example], encoded: Sequence[EncodedExample], emit: events.Emit
-    ) -> tuple[list[str], Scored]:
-        """The greedy answers to examples, and the scores of their candidates, under the weights as they stand.
-
-        The only candidate of an example is scored by the reading of its prompt, where it follows just that.
-
-        Args:
-            encoded: the examples as tokens.
-        """
-        writer = self._writer()
-        prompts = [
-            Prompt(prompt, example.expected_after(prompt) if writer.can_score else ())
-            for prompt, example in zip(self._prompts(examples), encoded, strict=True)
-        ]
-        written = writer.write(prompts, _reporter(_writing(split), "answers", emit))
-        losses = self._of_one(len(examples), lambda: written.losses)
-        scores = [np.array([-loss]) for loss in losses]
-        if others := [number for number, prompt in enumerate(prompts) if not prompt.expected]:
-            scored = self.score(f"evaluating on {split}", [encoded[number] for number in others], emit)
-            for number, own, loss in zip(others, scored.scores, scored.losses, strict=True):
-                scores[number], losses[number] = own, loss
-        return written.answers, Scored(scores, losses)
-
-    def _writer(self, view: View | None = None, sampling: Sampling | None = None) -> Generator:
-        return Generator(self.causal, self.loaded.tokenizer, self.shapes, view=view, sampling=sampling)
-
-    def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
-        """The answers that a step judges. What is drawn follows from the seed and the examples alone, so both sides of
-        a direction have the same luck, and another batch has other luck."""
-        config, sampling = self.config, None
-        if config.temperature:
-            prompts = "\0".join(example.prompt for example in examples)
-            name = (config.seed, blake2b(prompts.encode(), digest_size=16).hexdigest())
-            sampling = Sampling(config.temperature, config.top_p, name)
-        return self.write("train", examples, view=view, sampling=sampling)
-
-    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
-        """What is read of each example before its answer is written."""
-        room = max(1, self.config.max_tokens - MAX_NEW_TOKENS)
-        return [tuple(encode_prompt(example, self.loaded.tokenizer, room)) for example in examples]
-
-    def _of_one(self, count: int, compute: Callable[[], Sequence[float]]) -> np.ndarray:
-        """Numbers that one rank computes for all, float64 [count]: a judge may change its mind, and machines of
-        different kinds may write different answers, of which all must think alike."""
-        (found,) = self.team.scatter_gather([Piece(1.0, (count,))], lambda _: [np.array(compute(), np.float64)])
-        return found
-
-    def judged(self, examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
-        """What the user's judge says of answers.
-
-        Raises:
-            RewardError: it fails.
-        """
-        return self.judge.scores([Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)])
-
-    def of_answers(self) -> OfAnswers | None:
-        """What the run minimises, where that is of the answers that the model writes."""
-        if not self.config.writes:
-            return None
-        judgement = self.judged if self.judge is not None else judged_by(self.config.objective)
-        return shortfall(self._written_in_a_step, judgement)
-
-
-def _writing(split: str) -> str:
-    return f"writing answers on {split}"
-
-
-def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:
-    return lambda done, total: emit(events.Progress(label, float(done), float(total), unit))
-
-
-def samples(
-    examples: Sequence[Example], answers: Sequence[str], scores: Sequence[np.ndarray] | None
-) -> list[dict[str, Any]]:
-    """What a model answers to the first few examples, as `events.Samples` tells it.
-
-    Args:
-        scores: float64 [C] of each example's candidates (mean log-likelihood a token), where the answers were chosen
-            among them.
-    """
-    return [
-        {
-            "prompt": example.prompt[-_SHOWN_CHARACTERS:],
-            "answer": answer,
-            "right": next(iter(example.gold), None),
-            "share": None if scores is None else _share_of_best(scores[number]),
-        }
-        for number, (example, answer) in enumerate(zip(examples[:_SHOWN], answers, strict=False))
-    ]
-
-
-def _share_of_best(scores: np.ndarray) -> float:
-    return float(1.0 / np.exp(scores - scores.max()).sum())
-
 
 def find_model(config: RunConfig, emit: events.Emit) -> ResolvedModel:
-    """Brings the model of a configuration onto this machine; downloads and conversions are reported as they go.
+    """Brings the model of a configuration onto this machine, and emits the progress of downloads and conversions.
 
     Raises:
         ModelError: it cannot be had. DoesNotFit: the disk is full.
@@ -319,30 +144,16 @@ def compute_dtype() -> mx.Dtype | None:
 
 
 def micro_batch_shapes(config: RunConfig) -> Shapes:
-    """Micro-batches as suit the device."""
+    """Bounds of micro-batches that suit the device."""
     return Shapes.suited(on_cpu(), config.micro_batch)
 
 
-def open_session(
-    config: RunConfig,
-    emit: events.Emit,
-    *,
-    tune: Callable[[LoadedModel, RunConfig], Trainable] = lambda loaded, config: prepare(loaded.model, config),
-    fit: Callable[[RunConfig, ResolvedModel, Splits], RunConfig] = lambda config, resolved, splits: config,
-    interrupt: Callable[[], None] = lambda: None,
-) -> Session:
-    """Loads data and model of a resolved configuration and makes the parameters of its scope trainable.
-
-    Args:
-        tune: does something else to the model that was loaded; returns what of it is trainable.
-        fit: settles what the memory cap decides, before any weights are loaded.
-        interrupt: called where a pass can be given up (see `CausalLM`).
+def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
+    """Loads the data of a configuration. It comes first: it is quick, and the downloads after it may be long.
 
     Raises:
-        MlxzoError: data or model cannot be had (exit code 4), the scope does not suit the model (2), or the run does
-            not fit (3).
+        DataError: the data cannot be had. ConfigError: the objective does not suit the task.
     """
-    # Data first: it is quick, and a bad line is better told before a long download.
     data = load_task(config, progress=lambda text: emit(events.Progress(text, 0.0, None, "")))
     if config.objective in ("accuracy", "soft-accuracy") and data.task.metric != "accuracy":
         raise ConfigError(
@@ -355,30 +166,100 @@ def open_session(
             "writes none",
             "use --objective accuracy",
         )
-    resolved = find_model(config, emit)
-    config = within_context(config, resolved, emit)
-    tokenizer = load_tokenizer(resolved)
+    return data
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and model files of a run; no weights are in memory.
+
+    Attributes:
+        config: with `max_tokens` within the model's context.
+        model: the model's files.
+        splits: the rows of `data` as tokens.
+    """
+
+    config: RunConfig
+    data: TaskData
+    model: ResolvedModel
+    tokenizer: Any
+    splits: Splits
+
+
+def fetch(config: RunConfig, data: TaskData, emit: events.Emit) -> Inputs:
+    """Brings the model of a configuration onto this machine and tokenizes the data.
+
+    Raises:
+        ModelError: the model cannot be had. DoesNotFit: the disk is full. DataError: a row cannot be tokenized.
+    """
+    model = find_model(config, emit)
+    config = within_context(config, model, emit)
+    tokenizer = load_tokenizer(model)
     return_freed_memory()
-    splits = encode_splits(config, data, tokenizer)
-    config = fit(config, resolved, splits)
-    loaded = load_model(resolved, dtype=config.dtype, tokenizer=tokenizer)
-    # Fingerprint and count are of the base weights: adapters come afterwards.
-    sha256 = weights_fingerprint(loaded.model)
-    parameters = count_parameters(loaded.model)
-    trainable = tune(loaded, config)
-    causal = CausalLM(loaded.model, compute_dtype(), interrupt)
-    scorer = Scorer(causal, trainable.frozen_layers)
+    return Inputs(config, data, model, tokenizer, encode_splits(config, data, tokenizer))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model in memory, with fingerprint and parameter count of its weights before adapters are added."""
+
+    loaded: LoadedModel
+    weights_sha256: str
+    parameters: int
+
+
+def load_base(inputs: Inputs) -> Base:
+    """Loads the weights.
+
+    Raises:
+        ModelError: they cannot be loaded.
+    """
+    loaded = load_model(inputs.model, dtype=inputs.config.dtype, tokenizer=inputs.tokenizer)
+    return Base(loaded, weights_fingerprint(loaded.model), count_parameters(loaded.model))
+
+
+def make_session(
+    inputs: Inputs,
+    base: Base,
+    trainable: Trainable,
+    emit: events.Emit,
+    *,
+    judge: Judge | None = None,
+    team: Communicator | None = None,
+    interrupt: Callable[[], None] = lambda: None,
+) -> Session:
+    """Makes the session of a loaded model, and emits what it consists of.
+
+    Args:
+        trainable: the parameters of the model that train.
+        judge: the user's judge of answers, where the objective is `reward`.
+        team: the ranks that share the work; None for a run in one process.
+        interrupt: called where a forward pass can be given up (see `CausalLM`).
+    """
+    config, data, splits = inputs.config, inputs.data, inputs.splits
+    causal = CausalLM(base.loaded.model, compute_dtype(), interrupt)
     session = Session(
-        config, resolved, loaded, causal, trainable, scorer, micro_batch_shapes(config), data, splits, sha256
+        config,
+        inputs.model,
+        base.loaded,
+        causal,
+        trainable,
+        Scorer(causal, trainable.frozen_layers),
+        micro_batch_shapes(config),
+        data,
+        splits,
+        base.weights_sha256,
+        judge,
+        team or Communicator(),
     )
     emit(
         events.Loaded(
-            model=resolved.name,
-            source=resolved.source,
-            parameters=parameters,
+            model=inputs.model.name,
+            source=inputs.model.source,
+            parameters=base.parameters,
             trainable_parameters=sum(p.size for p in session.trained_parameters().values()),
             trainable_tensors=len(trainable.names),
-            weights_sha256=sha256,
+            weights_sha256=base.weights_sha256,
             task=data.task.name,
             train_examples=len(splits["train"]),
             validation_examples=len(splits["validation"]),
@@ -392,8 +273,19 @@ def open_session(
     return session
 
 
+def open_session(config: RunConfig, emit: events.Emit) -> Session:
+    """Opens a resolved configuration with the parameters of its scope trainable.
+
+    Raises:
+        MlxzoError: data or model cannot be had (exit code 4), or the scope does not suit the model (2).
+    """
+    inputs = fetch(config, load_data(config, emit), emit)
+    base = load_base(inputs)
+    return make_session(inputs, base, prepare(base.loaded.model, inputs.config), emit)
+
+
 def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit) -> RunConfig:
-    """The configuration with sequences no longer than the model was made for, which is told where they could be."""
+    """The configuration with `max_tokens` within the model's context; emits a note where it was larger."""
     context = context_length(resolved.path)
     if context is None or config.max_tokens <= context:
         return config
@@ -402,10 +294,10 @@ def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
-    """The rows of a run as tokens.
+    """Tokenizes the rows of a run.
 
     Raises:
-        DataError: one of them cannot be.
+        DataError: a row cannot be tokenized.
     """
     rows = {"train": data.learned(config.objective), "validation": data.validation, "test": data.test}
     return {
@@ -415,10 +307,10 @@ def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
 
 
 def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> None:
-    """Gives the frozen layers' output a place to be kept, where the configuration asks for one or there is room.
+    """Makes an activation cache for the frozen layers, where the configuration asks for one or one fits and pays.
 
     Args:
-        folder: where a cache on disk goes.
+        folder: the folder of a cache on disk.
 
     Raises:
         DoesNotFit: a cache on disk was asked for, and the disk is full.
@@ -447,11 +339,11 @@ def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> 
 
 
 def _activation_cache_kind(session: Session, folder: Path, size: int) -> str:
-    """Where a cache of `size` bytes goes: `ram`, `disk` or `off`."""
+    """The place of a cache of `size` bytes: `ram`, `disk` or `off`."""
     config = session.config
     if not session.scorer.layers or config.activation_cache != "auto":
         return config.activation_cache if session.scorer.layers else "off"
-    # A run that does not come back to its examples would not get back what the cache costs.
+    # The cache pays only for a run that reads its examples more than once.
     if config.steps * config.batch_size <= len(session.splits["train"]):
         return "off"
     if size <= _CACHE_SHARE * system_memory()[1]:

@@ -1,4 +1,4 @@
-"""The training loop that all methods share: batch, step, now and then an evaluation, the best state kept."""
+"""The training loop of all methods: batch, step, periodic evaluation, best state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .batching import batch_indices
 from .checkpoint_file import load_state, save_state
 from .checkpoints import Checkpoints, TrainingProgress
 from .distributed.communicator import Request
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Evaluator
 from .methods import Method
 from .methods.ties import TieDetector
 from .session import Session
 
-# The smoothed loss forgets with this factor a step; speed and ETA look back this many steps.
+# Decay of the smoothed loss per step; steps over which speed and ETA are averaged.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
 
@@ -50,16 +50,16 @@ class Trainer:
     def __init__(self, session: Session, method: Method, checkpoints: Checkpoints, emit: events.Emit, control: Control):
         self.session, self.method, self.checkpoints = session, method, checkpoints
         self.emit, self.control = emit, control
-        self.team = session.team
+        self.team, self.evaluator = session.team, Evaluator(session)
         self.best_path = checkpoints.run.path / BEST_STATE
         self.past = TrainingProgress()
         self.evaluate_seconds = 0.0
 
     def fit(self, *, resume: bool = False) -> dict[str, Any]:
-        """Trains to the end and returns the result, as result.json holds it.
+        """Trains to the end and returns the content of result.json.
 
         Args:
-            resume: go on where the run was interrupted.
+            resume: continue where the run was interrupted.
 
         Raises:
             Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
@@ -76,7 +76,7 @@ class Trainer:
         try:
             self._train()
         except (Interrupted, DoesNotFit):
-            # A disk that is full, or was the reason, leaves the last snapshot as it is.
+            # On a full disk the last snapshot stays as it is.
             with contextlib.suppress(OSError, DoesNotFit):
                 self.checkpoints.close(self.past.step)
             raise
@@ -87,16 +87,15 @@ class Trainer:
         return self._result(test, sha256)
 
     def _begin(self) -> None:
-        """What comes before the first step."""
-        # Before anything is computed: from here on, whatever ends the run leaves a state that can be used.
+        """Saves the state before the first step and evaluates it."""
+        # First of all: from here on, a run that ends for any reason leaves a state that can be used.
         self._save_best(0)
         self.emit(events.Phase("baseline"))
-        self.past.best = None
         for split in ("validation", "test"):
             if self.session.splits[split]:
                 self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
-        self.past.best = (0, self.past.zero_shot["validation"])
-        if not math.isfinite(self.past.best[1].loss):
+        self.past.best_step, self.past.best = 0, self.past.zero_shot["validation"]
+        if not math.isfinite(self.past.best.loss):
             raise Diverged(
                 "the loss of the model is not a finite number even before training",
                 "try --dtype float32; if that does not help, the weights are damaged",
@@ -112,7 +111,7 @@ class Trainer:
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
         detector = TieDetector(config.queries or 1)
         for step in range(past.step, config.steps):
-            self._obey(step)
+            self._serve_requests(step)
             began, sent = time.perf_counter(), self.team.bytes_sent
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
             batch = self.session.batch([examples[i] for i in indices])
@@ -120,7 +119,7 @@ class Trainer:
             if not math.isfinite(outcome.loss):
                 raise Diverged(
                     f"the loss of step {step + 1} is not a finite number",
-                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {past.best[0]}, is saved",
+                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {past.best_step}, is saved",
                 )
             seconds = time.perf_counter() - began
             past.step = step + 1
@@ -165,22 +164,22 @@ class Trainer:
             if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
-            # Asked again, since evaluations count.
+            # Checked again: evaluations count towards the time.
             if self._out_of_time:
                 break
 
     def _is_due(self, step: int) -> bool:
-        """Whether an evaluation comes after `step` steps."""
+        """Returns whether an evaluation is due after `step` steps."""
         return step % self.session.config.eval_every == 0 or step == self.session.config.steps
 
-    def _obey(self, step: int) -> None:
-        """Does what was asked for since the last step; `step` steps are done."""
+    def _serve_requests(self, step: int) -> None:
+        """Carries out the requests since the last step; `step` steps are done."""
         self.control.wait_while_paused(step)
-        self._shrink_if_asked()
+        self._shrink_if_requested()
         if self.control.consume(Request.EVALUATE):
             self._validate(step)
 
-    def _shrink_if_asked(self) -> None:
+    def _shrink_if_requested(self) -> None:
         if self.control.consume(Request.SHRINK) and (done := self.session.shrink()):
             self.emit(events.Note(f"to take less memory: {done}"))
 
@@ -188,32 +187,32 @@ class Trainer:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
         self.past.validation_seconds += outcome.seconds
-        if outcome.better_than(self.past.best[1]):
-            self.past.best = (step, outcome)
+        if outcome.better_than(self.past.best):
+            self.past.best_step, self.past.best = step, outcome
             self._save_best(step)
         self.emit(events.Phase("train"))
 
     def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
         def report(event: events.Event) -> None:
             self.emit(event)
-            # An evaluation is long: it too takes less memory as soon as it has to.
-            self._shrink_if_asked()
+            # An evaluation is long: a request to shrink does not wait for its end.
+            self._shrink_if_requested()
 
-        outcome = self.session.evaluate(split, report)
+        outcome = self.evaluator.evaluate(split, report)
         if split == "validation":
             self.evaluate_seconds = outcome.seconds
-        best = kind == "validation" and outcome.better_than(self.past.best[1])
+        best = kind == "validation" and outcome.better_than(self.past.best)
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
         return outcome
 
     def _test(self) -> Evaluation | None:
-        """The best state on the test split, which nothing before has used to choose anything."""
+        """Evaluates the best state on the test split, which no earlier decision has used."""
         session = self.session
         load_state(self.best_path, session.causal.slots, session.trainable.names)
         if not session.splits["test"]:
             return None
-        self.emit(events.Phase("test", f"the best state, of step {self.past.best[0]}"))
-        return self._evaluate("test", "test", self.past.best[0])
+        self.emit(events.Phase("test", f"the best state, of step {self.past.best_step}"))
+        return self._evaluate("test", "test", self.past.best_step)
 
     def _save_best(self, step: int) -> None:
         self.emit(events.Phase("save"))
@@ -227,7 +226,7 @@ class Trainer:
         return limit is not None and self.control.is_over(seconds >= limit)
 
     def _expected_steps(self, done: int, step_seconds: float) -> int:
-        """How many steps the run will make: those of the configuration, or what fits into its time at this speed."""
+        """Steps that the run will make: those of the configuration, or as many as fit into its time at this speed."""
         config = self.session.config
         if config.max_seconds is None:
             return config.steps
@@ -236,7 +235,7 @@ class Trainer:
         return min(config.steps, done + max(0, math.ceil(left / step_seconds)))
 
     def _eta(self, done: int, steps: int, step_seconds: float) -> float:
-        """Seconds left until so many steps are made, evaluations included."""
+        """Seconds until `steps` steps are made, evaluations included."""
         every = self.session.config.eval_every
         evaluations = math.ceil(steps / every) - done // every
         test = len(self.session.splits["test"]) / max(1, len(self.session.splits["validation"]))
@@ -244,6 +243,7 @@ class Trainer:
 
     def _result(self, test: Evaluation | None, sha256: str) -> dict[str, Any]:
         session, config, past = self.session, self.session.config, self.past
+        best = past.best or past.zero_shot["validation"]
         window = max(1, min(_SPEED_WINDOW, len(past.losses) // 2))
         return {
             "schema": 1,
@@ -257,7 +257,7 @@ class Trainer:
             "stopped_by": "steps" if past.step == config.steps else "time",
             "metric": session.metric,
             "zero_shot": {split: asdict(outcome) for split, outcome in past.zero_shot.items()},
-            "best": {"step": past.best[0], "validation": asdict(past.best[1])},
+            "best": {"step": past.best_step, "validation": asdict(best)},
             "test": asdict(test) if test else None,
             "training_loss": {
                 "first": sum(past.losses[:window]) / window,
@@ -277,5 +277,5 @@ class Trainer:
 
 
 def _smooth(mean: float, value: float) -> float:
-    """An exponential mean after one more value."""
+    """Updates an exponential moving average by one value."""
     return _SMOOTHING * mean + (1 - _SMOOTHING) * value

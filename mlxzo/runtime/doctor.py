@@ -20,8 +20,8 @@ from importlib import metadata
 from typing import Any
 
 from ..core.files import folder_contents, mlxzo_home
+from .environment import package_versions
 
-_PACKAGES = ("mlxzo", "mlx", "mlx-lm", "numpy", "huggingface_hub", "transformers", "tokenizers")
 _GEMM_SIZE = 1024
 _GEMM_SECONDS = 1.0
 _MLX_SECONDS = 120.0
@@ -108,17 +108,6 @@ def _system() -> dict[str, Any]:
         # 0 is the system's default, the recommended working set.
         facts["wired_limit_mb"] = int(limit.stdout) if limit.stdout.strip().isdigit() else None
     return facts
-
-
-def package_versions() -> dict[str, Any]:
-    """The versions of mlxzo and of the packages it depends on; None for one that is not installed."""
-    found: dict[str, Any] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _compiler() -> dict[str, Any]:

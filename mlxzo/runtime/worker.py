@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..core import events
 from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
@@ -27,61 +24,22 @@ from ..core.files import disk_full, is_disk_full
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
 from ..engine.distributed.communicator import Communicator
-from ..engine.encoding import EncodedExample
 from ..engine.reward import Judge, check_consent
 from ..memory import plan
 from ..memory.sizes import Data
 from ..memory.watch import Watch
 from ..models.architecture import of_folder
-from ..models.resolve import ResolvedModel
 from .control import RunControl
+from .event_writer import EventWriter
 from .handshake import begin, join, settled
 
-# Set in the environment, it leaves out the prediction of a run's memory, so that a test can see the cap being held.
+if TYPE_CHECKING:
+    from ..engine.session import Inputs
+
+# This environment variable skips the prediction of a run's memory, so that a test can watch the cap being held.
 SKIP_PLAN = "MLXZO_SKIP_PLAN"
 
-_OFFER_SECONDS = 0.01
 _LAST_WORD_SECONDS = 0.5
-
-
-class EventWriter:
-    """Appends events to a file and repeats them on stdout for as long as somebody reads there; for several threads."""
-
-    def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
-        self._pipe = True
-        self._lock = threading.Lock()
-
-    def __call__(self, event: events.Event) -> None:
-        with self._lock:
-            # Progress is for those who watch now; kept, it would make most of the file.
-            self._write(event, not isinstance(event, events.Progress), self._pipe)
-
-    def offer(self, event: events.Event, kept: bool) -> None:
-        """Writes an event if that needs no waiting to speak of, for another thread or for whoever reads the pipe.
-
-        Args:
-            kept: whether it goes to the file as well.
-        """
-        if self._lock.acquire(timeout=_OFFER_SECONDS):
-            try:
-                # A pipe that is ready takes a line of up to 4096 bytes at once.
-                self._write(event, kept, self._pipe and bool(select.select([], [sys.stdout], [], 0)[1]))
-            finally:
-                self._lock.release()
-
-    def _write(self, event: events.Event, kept: bool, shown: bool) -> None:
-        line = events.to_json(event, time.time()).encode() + b"\n"
-        if kept:
-            self._file.write(line)
-        if shown:
-            try:
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-            except OSError:
-                self._pipe = False
-                # Python would try once more to flush at exit, and complain.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +54,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(event, events.Phase):
             watch.enter(event.phase)
         write(event)
-        # Whoever reports progress can be stopped there: downloads, loading, the frozen layers.
+        # A run can be stopped wherever progress is reported: downloads, loading, frozen layers.
         if isinstance(event, events.Progress):
             control.listen()
 
@@ -111,28 +69,28 @@ def main(arguments: list[str]) -> int:
             with judge_of(run.config, allow_code) as judge:
                 result = train(run, emit, control, watch, resume, judge, team)
         result["memory"] = watch.summary()
-        # Loading, the frozen layers and the evaluations included, pauses not.
+        # With loading, frozen layers and evaluations, without pauses.
         result["total_seconds"] = time.perf_counter() - started - control.paused_seconds
         result["paused_seconds"] = control.paused_seconds
         run.write_json("result.json", result)
         write(events.Finished(result))
         return EXIT_DONE
     except Exception as error:
-        told = explain(error)
-        if told is None:
+        explained = explain(error)
+        if explained is None:
             raise
-        # On a full disk the last word may still go through the pipe.
+        # On a full disk the pipe may still take the event.
         with contextlib.suppress(OSError):
-            write(events.Failed(**told.to_dict()))
-        return told.exit_code
+            write(events.Failed(**explained.to_dict()))
+        return explained.exit_code
 
 
 def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
-    """Ends this process, from another thread, where the main one does not come to see that it is over the cap.
+    """Ends this process, which is over its memory cap, from another thread while the main thread is busy.
 
-    Nothing is lost by it: states are written whole or not at all.
+    Nothing is lost: states are written whole or not at all.
     """
-    # Whoever reads the pipe may be stuck as well.
+    # The process that reads the pipe may hang as well.
     threading.Timer(_LAST_WORD_SECONDS, os._exit, (EXIT_DOES_NOT_FIT,)).start()
     with contextlib.suppress(OSError):
         write(events.Failed(**watch.exceeded(run.kept()).to_dict()))
@@ -141,10 +99,10 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
 
 @contextlib.contextmanager
 def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
-    """The judge that a configuration names, which may have come from anywhere: only if the user has said so.
+    """The judge that a configuration names; None without one.
 
     Raises:
-        ConfigError: the user has not.
+        ConfigError: the command line does not allow the configuration to run code.
     """
     if config.objective != "reward":
         yield None
@@ -163,23 +121,28 @@ def train(
     judge: Judge | None,
     team: Communicator,
 ) -> dict[str, Any]:
-    """Loads what the run's configuration names and trains it, from the start or from where it was interrupted."""
+    """Opens the run's configuration and trains it, from the start or from where it was interrupted."""
     # These import MLX.
     from ..engine.checkpoints import Checkpoints, check_same
+    from ..engine.evaluation import Evaluator
     from ..engine.lr_finder import choose_rate, choose_scope
     from ..engine.methods import make_method
-    from ..engine.session import open_activation_cache, open_session
+    from ..engine.session import fetch, load_base, load_data, make_session, open_activation_cache
     from ..engine.trainer import Trainer
+    from ..models.trainable import prepare
+    from .environment import environment
 
     if run.config.awaits_probe and run.config.probe == "scope":
-        # What scope is to be fitted to the cap is not known yet.
+        # The cap is held, not fitted: the scope is not known yet.
         hold_to_cap(run.config, watch)
         settle(run, *choose_scope(run.config, emit))
         settled(run, team, run.config)
-    session = open_session(
-        run.config, emit, fit=partial(fit_to_cap, run, emit, watch, team), interrupt=control.check_memory
-    )
-    session.judge, session.team = judge, team
+    data = load_data(run.config, emit)
+    inputs = fetch(run.config, data, emit)
+    inputs = replace(inputs, config=fit_to_cap(run, inputs, emit, watch, team))
+    base = load_base(inputs)
+    trainable = prepare(base.loaded.model, inputs.config)
+    session = make_session(inputs, base, trainable, emit, judge=judge, team=team, interrupt=control.check_memory)
     here = environment(session)
     begin(team, session.config, here)
     if resume:
@@ -188,40 +151,33 @@ def train(
     open_activation_cache(session, run.path, emit)
     if run.config.awaits_probe:
         settle(run, *choose_rate(session, emit))
-        session.config = settled(run, team, run.config)
-    method = make_method(session.scorer, session.trainable, session.config, session.of_answers(), team)
+        session = replace(session, config=settled(run, team, run.config))
+    method = make_method(session.scorer, trainable, session.config, Evaluator(session).of_answers(), team)
     checkpoints = Checkpoints(run, session, method, emit)
     return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
 
 
-def fit_to_cap(
-    run: RunDirectory,
-    emit: events.Emit,
-    watch: Watch,
-    team: Communicator,
-    config: RunConfig,
-    resolved: ResolvedModel,
-    splits: Mapping[str, Sequence[EncodedExample]],
-) -> RunConfig:
-    """The run's configuration with what is `auto` settled so that it fits its memory cap; it is kept with the run.
+def fit_to_cap(run: RunDirectory, inputs: Inputs, emit: events.Emit, watch: Watch, team: Communicator) -> RunConfig:
+    """The run's configuration with every `auto` resolved so that the run fits its memory cap; saved with the run.
 
     Raises:
         DoesNotFit: no way of running it fits.
     """
+    config, splits = inputs.config, inputs.splits
     if config.memory_cap_bytes is None or os.environ.get(SKIP_PLAN):
         hold_to_cap(config, watch)
         return settled(run, team, config)
     sizes = Data(tuple(splits["train"]), (*splits["validation"], *splits["test"]))
-    found = plan.settle(config, of_folder(resolved.path), sizes)
+    found = plan.fit(config, of_folder(inputs.model.path), sizes, config.memory_cap_bytes)
     hold_to_cap(config, watch, found.cache_limit_bytes)
     run.settle(found.config)
-    predicted, cap = (format_bytes(size) for size in (found.estimate.footprint_bytes, found.cap_bytes))
+    predicted, cap = format_bytes(found.estimate.footprint_bytes), format_bytes(config.memory_cap_bytes)
     emit(events.Note(f"predicted to take {predicted} of the memory cap of {cap}: {', '.join(found.notes)}"))
     return settled(run, team, found.config)
 
 
 def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None = None) -> None:
-    """Has the run's memory cap held from here on, if it has one; MLX's own limits are set in any case."""
+    """Holds the run to its memory cap, if it has one, from here on, and sets MLX's own limits."""
     from ..memory.mlx_limits import set_limits
 
     set_limits(config.memory_cap_bytes, cache_limit_bytes)
@@ -230,45 +186,19 @@ def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None =
 
 
 def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:
-    """Keeps what a probe chose as the run's configuration, and what it found beside it."""
+    """Saves the configuration that a probe chose, and its report."""
     run.write_json("probe.json", found)
     run.settle(config)
 
 
-def environment(session: Any) -> dict[str, Any]:
-    """What, beside the configuration, decides the bits of a run, and what a reader of its figures should know."""
-    import mlx.core as mx
-
-    from ..zo.noise import NOISE_VERSION
-    from .doctor import package_versions
-
-    return {
-        "mlxzo": __version__,
-        "packages": package_versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(mx.default_device()),
-        "device_info": {key: value for key, value in mx.device_info().items() if isinstance(value, str | int)},
-        "cpu_count": os.cpu_count(),
-        "blas": load_fast_blas(),
-        "noise_version": NOISE_VERSION,
-        "seed": session.config.seed,
-        "ranks": session.team.size,
-        "model_source": session.resolved.source,
-        "base_weights_sha256": session.weights_sha256,
-        "data_source": session.data.source,
-        "data_sha256": session.data.sha256,
-    }
-
-
 def explain(error: Exception) -> MlxzoError | None:
-    """The error in words for users; None for a mistake of ours, which should leave a traceback in worker.log."""
+    """The error as the user should see it; None for a fault of mlxzo, which leaves a traceback in worker.log."""
     if isinstance(error, MlxzoError):
         return error
     if isinstance(error, OSError) and is_disk_full(error):
         return disk_full("the run")
     text = str(error)
-    # MLX says either of these where an allocation fails without ending the process.
+    # MLX raises either of these where an allocation fails without ending the process.
     if isinstance(error, MemoryError) or "[malloc" in text or "Unable to allocate" in text:
         return DoesNotFit(
             f"there is not enough memory: {text}",
@@ -281,6 +211,6 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     if threading.active_count() > 1:
-        # A thread that waits for a rank that is gone would keep the process.
+        # A thread that waits for a lost rank would keep the process alive.
         os._exit(code)
     sys.exit(code)

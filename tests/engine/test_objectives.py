@@ -14,6 +14,7 @@ from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.evaluation import Evaluator
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.methods.ties import TieDetector
 from mlxzo.engine.objectives import SCORE_OBJECTIVES
@@ -131,14 +132,13 @@ def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
     """By hand: write both sides' answers, and measure them."""
     config = RunConfig(model=str(model), task="custom", data=str(prompts), scope="full", eps=0.05, batch_size=6)
     config = replace(config, objective="reward", reward_function="unused:here").resolved()
-    session = open_session(config, lambda event: None)
-    session.judge = Lengths()
-    method = MeZO(session.scorer, session.trainable, config, session.of_answers())
+    session = replace(open_session(config, lambda event: None), judge=Lengths())
+    method = MeZO(session.scorer, session.trainable, config, Evaluator(session).of_answers())
     batch = session.batch(session.splits["train"])
     means = []
     for eps in (0.05, -0.05):
         view = session.causal.view(Direction(0, 0, 0, "sign", method.scales), eps)
-        answers = session.write("train", session.data.train, view=view)
+        answers = Evaluator(session).write("train", session.data.train, view=view)
         means.append(sum(1 - len(answer) / 100 for answer in answers) / 6)
     assert means[0] != means[1]
     assert method.step(0, batch).directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
@@ -154,17 +154,16 @@ def test_drawn_answers_have_the_same_luck_on_both_sides_and_other_luck_in_anothe
         "scope": "full",
     }
     config = RunConfig(model=str(model), task="custom", data=str(prompts), **options).resolved()
-    session = open_session(config, lambda event: None)
-    session.judge = Lengths()
-    values, encoded = session.of_answers(), session.splits["train"]
+    session = replace(open_session(config, lambda event: None), judge=Lengths())
+    values, encoded = Evaluator(session).of_answers(), session.splits["train"]
     view = session.causal.view()
     first = values(session.batch(encoded), view)
     assert (values(session.batch(encoded), view) == first).all()
     assert (values(session.batch(encoded[::-1]), view)[::-1] != first).any()
     # Evaluations take the likeliest tokens.
-    likeliest = np.array([len(answer) / 100 for answer in session.write("train", session.data.train)])
+    likeliest = np.array([len(answer) / 100 for answer in Evaluator(session).write("train", session.data.train)])
     assert (1 - first != likeliest).any()
-    assert session.evaluate("train", lambda event: None).value == pytest.approx(likeliest.mean())
+    assert Evaluator(session).evaluate("train", lambda event: None).value == pytest.approx(likeliest.mean())
 
 
 class Lengths:

@@ -1,0 +1,54 @@
+"""The event stream of a worker: events.jsonl and stdout."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ..core import events
+
+_OFFER_SECONDS = 0.01
+
+
+class EventWriter:
+    """Appends events to a file, and repeats them on stdout for as long as that is read. Thread-safe."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)
+        self._pipe = True
+        self._lock = threading.Lock()
+
+    def __call__(self, event: events.Event) -> None:
+        with self._lock:
+            # Progress is not kept: it would make up most of the file.
+            self._write(event, not isinstance(event, events.Progress), self._pipe)
+
+    def offer(self, event: events.Event, kept: bool) -> None:
+        """Writes an event unless another thread holds the lock or the pipe is full.
+
+        Args:
+            kept: write it to the file as well.
+        """
+        if self._lock.acquire(timeout=_OFFER_SECONDS):
+            try:
+                # A pipe that is ready takes a line of up to 4096 bytes at once.
+                self._write(event, kept, self._pipe and bool(select.select([], [sys.stdout], [], 0)[1]))
+            finally:
+                self._lock.release()
+
+    def _write(self, event: events.Event, kept: bool, shown: bool) -> None:
+        line = events.to_json(event, time.time()).encode() + b"\n"
+        if kept:
+            self._file.write(line)
+        if shown:
+            try:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+            except OSError:
+                self._pipe = False
+                # Otherwise Python flushes again at exit, and reports the error.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
