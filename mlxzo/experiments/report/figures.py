@@ -1,7 +1,7 @@
 """The figure of a comparison: accuracy against seconds, and peak memory against the cap.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart, and never the only sign: every contestant has a
-marker and a number of its own, and lines of backpropagation are dashed. The same runs give the same bytes.
+Colours are Okabe and Ito's, which colour-blind people can distinguish, and never the only sign: every contestant has a
+marker and a number, and lines of backpropagation are dashed. The same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from ...core.formatting import format_bytes, format_metric, printable
@@ -23,43 +23,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.typing import RcKeyType
 
-# Without the yellow, too faint on white, and the black, which a dark page would swallow.
+# Without the yellow, too faint on white, and the black, which is invisible on a dark page.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _ZERO_SHOT_DASHES = ((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (6, 3)), (0, (1, 4)))
 _METHODS = {"mezo": "-", "bp": (0, (5, 2))}
-# Inches: of the figure without its legend, of a contestant's bar with its name, and of a row of the legend.
+# Inches: the figure without its legend, a contestant's bar with its name, a row of the legend.
 _WIDTH, _HEIGHT, _BAR, _LEGEND_ROW = 11.0, 4.2, 0.48, 0.2
 _FONT_SIZE = 9.0
-# Characters that fit: of a name beside others in the legend, and above a bar.
+# Characters that fit in a row of the legend, and above a bar.
 _LEGEND_CHARACTERS, _BAR_CHARACTERS = 160, 62
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure that are not the contestants': any that SVG knows."""
+    """Colours of text and lines, of the grid, and of the background, as SVG writes them."""
 
     ink: str
     faint: str
     paper: str
 
 
-# Matplotlib draws with these colours, which no contestant has, and another theme's then take their places.
+# Matplotlib draws with these colours, which no contestant has; those of another theme replace them in the SVG.
 LIGHT = Theme("#1a1a1b", "#c4c4c5", "#fffffe")
-# Taken from the page that the figure is part of.
+# Variables of the style sheet of the page around the figure.
 PAGE = Theme("var(--ink)", "var(--faint)", "var(--paper)")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The figure of a report: `png`, of 150 dots an inch, and SVG in any theme."""
+    """The figure of a report: `png`, at 150 dots an inch, and SVG in any theme."""
 
     png: bytes
     light_svg: str
 
     def svg(self, theme: Theme = LIGHT) -> str:
-        """SVG that may stand alone or in a page. Its text is text, and it refers to nothing outside."""
+        """SVG for a file of its own or for a page. Its text stays text, and it refers to nothing outside."""
         text = self.light_svg
         for before, after in zip(astuple(LIGHT), astuple(theme), strict=True):
             text = text.replace(before, after)
@@ -70,20 +71,28 @@ def draw(report: ComparisonReport) -> Drawn:
     """Draws a report; takes a second or two."""
     import matplotlib
 
-    settings = {
+    inked: tuple[RcKeyType, ...] = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "xtick.color",
+        "ytick.color",
+    )
+    papered: tuple[RcKeyType, ...] = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    settings: dict[RcKeyType, Any] = {
         "font.family": "sans-serif",
-        # Verdana is as wide as the font that the figure is laid out with, and where the one lacks the other is there.
+        # Verdana is as wide as the font that the figure is laid out with, and there where that one is missing.
         "font.sans-serif": ["DejaVu Sans", "Verdana"],
         "font.size": _FONT_SIZE,
         "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "mlxzo",
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), LIGHT.ink),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), LIGHT.paper),
+        **dict.fromkeys(inked, LIGHT.ink),
+        **dict.fromkeys(papered, LIGHT.paper),
         "grid.color": LIGHT.faint,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A name in letters that the font lacks: a box in the PNG, and text like any other in the SVG.
+        # Characters that the font lacks are boxes in the PNG, and ordinary text in the SVG.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = _figure(report)
         png, svg = io.BytesIO(), io.BytesIO()
@@ -93,7 +102,7 @@ def draw(report: ComparisonReport) -> Drawn:
 
 
 def _embeddable(text: str, report: ComparisonReport) -> str:
-    """SVG as a page can hold it: without document type and metadata, and with a title for those who cannot see it."""
+    """SVG for a page: without document type and metadata, and with a title for screen readers."""
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL).strip()
     title = escape(printable(f"{report.metric} against seconds and peak memory of {report.name}"))
     return re.sub(r"(<svg [^>]*)>", rf'\1 role="img"><title>{title}</title>', text, count=1) + "\n"
@@ -138,7 +147,7 @@ def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
             linewidth=1.7,
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
-            # Contestants that lie on each other show their markers in turn.
+            # Contestants with the same curve show their markers in turn.
             markevery=(number % 3, max(1, len(times) // 10)) if len(times) > 10 else None,
         )
         axes.fill_between(times, low, high, color=_colour(number), alpha=0.16, linewidth=0)
@@ -161,19 +170,19 @@ def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
 
 
 def _memory(axes: Axes, report: ComparisonReport) -> None:
-    """A bar of its peak a contestant, MLX's share of it marked, its name above it, and the cap."""
+    """A bar a contestant: its peak with MLX's share marked, its name above; and the cap."""
     cap = report.config.memory_cap_bytes
     count = len(report.contenders)
     peaks = [
         max((spread.high for spread in (each.footprint_bytes, each.peak_bytes) if spread), default=0.0)
         for each in report.contenders
     ]
-    # One that needs many times the cap would leave the others no room: its bar runs out of the picture.
+    # The bar of one that needs many times the cap leaves the picture, so that the others have room.
     limit = 1.3 * max([*peaks, cap or 0.0, 1.0]) / 1e9
     for number, (each, peak) in enumerate(zip(report.contenders, peaks, strict=True)):
         place = count - number
         name = _short(printable(numbered(report, each)), _BAR_CHARACTERS)
-        # Over the line of the cap, which would strike it through.
+        # Texts hide the line of the cap, which would strike them through.
         over = {"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0}
         axes.text(0.0, place + 0.3, name, va="center", fontsize=8, bbox=over)
         axes.barh(place - 0.14, peak / 1e9, height=0.4, color=_colour(number), alpha=0.85)
@@ -183,7 +192,7 @@ def _memory(axes: Axes, report: ComparisonReport) -> None:
         if each.status != "finished":
             words.append(status_text(each))
         if each.needed_bytes is not None:
-            # Empty, since nothing has taken so much.
+            # An outline, since no run has used that memory.
             needed = min(each.needed_bytes / 1e9, 2 * limit)
             axes.barh(place - 0.14, needed, height=0.4, fill=False, edgecolor=_colour(number), linestyle=":")
         axes.text(peak / 1e9 + 0.015 * limit, place - 0.14, ", ".join(words), va="center", fontsize=8, bbox=over)
@@ -200,7 +209,7 @@ def _memory(axes: Axes, report: ComparisonReport) -> None:
 
 
 def _plain(axes: Axes, across: bool = True) -> None:
-    """Axes without a box, with a faint grid across the figures that are read off."""
+    """Removes the box of the axes and draws a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     if not across:
         axes.spines["left"].set_visible(False)
@@ -209,7 +218,7 @@ def _plain(axes: Axes, across: bool = True) -> None:
 
 
 def _zero_shot(report: ComparisonReport) -> dict[str, float]:
-    """Each model's validation metric before training; it does not depend on seed or method."""
+    """The validation metric of each model before training; it depends on neither seed nor method."""
     found: dict[str, float] = {}
     for run in report.runs:
         if "validation" in run.history.zero_shot:

@@ -59,7 +59,7 @@ def _sentences(failed: events.Failed) -> str:
 
 
 def _split_note(cell: str) -> tuple[str, str]:
-    """A cell's value, and what follows in brackets or after a comma, which goes below it: narrow columns fit a page."""
+    """The value of a cell, and the note in brackets or after a comma, which goes below it to keep columns narrow."""
     for sign in (" (", ", "):
         value, found, note = cell.partition(sign)
         if found:

@@ -1,12 +1,10 @@
-"""One run of a comparison: what it was asked to do and what came of it."""
+"""One run of a comparison: its configuration and its results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from ...core import events
@@ -14,6 +12,7 @@ from ...core.config import RunConfig, options
 from ...core.run_directory import RunDirectory
 from ...core.run_history import RunHistory
 from ..comparison import label_of
+from ..naming import base_name
 from ..queue import run_directory
 
 Status = Literal["finished", "running", "does not fit", "failed", "interrupted", "not run"]
@@ -21,7 +20,7 @@ Status = Literal["finished", "running", "does not fit", "failed", "interrupted",
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run of a contestant: its configuration and where it lies, whether it has been run or not."""
+    """One run of a contestant, begun or not: its configuration and its directory."""
 
     contestant: str
     config: RunConfig
@@ -29,7 +28,7 @@ class ComparedRun:
 
     @staticmethod
     def planned(contestant: str, config: RunConfig) -> ComparedRun:
-        """A run that may be still to come, in the place that its configuration names."""
+        """A run in the directory that its configuration names, which may not exist yet."""
         return ComparedRun(contestant, config, run_directory(config))
 
     @cached_property
@@ -38,7 +37,7 @@ class ComparedRun:
 
     @cached_property
     def status(self) -> Status:
-        """How the run stands. `does not fit`: it was predicted not to, and so never began."""
+        """The run's status; `does not fit` is that of a run that never began, since it was predicted not to fit."""
         if not self.run.events_path.exists() and not self.run.worker_is_alive():
             return "not run"
         status = self.run.status
@@ -48,7 +47,7 @@ class ComparedRun:
 
     @property
     def needed_bytes(self) -> int | None:
-        """What a run that does not fit was predicted to need."""
+        """The predicted memory of a run that does not fit; None for others."""
         return self.failed.needed_bytes if self.failed else None
 
     @property
@@ -58,7 +57,7 @@ class ComparedRun:
     @property
     def model_name(self) -> str:
         """The model without the folders of a path."""
-        return Path(self.config.model.rstrip("/")).name
+        return base_name(self.config.model)
 
     @property
     def steps(self) -> int:
@@ -66,20 +65,16 @@ class ComparedRun:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Of training alone."""
+        """Steps per second of training, evaluations left out."""
         return self.steps / self.history.training_seconds if self.history.training_seconds else None
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """What environment.json holds; empty where the run did not come so far."""
-        try:
-            found = json.loads((self.run.path / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """The content of environment.json; empty where the run ended before it was written."""
+        return self.run.environment() or {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure of the run, as CSV and JSON hold it; times in seconds, memory in bytes."""
+        """Every value of the run, as CSV and JSON hold it; times in seconds, memory in bytes."""
         history, config = self.history, self.config
         zero_shot, best = history.zero_shot, history.best_measurement
         measured = history.test or zero_shot.get("validation")
@@ -115,14 +110,14 @@ class ComparedRun:
 
 
 def labelled(runs: Sequence[RunDirectory]) -> list[ComparedRun]:
-    """Runs that were made for themselves as contestants: those that differ in seed, name and place only are one.
+    """Existing runs as contestants: those that differ only in seed, name and folder are one.
 
-    A contestant is called by model, method and scope, and by the options in which such contestants differ.
+    The name of a contestant is model, method and scope, and the options in which the contestants differ.
 
     Raises:
         ConfigError: a configuration cannot be read.
     """
-    # Micro-batches and the activation cache, which a memory cap settles by each run's data, change no result.
+    # Micro-batches and the activation cache change no result; a memory cap chooses them by the data of each run.
     apart = {"seed", "name", "out", "data", "micro_batch", "activation_cache"}
     configs = [run.config for run in runs]
     named = {"model", "method", "scope"}

@@ -1,4 +1,4 @@
-"""Runs side by side: what each run reached, gathered by contestant with mean and range over its seeds."""
+"""Results of runs by contestant, with mean and range over seeds, and the report made of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...core.metrics import metric_named
 from ...core.run_history import Measurement
 from .run_record import ComparedRun, Status
 
-# What runs have to share for their figures to be comparable, and how a reader would call it.
+# Options that runs must share to be comparable, in words.
 _CONDITIONS = {
     "task": "the task",
     "memory_cap": "the memory cap",
@@ -27,9 +27,12 @@ _CONDITIONS = {
 }
 
 
+_BY_GRAVITY: tuple[Status, ...] = ("failed", "does not fit", "running", "interrupted", "not run", "finished")
+
+
 @dataclass(frozen=True)
 class Spread:
-    """Mean and range of a figure over runs."""
+    """Mean and range of a value over runs."""
 
     mean: float
     low: float
@@ -38,9 +41,12 @@ class Spread:
 
     @staticmethod
     def of(values: Iterable[float | None]) -> Spread | None:
-        """Of the values that are there; None where none is."""
-        there = [value for value in values if value is not None]
-        return Spread(statistics.fmean(there), min(there), max(there), len(there)) if there else None
+        """The spread of the values that are not None; None where all are."""
+        known = [value for value in values if value is not None]
+        return Spread(statistics.fmean(known), min(known), max(known), len(known)) if known else None
+
+    def to_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Contender:
 
     @property
     def config(self) -> RunConfig:
-        """That of its first run; the others differ in the seed."""
+        """The configuration of its first run; the others differ in the seed."""
         return self.runs[0].config
 
     @cached_property
@@ -62,14 +68,13 @@ class Contender:
 
     @property
     def status(self) -> Status:
-        """`finished` if all runs are, else the gravest of what became of them."""
+        """`finished` if all runs are, else the gravest of their statuses."""
         found = {run.status for run in self.runs}
-        order: tuple[Status, ...] = ("failed", "does not fit", "running", "interrupted", "not run")
-        return next((status for status in order if status in found), "finished")
+        return next(status for status in _BY_GRAVITY if status in found)
 
     @property
     def failed(self) -> events.Failed | None:
-        """What the first of its runs that failed said."""
+        """The failure of the first of its runs that failed."""
         return next((run.failed for run in self.runs if run.failed and run.status != "interrupted"), None)
 
     @property
@@ -79,24 +84,23 @@ class Contender:
 
     @property
     def needed_bytes(self) -> int | None:
-        """What it was predicted to need, where it does not fit."""
+        """The predicted memory of a contestant that does not fit; None for others."""
         return next((run.needed_bytes for run in self.runs if run.needed_bytes is not None), None)
 
     def spread(self, value: Callable[[ComparedRun], float | None]) -> Spread | None:
-        """Mean and range of a figure over the finished runs."""
+        """Mean and range of a value over the finished runs."""
         return Spread.of(value(run) for run in self.finished)
 
     @property
     def tuned(self) -> Spread | None:
-        """The best state on the test split; where there is none, on the validation split that chose it."""
+        """The metric of the best state on `split`."""
         return self.spread(self._tuned)
 
     @property
     def zero_shot(self) -> Spread | None:
-        """The untrained model on the same split as `tuned`, of all runs that came so far."""
-        return Spread.of(
-            run.history.zero_shot[self.split].value for run in self.runs if self.split in run.history.zero_shot
-        )
+        """The metric of the untrained model on `split`, of all runs that measured it."""
+        zero_shots = (run.history.zero_shot.get(self.split) for run in self.runs)
+        return Spread.of(found.value for found in zero_shots if found)
 
     @property
     def steps(self) -> Spread | None:
@@ -112,12 +116,12 @@ class Contender:
 
     @property
     def peak_bytes(self) -> Spread | None:
-        """MLX's peak, of all runs that came to compute something."""
+        """MLX's peak, of all runs that computed something."""
         return Spread.of(run.history.peak_bytes for run in self.runs if run.history.zero_shot)
 
     @property
     def footprint_bytes(self) -> Spread | None:
-        """What the system charged its runs for at their peak, which is what the cap limits."""
+        """The peak memory that the system charged its runs for, which is what the cap limits."""
         return Spread.of(run.history.footprint_bytes for run in self.runs if run.history.zero_shot)
 
     def _tuned(self, run: ComparedRun) -> float | None:
@@ -125,10 +129,9 @@ class Contender:
         return measured.value if measured else None
 
     def band(self) -> list[tuple[float, float, float, float]]:
-        """Validation metric over time: seconds, mean, lowest and highest of the finished runs.
+        """Validation metric over time: seconds, mean, lowest and highest of the finished runs; of all where none has.
 
-        Between two evaluations of a run its curve is a straight line; after its last it stays where it is. A contestant
-        of which no run finished shows what its runs reached.
+        The curve of a run is a straight line between two evaluations and level after the last.
         """
         runs = self.finished or tuple(run for run in self.runs if len(run.history.steps))
         curves = [found for run in runs if (found := run.history.validation)]
@@ -139,10 +142,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """A comparison as it stands: its contestants, and what a reader should know about the figures.
+    """The present state of a comparison: contestants, verdict, remarks and conditions.
 
     Attributes:
-        split: what contestants are measured on: `test`, or `validation` where not all runs have a test split.
+        split: the split that contestants are measured on: `test`, or `validation` where not all runs have a test split.
     """
 
     name: str
@@ -158,7 +161,7 @@ class ComparisonReport:
         contenders = (Contender(each, tuple(run for run in runs if run.contestant == each), split) for each in names)
         return ComparisonReport(name, tuple(contenders), split)
 
-    @property
+    @cached_property
     def runs(self) -> list[ComparedRun]:
         return [run for contender in self.contenders for run in contender.runs]
 
@@ -172,14 +175,17 @@ class ComparisonReport:
 
     @cached_property
     def examples(self) -> int | None:
-        """How many examples that split has."""
-        found = next((r.history.zero_shot[self.split] for r in self.runs if self.split in r.history.zero_shot), None)
+        """The number of examples in `split`."""
+        found = self._zero_shot(self.split)
         return found.examples if found else None
 
     def majority(self, split: str) -> float | None:
-        """What a constant answer scores on a split."""
-        found = next((r.history.zero_shot[split] for r in self.runs if split in r.history.zero_shot), None)
+        """The metric of a constant answer on a split."""
+        found = self._zero_shot(split)
         return found.majority if found else None
+
+    def _zero_shot(self, split: str) -> events.Evaluated | None:
+        return next((r.history.zero_shot[split] for r in self.runs if split in r.history.zero_shot), None)
 
     @property
     def seeds(self) -> list[int]:
@@ -187,37 +193,32 @@ class ComparisonReport:
 
     @property
     def standard_error(self) -> float | None:
-        """Of an accuracy near one half on the examples that contestants are measured on."""
+        """Standard error of an accuracy near one half on `examples`; None for other metrics."""
         return 0.5 / math.sqrt(self.examples) if self.examples and self.metric == "accuracy" else None
 
     def verdict(self) -> str:
-        """Who did best, in one sentence, and whether the next is far enough behind for that to mean something."""
-        ranked = sorted(
-            (each for each in self.contenders if each.tuned),
-            key=lambda each: metric_named(self.metric).merit(each.tuned.mean),
-            reverse=True,
-        )
+        """The best contestant and the next in a sentence, and whether their difference is significant."""
+        metric = metric_named(self.metric)
+        measured = [(each, tuned) for each in self.contenders if (tuned := each.tuned)]
+        ranked = sorted(measured, key=lambda pair: metric.merit(pair[1].mean), reverse=True)
         if not ranked:
             return "No contestant has finished a run."
-        best = ranked[0]
-        what = f"{self.split} {self.metric}"
-        text = f"Best {what}: {best.name}, {format_metric(self.metric, best.tuned.mean)}"
+        best, first = ranked[0]
+        text = f"Best {self.split} {self.metric}: {best.name}, {metric.text(first.mean)}"
         if best.zero_shot:
-            text += f" (zero-shot {format_metric(self.metric, best.zero_shot.mean)})"
+            text += f" (zero-shot {metric.text(best.zero_shot.mean)})"
         if len(ranked) == 1:
             return text + "; no other contestant has finished a run."
-        second = ranked[1]
-        text += f"; next: {second.name}, {format_metric(self.metric, second.tuned.mean)}"
-        apart = abs(best.tuned.mean - second.tuned.mean)
-        if self.standard_error is not None and apart <= 2 * self.standard_error:
+        second, next_best = ranked[1]
+        text += f"; next: {second.name}, {metric.text(next_best.mean)}"
+        if self.standard_error is not None and abs(first.mean - next_best.mean) <= 2 * self.standard_error:
             return text + ". They lie within two standard errors: these figures do not tell them apart."
-        overlap = best.tuned.low <= second.tuned.high and second.tuned.low <= best.tuned.high
-        if second.tuned.count > 1 and overlap:
+        if next_best.count > 1 and first.low <= next_best.high and next_best.low <= first.high:
             return text + ". Their ranges over seeds overlap."
         return text + "."
 
     def remarks(self) -> list[str]:
-        """What a reader should know before taking the figures for more than they are."""
+        """Limits of the figures, a sentence each."""
         found = []
         if self.standard_error is not None:
             found.append(
@@ -235,8 +236,8 @@ class ComparisonReport:
                 found.append(f"Not the same for all: {words} ({', '.join(str(value) for value in values)}).")
         if self._data_differ():
             found.append("Runs of one seed did not see the same data.")
-        places = {(run.environment.get("platform"), str(run.environment.get("device_info"))) for run in self.finished}
-        if len(places) > 1:
+        machines = {(run.environment.get("platform"), str(run.environment.get("device_info"))) for run in self.finished}
+        if len(machines) > 1:
             found.append("Not all runs were made on one machine: compare no seconds.")
         return found
 
@@ -253,7 +254,7 @@ class ComparisonReport:
         return any(len(hashes) > 1 for hashes in seen.values())
 
     def conditions(self) -> list[tuple[str, str]]:
-        """Under what the runs were made: label and value."""
+        """The conditions of the runs: label and value."""
         config = self.config
         rows = [("task", config.task), ("seeds", ", ".join(map(str, self.seeds)))]
         rows.append(("memory cap", config.memory_cap or "none"))
@@ -274,7 +275,7 @@ class ComparisonReport:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, as comparison.json holds them."""
+        """All values, as comparison.json holds them."""
         return {
             "schema": 1,
             "name": self.name,
@@ -290,29 +291,29 @@ class ComparisonReport:
 
 
 def _summary(each: Contender) -> dict[str, Any]:
-    def plain(spread: Spread | None) -> dict[str, float] | None:
-        return None if spread is None else {"mean": spread.mean, "low": spread.low, "high": spread.high}
-
+    spreads = {
+        "zero_shot": each.zero_shot,
+        "tuned": each.tuned,
+        "best_validation": each.spread(lambda run: run.history.best and run.history.best.value),
+        "steps": each.steps,
+        "steps_per_second": each.steps_per_second,
+        "seconds_to_best": each.seconds_to_best,
+        "peak_bytes": each.peak_bytes,
+        "footprint_bytes": each.footprint_bytes,
+    }
     return {
         "name": each.name,
         "status": each.status,
         "runs": len(each.runs),
         "finished": len(each.finished),
-        "zero_shot": plain(each.zero_shot),
-        "tuned": plain(each.tuned),
-        "best_validation": plain(each.spread(lambda run: run.history.best and run.history.best.value)),
-        "steps": plain(each.steps),
-        "steps_per_second": plain(each.steps_per_second),
-        "seconds_to_best": plain(each.seconds_to_best),
-        "peak_bytes": plain(each.peak_bytes),
-        "footprint_bytes": plain(each.footprint_bytes),
+        **{name: spread and spread.to_dict() for name, spread in spreads.items()},
         "needed_bytes": each.needed_bytes,
         "problem": each.failed.message if each.failed else None,
     }
 
 
 def _at(curve: Sequence[Measurement], seconds: float) -> float:
-    """The value of a curve at a time, on straight lines between its points and level beyond them."""
+    """The value of a curve at a time: linear between its points, level beyond the last."""
     for before, after in itertools.pairwise(curve):
         if before.seconds <= seconds < after.seconds:
             share = (seconds - before.seconds) / (after.seconds - before.seconds)

@@ -1,4 +1,4 @@
-"""What came of the runs of a batch: one record a run, and the file of them, one JSON object a line."""
+"""Results of the runs of a sweep: a record a run, and their file, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Record = Mapping[str, Any]
 
 
 def record(planned: PlannedRun) -> dict[str, Any]:
-    """What a run has come to, as it lies on the disk.
+    """The present state of a run on disk. Unknown values are None.
 
     `value` and `loss` are those of the best state, on the test split, or on the validation split where there is no
     other; `zero_shot` and `majority` are of the same split. `seconds` are those of steps and of evaluations on the
-    validation split; `peak_bytes` is the most that the system charged the run for. What is not known is None.
+    validation split; `peak_bytes` is the peak memory that the system charged the run for.
     """
     found = ComparedRun.planned(planned.config.name or "", planned.config)
     status, history = found.status, found.history
@@ -51,12 +51,12 @@ def record(planned: PlannedRun) -> dict[str, Any]:
 
 def refused(planned: PlannedRun, problem: DoesNotFit) -> dict[str, Any]:
     """As `record`, of a run that is not started, since it would not fit."""
-    told = {"status": "does not fit", "exit_code": problem.exit_code, "needed_bytes": problem.needed_bytes}
-    return {**record(planned), **told, "problem": problem.message}
+    outcome = {"status": "does not fit", "exit_code": problem.exit_code, "needed_bytes": problem.needed_bytes}
+    return {**record(planned), **outcome, "problem": problem.message}
 
 
 def _exit_code(found: ComparedRun) -> int | None:
-    """How the run's command would have ended; None where it has not ended."""
+    """The exit code that `mlxzo train` would have had; None for a run that has not ended."""
     if found.status in ("running", "not run"):
         return None
     if found.status == "finished":
@@ -70,7 +70,7 @@ def exit_code(records: Iterable[Record]) -> int:
 
 
 def write_summary(records: Iterable[Record], folder: Path) -> None:
-    """Writes the records in place of those of before, whole or not at all.
+    """Replaces the file of records, whole or not at all.
 
     Raises:
         DoesNotFit: the disk is full. ConfigError: the folder cannot be written.

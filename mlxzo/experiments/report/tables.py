@@ -1,4 +1,4 @@
-"""A comparison as rows of text, the same on the console and on a page, and as CSV."""
+"""A comparison as rows of text, for the console and for a page, and as CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .summary import ComparisonReport, Contender, Spread
 
 
 def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
-    """Header and one row a contestant, in their order; figures are means over seeds with their range."""
+    """Header and one row a contestant; values are means over seeds with their range."""
 
     def metric(value: float) -> str:
         return format_metric(report.metric, value)
@@ -46,7 +46,7 @@ def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]
 
 
 def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
-    """As `summary_table`, for 80 columns: numbers in place of names, and of the metric's range alone."""
+    """As `summary_table`, for 80 columns: numbers in place of names, and no range but that of the metric."""
 
     def mean(spread: Spread | None, form: Callable[[float], str]) -> str:
         return form(spread.mean) if spread else "-"
@@ -72,7 +72,7 @@ def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
 
 
 def numbered(report: ComparisonReport, each: Contender) -> str:
-    """`2  NAME`: by their numbers contestants are found again in the figure and in every table."""
+    """`2  NAME`: a contestant has the same number in the figure and in every table."""
     return f"{report.contenders.index(each) + 1}  {each.name}"
 
 
@@ -107,24 +107,24 @@ def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
 
 
 def status_text(each: Contender) -> str:
-    """A contestant's status, with the memory that one which does not fit needs."""
+    """A contestant's status; if it does not fit, with the memory that it needs."""
     if each.needed_bytes is None:
         return each.status
     return f"{each.status}: needs {format_bytes(each.needed_bytes)}"
 
 
 def _most(memory: Spread | None) -> str:
-    """Of memory the highest of all runs, since a cap holds for each."""
+    """The highest value of all runs, since a cap holds for each."""
     return format_bytes(int(memory.high)) if memory else "-"
 
 
 def problems(report: ComparisonReport) -> list[tuple[str, str]]:
-    """Contestants that did not finish all runs, each with the sentence that says why."""
+    """Contestants that did not finish all runs, each with the message of its failure."""
     return [(each.name, each.failed.message) for each in report.contenders if each.status != "finished" and each.failed]
 
 
 def csv_text(report: ComparisonReport) -> str:
-    """One row a run, with the figures as they are: shares, seconds and bytes."""
+    """One row a run, in plain numbers: shares, seconds and bytes."""
     rows = [run.to_dict() for run in report.runs]
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -134,7 +134,7 @@ def csv_text(report: ComparisonReport) -> str:
 
 
 def spread_text(spread: Spread | None, form: Callable[[float], str]) -> str:
-    """`69.0 % (67.5 to 70.5)`; without the range where there is one value, or where it rounds to nothing."""
+    """`69.0 % (67.5 to 70.5)`; without the range where both ends round to the same."""
     if spread is None:
         return "-"
     mean, low, high = form(spread.mean), form(spread.low), form(spread.high)

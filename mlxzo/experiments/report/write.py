@@ -1,4 +1,4 @@
-"""A report as files in a folder: page, figure, one row a run, and all figures as JSON."""
+"""A report as files in a folder: page, figure, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIGURATION = "comparison.yaml"
 
 
 def write_report(report: ComparisonReport, folder: Path, configuration: str = "") -> None:
-    """Writes the report into a folder, over an earlier one; each file is there whole or not at all.
+    """Writes the report into a folder, over an earlier one; each file is replaced whole or not at all.
 
     Args:
         configuration: YAML text that makes the comparison again; empty where it was put together from other runs.
