@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...core import events
 from ...core.config import RunConfig
@@ -24,6 +22,7 @@ from ...core.options import parse_shares
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
 
 # Models load, and are fetched, at different speeds.
 LOAD_SECONDS = 24 * 3600.0
@@ -57,7 +56,7 @@ class Piece:
     shape: tuple[int, ...]
 
 
-Compute = Callable[[Sequence[int]], Sequence[np.ndarray]]
+Compute: TypeAlias = "Callable[[Sequence[int]], Sequence[np.ndarray]]"
 """Computes the results, float64, of the pieces with these indices."""
 
 
