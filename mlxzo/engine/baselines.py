@@ -53,7 +53,7 @@ class Baseline:
         return f"{shown}, calibrated" if self.calibrate else shown
 
 
-def that_suit(task: Task, shots: int) -> list[Baseline]:
+def suitable_baselines(task: Task, shots: int) -> list[Baseline]:
     """Zero-shot and in-context baselines, each with and without calibration where the task has labels."""
     both = (False, True) if isinstance(task, Classification) else (False,)
     return [Baseline(count, calibrate) for count in (0, shots) for calibrate in both]
@@ -119,7 +119,7 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
             f"the rows of {task.name} have no plain prompts to put demonstrations before", "leave --shots out"
         )
     shown = demonstrations(session.data.train, baseline.shots, session.config.seed)
-    asked = [_asked(session, example, shown) for example in getattr(session.data, split)]
+    asked = [_fit_demonstrations(session, example, shown) for example in getattr(session.data, split)]
     if short := sum(count < len(shown) for _, count in asked):
         emit(
             events.Note(
@@ -134,7 +134,8 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
     if not (baseline.calibrate and isinstance(task, Classification)):
         return evaluator.measure(split, examples, encoded, emit)
     empty = [in_style(task.content_free(text), session.config.prompt_style) for text in CONTENT_FREE]
-    inputs = [encode(_asked(session, each, shown)[0], tokenizer, longest) for each in empty if each.prompt.strip()]
+    prompts = [_fit_demonstrations(session, each, shown)[0] for each in empty if each.prompt.strip()]
+    inputs = [encode(each, tokenizer, longest) for each in prompts]
     bias = label_bias(evaluator.score("content-free inputs", inputs, emit))
     targets = np.array([example.target for example in encoded])
     return evaluator.measure(split, examples, encoded, emit, lambda scored: calibrated(scored, bias, targets))
@@ -157,7 +158,7 @@ def demonstrations(examples: Sequence[Example], shots: int, seed: int) -> list[E
     return found
 
 
-def after(shown: Sequence[Example], example: Example) -> Example:
+def with_demonstrations(shown: Sequence[Example], example: Example) -> Example:
     """Puts demonstrations with their answers before an example's prompt: as text, or as turns."""
     if example.messages:
         return after_turns(shown, example)
@@ -187,11 +188,11 @@ def calibrated(scored: Scored, bias: np.ndarray, targets: np.ndarray) -> Scored:
     return Scored(list(grid), example_losses(grid, targets))
 
 
-def _asked(session: Session, example: Example, shown: Sequence[Example]) -> tuple[Example, int]:
+def _fit_demonstrations(session: Session, example: Example, shown: Sequence[Example]) -> tuple[Example, int]:
     """The example after as many demonstrations as fit, the first left out; and their number."""
     room = session.config.max_tokens - (MAX_NEW_TOKENS if session.data.task.writes else 0)
     for first in range(len(shown)):
-        candidate = after(shown[first:], example)
+        candidate = with_demonstrations(shown[first:], example)
         if not encode(candidate, session.loaded.tokenizer, room).truncated:
             return candidate, len(shown) - first
     return example, 0

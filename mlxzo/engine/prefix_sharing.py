@@ -56,15 +56,15 @@ def reads(rows: Sequence[Row], shapes: Shapes, longest: int = 0) -> list[Read]:
         longest: most tokens of the answer that follows each row.
     """
     groups, alone = [], []
-    for shared, numbers in _alike([row.tokens[: row.first_position + 1] for row in rows]):
-        if shared:
+    for shared, numbers in _groups([row.tokens[: row.first_position + 1] for row in rows]):
+        if (len(numbers) - 1) * len(shared) >= _LEAST_SAVED:
             groups.append((shared, numbers))
         else:
             alone += numbers
     found = []
     for shared, numbers in [*groups, ((), alone)]:
         numbers = sorted(numbers, key=lambda i: (len(rows[i].tokens), i))
-        parts = list(_parts(rows, numbers, len(shared), shapes, longest))
+        parts = list(_split(rows, numbers, len(shared), shapes, longest))
         # A group stays together, in the place of its shortest row; rows without a prefix are sorted by length.
         places = [parts[0] if shared else part for part in parts]
         found += [
@@ -86,11 +86,9 @@ def worth_sharing(rows: Sequence[Row], shapes: Shapes, share: float = 1.0) -> bo
     return 2 * (shared + rest) < share * sum(len(row.tokens) for row in rows)
 
 
-def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-    """Groups prompts by prefix: yields a prefix, empty where sharing does not pay, and the indices of its prompts.
-
-    A prefix is at least half of each of its prompts, and never a whole one.
-    """
+def _groups(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    """Groups prompts: yields prefixes, at least half of each of their prompts and never a whole one, with the indices
+    of those prompts."""
     group: list[int] = []
     shared: tuple[int, ...] = ()
     longest = 0
@@ -102,19 +100,15 @@ def _alike(prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...]
         if group and 2 * common >= max(longest, len(own)):
             group.append(number)
             shared, longest = shared[:common], max(longest, len(own))
-            continue
-        if group:
-            yield _worth(shared, group), group
-        group, shared, longest = [number], own, len(own)
+        else:
+            if group:
+                yield shared, group
+            group, shared, longest = [number], own, len(own)
     if group:
-        yield _worth(shared, group), group
+        yield shared, group
 
 
-def _worth(shared: tuple[int, ...], group: Sequence[int]) -> tuple[int, ...]:
-    return shared if (len(group) - 1) * len(shared) >= _LEAST_SAVED else ()
-
-
-def _parts(
+def _split(
     rows: Sequence[Row], numbers: Sequence[int], shared: int, shapes: Shapes, longest: int
 ) -> Iterator[tuple[int, ...]]:
     """Cuts rows, sorted by length, into parts whose pass and whose answers keep to the bounds of `shapes`."""

@@ -18,7 +18,7 @@ from ..core.config import RunConfig
 from ..core.files import write_atomic
 from ..core.options import parse_shares
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
-from ..engine.distributed.communicator import Communicator, check_spread, rank_of_environment, shares_points
+from ..engine.distributed.communicator import Communicator, check_ranks, rank_of_environment, shares_points
 from .control import RunControl
 
 # Paths may differ from machine to machine; the contents are compared.
@@ -46,7 +46,7 @@ def join(run: RunDirectory, control: RunControl, resume: bool, emit: events.Emit
     communicator.refuse([] if resume else _differences(theirs, own))
     places = () if resume and communicator.rank else _PLACES
     run.settle(dataclasses.replace(theirs, **{name: getattr(own, name) for name in places}))
-    check_spread(theirs, communicator.size)
+    check_ranks(theirs, communicator.size)
     if least := _idle(theirs, communicator.size):
         emit(events.Note(least))
     if theirs.shares is not None:
@@ -91,7 +91,7 @@ def spread(config: RunConfig, size: int) -> RunConfig:
     Raises:
         ConfigError: a step has fewer pieces of work than there are ranks.
     """
-    check_spread(config, size)
+    check_ranks(config, size)
     if shares_points(config) or config.micro_batch is not None:
         return config
     return dataclasses.replace(config, micro_batch=-(-config.batch_size // size))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlxzo.cli.main import main
-from mlxzo.engine.baselines import after, calibrated, demonstrations, label_bias
+from mlxzo.engine.baselines import calibrated, demonstrations, label_bias, with_demonstrations
 from mlxzo.engine.evaluation import Scored
 from mlxzo.tasks.base import Example
 from mlxzo.tasks.chat import in_style
@@ -36,7 +36,7 @@ def test_where_candidates_differ_demonstrations_are_so_many_in_all():
     rows = [Example(f"Question {i}:", (f" {i}\n",), 0, answers=(str(i),)) for i in range(9)]
     shown = demonstrations(rows, 4, seed=0)
     assert len(shown) == 4
-    asked = after(shown[:2], rows[0])
+    asked = with_demonstrations(shown[:2], rows[0])
     first, second = (f"{one.prompt}{one.candidates[0].rstrip()}" for one in shown[:2])
     assert asked.prompt == f"{first}\n\n{second}\n\nQuestion 0:"
     assert (asked.candidates, asked.gold) == (rows[0].candidates, rows[0].gold)
@@ -44,7 +44,7 @@ def test_where_candidates_differ_demonstrations_are_so_many_in_all():
 
 def test_demonstrations_of_a_conversation_are_turns():
     rows = [in_style(example, "chat") for example in examples(3)]
-    asked = after(rows[:2], rows[2])
+    asked = with_demonstrations(rows[:2], rows[2])
     assert [(turn.role, turn.content) for turn in asked.messages] == [
         ("user", "Row 0:"),
         ("assistant", "yes"),

@@ -10,7 +10,7 @@ import pytest
 from mlxzo.cli.main import main
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
-from mlxzo.engine.distributed.communicator import assign, check_spread, rank_of_environment
+from mlxzo.engine.distributed.communicator import assign, check_ranks, rank_of_environment
 from mlxzo.runtime.hosts import Host, Hosts, read_hosts
 from mlxzo.runtime.launcher import Launcher
 
@@ -92,9 +92,9 @@ def test_the_environment_tells_the_rank(tmp_path):
 
 def test_as_many_directions_as_ranks_are_enough():
     config = RunConfig(parallel="directions", queries=2).resolved()
-    check_spread(config, 4)
+    check_ranks(config, 4)
     with pytest.raises(ConfigError):
-        check_spread(config, 5)
+        check_ranks(config, 5)
 
 
 def end(launcher: Launcher):

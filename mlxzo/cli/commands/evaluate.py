@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ...core.blas import load_fast_blas
 
     load_fast_blas()
-    from ...engine.baselines import Baseline, evaluate_job, that_suit
+    from ...engine.baselines import Baseline, evaluate_job, suitable_baselines
     from ..console import RunView, key_values, listing, output
 
     def ways(task: Task) -> list[Baseline]:
         if arguments.baselines:
-            return that_suit(task, shots or _SHOTS)
+            return suitable_baselines(task, shots or _SHOTS)
         return [Baseline(shots or 0, arguments.calibrate)]
 
     with RunView() as view:

@@ -105,7 +105,7 @@ def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None
 
 def _launch(arguments: argparse.Namespace) -> int:
     """Starts the same command as the ranks of a run."""
-    from ...engine.distributed.communicator import check_spread
+    from ...engine.distributed.communicator import check_ranks
     from ...runtime.hosts import read_hosts
     from ..distributed import arguments_of, train_on
 
@@ -115,7 +115,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     if len(hosts.hosts) == 1 and hosts.hosts[0].ssh == LOCALHOST:
         arguments.hosts = None
         return run(arguments)
-    check_spread(config, len(hosts.hosts))
+    check_ranks(config, len(hosts.hosts))
     flags = config_values(arguments)
     if hosts.shares is not None:
         flags.setdefault("shares", hosts.shares)

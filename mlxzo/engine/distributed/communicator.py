@@ -231,7 +231,7 @@ def shares_points(config: RunConfig) -> bool:
     return config.parallel == "directions" or config.writes
 
 
-def check_spread(config: RunConfig, size: int) -> None:
+def check_ranks(config: RunConfig, size: int) -> None:
     """Checks that a step of this configuration has a piece of work for every rank.
 
     Raises:
