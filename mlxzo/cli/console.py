@@ -1,6 +1,6 @@
-"""Shows a run's events to a person: a live line and a table on a terminal, plain lines anywhere else.
+"""The events of a run on the console: a live line on a terminal, plain lines anywhere else; and tables.
 
-Everything goes to stderr, so that stdout is free for results. Words and marks carry the meaning, colour only adds.
+Events go to stderr, so that stdout is free for results. Words and marks carry the meaning, not colour alone.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _PHASES = {
 
 
 class RunView:
-    """Renders events one by one; a context manager, since a live line has to be taken down.
+    """Renders events one by one. Leaving its `with` block removes the live line.
 
     Attributes:
-        overall: a line under those of the run in hand, for what the run is part of; empty for none.
+        overall: a line below the live ones, such as the progress of a whole sweep; empty for none.
     """
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
@@ -69,10 +69,10 @@ class RunView:
         self._take_down()
 
     def show(self, event: events.Event) -> None:
-        """Renders one event; kinds that have nothing to show are passed over."""
+        """Renders one event; some kinds have nothing to show."""
         match event:
             case events.Phase(phase="evaluate" | "save"):
-                # Every evaluation has a line of its own when it is done.
+                # An evaluation has its own line when it is done.
                 pass
             case events.Phase(phase="train") if self._trains:
                 # Back from an evaluation.
@@ -103,13 +103,13 @@ class RunView:
                 self._say(f"Note: {event.text}")
 
     def _say(self, text: str, style: str = "") -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         self._take_down()
-        # The terminal wraps, so that a path can be copied whole.
+        # The terminal wraps the line, so that a path can be copied whole.
         self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def _transient(self, lines: Callable[[], list[Text]], final: bool = False) -> None:
-        """Lines that the next ones replace; where there is no terminal, the text of them now and then."""
+        """Shows lines until the next ones replace them; without a terminal, prints them every few seconds."""
         if self.console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self.console, transient=True, auto_refresh=False)
@@ -156,7 +156,7 @@ class RunView:
 
 
 class RunsView(RunView):
-    """Renders events of several runs side by side: each has one live line, and begins those that stay with its id."""
+    """Renders events of several runs side by side: one live line each, and permanent lines that begin with the id."""
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
         super().__init__(console, clock=clock)
@@ -165,7 +165,7 @@ class RunsView(RunView):
         self._run = ""
 
     def show(self, event: events.Event, run: str = "") -> None:
-        """Renders one event of the run with this id; without one it is of no single run."""
+        """Renders one event of the run with this id; an empty id stands for no single run."""
         self._run = run
         match event:
             case events.Loaded():
@@ -179,7 +179,7 @@ class RunsView(RunView):
             case events.Finished() | events.Failed():
                 self._steps.pop(run, None)
             case events.Phase() | events.Progress() | events.Memory():
-                # A line each would be too much of several runs.
+                # Too many lines for several runs.
                 pass
             case _:
                 super().show(event)
@@ -189,9 +189,9 @@ class RunsView(RunView):
 
 
 def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
-    """Names and values of what a run has reached: on one split before and after training, its speed, its memory."""
+    """Names and values of a run's results: its metric before and after training on one split, its speed, its memory."""
     rows = []
-    # Without a test split, or stopped before it: the best on validation, which has chosen the state.
+    # Without an evaluation on the test split: the best on validation, which chose the checkpoint.
     best = history.best if history.best and history.best.kind == "validation" else None
     if (after := history.test or best) is not None:
         metric, before = metric_named(after.metric), history.zero_shot.get(after.split)
@@ -216,7 +216,7 @@ def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
 
 
 def key_values(rows: list[tuple[str, str]]) -> Table:
-    """A two-column table without lines, which folds on narrow terminals."""
+    """A table of two columns without lines, which folds on narrow terminals."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -226,7 +226,7 @@ def key_values(rows: list[tuple[str, str]]) -> Table:
 
 
 def listing(columns: list[str], rows: list[list[str]], *, right: tuple[str, ...] = ()) -> Table:
-    """A table for a list of things: the first column never wraps, the columns named in `right` are figures."""
+    """A table with a header: the first column never wraps, the columns named in `right` are aligned right."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0, overflow="fold", justify="right" if column in right else "left")
@@ -236,14 +236,14 @@ def listing(columns: list[str], rows: list[list[str]], *, right: tuple[str, ...]
 
 
 def output() -> Console:
-    """The console for results on stdout. Where that is no terminal, lines are long, so that scripts can read them."""
+    """The console for results on stdout; without a terminal, 200 columns wide, so that scripts can read the lines."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr while something without progress of its own goes on."""
+    """Shows a spinner on stderr during the `with` block, on a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
         yield

@@ -1,4 +1,4 @@
-"""Little plots of a run for a terminal, in braille: its loss, what it measured, and its memory."""
+"""Small plots of a run for a terminal, in braille: training loss, validation metric and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-# Pure arithmetic on arrays, which the app draws its charts with; it brings no user interface along.
 from ..core.braille import BLANK, Window, curve
 from ..core.formatting import format_bytes, format_loss, format_seconds
 from ..core.metrics import metric_named
@@ -17,10 +16,10 @@ _NARROWEST = 30
 
 
 def plots(history: RunHistory, width: int, cap_bytes: int | None = None) -> list[str]:
-    """A run's plots as lines of at most `width` characters; those that would have fewer than two points are left out.
+    """The plots of a run, as lines of at most `width` characters. A plot of fewer than two points is left out.
 
     Args:
-        cap_bytes: the run's memory cap, named where there is one.
+        cap_bytes: the run's memory cap, named in the title of its plot.
     """
     lines: list[str] = []
     steps, footprints = history.steps, history.footprints
@@ -48,8 +47,8 @@ def _plot(
     x_text: Callable[[float], str],
     width: int,
 ) -> list[str]:
-    """One plot: its title, the curve beside its highest and lowest value, and where it begins and ends."""
-    # A value that is not finite is None. The time of a run that went on begins again where its last state was.
+    """One plot: its title, the curve with its highest and lowest value at the left, and the ends of its axis below."""
+    # A value that is not finite is None. The time of a resumed run falls back to that of its checkpoint.
     ordered = sorted((place, np.nan if value is None else value) for place, value in points)
     x, y = np.array(ordered, dtype=float).reshape(-1, 2).T
     known = np.isfinite(y)
@@ -59,7 +58,7 @@ def _plot(
     labels = [y_text(high), y_text(low)]
     margin = max(map(len, labels))
     columns = max(_NARROWEST, width) - margin - 2
-    # A flat curve lies in the middle.
+    # A flat curve is drawn in the middle.
     pad = 0.0 if high > low else abs(high) or 1.0
     bits = curve(x, y, Window(x[0], x[-1], low - pad, high + pad), columns, _HEIGHT)
     rows = ["".join(chr(BLANK + int(cell)) for cell in row).rstrip(chr(BLANK)) for row in bits]

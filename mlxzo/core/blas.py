@@ -26,7 +26,7 @@ _OPENBLAS = "libopenblas.so.0"
 
 @functools.cache
 def load_fast_blas() -> str | None:
-    """Loads an OpenBLAS in front of MLX's own, once in a process; every entry point that imports MLX calls it first.
+    """Loads an OpenBLAS in front of MLX's own, once per process. Entry points that import MLX call it first.
 
     Candidates, in order: the environment's MLXZO_BLAS (a path; `none` keeps MLX's own), the ngsolve-openblas
     package, the system's libopenblas. OpenBLAS itself reads OPENBLAS_NUM_THREADS.
@@ -73,10 +73,10 @@ def _package_folders(package: str) -> list[Path]:
 
 
 def _load_beside_fortran(openblas: Path) -> bool:
-    """Loads an OpenBLAS that wants libgfortran.so.5 on a machine without it.
+    """Loads an OpenBLAS that needs libgfortran.so.5 on a machine without it.
 
-    The mlx-cpu wheel carries that library under a name of its own, and this OpenBLAS looks for its needs in the
-    folder it was loaded from ($ORIGIN). So: a folder of links under the names that are looked for.
+    The mlx-cpu wheel bundles that library under another name, and this OpenBLAS searches the folder that it was loaded
+    from ($ORIGIN) for its dependencies. So this makes a folder of links under the expected names.
     """
     carried = sorted(
         file for folder in _package_folders("mlx") for file in (folder.parent / "mlx_cpu.libs").glob("*.so*")
@@ -91,7 +91,7 @@ def _load_beside_fortran(openblas: Path) -> bool:
     try:
         _make_links(folder, links)
     except OSError:
-        # A home that cannot be written: the links are needed only until the library is loaded.
+        # The home cannot be written. The links are needed only until the library is loaded.
         with tempfile.TemporaryDirectory(prefix="mlxzo-blas-") as private:
             _make_links(Path(private), links)
             return _load(f"{private}/{_OPENBLAS}")
@@ -105,7 +105,7 @@ def _make_links(folder: Path, links: dict[str, Path]) -> None:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Makes `link` point at `target`; processes that do so at the same time all succeed, and none sees it missing."""
+    """Makes `link` point at `target` in one step, safe against other processes that do the same."""
     if link.is_symlink() and link.readlink() == target:
         return
     fresh = link.with_name(f"{link.name}.{os.getpid()}")

@@ -1,7 +1,6 @@
-"""Curves to braille: which of the 2 x 4 dots of each character cell a curve covers. Pure numpy, no terminal.
+"""Curves as braille characters of 2 x 4 dots, in numpy alone.
 
-Cost does not depend on zoom: every point is looked at once, and a column of dots shows the whole range of the points
-that fall in it, so no spike is lost however long the run.
+A column of dots covers the whole range of the points that fall in it, so that no spike is lost however long the run.
 """
 
 from __future__ import annotations

@@ -14,15 +14,15 @@ EXIT_INTERRUPTED = 130
 
 
 class MlxzoError(Exception):
-    """An error a user can act on; the command line prints it without a traceback.
+    """An error that a user can act on; the command line prints it without a traceback.
 
     Args:
-        message: one plain sentence saying what is wrong.
-        fix: what to do about it, in the imperative; may be empty.
+        message: the problem, in one plain sentence.
+        fix: the remedy, in the imperative; may be empty.
         details: further lines, such as every problem of a file with its line number.
 
     Attributes:
-        kind: names the kind of error to programs, and never changes; `title` names it to people.
+        kind: a stable name for programs, which never changes; `title` is for display only.
     """
 
     kind = "error"
@@ -81,7 +81,7 @@ class WorkerDied(DoesNotFit):
 
 
 class RankLost(WorkerDied):
-    """Another process of the run ended, or did not answer in time."""
+    """Another rank of the run ended, or did not answer in time."""
 
     kind = "rank-lost"
     title = "Rank lost"

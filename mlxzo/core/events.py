@@ -1,4 +1,4 @@
-"""Typed events of a run: each is one JSON object on a line, and everything that shows a run reads only these.
+"""Events of a run, typed. Each is a line of JSON; every display of a run reads nothing else.
 
 A line is {"event": "<name>", "time": <seconds since the epoch>, ...fields}. Unknown fields are ignored and unknown
 events are skipped when reading, so an older program can watch a newer run.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .errors import MlxzoError
+from .run_migrations import error_kind, with_current_keys
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Phase(Event):
-    """The run enters a phase: `load`, `probe`, `baseline`, `train`, `evaluate`, `test`, `save`."""
+    """The run enters a phase: `load`, `probe`, `baseline`, `train`, `evaluate`, `test` or `save`."""
 
     name: ClassVar[str] = "phase"
     phase: str
@@ -34,7 +35,7 @@ class Phase(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """A long wait that is not a training step: a download, a conversion, an evaluation."""
+    """Progress of a download, a conversion, an evaluation; `total` is None where it is not known."""
 
     name: ClassVar[str] = "progress"
     label: str
@@ -45,7 +46,7 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Loaded(Event):
-    """Model and data are ready: what trains, how much of it, and what is minimised (the option `objective`)."""
+    """Model and data are ready; `objective` is the option of that name."""
 
     name: ClassVar[str] = "loaded"
     model: str
@@ -67,12 +68,12 @@ class Step(Event):
     """One optimisation step.
 
     Attributes:
-        step: from 1; `steps` is how many there will be, estimated where `max_seconds` ends the run.
-        loss: of the batch, or what else the run minimises (see the option `objective`).
-        directional_derivative: of several directions, their rms.
-        padded_tokens: the padding counted too.
-        ties: directions on both sides of which the batch gave the same value: they moved nothing.
-        bytes_sent: to other ranks, where there are some.
+        step: from 1; `steps` is their number in the end, estimated where `max_seconds` ends the run.
+        loss: the value minimised on the batch (see the option `objective`).
+        directional_derivative: the rms over the directions of the step; None for a method without directions.
+        padded_tokens: `tokens` and the padding.
+        ties: directions with the same loss on both sides, which gave no signal.
+        bytes_sent: to other ranks.
     """
 
     name: ClassVar[str] = "step"
@@ -97,13 +98,13 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class RankStats(Event):
-    """How the ranks of a run get on, a few times a minute; lists are by rank.
+    """The work of each rank of a run, a few times a minute; lists are by rank.
 
     Attributes:
         names: of the machines.
-        shares: of the work that each gets, which add up to 1.
-        busy_seconds, waiting_seconds: a step, lately: how long each computed, and then waited for the slowest.
-        bytes_sent: what each rank has handed on to others so far.
+        shares: of the work; they add up to 1.
+        busy_seconds, waiting_seconds: time per recent step spent computing, and waiting for the slowest rank.
+        bytes_sent: by each rank to others, so far.
     """
 
     name: ClassVar[str] = "ranks"
@@ -116,15 +117,15 @@ class RankStats(Event):
 
 @dataclass(frozen=True)
 class Memory(Event):
-    """What memory the run takes, in bytes; most samples are only shown, and not kept in events.jsonl.
+    """A sample of the worker's memory, in bytes; most samples are shown only, and not kept in events.jsonl.
 
     Attributes:
-        phase: the phase (see `Phase`) the run is in.
-        footprint_bytes: what the system charges the worker for; `peak_footprint_bytes` is the most of it so far.
-        active_bytes, cache_bytes, peak_bytes: MLX's arrays, the freed buffers that it keeps, and the most of its arrays
-            so far.
-        cap_bytes: the memory cap, from when the run is held to it; None: it has none, or was not yet fitted to it.
-        available_bytes, swap_used_bytes: what the machine's programs could have now, and what of them lies in swap.
+        phase: the current phase (see `Phase`).
+        footprint_bytes: memory that the system charges the worker for; `peak_footprint_bytes` is its peak so far.
+        active_bytes, cache_bytes, peak_bytes: MLX's live arrays, its cache of freed buffers, and the peak of its live
+            arrays so far.
+        cap_bytes: the memory cap; None without one, and until the run has been fitted to it.
+        available_bytes, swap_used_bytes: of the machine: memory available to programs, and swap in use.
         pressure: macOS's memory pressure: 1 normal, 2 warning, 4 critical; None elsewhere.
     """
 
@@ -143,7 +144,7 @@ class Memory(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """An interrupted run goes on, `step` steps done; what earlier events tell of later steps no longer counts."""
+    """An interrupted run continues after step `step`; earlier events of later steps no longer count."""
 
     name: ClassVar[str] = "resumed"
     step: int
@@ -151,7 +152,7 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """The run waits, `step` steps done, until it is told to continue or stop."""
+    """The run is paused after step `step`, until a request to continue or stop."""
 
     name: ClassVar[str] = "paused"
     step: int
@@ -159,7 +160,7 @@ class Paused(Event):
 
 @dataclass(frozen=True)
 class Unpaused(Event):
-    """The run goes on after a pause of `seconds`."""
+    """The run continues after a pause of `seconds`."""
 
     name: ClassVar[str] = "continued"
     step: int
@@ -168,8 +169,16 @@ class Unpaused(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """One evaluation. `kind` is `zero-shot`, `validation` or `test`; `majority` is the share of the largest class, and
-    `more` holds further metrics of the same answers."""
+    """One evaluation.
+
+    Attributes:
+        kind: `zero-shot`, `validation` or `test`.
+        value: of the metric; `loss`: the mean over the examples. A value that is not finite is read back as None.
+        majority: the share of the largest class; None without classes.
+        seconds: the time that the evaluation took.
+        best: the state is better than all before, and is kept.
+        more: further metrics of the same answers, by name.
+    """
 
     name: ClassVar[str] = "evaluated"
     kind: str
@@ -187,11 +196,11 @@ class Evaluated(Event):
 
 @dataclass(frozen=True)
 class Samples(Event):
-    """What the model answers to the first few examples of a split; comes just before the evaluation it belongs to.
+    """The model's answers to the first few examples of a split; precedes the evaluation that it belongs to.
 
     Attributes:
-        items: each {"prompt": its end, "answer": the likeliest candidate, or what the model wrote, "right": a right
-            one, or null where it is not known, "share": the answer's probability among the candidates, or null}.
+        items: each {"prompt": its end, "answer": the likeliest candidate or the generated text, "right": a correct
+            answer or null, "share": the answer's probability among the candidates or null}.
     """
 
     name: ClassVar[str] = "samples"
@@ -201,7 +210,7 @@ class Samples(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A state was written; `path` is relative to the run directory."""
+    """A checkpoint was written; `path` is relative to the run directory."""
 
     name: ClassVar[str] = "saved"
     path: str
@@ -211,7 +220,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Note(Event):
-    """Something a user should know that is no error."""
+    """A remark to the user that is no error."""
 
     name: ClassVar[str] = "note"
     text: str
@@ -221,7 +230,7 @@ class Note(Event):
 class Failed(Event):
     """The run ended early; the fields are those of an MlxzoError, and `needed_bytes` is that of a DoesNotFit.
 
-    mlxzo 0.1.0 wrote no `kind`; it is then made from the title.
+    Without `kind`, which mlxzo 0.1.0 did not write, it follows from the title.
     """
 
     name: ClassVar[str] = "failed"
@@ -235,10 +244,10 @@ class Failed(Event):
 
     def __post_init__(self) -> None:
         if not self.kind:
-            object.__setattr__(self, "kind", self.title.lower().replace(" ", "-"))
+            object.__setattr__(self, "kind", error_kind(self.title))
 
     def error(self) -> MlxzoError:
-        """The error of another process as an exception of this one."""
+        """The error as an exception of this process."""
         error = MlxzoError(self.message, self.fix, self.details)
         error.kind, error.title, error.exit_code = self.kind, self.title, self.exit_code
         return error
@@ -246,34 +255,25 @@ class Failed(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The run is complete; `result` is what result.json holds."""
+    """The run is complete; `result` is the content of result.json."""
 
     name: ClassVar[str] = "finished"
     result: dict[str, Any]
 
 
 Emit = Callable[[Event], None]
-"""Takes the events of a run as they happen."""
+"""Receives the events of a run as they happen."""
 
 
 def ignore(event: Event) -> None:
-    """Takes the events that nobody watches."""
-
-
-# Keys of version 0.1.0, in events and results, and their names since.
-_RENAMED = {"alike": "ties", "alike_share": "tie_share"}
-
-
-def renamed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the keys that an older version wrote under their names of today."""
-    return {_RENAMED.get(key, key): value for key, value in record.items()}
+    """Discards an event: an `Emit` for a caller without a display."""
 
 
 _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
 
 
 def to_json(event: Event, time: float) -> str:
-    """One line of JSON, without the newline; a number that is not finite becomes null, which JSON can carry."""
+    """One line of JSON, without the newline. A number that is not finite becomes null, since JSON has none."""
     record = {"event": event.name, "time": time, **dataclasses.asdict(event)}
     return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
 
@@ -287,7 +287,7 @@ def _finite(value: Any) -> Any:
 
 
 def from_json(line: str) -> tuple[Event, float] | None:
-    """The event on a line and its time, or None for an unknown event or a torn line."""
+    """The event on a line and its time; None for an unknown event or a torn line."""
     try:
         return from_record(json.loads(line))
     except ValueError:
@@ -295,12 +295,12 @@ def from_json(line: str) -> tuple[Event, float] | None:
 
 
 def from_record(record: Any) -> tuple[Event, float] | None:
-    """The event of a line that was read as JSON, and its time, or None for what is no known event."""
+    """The event in a line parsed as JSON, and its time; None for an unknown event."""
     try:
-        fields = renamed(dict(record))
+        fields = with_current_keys(dict(record))
         kind = _KINDS[fields.pop("event")]
         if kind is Finished:
-            fields["result"] = renamed(fields["result"])
+            fields["result"] = with_current_keys(fields["result"])
         time = float(fields.pop("time"))
         known = {f.name for f in dataclasses.fields(kind)}
         return kind(**{key: value for key, value in fields.items() if key in known}), time

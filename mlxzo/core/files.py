@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, a lock between processes, hashes, free space, progress."""
+"""Files: atomic writes, a lock between processes, hashes, free space, progress, and errors of the disk explained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileProgress:
-    """One moment of a long wait, as the command line and the UI show it."""
+    """Progress of a download or a conversion; `total_bytes` is None where it is not known."""
 
     label: str
     done_bytes: int = 0
@@ -33,11 +33,11 @@ Report = Callable[[FileProgress], None]
 
 
 def ignore_progress(_: FileProgress) -> None:
-    """The report of somebody who does not want to know."""
+    """Discards progress: a `Report` for a caller without a display."""
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable; a no-op where folders cannot be opened."""
+    """Makes the names inside `folder` durable; a no-op where folders cannot be opened."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -47,9 +47,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write `content` so that `path` holds either the old content or the whole new one.
+    """Replaces a file in one step: `path` holds the old content or the whole new one, even after a crash.
 
-    The bytes go to a temporary file beside it, are flushed to the disk and take the name in one step.
+    The bytes go to a temporary file beside it, are flushed to the disk and take the name.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -68,9 +68,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name in one step, after its files have reached the disk.
+    """Gives a finished folder its name in one step, after its files have reached the disk.
 
-    `final` must not exist (or be an empty folder); hold a `lock` on it.
+    `final` must not exist, or be an empty folder; the caller holds a `lock` on it.
     """
     for path in temporary.rglob("*"):
         if path.is_file():
@@ -83,9 +83,9 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the inter-process lock file `path`; calls `waiting` once if another process holds it.
+    """Holds the lock file `path` against other processes; calls `waiting` once if it has to wait.
 
-    The operating system drops the lock with the process that held it, however that process ended.
+    The operating system releases the lock when the process ends, for whatever reason.
     """
     from filelock import FileLock, Timeout
 
@@ -112,15 +112,25 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def last_lines(path: Path, length: int | None) -> list[str]:
+    """The lines in the last `length` bytes of a UTF-8 file (None: all of it); the first may lack its beginning."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - length) if length else 0)
+        return file.read().decode("utf-8", errors="replace").splitlines()
+
+
 class FolderContents(NamedTuple):
+    """Size and number of files."""
+
     bytes: int
     files: int
 
 
 def folder_contents(folder: Path) -> FolderContents:
-    """The size of the files anywhere in `folder`, links not counted; nothing if there is no such folder.
+    """Total size and number of the files anywhere in `folder`, without links; zero where there is no such folder.
 
-    Others may add and remove files and folders meanwhile: what is gone is passed over.
+    Files that another process removes meanwhile are skipped.
     """
     sizes = []
     for parent, _, names in os.walk(folder):
@@ -133,7 +143,7 @@ def folder_contents(folder: Path) -> FolderContents:
 
 
 def need_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise DoesNotFit unless the disk that holds `folder` has `needed_bytes` free."""
+    """Raises DoesNotFit unless the disk of `folder` has `needed_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise disk_full(purpose, needed_bytes, free)
@@ -155,9 +165,9 @@ def explained(path: Path, what: str, option: str = "--out", refused: type[MlxzoE
     """Turns an OSError while `path` is written into an error that a user can act on.
 
     Args:
-        what: is written there, such as "the run".
-        option: chooses another place.
-        refused: the error for any reason but a full disk.
+        what: the thing written, such as "the run".
+        option: the option that chooses another place.
+        refused: the type of the error, unless the disk is full.
 
     Raises:
         DoesNotFit: the disk is full. `refused`: `path` cannot be written.
@@ -176,7 +186,7 @@ def explained(path: Path, what: str, option: str = "--out", refused: type[MlxzoE
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, says that the disk, the quota or the file size limit is reached."""
+    """True if an error, or its cause, is a full disk, a used-up quota or the limit of a file's size."""
     full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     seen: BaseException | None = error
     while seen is not None:

@@ -1,4 +1,4 @@
-"""How figures and events read in words, on the command line, in the terminal UI and in reports. Imports no rich."""
+"""Figures and events as text, for the command line, the terminal UI and reports. Imports no rich."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def memory_text(event: events.Memory) -> str:
 
 
 def objective_words(objective: str) -> str:
-    """What a step reports as its loss, by the option `objective`: the loss itself, or 1 less what is to rise."""
+    """The name of the minimised value, by the option `objective`: `loss`, or 1 minus the value to maximise."""
     return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"
 
 
 def ranks_text(event: events.RankStats) -> str:
-    """How many ranks share a run, and which of them waits longest: `2 ranks, rank 1 (mac2) waits 31 %`."""
+    """The number of ranks, and the one that waits longest: `2 ranks, rank 1 (mac2) waits 31 %`."""
     spans = [busy + waiting for busy, waiting in zip(event.busy_seconds, event.waiting_seconds, strict=True)]
     shares = [waiting / span if span else 0.0 for waiting, span in zip(event.waiting_seconds, spans, strict=True)]
     rank = max(range(len(shares)), key=shares.__getitem__)
@@ -69,12 +69,12 @@ def ranks_text(event: events.RankStats) -> str:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A value of the metric of this name: a share in percent, any other with three decimals."""
+    """A value of the named metric: a share in percent, any other with three decimals."""
     return metric_named(metric).text(value)
 
 
 def format_count(count: int) -> str:
-    """134.5M, 1.7B, 960: parameters as models are named."""
+    """134.5M, 1.7B, 960: a number of parameters as in the names of models."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.1f}{unit}"
@@ -95,7 +95,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without the control characters that a terminal would obey; models and data files may hold them."""
+    """Text without control characters, which models and data files may hold and a terminal would execute."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text.replace("\t", "    "))
 
 
@@ -111,18 +111,17 @@ def format_share(done: float, total: float, unit: str) -> str:
 
 
 def format_loss(value: float | None) -> str:
-    """Four decimals, as losses are compared."""
-    # A value that is not finite travels as null.
+    """Four decimals; None stands for a value that was not finite, which JSON cannot represent."""
     return "not finite" if value is None else f"{value:.4f}"
 
 
 def default_out(run_id: str, form: str) -> str:
-    """The name of what is made, where none is given."""
+    """The default name of an export: `form` is `adapter`, `fused` or `journal`."""
     return f"{run_id}.mlxzo" if form == "journal" else f"{run_id}-{form}"
 
 
 def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of what was written, and how to use it."""
+    """Names and values of an export that is done, and the command that uses it."""
     rows = [("written", done["out"])]
     if "bytes" in done:
         rows.append(("size", format_bytes(done["bytes"])))
@@ -145,7 +144,7 @@ def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def format_bytes(count: int) -> str:
-    """`count` bytes for people: 512 B, 1.5 MB, 2.3 GB (powers of ten, as disks are sold)."""
+    """`count` bytes as 512 B, 1.5 MB, 2.3 GB: powers of ten."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
@@ -155,10 +154,10 @@ def format_bytes(count: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes that `8GB`, `900 MB`, `1.5GiB`, `750m` or a bare number of bytes stands for.
+    """The number of bytes in a text such as `8GB`, `900 MB`, `1.5GiB`, `750m` or `1024`.
 
     Raises:
-        ValueError: with a sentence naming what is expected.
+        ValueError: its message names the expected form.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?i?)b?\s*", text.lower())
     if not match or match[2] not in _UNITS:

@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 
 
 def learning_rate(lr: float, schedule: str, step: int, steps: int, warmup: int = 0) -> float:
-    """The rate at `step` (from 0): `constant`, or falling to zero along a line (`linear`) or half a `cosine`.
+    """The learning rate at `step`, from 0, of a run of `steps` steps.
 
-    The first `warmup` steps rise to it along a line.
+    Args:
+        schedule: `constant`, or a fall from `lr` to zero: `linear` or `cosine` (half a period).
+        warmup: steps over which a factor rises linearly to 1.
     """
     done = step / steps
     if schedule == "linear":

@@ -1,6 +1,6 @@
-"""What memory is used: by MLX, by a process as the operating system counts it, and by the machine. All in bytes.
+"""Memory in use, in bytes: by MLX, by a process as the operating system counts it, and by the machine.
 
-MLX's peak leaves out its cache of freed buffers, so what the machine feels is the footprint, or active + cache.
+MLX's peak excludes its cache of freed buffers; the memory taken from the machine is the footprint, or active + cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MlxMemory:
-    """MLX's own counters: arrays alive, the most of them at one time, and freed buffers kept for reuse."""
+    """MLX's counters: live arrays, their peak, and freed buffers kept for reuse."""
 
     active_bytes: int
     peak_bytes: int
@@ -22,20 +22,20 @@ class MlxMemory:
 
 
 def mlx_memory() -> MlxMemory:
-    """MLX's counters now. Imports MLX: for processes that run models."""
+    """MLX's counters now. Imports MLX."""
     import mlx.core as mx
 
     return MlxMemory(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
 
 
 def footprint_bytes(pid: int | None = None) -> int:
-    """What the operating system charges a process for: phys_footprint on macOS (as in Activity Monitor), else RSS.
+    """Memory that the operating system charges a process for: phys_footprint (Activity Monitor) on macOS, else RSS.
 
     Args:
         pid: the process; None is this one.
 
     Raises:
-        ProcessLookupError: there is no such process, or it may not be looked at.
+        ProcessLookupError: there is no such process, or it may not be read.
     """
     pid = os.getpid() if pid is None else pid
     return _mac_footprint(pid) if sys.platform == "darwin" else _resident_bytes(pid)
@@ -51,13 +51,13 @@ def _resident_bytes(pid: int) -> int:
 
 
 class FootprintReader:
-    """Reads one process's footprint many times a second, at a small cost.
+    """Reads the footprint of one process, cheaply enough for many times a second.
 
     Args:
         pid: the process; None is this one.
 
     Raises:
-        ProcessLookupError: there is no such process, or it may not be looked at; `read` raises it, too.
+        ProcessLookupError: there is no such process, or it may not be read; `read` raises it, too.
     """
 
     def __init__(self, pid: int | None = None):
@@ -70,14 +70,14 @@ class FootprintReader:
                 raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
 
     def read(self) -> tuple[int, int | None]:
-        """The footprint now, as `footprint_bytes` has it, and where the system remembers it (Linux) the most ever."""
+        """The footprint now (see `footprint_bytes`), and on Linux its peak, else None."""
         if self._status is None:
             return footprint_bytes(self._pid), None
         try:
             status = os.pread(self._status.fileno(), 1 << 14, 0)
             highest, now = (int(status.split(key, 1)[1].split(None, 1)[0]) * 1024 for key in (b"VmHWM:", b"VmRSS:"))
         except (OSError, IndexError):
-            # A process that has ended and was not waited for yet has a status, without these lines.
+            # The status of a zombie lacks these lines.
             raise ProcessLookupError(f"process {self._pid} is gone") from None
         return now, highest
 
@@ -117,7 +117,7 @@ def _mac_footprint(pid: int) -> int:
 
 
 def system_memory() -> tuple[int, int]:
-    """The machine's memory and what of it programs could have now without swapping."""
+    """The machine's memory, and the part available to programs without swapping."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -125,14 +125,14 @@ def system_memory() -> tuple[int, int]:
 
 
 def swap_used_bytes() -> int:
-    """What of all programs' memory lies in swap."""
+    """Swap in use on the machine."""
     import psutil
 
     return psutil.swap_memory().used
 
 
 def memory_pressure() -> int | None:
-    """macOS's own judgement of how short memory is: 1 normal, 2 warning, 4 critical. None where it cannot be had."""
+    """macOS's memory pressure: 1 normal, 2 warning, 4 critical; None elsewhere."""
     if sys.platform != "darwin":
         return None
     level, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
@@ -142,9 +142,9 @@ def memory_pressure() -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Gives back to the system what the C library keeps of freed memory: hundreds of MB after reading a tokenizer."""
+    """Returns freed memory from the C library to the system: hundreds of MB after reading a tokenizer."""
     library = ctypes.CDLL(None)
     if sys.platform == "darwin":
         library.malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
-    elif hasattr(library, "malloc_trim"):  # glibc; others keep little
+    elif hasattr(library, "malloc_trim"):  # glibc; other libraries keep little
         library.malloc_trim(ctypes.c_size_t(0))

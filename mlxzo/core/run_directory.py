@@ -1,7 +1,7 @@
-"""Run directories: create, open, list, and read what is in them. Everything a run leaves behind is in one folder.
+"""Run directories: create, open, list and read them. A run keeps everything in one folder.
 
-runs/<id>/ holds config.yaml (resolved), events.jsonl, worker.log, the saved states and result.json. Whoever begins,
-runs, changes or removes a run holds its lock. Nothing here imports MLX.
+runs/<id>/ holds config.yaml (resolved), events.jsonl, worker.log, the checkpoints and result.json. A process that
+begins, continues, changes or removes a run holds its lock. Nothing here imports MLX.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from . import events, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DoesNotFit, Interrupted, WorkerDied
-from .files import explained, write_atomic
+from .files import explained, last_lines, write_atomic
 from .yaml_file import read_yaml
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
 
-# The state of a run that did best on the validation split.
+_Event = TypeVar("_Event", bound=events.Event)
+
+# The checkpoint that did best on the validation split.
 BEST_STATE = Path("checkpoints") / "best.safetensors"
-# The state of the last snapshot, from which an interrupted run goes on.
+# The latest checkpoint, from which an interrupted run continues.
 LAST_STATE = Path("checkpoints") / "last.safetensors"
 # Every step of a MeZO run (see zo.journal).
 JOURNAL = Path("journal.bin")
-# What a worker writes before there is work to keep.
+# Files that a worker writes before its first step.
 _BEFORE_WORK = ("events.jsonl", "environment.json", "probe.json")
 _LONGEST_ID = 100
 _TAIL_BYTES = 1 << 16
@@ -43,13 +45,13 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run on disk. Cheap to make: files are read when asked for."""
+    """One run on disk. Files are read on demand."""
 
     path: Path
 
     @staticmethod
     def create(config: RunConfig) -> RunDirectory:
-        """Makes a new directory under `config.out` and writes the resolved configuration to it.
+        """Creates a directory under `config.out` and writes the resolved configuration to it.
 
         Its name is `config.name`, or <model>-<task>-<method>-<scope>-s<seed>-<date>-<time>.
 
@@ -79,7 +81,7 @@ class RunDirectory:
         """The run at a path, or the one with this id under `root`.
 
         Raises:
-            ConfigError: there is no such run (names the nearest id), or it is of a newer version of mlxzo.
+            ConfigError: there is no such run (names the nearest id), or a newer version of mlxzo wrote it.
         """
         text = str(path_or_id)
         root = Path(root).expanduser()
@@ -99,7 +101,7 @@ class RunDirectory:
 
     @staticmethod
     def inside(path_or_id: str | Path, root: str | Path = "runs") -> RunDirectory:
-        """The run of this id or path, if it lies in `root` itself: what may be removed. It may be damaged.
+        """The run of this id or path, damaged or not, if it lies directly in `root`, so that it may be removed.
 
         Raises:
             ConfigError: there is no such run in that folder, or it is a link to somewhere else.
@@ -129,12 +131,12 @@ class RunDirectory:
 
     @property
     def commands_path(self) -> Path:
-        """What the worker was asked to do while it runs (see `control`)."""
+        """Requests to the worker while it runs (see `runtime.control`)."""
         return self.path / "commands.jsonl"
 
     @property
     def lock_path(self) -> Path:
-        """Locked (flock) for as long as the run's worker lives, and holding its process id."""
+        """Locked (flock) while the run's worker lives; holds its process id."""
         return self.path / "worker.lock"
 
     @cached_property
@@ -142,7 +144,7 @@ class RunDirectory:
         """The run's resolved configuration.
 
         Raises:
-            ConfigError: config.yaml is missing or wrong, or the run is of a newer version of mlxzo.
+            ConfigError: config.yaml is missing or wrong, or a newer version of mlxzo wrote the run.
         """
         self.migrate()
         path = self.path / "config.yaml"
@@ -157,76 +159,78 @@ class RunDirectory:
             return
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds; None where the run has none yet, or it cannot be read."""
+        """The content of result.json; None where it is missing or cannot be read."""
         found = self._read_json("result.json")
-        return None if found is None else events.renamed(found)
+        return None if found is None else run_migrations.with_current_keys(found)
 
     def environment(self) -> dict[str, Any] | None:
-        """What environment.json holds; None where it is missing or cannot be read."""
+        """The content of environment.json; None where it is missing or cannot be read."""
         return self._read_json("environment.json")
 
     @property
     def status(self) -> Status:
-        """How the run stands: `died` means that its worker is gone and left no word."""
+        """The state of the run; `died`: its worker ended without a message."""
         return "running" if self.worker_is_alive() else self.last_status
 
     @property
     def last_status(self) -> Status:
-        """How the last worker left the run; for whoever holds its lock, or knows that nobody does."""
-        last = self.outcome[0] if self.outcome else None
-        if isinstance(last, events.Finished):
-            return "finished"
-        if last is None or last.kind == WorkerDied.kind:
-            return "died"
-        return "interrupted" if last.kind == Interrupted.kind else "failed"
+        """The status that the last worker left behind, where no worker is running."""
+        match self.outcome:
+            case events.Finished(), _:
+                return "finished"
+            case None | (events.Failed(kind=WorkerDied.kind), _):
+                return "died"
+            case events.Failed(kind=Interrupted.kind), _:
+                return "interrupted"
+        return "failed"
 
     @property
     def outcome(self) -> tuple[events.Finished | events.Failed, float] | None:
-        """The event that the last worker ended with, and its time; None where it left no word."""
-        found = self._last(events.Finished, events.Failed, events.Step, events.Phase)
-        return found if found is not None and isinstance(found[0], events.Finished | events.Failed) else None
+        """The last event of the last worker and its time; None where that worker ended without a message."""
+        event, time = self._last(events.Finished, events.Failed, events.Step, events.Phase) or (None, 0.0)
+        return (event, time) if isinstance(event, events.Finished | events.Failed) else None
 
     @property
     def is_foreign(self) -> bool:
-        """Whether there is something by this name that no run has left."""
+        """True where something else than a run has this path."""
         if not self.path.is_dir():
             return os.path.lexists(self.path)
         return not is_run(self.path) and any(path.name != self.lock_path.name for path in self.path.iterdir())
 
     @property
     def has_work(self) -> bool:
-        """Whether there is work that can go on: a journal or a saved state."""
+        """True if the run can be continued: it has a journal or a checkpoint."""
         return any((self.path / name).exists() for name in (JOURNAL, LAST_STATE, BEST_STATE))
 
-    def last_event(self, *kinds: type[events.Event]) -> events.Event | None:
-        """The last event of one of these kinds; only the end of the file is read, so that a thousand runs list fast."""
+    def last_event(self, *kinds: type[_Event]) -> _Event | None:
+        """The last event of one of these kinds. Reads the end of the file first, so that a thousand runs list fast."""
         found = self._last(*kinds)
         return None if found is None else found[0]
 
-    def _last(self, *kinds: type[events.Event]) -> tuple[events.Event, float] | None:
+    def _last(self, *kinds: type[_Event]) -> tuple[_Event, float] | None:
         for length in (_TAIL_BYTES, None):
             try:
-                lines = _tail(self.events_path, length)
+                lines = last_lines(self.events_path, length)
             except OSError:
                 return None
             for line in reversed(lines):
-                found = events.from_json(line)
-                if found is not None and isinstance(found[0], kinds):
-                    return found
+                event, time = events.from_json(line) or (None, 0.0)
+                if isinstance(event, kinds):
+                    return event, time
         return None
 
     def kept(self) -> str:
-        """Which of the run's work is on disk, in words."""
+        """A sentence on the work that is on disk."""
         saved = [e for e, _ in self.events() if isinstance(e, events.Saved) and e.path == str(BEST_STATE)]
         if not saved:
             return "no state had been saved"
         return (
             f"the best state, of step {saved[-1].step}, is in {self.path / BEST_STATE}; "
-            f"`mlxzo train --resume {self.path}` goes on where the run stopped"
+            f"`mlxzo train --resume {self.path}` continues the run"
         )
 
     def worker_is_alive(self) -> bool:
-        """Whether a worker holds the run's lock, whoever started it."""
+        """True if a worker holds the run's lock, whatever process started it."""
         try:
             with self.lock_path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -237,9 +241,11 @@ class RunDirectory:
         return False
 
     def claim(self) -> int | None:
-        """Takes the run's lock: a descriptor that holds it until it is closed, by whoever inherited it as well.
+        """Takes the run's lock.
 
-        None: somebody else holds it. The system drops it with the last process that has the descriptor.
+        Returns:
+            A file descriptor. The lock lasts until every process that has it, by inheritance too, closes it or ends.
+            None: another process holds the lock.
 
         Raises:
             ConfigError: the folder is gone or cannot be written. DoesNotFit: the disk is full.
@@ -249,23 +255,20 @@ class RunDirectory:
                 descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Somebody may have removed the run in between: a lock on a file without a name keeps nobody out.
+                # The run may have been removed in between: a lock on a file without a name excludes no other process.
                 if os.path.samestat(os.fstat(descriptor), self.lock_path.stat()):
                     return descriptor
             os.close(descriptor)
-            # Somebody who looks whether the run is alive holds the lock for an instant.
+            # `worker_is_alive` of another process holds the lock for an instant.
             time.sleep(0.01 * attempt)
         return None
 
     @contextlib.contextmanager
     def held(self, *, make: bool = False) -> Iterator[int | None]:
-        """Holds the run's lock, as `claim` does; gives None where somebody else holds it.
+        """Holds the run's lock within a `with` block; yields what `claim` returns, and raises as it does.
 
         Args:
-            make: make the directory, where there is none.
-
-        Raises:
-            ConfigError, DoesNotFit: as `claim`.
+            make: create a missing directory.
         """
         if make:
             with explained(self.path, "the run"):
@@ -278,7 +281,7 @@ class RunDirectory:
                 os.close(lock)
 
     def begin(self, config: RunConfig) -> None:
-        """Writes what a new run begins with, in place of what a worker left that had done no work.
+        """Writes the files of a new run, in place of those of a worker that ended before its first step.
 
         Raises:
             ConfigError: the folder cannot be written. DoesNotFit: the disk is full.
@@ -287,14 +290,13 @@ class RunDirectory:
             for name in _BEFORE_WORK:
                 (self.path / name).unlink(missing_ok=True)
             run_migrations.write_version(self.path)
-        self.write_text("config.yaml", config.resolved().to_yaml())
-        self.__dict__.pop("config", None)
+        self._write_config(config.resolved())
 
     def migrate(self) -> None:
-        """Brings files that an older version of mlxzo wrote up to date.
+        """Brings files of an older version of mlxzo up to date.
 
         Raises:
-            ConfigError: the run is of a newer version, or an older mlxzo is running it now.
+            ConfigError: a newer version wrote the run, or an older mlxzo is running it now.
         """
         if run_migrations.version_of(self.path) == run_migrations.VERSION:
             return
@@ -304,7 +306,7 @@ class RunDirectory:
             run_migrations.migrate(self.path)
 
     def remove(self) -> None:
-        """Removes the run and everything in its directory; where that holds links, not what they lead to.
+        """Removes the directory with everything in it; links, but not their targets.
 
         Raises:
             ConfigError: it is running, or cannot be removed.
@@ -315,7 +317,7 @@ class RunDirectory:
             shutil.rmtree(self.path)
 
     def started(self) -> float:
-        """When the run was created, in seconds since the epoch."""
+        """Time of the run's creation, in seconds since the epoch."""
         with contextlib.suppress(OSError):
             return (self.path / "config.yaml").stat().st_mtime
         return self.path.stat().st_mtime
@@ -328,7 +330,7 @@ class RunDirectory:
         return found if isinstance(found, dict) else None
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the run so that a reader finds the old content or the new, never a part.
+        """Replaces a file of the run in one step: a reader finds the old content or the new one whole.
 
         Raises:
             DoesNotFit: the disk is full; ConfigError: the folder cannot be written.
@@ -337,14 +339,17 @@ class RunDirectory:
             write_atomic(self.path / name, text)
 
     def settle(self, config: RunConfig) -> None:
-        """Writes the configuration again, with what was measured filled in; `started` stays as it was."""
+        """Replaces the configuration, with measured values filled in; `started` stays as it was."""
         began = self.started()
-        self.write_text("config.yaml", config.to_yaml())
+        self._write_config(config)
         os.utime(self.path / "config.yaml", (began, began))
+
+    def _write_config(self, config: RunConfig) -> None:
+        self.write_text("config.yaml", config.to_yaml())
         self.__dict__.pop("config", None)
 
     def write_json(self, name: str, value: Any) -> None:
-        """As `write_text`, for a value that JSON can carry."""
+        """As `write_text`, for a value that JSON can represent."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -362,22 +367,14 @@ def list_runs(root: str | Path = "runs") -> list[RunDirectory]:
     except OSError as error:
         raise ConfigError(f"{root} cannot be read: {error.strerror}", "name a folder of runs with --out") from None
     for run in found:
-        # What cannot be brought up to date is told by whoever reads its configuration.
+        # Reading the configuration of such a run raises the same error.
         with contextlib.suppress(ConfigError, DoesNotFit):
             run.migrate()
     return sorted(found, key=lambda run: (run.started(), run.id))
 
 
-def _tail(path: Path, length: int | None) -> list[str]:
-    """The lines in the last `length` bytes of a file (None: all of it); the first may lack its beginning."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - length) if length else 0)
-        return file.read().decode("utf-8", errors="replace").splitlines()
-
-
 def is_run(path: Path) -> bool:
-    """Whether a path is a run directory, damaged or not."""
+    """True if a path is a run directory, damaged or not."""
     try:
         return path.is_dir() and any((path / name).exists() for name in ("config.yaml", "events.jsonl"))
     except OSError:
@@ -391,6 +388,6 @@ def _automatic_names(config: RunConfig) -> Iterator[str]:
     words = f"{model}-{Path(task).stem}-{config.method}-{scope}-s{config.seed}"
     words = re.sub(r"[^A-Za-z0-9._]+", "-", words).lstrip("._-")[: _LONGEST_ID - len(moment) - 5]
     yield f"{words}-{moment}"
-    # Runs of the same configuration begun in the same second.
+    # For runs of one configuration created within a second.
     for number in range(2, 1000):
         yield f"{words}-{moment}-{number}"

@@ -1,7 +1,8 @@
-"""The version of a run directory's files, and how those of an older version are brought up to date.
+"""Files of older versions: the version of a run directory, its migrations, and names that changed since 0.1.0.
 
 `schema.json` in a run directory names the version, and the mlxzo that wrote it. A directory without it is of version 1.
-A change of format that this program could not read adds one to `VERSION` and a function to `MIGRATIONS`.
+A change of format that this program could not read adds one to `VERSION` and a function to `MIGRATIONS`. What it can
+still read by another name stays as it was written, and is renamed here as it is read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from .errors import ConfigError
@@ -19,13 +21,25 @@ FILE = "schema.json"
 # From each older version to the next. A function is given the run directory. It may be killed in the middle and is then
 # called again, so it must leave alone what it finds done.
 MIGRATIONS: dict[int, Callable[[Path], None]] = {}
+# Keys of version 0.1.0, in events and results, and their present names.
+_RENAMED = {"alike": "ties", "alike_share": "tie_share"}
+
+
+def with_current_keys(record: dict[str, Any]) -> dict[str, Any]:
+    """An event or a result with the keys of an older version under their present names."""
+    return {_RENAMED.get(key, key): value for key, value in record.items()}
+
+
+def error_kind(title: str) -> str:
+    """The kind of an error (see `errors`) from its title, as version 0.1.0 wrote it: `Worker died` is `worker-died`."""
+    return title.lower().replace(" ", "-")
 
 
 def version_of(run: Path) -> int:
-    """The version of the files in a run directory.
+    """The version of the files in a run directory, from 1.
 
     Raises:
-        ConfigError: it is newer than this program knows, or schema.json cannot be read.
+        ConfigError: it is newer than `VERSION`, or schema.json cannot be read.
     """
     path = run / FILE
     try:
@@ -46,7 +60,7 @@ def version_of(run: Path) -> int:
 
 
 def write_version(run: Path, version: int = VERSION) -> None:
-    """Marks a run directory as of a version.
+    """Writes schema.json.
 
     Raises:
         OSError: it cannot be written.
@@ -55,7 +69,7 @@ def write_version(run: Path, version: int = VERSION) -> None:
 
 
 def migrate(run: Path) -> None:
-    """Brings a run directory up to `VERSION`, one version after the other; for whoever holds the run's lock.
+    """Brings a run directory up to `VERSION`, one version after the other; the caller holds the run's lock.
 
     Raises:
         ConfigError: see `version_of`. OSError: it cannot be written.

@@ -75,7 +75,7 @@ def test_the_list_is_sorted_as_asked(capsys, root):
 
 
 def test_a_list_without_a_match_says_so(capsys, root):
-    assert "None of the 4 runs" in runs(capsys, root, "ls", "nothing-like-it")[1].out
+    assert "matches (4 runs)" in runs(capsys, root, "ls", "nothing-like-it")[1].out
 
 
 def test_a_run_is_shown_with_its_curves(capsys, root):

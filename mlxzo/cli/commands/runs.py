@@ -1,4 +1,4 @@
-"""List runs, show, compare and remove them, and steer one that is running, whoever started it.
+"""List, show, compare and remove runs, and control a running one, whatever process started it.
 
 mlxzo runs ls
 mlxzo runs ls --status failed --model gemma --sort accuracy
@@ -27,7 +27,7 @@ from ...core.run_history import evaluations, metric_text, tuned_merit
 from ...runtime.control import COMMANDS, send
 from ..options import add_config_options, add_json, print_json
 
-# Options that `ls` looks for a text in.
+# Options that `ls` can search for a text.
 _FILTERS = ("model", "task", "method")
 _WIDEST_PLOT = 80
 
@@ -35,21 +35,21 @@ _WIDEST_PLOT = 80
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="list the runs, oldest first")
-    show = actions.add_parser("show", help="show one run, with little plots")
-    diff = actions.add_parser("diff", help="in which options and results two runs differ")
-    rm = actions.add_parser("rm", help="remove runs, with all that they hold")
+    show = actions.add_parser("show", help="show one run, with small plots")
+    diff = actions.add_parser("diff", help="show the options and results in which two runs differ")
+    rm = actions.add_parser("rm", help="remove runs with all their files")
     steering = {command: actions.add_parser(command, help=help) for command, help in COMMANDS.items()}
     ls.add_argument("text", metavar="TEXT", nargs="*", help="only runs with this in id, status, model, task or method")
-    ls.add_argument("--status", action="append", choices=get_args(Status), help="only runs that stand so; repeatable")
+    ls.add_argument("--status", action="append", choices=get_args(Status), help="only runs of this status; repeatable")
     for name in _FILTERS:
-        ls.add_argument(f"--{name}", metavar="TEXT", help=f"only runs whose {name} has this text in it")
+        ls.add_argument(f"--{name}", metavar="TEXT", help=f"only runs with this text in their {name}")
     ls.add_argument(
         "--sort",
         choices=tuple(_SORT_KEYS),
         default="started",
-        help="what to sort by (default: started); by accuracy, the best comes first",
+        help="the order (default: started); by accuracy, the best comes first",
     )
-    ls.add_argument("--reverse", action="store_true", help="the other way round")
+    ls.add_argument("--reverse", action="store_true", help="reverse the order")
     rm.add_argument("runs", metavar="RUN", nargs="+", help="ids of runs in the folder --out")
     rm.add_argument("--yes", action="store_true", help="do not ask")
     for action in (show, *steering.values()):
@@ -91,7 +91,7 @@ def _list(arguments: argparse.Namespace, root: str) -> None:
     elif not everything:
         print(f"No runs in {root}. `mlxzo quickstart` makes the first.")
     elif not found:
-        print(f"None of the {len(everything)} runs in {root} is so.")
+        print(f"No run in {root} matches ({len(everything)} runs).")
     else:
         from ..console import listing, output
 
@@ -100,7 +100,7 @@ def _list(arguments: argparse.Namespace, root: str) -> None:
 
 
 def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
-    """Whether a run is among those asked for; capitals do not count."""
+    """True if a run passes all filters; case is ignored."""
 
     def has(name: str, text: str) -> bool:
         return text.lower() in str(found.get(name, "")).lower()
@@ -121,10 +121,10 @@ _SORT_KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> None:
-    """Removes runs, all of them or, where one cannot be, none.
+    """Removes all of these runs or, where one of them cannot be removed, none.
 
     Raises:
-        ConfigError: lists every run that cannot be removed; or nobody can be asked.
+        ConfigError: lists every run that cannot be removed; or there is no terminal to ask on.
     """
     found: dict[str, RunDirectory] = {}
     problems: list[str] = []
@@ -138,7 +138,7 @@ def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> No
         if each.worker_is_alive():
             problems.append(f"the run {each.id} is running: stop it first with `mlxzo runs stop {each.id}`")
     if problems:
-        raise ConfigError("nothing was removed", "name runs that `mlxzo runs ls` lists and that do not run", problems)
+        raise ConfigError("nothing was removed", "name runs of `mlxzo runs ls` that are not running", problems)
     if asks and not _confirmed(list(found.values())):
         print("Nothing was removed.", file=sys.stderr)
         return
@@ -151,27 +151,27 @@ def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> No
 
 
 def _confirmed(found: Sequence[RunDirectory]) -> bool:
-    """Asks on the terminal.
+    """Asks on the terminal whether to remove runs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no terminal.
     """
     if not sys.stdin.isatty():
         raise ConfigError("nothing was removed, since there is no terminal to ask on", "give --yes")
     for each in found:
         print(printable(f"  {each.id} ({each.status})"), file=sys.stderr)
-    print("Remove them with all that they hold? [y/N] ", end="", file=sys.stderr, flush=True)
+    print("Remove them with all their files? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _diff(pair: Sequence[RunDirectory], as_json: bool) -> None:
-    """Prints the options in which two runs differ, and then their results."""
+    """Prints the options and then the results in which two runs differ."""
     from ...experiments.report.run_record import ComparedRun
 
     both = [ComparedRun(each.id, each.config, each) for each in pair]
     configs = [each.config.to_dict() for each in both]
     figures = [each.to_dict() for each in both]
-    # A result names some options, too.
+    # A result repeats some options.
     apart = {*configs[0], "contestant", "run", "memory_cap_bytes"}
     chosen = {name: [each[name] for each in configs] for name in configs[0] if name not in ("name", "out")}
     reached = {name: [each[name] for each in figures] for name in figures[0] if name not in apart}
@@ -201,7 +201,7 @@ def _option_text(value: Any) -> str:
 
 
 def _figure_text(name: str, value: Any, metric: str) -> str:
-    """A figure of `ComparedRun.to_dict` in words, with its unit."""
+    """A figure of `ComparedRun.to_dict` as text with its unit."""
     if value is None:
         return "-"
     if name in ("majority", "test", "best_validation", "zero_shot_validation", "zero_shot_test"):
@@ -214,17 +214,17 @@ def _figure_text(name: str, value: Any, metric: str) -> str:
 
 
 def summary(run: RunDirectory) -> dict[str, Any]:
-    """What a list says of a run; `problem` is set where its configuration cannot be read."""
+    """The facts of a run in a list; `problem` is set where its configuration cannot be read."""
     found: dict[str, Any] = {"id": run.id, "path": str(run.path), "started": run.started(), "status": run.status}
     step = run.last_event(events.Step)
-    found["step"], steps = (step.step, step.steps) if isinstance(step, events.Step) else (0, None)
+    found["step"], steps = (step.step, step.steps) if step else (0, None)
     try:
         config = run.config
         found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed", "steps")}
     except MlxzoError as error:
         found["problem"] = " ".join([error.message, *error.details])
     found["result"] = run.result()
-    # Of a run that its time ends, the configuration names more steps than there are.
+    # A run that ends by its time makes fewer steps than its configuration names.
     found["steps"] = (found["result"] or {}).get("steps") or steps or found.get("steps")
     return found
 
