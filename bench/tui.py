@@ -164,7 +164,7 @@ def deaths(root: Path) -> None:
             screen.settle()
             killed = time.perf_counter()
             worker.kill()
-            screen.wait_for("left no word")
+            screen.wait_for("ended without a message")
             found.append(time.perf_counter() - killed)
     emit("death to paint", seconds=round(statistics.median(found), 2), worst=round(max(found), 2))
 

@@ -1,9 +1,10 @@
-"""The app: its places, what they share (the runs that are open), themes, commands, and how it closes."""
+"""The app: its screens and the runs that they share, themes, the command palette, and closing."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +33,8 @@ from .screens.runs import Runs
 from .screens.setup import Setup
 from .screens.try_it import TryIt
 from .themes import THEMES, curve_colours
-from .widgets.navigation import PLACES
+from .widgets.keys import described_bindings
+from .widgets.navigation import SCREENS
 
 _RACE_SECONDS = 0.5
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
@@ -49,7 +51,7 @@ class MlxzoApp(App[None]):
     MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor, "race": Race, "try_it": TryIt}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
-        *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in PLACES.items()),
+        *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in SCREENS.items()),
         Binding("ctrl+p", "command_palette", "Commands", priority=True),
         Binding("f12", "shoot", "Screenshot", show=False, priority=True),
         Binding("ctrl+q", "quit", "Quit", priority=True),
@@ -63,42 +65,43 @@ class MlxzoApp(App[None]):
         demo: bool = False,
         preferences: Preferences | None = None,
     ):
-        """The app over the runs in the folder `root`; `run` is opened at once, `demo` plays a recorded one.
+        """Shows the runs in the folder `root`.
 
-        `preferences` are those of the user where none are given.
+        Args:
+            run: opened in the monitor at once.
+            demo: plays a recorded run instead.
+            preferences: None for the user's own.
         """
         super().__init__()
         self.preferences = preferences or Preferences()
         self.root = root
-        self.current: RunFeed | Replay | None = Replay(DEMO) if demo else RunFeed(run) if run is not None else None
         self.race: list[RunFeed] = []
         self.racing: RaceRunner | None = None
-        """The race that was started last from Setup."""
+        """The last race started from Setup."""
         self.tried: RunDirectory | None = None
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
-        if run is not None:
-            self._feeds[run.path] = self.current
+        self.current: RunFeed | Replay | None = Replay(DEMO) if demo else None if run is None else self.feed(run)
         for theme in THEMES:
             self.register_theme(theme)
-        kept = self.preferences.theme
-        self.theme = kept if kept in self.available_themes else "mlxzo"
+        saved = self.preferences.theme
+        self.theme = saved if saved in self.available_themes else "mlxzo"
 
-    def _keep_theme(self, theme: Theme) -> None:
+    def _save_theme(self, theme: Theme) -> None:
         self.preferences.theme = theme.name
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return curve_colours(dark=self.current_theme.dark)
 
     def on_mount(self) -> None:
-        self.theme_changed_signal.subscribe(self, self._keep_theme)
-        self._race_timer = self.set_interval(_RACE_SECONDS, self._look_after_race, pause=True)
+        self.theme_changed_signal.subscribe(self, self._save_theme)
+        self._race_timer = self.set_interval(_RACE_SECONDS, self._watch_race, pause=True)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
     # Runs that are open
 
     def feed(self, run: RunDirectory) -> RunFeed:
-        """The one feed of a run, however many screens show it."""
+        """Returns the feed of a run; all screens share it."""
         return self._feeds.setdefault(run.path, RunFeed(run))
 
     def open_run(self, run: RunDirectory) -> None:
@@ -107,7 +110,7 @@ class MlxzoApp(App[None]):
         self.switch_mode("monitor")
 
     def set_up(self, config: RunConfig) -> None:
-        """Shows a configuration in Setup, to be changed and started."""
+        """Shows a configuration in Setup."""
         self._to_set_up = config
         if isinstance(self.screen, Setup):
             self.screen.show_requested()
@@ -116,72 +119,65 @@ class MlxzoApp(App[None]):
 
     def set_up_again(self, run: RunDirectory) -> None:
         """Shows the configuration of a run in Setup."""
-        try:
+        with self.reporting():
             self.set_up(dataclasses.replace(run.config, name=None))
-        except MlxzoError as problem:
-            self.report(problem)
 
     def take_setup(self) -> RunConfig | None:
-        """The configuration that Setup was asked to show, once."""
+        """Returns the configuration that Setup was asked to show, and forgets it."""
         config, self._to_set_up = self._to_set_up, None
         return config
 
-    def start_run(self, config: RunConfig) -> RunFeed | None:
-        """Starts a run and watches it; None, and a dialog, where it cannot be started."""
-        try:
-            feed = self.feed(RunDirectory.create(config))
-            feed.start()
-        except MlxzoError as problem:
-            self.report(problem)
-            return None
-        self.current = feed
-        self.switch_mode("monitor")
-        return feed
+    def start_run(self, config: RunConfig) -> None:
+        """Starts a run and shows it in the monitor."""
+        with self.reporting():
+            run = RunDirectory.create(config)
+            self.feed(run).start()
+            self.open_run(run)
 
     def resume_run(self, run: RunDirectory) -> None:
-        """Goes on with a run that was interrupted, and watches it; a dialog says why where that cannot be."""
-        feed = self.feed(run)
-        try:
+        """Resumes an interrupted run and shows it in the monitor."""
+        with self.reporting():
             run.settle(resume_config(run, {}))
-            feed.start(resume=True)
-        except MlxzoError as problem:
-            self.report(problem)
-        else:
+            self.feed(run).start(resume=True)
             self.open_run(run)
 
     def start_race(self, values: Mapping[str, Any]) -> None:
-        """Trains the run that options describe by each method, one after the other, and shows them together."""
-        if self._races:
-            self.notify("A race is going on: F5 shows it, and s stops it there.", severity="warning")
+        """Trains the run that these options describe by each method, one after the other, and shows the race."""
+        if self.running_race is not None:
+            self.notify("A race is running: F5 shows it, s there stops it.", severity="warning")
             return
-        try:
+        with self.reporting():
             racing = RaceRunner(race(values))
             racing.start()
-        except MlxzoError as problem:
-            self.report(problem)
-            return
-        self.racing = racing
-        self._race_timer.resume()
-        self.race = [self.feed(run_directory(each.config)) for each in racing.planned]
-        for feed, each in zip(self.race, racing.planned, strict=True):
-            feed.label = each.label
-        self.switch_mode("race")
+            self.racing = racing
+            self._race_timer.resume()
+            self.open_race(run_directory(each.config) for each in racing.planned)
+            for feed, each in zip(self.race, racing.planned, strict=True):
+                feed.label = each.label
 
-    def _look_after_race(self) -> None:
-        """Tells why a race ended that could not go on."""
-        # Asked first: what ends a race is known before it has ended.
-        over = not self._races
-        if self.racing.problem is not None:
+    @property
+    def running_race(self) -> RaceRunner | None:
+        return self.racing if self.racing is not None and self.racing.running else None
+
+    def _watch_race(self) -> None:
+        """Reports the error that ended a race."""
+        # Read first: the error is set before the race ends.
+        running = self.running_race
+        if self.racing is not None and self.racing.problem is not None:
             problem, self.racing.problem = self.racing.problem, None
             self.report(problem)
-        if over:
+        if running is None:
             self._race_timer.pause()
 
-    def copy_command(self, config: RunConfig) -> None:
-        """Puts the command line of a run on the clipboard."""
-        line = command_line(config)
-        self.copy_to_clipboard(line)
-        self.notify(line, title="Copied")
+    def copy_command_of(self, run: RunDirectory) -> None:
+        """Copies the command line of a run on disk."""
+        with self.reporting():
+            self.copy(command_line(run.config))
+
+    def copy(self, text: str) -> None:
+        """Copies a text to the clipboard and shows it."""
+        self.copy_to_clipboard(text)
+        self.notify(text, title="Copied")
 
     def open_race(self, runs: Iterable[RunDirectory]) -> None:
         """Shows runs on shared axes."""
@@ -189,19 +185,19 @@ class MlxzoApp(App[None]):
         self.switch_mode("race")
 
     def open_try(self, run: RunDirectory) -> None:
-        """Prompts what a run made."""
+        """Prompts the tuned model of a run."""
         self.tried = run
         self.switch_mode("try_it")
 
     def open_export(self, run: RunDirectory) -> None:
-        """Asks in which form a run's best state is to be written, and writes it."""
+        """Exports the best checkpoint of a run; a dialog asks for the form."""
         if (run.path / BEST_STATE).exists():
             self.push_screen(ExportDialog(run))
         else:
-            self.notify("This run has saved no state yet, so there is nothing to export.", severity="warning")
+            self.notify("This run has no checkpoint yet: there is nothing to export.", severity="warning")
 
     def forget(self, run: RunDirectory) -> None:
-        """Lets go of a run that was deleted."""
+        """Closes a run that was deleted."""
         feed = self._feeds.pop(run.path, None)
         if self.current is feed:
             self.current = None
@@ -210,21 +206,29 @@ class MlxzoApp(App[None]):
             self.tried = None
 
     def started_here(self) -> list[RunFeed]:
-        """The runs whose workers this app looks after and which still go on."""
+        """Returns the running runs whose workers this app supervises."""
         return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
 
     def notify(self, message: str, **options: Any) -> None:
-        """Shows a message as it is written: brackets in paths and errors are no markup."""
+        """Shows a message literally: brackets in paths and errors are no markup."""
         super().notify(message, **{**options, "markup": False})
 
     def report(self, problem: MlxzoError) -> None:
-        """Shows an error, with what to do about it."""
+        """Shows an error and its fix."""
         self.push_screen(error_dialog(problem))
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Shows the error that ends its block, if any."""
+        try:
+            yield
+        except MlxzoError as problem:
+            self.report(problem)
 
     # Actions
 
     def action_go(self, mode: str) -> None:
-        """Goes to a place, unless a dialog waits for an answer."""
+        """Switches the screen, unless a dialog is open."""
         if not self.screen.is_modal:
             self.switch_mode(mode)
 
@@ -244,8 +248,8 @@ class MlxzoApp(App[None]):
 
     async def action_quit(self) -> None:
         names = [feed.title for feed in self.started_here()]
-        if self._races:
-            names.append(f"a race, {self.racing.position()}; of what waits, nothing starts without this window")
+        if (running := self.running_race) is not None:
+            names.append(f"a race, {running.position()}; waiting runs do not start without this window")
         if not names:
             self.exit()
             return
@@ -255,7 +259,7 @@ class MlxzoApp(App[None]):
         self.push_screen(
             Choice(
                 "Close mlxzo",
-                f"Still training:\n{listed}\n\nLeft alone, a run goes on without this window; open it again from Runs.",
+                f"Still training:\n{listed}\n\nA run continues without this window; open it again from Runs.",
                 {"leave": "Leave it running", "stop": "Stop it and save", "stay": "Stay here"},
             ),
             self._close,
@@ -263,33 +267,23 @@ class MlxzoApp(App[None]):
 
     def _close(self, choice: str | None) -> None:
         if choice == "stop":
-            going_on = [feed.supervision for feed in self.started_here()]
-            if self._races:
-                going_on.append(self.racing)
-            for each in going_on:
+            supervised = (*(feed.supervision for feed in self.started_here()), self.running_race)
+            running = [each for each in supervised if each is not None]
+            for each in running:
                 each.stop()
-            self.notify("Stopping after the step in hand")
-            self.set_interval(0.1, lambda: None if any(each.running for each in going_on) else self.exit())
+            self.notify("Stopping after the current step")
+            self.set_interval(0.1, lambda: None if any(each.running for each in running) else self.exit())
         elif choice == "leave":
             self.exit()
 
-    @property
-    def _races(self) -> bool:
-        return self.racing is not None and self.racing.running
-
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
-        """Every place and every action of the screen, and what Textual offers."""
-        for mode, (key, name) in PLACES.items():
+        """Every screen, every action of the present one, and two of Textual's own commands."""
+        for mode, (key, name) in SCREENS.items():
             yield SystemCommand(f"Go to {name}", key.upper(), lambda mode=mode: self.action_go(mode))
         seen: set[str] = set()
-        for node, binding, enabled, tooltip in screen.active_bindings.values():
+        for node, binding, tooltip in described_bindings(screen):
             action = binding.action
-            if (
-                enabled
-                and binding.description
-                and action not in seen
-                and not action.startswith(("go(", "app.go(", "command_palette"))
-            ):
+            if action not in seen and not action.startswith(("go(", "app.go(", "command_palette")):
                 seen.add(action)
                 key = self.get_key_display(binding)
                 yield SystemCommand(

@@ -1,4 +1,4 @@
-"""Commands of mlxzo in child processes: what needs MLX is done there, and told in lines of JSON."""
+"""mlxzo commands in child processes: whatever needs MLX runs there and answers in lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from mlxzo.core.child_process import worker_environment
 from mlxzo.core.errors import MlxzoError
 
-# Of a line of an answer; far more than any has.
+# Bytes; far more than any answer has.
 _LONGEST_LINE = 1 << 24
 
 
@@ -20,11 +20,13 @@ class Child:
     """One command in a process of its own."""
 
     def __init__(self, process: asyncio.subprocess.Process):
-        self._process = process
-        self._dismissed = False
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise ValueError("the process needs three pipes")
+        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
+        self._ended = False
         self._rest = b""
-        """What was printed and is no object of one line, such as an error."""
-        # What is said on the side must not fill its pipe.
+        """Output other than one-line objects, such as an error."""
+        # Read at once: a full pipe would block the process.
         self._errors = asyncio.create_task(process.stderr.read())
 
     @staticmethod
@@ -51,51 +53,45 @@ class Child:
         return self._process.pid
 
     async def ask(self, request: Mapping[str, Any]) -> None:
-        """Sends a line to the command; one that has ended says why when its answers are read."""
+        """Sends a request as one line; if the command has ended, `answer` raises its error."""
         with contextlib.suppress(ConnectionError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            await self._process.stdin.drain()
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            await self._stdin.drain()
 
     async def answer(self) -> dict[str, Any] | None:
-        """The next object that the command prints; None once it has ended.
+        """Returns the next object that the command prints; None once it has ended.
 
         Raises:
-            MlxzoError: it ended with an error, which is what it told; not where `end` was called.
+            MlxzoError: the command's own error, unless `end` was called.
         """
-        while line := await self._process.stdout.readline():
-            try:
-                said = json.loads(line)
-            except ValueError:
-                said = None
-            if isinstance(said, dict):
-                return said
+        while line := await self._stdout.readline():
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json.loads(line), dict):
+                    return found
             self._rest += line
         code = await self._process.wait()
-        if code and not self._dismissed:
+        if code and not self._ended:
             raise _failure(self._rest, await self._errors, code)
         return None
 
     def end(self) -> None:
-        """Ends it at once, if it goes on."""
-        self._dismissed = True
+        """Kills the process if it is still running."""
+        self._ended = True
         if self.running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
 
 def _failure(output: bytes, errors: bytes, code: int) -> MlxzoError:
-    """The error that a command reported, or what can be said of one that could not."""
+    """The error that a command printed, or one made from its exit code and its last lines on stderr."""
     try:
-        told = json.loads(output)["error"]
-        error = MlxzoError(told["message"], told["fix"], told["details"])
-        error.title = told["title"]
+        record = json.loads(output)["error"]
+        error = MlxzoError(record["message"], record["fix"], record["details"])
+        error.title = record["title"]
+        return error
     except (ValueError, KeyError, TypeError):
-        lines = errors.decode("utf-8", errors="replace").strip().splitlines()
-        if code < 0:
-            return MlxzoError(
-                f"the process was ended from outside (signal {-code}), most often because memory ran out",
-                "close other programs, or choose a smaller model",
-                lines[-5:],
-            )
-        return MlxzoError("the command failed without a word", "try it in a shell", lines[-5:])
-    return error
+        message, fix = "the command failed without a message", "try it in a shell"
+    if code < 0:
+        message = f"the process was killed by signal {-code}, most often because memory ran out"
+        fix = "close other programs, or choose a smaller model"
+    return MlxzoError(message, fix, errors.decode("utf-8", errors="replace").strip().splitlines()[-5:])

@@ -1,7 +1,7 @@
-"""Where a screen's events come from: a run's events.jsonl as it grows, or a recording played back.
+"""Sources of a screen's events: a run's events.jsonl as it grows, or a recording played back.
 
-The file is the one source, whoever started the run. A run started here also has a supervisor, in a thread of its own;
-of what that relays only progress and samples of memory are used, most of which no file keeps.
+The file is the one source, whoever started the run. A run started here also has a supervisor in its own thread; of the
+events that it relays only progress and memory are used, which the file holds in part or not at all.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mlxzo.runtime.supervisor import Supervisor
 
 from .log import EventLog
 
-# Of a run whose worker was not started here, so that nobody knows how it ended.
-DIED = "its process is gone and left no word, most often because memory ran out"
+# For a run whose worker was not started here: its exit code is unknown.
+DIED = "the worker process ended without a message, most often because memory ran out"
 _POLL_SECONDS = 0.2
 _ALIVE_SECONDS = 1.0
 
 
 class Tail:
-    """The lines appended to a file since the last look; half a line waits for its other half."""
+    """The lines appended to a file since the last `read`; an incomplete line waits for its end."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -36,7 +36,7 @@ class Tail:
         self._partial = b""
 
     def read(self) -> list[tuple[events.Event, float]]:
-        """The new events with their times; none where the file is not there yet."""
+        """Returns the new events with their times; none while the file is missing."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -49,11 +49,11 @@ class Tail:
 
 
 class Supervision:
-    """A worker started by this process, looked after in a thread until it ends."""
+    """A worker started by this process and supervised in a thread until it ends."""
 
     def __init__(self, run: RunDirectory, *, resume: bool = False, _command: Sequence[str] | None = None):
         self._supervisor = Supervisor(run, resume=resume, _command=_command)
-        self._thread = threading.Thread(target=self._look_after, name=f"supervisor of {run.id}", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=f"supervisor of {run.id}", daemon=True)
         self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
 
     def start(self) -> None:
@@ -74,17 +74,17 @@ class Supervision:
         return self._supervisor.pid
 
     def stop(self) -> None:
-        """Asks the worker to end; called again, more and more firmly (see Supervisor.stop)."""
+        """Asks the worker to end; every further call is more forceful (see `Supervisor.stop`)."""
         self._supervisor.stop()
 
     def take(self) -> list[tuple[events.Event, float]]:
-        """What came since the last call of the events that are not in the run's file."""
+        """Returns the relayed progress and memory events since the last call."""
         return [self._relayed.popleft() for _ in range(len(self._relayed))]
 
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
 
-    def _look_after(self) -> None:
+    def _supervise(self) -> None:
         while self._supervisor.running:
             for event in self._supervisor.poll(_POLL_SECONDS):
                 if isinstance(event, events.Progress | events.Memory):
@@ -92,7 +92,7 @@ class Supervision:
 
 
 class _Feed:
-    """The history and the log of one run, which take in the same events."""
+    """The history and the log of one run, made from the same events."""
 
     def __init__(self) -> None:
         self.history, self.log = RunHistory(), EventLog()
@@ -103,18 +103,18 @@ class _Feed:
 
 
 class RunFeed(_Feed):
-    """One run, live or past, as its directory tells it. `poll` brings `history` up to date."""
+    """One run, live or past, read from its directory. `poll` brings `history` up to date."""
 
     def __init__(self, run: RunDirectory):
         super().__init__()
         self.run = run
         self.label = ""
-        """What the run is called in a race that it was started for."""
+        """Its name in the race that it was started for."""
         self.supervision: Supervision | None = None
         self._tail = Tail(run.events_path)
         self._lock = threading.Lock()
         self._alive = False
-        self._looked = -_ALIVE_SECONDS
+        self._checked = -_ALIVE_SECONDS
 
     @property
     def title(self) -> str:
@@ -130,46 +130,40 @@ class RunFeed(_Feed):
 
     @property
     def running(self) -> bool:
-        """Whether a worker is at it, whoever started it, as of the last `poll`."""
+        """Whether it has a worker, whoever started it, as of the last `poll`."""
         return self._alive
 
     @property
     def died(self) -> bool:
-        """Whether its worker is gone without a word."""
+        """Whether its worker ended without a message."""
         return not self._alive and self.history.outcome is None and self.history.began is not None
 
-    def poll(self) -> bool:
-        """Reads what is new; whether anything is. May be called from any thread."""
+    def poll(self) -> None:
+        """Adds new events to the history. May be called from any thread."""
         with self._lock:
-            before = self._state()
             now = time.monotonic()
-            # Before the file is read, so that the last words of a worker found dead are not missed.
-            if now - self._looked >= _ALIVE_SECONDS:
-                self._alive, self._looked = self.run.worker_is_alive(), now
-            supervised = self.supervision is not None
-            relayed = self.supervision.take() if supervised else []
+            # Before the file is read, so that the last events of a dead worker are not missed.
+            if now - self._checked >= _ALIVE_SECONDS:
+                self._alive, self._checked = self.run.worker_is_alive(), now
+            relayed = [] if self.supervision is None else self.supervision.take()
             for event, moment in self._tail.read():
-                if supervised and isinstance(event, events.Memory):
+                if self.supervision is not None and isinstance(event, events.Memory):
                     continue
                 self._add(event, moment)
                 if isinstance(event, events.Finished | events.Failed):
-                    self._alive, self._looked = False, now
+                    self._alive, self._checked = False, now
             for event, moment in relayed if self.history.outcome is None else []:
                 self._add(event, moment)
-            return self._state() != before
 
     def start(self, *, resume: bool = False, _command: Sequence[str] | None = None) -> None:
-        """Starts the run's worker, to go on where the run stopped if `resume` says so.
+        """Starts the run's worker, with `resume` from where the run stopped.
 
         Raises:
-            ConfigError: it has one already.
+            ConfigError: the run has a worker already.
         """
         supervision = Supervision(self.run, resume=resume, _command=_command)
         supervision.start()
-        self.supervision, self._alive, self._looked = supervision, True, time.monotonic()
-
-    def _state(self) -> tuple:
-        return self.history.version, self._alive
+        self.supervision, self._alive, self._checked = supervision, True, time.monotonic()
 
 
 class Replay(_Feed):
@@ -181,34 +175,29 @@ class Replay(_Feed):
     config = None
 
     def __init__(self, path: Path, *, speed: float = 8.0, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
         with path.open(encoding="utf-8") as lines:
             self._events = list(events.read(lines))
         self.title = f"demo: a recorded run, played {speed:g} times as fast"
         self.run: RunDirectory | None = None
         self.speed = speed
         self._clock = clock
-        self.restart()
-
-    def restart(self) -> None:
-        super().__init__()
         self.paused = False
         self._next = 0
         self._played = 0.0
         self._last = self._clock()
 
-    def poll(self) -> bool:
-        """Plays what is due; whether anything was."""
+    def poll(self) -> None:
+        """Plays the events that are due."""
         now = self._clock()
         if not self.paused:
             self._played += (now - self._last) * self.speed
         self._last = now
-        first = self._next
         began = self._events[0][1]
         while self._next < len(self._events) and self._events[self._next][1] - began <= self._played:
             self._add(*self._events[self._next])
             self._next += 1
         self.running = self._next < len(self._events)
-        return self._next > first
 
     def skip(self) -> None:
         """Plays the rest at once."""

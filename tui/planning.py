@@ -1,4 +1,4 @@
-"""The predicted memory and time of a run, as the screens show them. Nothing else in the app asks the planner."""
+"""The predicted memory and time of a run. Only this module of the app calls the planner."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mlxzo.memory.sizes import Data
 from mlxzo.models.resolve import shape_of
 from mlxzo.tasks.base import TaskData
 
-# Assumed length of prompts whose rows are not here.
+# Assumed length of examples that are not on this machine.
 _UNSEEN_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The memory that a run is predicted to take.
+    """The predicted memory of a run.
 
     Attributes:
-        parts: the components of the footprint, which is their sum.
-        notes: how the run was fitted to its cap, and what the prediction assumes, in words.
-        problem: why it does not fit, with a fix that would; None if it fits.
+        parts: the components; their sum is the footprint.
+        notes: changes that fit the run to its cap, and assumptions of the prediction.
+        problem: the reason why it does not fit, with a fix; None if it fits.
     """
 
     parts: tuple[Component, ...]
@@ -49,11 +49,13 @@ class Prediction:
 
 
 def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -> Prediction | None:
-    """The memory of the run with `model` in place of its own, fitted to its cap; None where the model's configuration
-    is not on this machine. Without a cap the run fits if that much memory is free.
+    """Predicts the memory of the run with `model` in place of its own, fitted to its cap.
+
+    Without a cap the run fits if that much memory is free. Returns None if the model's configuration is not on this
+    machine.
 
     Args:
-        advise: look for a fix that would fit, which takes longer than all the rest.
+        advise: search for a fix if it does not fit, which takes longer than all the rest.
     """
     config = dataclasses.replace(config, model=model)
     try:
@@ -83,22 +85,22 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
 
 
 def sizes(data: TaskData | None, config: RunConfig) -> Data:
-    """The sizes of a task's examples, from their characters; an assumption where the rows are not here."""
+    """The sizes of a task's examples, estimated from their characters; assumed if `data` is None."""
     if data is None:
         return Data.uniform(min(_UNSEEN_TOKENS, config.max_tokens))
     return _sizes(data, config.max_tokens, config.objective)
 
 
-# A cap that moves asks again and again, and the sizes depend on the examples alone.
+# Moving the cap predicts again and again, while the sizes depend on the examples alone.
 _sizes = functools.lru_cache(maxsize=4)(sizes_of)
 
 
 def training_time(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
-    """The expected time of the training steps in words, from the first of `runs` with the same model, method and scope
-    that has finished."""
+    """The expected time of the training steps, in words: at the speed of the first finished one of `runs` with the same
+    model, method and scope."""
     for run in runs:
         result = run.result() or {}
         same = all(result.get(name) == getattr(config, name) for name in ("method", "scope"))
         if same and result.get("model") == Path(config.model).name and (speed := result.get("steps_per_second")):
-            return f"about {format_seconds(config.steps / speed)} of training, at the speed of {run.id}"
-    return "time: unknown until a run of this model, method and scope has finished here"
+            return f"about {format_seconds(config.steps / speed)} of training at the speed of {run.id}"
+    return "time: unknown until a run with this model, method and scope has finished here"

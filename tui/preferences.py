@@ -1,6 +1,6 @@
-"""What the app remembers from one session to the next: a small file of JSON in the folder of mlxzo.
+"""Preferences that persist between sessions: a small JSON file in mlxzo's folder.
 
-A file that is missing, damaged or of other make is as none: nothing of what it holds is worth an error.
+A missing or damaged file counts as empty: no preference is worth an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mlxzo.core.files import mlxzo_home, write_atomic
 
 
 class Preferences:
-    """Named values, each read and written at once."""
+    """The theme and the panels; a change is written at once."""
 
     def __init__(self, path: Path | None = None):
         """The file at `path`; None for the user's own."""
@@ -26,29 +26,29 @@ class Preferences:
 
     @property
     def theme(self) -> str:
-        """The name of a theme; '' for none."""
+        """The name of the theme; '' for the default."""
         found = self._values.get("theme")
         return found if isinstance(found, str) else ""
 
     @theme.setter
     def theme(self, name: str) -> None:
-        self._keep("theme", name)
+        self._save("theme", name)
 
     @property
     def panels(self) -> dict[str, bool]:
-        """Panels of the monitor that were shown or hidden by hand."""
+        """Panels of the monitor that the user showed or hid."""
         found = self._values.get("panels")
         return {k: v for k, v in found.items() if isinstance(v, bool)} if isinstance(found, dict) else {}
 
     @panels.setter
     def panels(self, shown: dict[str, bool]) -> None:
-        self._keep("panels", shown)
+        self._save("panels", shown)
 
-    def _keep(self, name: str, value: Any) -> None:
+    def _save(self, name: str, value: Any) -> None:
         if self._values.get(name) == value:
             return
         self._values[name] = value
-        # A full disk or a home that cannot be written is no reason to disturb anybody.
+        # A full disk or a read-only home must not interrupt the user.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._path, json.dumps(self._values, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""What of a run is on disk to go on from: its journal, its last snapshot, and the step that they lead to."""
+"""Facts on resuming a run: its journal, its checkpoints, and the step that it would resume from."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from mlxzo.core.run_history import RunHistory
 from mlxzo.zo.journal import JournalError, steps_in
 
 
-def kept_rows(run: RunDirectory | None, history: RunHistory) -> list[tuple[str, str]]:
-    """Names and values; of a recording, which has no directory, what its events tell."""
-    rows = []
-    if (best := history.saved.get(str(BEST_STATE))) is not None:
-        rows.append(("best state", _saved(*best)))
+def checkpoint_rows(run: RunDirectory | None, history: RunHistory) -> list[tuple[str, str]]:
+    """Names and values; from the events alone for a recording, which has no directory (`run` is None)."""
+    best, last = (history.saved.get(str(path)) for path in (BEST_STATE, LAST_STATE))
+    saved = [f"best, {_saved(*best)}"] if best else []
     if history.step is None:
-        return rows
-    snapshot = history.saved.get(str(LAST_STATE))
+        return [("checkpoints", text) for text in saved]
+    saved.append(f"last, {_saved(*last)}" if last else "last: none yet; one every ten minutes")
+    rows: list[tuple[str, str]] = list(zip(("checkpoints", ""), saved, strict=False))
     steps, journal = (None, "") if run is None else _journal(run)
     if journal:
         rows.append(("journal", journal))
-    rows.append(("snapshot", _saved(*snapshot) if snapshot else "none yet; one every ten minutes"))
     if run is not None and not isinstance(history.outcome, events.Finished):
-        rows.append(("resumable", _resumable(steps, snapshot[0].step if snapshot else 0)))
+        rows.append(("resumable", _resumable(steps, last[0].step if last else 0)))
     return rows
 
 
@@ -33,7 +32,7 @@ def _saved(event: events.Saved, time: float) -> str:
 
 
 def _journal(run: RunDirectory) -> tuple[int | None, str]:
-    """How many steps a run's journal holds, and that in words; None and '' where it has none."""
+    """The number of steps in a run's journal, and its size in words; None and '' if it has none."""
     path = run.path / JOURNAL
     try:
         steps, size = steps_in(path), path.stat().st_size
@@ -44,10 +43,10 @@ def _journal(run: RunDirectory) -> tuple[int | None, str]:
     return steps, f"{steps:,} {'step' if steps == 1 else 'steps'} in {format_bytes(size)}"
 
 
-def _resumable(steps: int | None, snapshot: int) -> str:
-    """From which step a run would go on."""
+def _resumable(steps: int | None, checkpoint: int) -> str:
+    """The step that a run would resume from: `steps` in its journal, the last `checkpoint` (0 for none)."""
     if steps is None:
-        return f"from step {snapshot}, the snapshot" if snapshot else "from the start: no snapshot yet"
-    if steps < snapshot:
-        return "no: the journal ends before the snapshot"
-    return f"from step {steps}" + (f" (snapshot + {steps - snapshot} steps)" if snapshot else "")
+        return f"from step {checkpoint}, the checkpoint" if checkpoint else "from the start: no checkpoint yet"
+    if steps < checkpoint:
+        return "no: the journal ends before the checkpoint"
+    return f"from step {steps}" + (f" (checkpoint + {steps - checkpoint} steps)" if checkpoint else "")

@@ -1,9 +1,8 @@
-"""What the list of runs says of each, read from disk without more work than a line is worth."""
+"""Rows of the list of runs, read from disk with little work."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, Status
 from mlxzo.core.run_history import evaluations, metric_text, tuned_merit
 
-# In C where PyYAML was built with it: a thousand configurations have to be read.
+# In C if PyYAML was built with it: there may be a thousand files.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MARKS: dict[str, str] = {"running": "▶", "finished": "✓", "interrupted": "■", "failed": "✗", "died": "✗"}
@@ -22,7 +21,7 @@ MARKS: dict[str, str] = {"running": "▶", "finished": "✓", "interrupted": "�
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the list. Empty text where a file is missing or damaged."""
+    """One row of the list. Empty text stands for a missing or damaged file."""
 
     run: RunDirectory
     started: float
@@ -36,25 +35,25 @@ class Entry:
     before: str
     after: str
     merit: float
-    """The tuned metric, to sort by: the higher, the better; minus infinity where there is none."""
+    """Of the tuned metric, to sort by: higher is better; minus infinity without one."""
     stamp: float
-    """When its events last changed, as the line was read."""
+    """Modification time of its events when the row was read, seconds since the epoch."""
     failed: events.Failed | None = None
-    """Why it ended early, where it told."""
+    """The event that reports an early end."""
 
     @property
     def words(self) -> str:
-        """All that a filter looks at."""
+        """The text that a filter searches."""
         return " ".join((self.run.id, self.status, self.model, self.task, self.method, self.scope)).lower()
 
 
 def newest_first(root: str | Path) -> list[RunDirectory]:
-    """The runs under a folder; none where the folder is missing."""
+    """The runs in a folder; none if it is missing."""
     return look(root)[0]
 
 
 def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
-    """The runs under a folder, newest first, and the folders among them that are none, by one look at each."""
+    """The runs in a folder, newest first, and its other entries; reads each entry once."""
     found, others = [], []
     with contextlib.suppress(OSError):
         for folder in Path(root).expanduser().absolute().iterdir():
@@ -66,7 +65,7 @@ def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
 
 
 def read_entry(run: RunDirectory) -> Entry:
-    """The line of one run. Reads small files and the ends of large ones."""
+    """The row of a run. Reads small files and the ends of large ones."""
     stamp = changed(run)
     config = _config(run)
     result = run.result()
@@ -77,7 +76,7 @@ def read_entry(run: RunDirectory) -> Entry:
     if status != "finished":
         reached = run.last_event(events.Step)
         step = reached.step if isinstance(reached, events.Step) else 0
-        # Beside steps, so that the end of the file is enough to know that there is none.
+        # Steps end the search, so that only the end of the file is read if there is no failure.
         last = run.last_event(events.Failed, events.Step, events.Phase)
     return Entry(
         run=run,
@@ -98,7 +97,7 @@ def read_entry(run: RunDirectory) -> Entry:
 
 
 def changed(run: RunDirectory) -> float:
-    """When the run's events last changed; 0 where it has none."""
+    """Modification time of the run's events, seconds since the epoch; 0 without any."""
     try:
         return run.events_path.stat().st_mtime
     except OSError:
@@ -115,11 +114,3 @@ def _config(run: RunDirectory) -> dict[str, Any]:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
-
-
-def in_batches(runs: list[RunDirectory], first: int, rest: int) -> Iterator[list[Entry]]:
-    """The lines of runs, a screenful at first and then more at a time."""
-    size = first
-    while runs:
-        yield [read_entry(run) for run in runs[:size]]
-        runs, size = runs[size:], rest

@@ -1,4 +1,4 @@
-"""Checks the values of the Setup form: options, names, data and memory, in the order in which they can be wrong."""
+"""Checks of the Setup form: options, names, data and memory, in the order in which one needs the other."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from mlxzo.tasks.registry import get_task, load_task
 
 from .planning import Prediction, predict, sizes, training_time
 from .run_list import newest_first
+from .widgets.text import problem_text
 
-# Finished runs that are searched for one of the same kind, whose speed gives the time of this one.
+# The newest runs, searched for a finished one of the same kind, whose speed predicts this one's time.
 _RUNS_SEARCHED = 50
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A configuration, or what is wrong with it; its data, its predicted memory and its expected time."""
+    """A configuration or its problems; its data, predicted memory and expected time."""
 
     config: RunConfig | None
     problems: tuple[str, ...] = ()
@@ -34,13 +35,13 @@ class CheckResult:
 
     @property
     def reason(self) -> str:
-        """Why the run cannot start; empty if it can."""
+        """The reason why the run cannot start; empty if it can."""
         if self.problems:
             more = len(self.problems) - 1
             return self.problems[0] + (f" (and {more} more)" if more else "")
         if self.data_problem is not None:
             return self.data_problem.message
-        # Without a cap the user may try what is predicted not to fit.
+        # Without a cap the user may start a run that is predicted not to fit.
         capped = self.config is not None and self.config.memory_cap is not None
         if capped and self.plan is not None and self.plan.problem is not None:
             return self.plan.problem.message
@@ -48,7 +49,7 @@ class CheckResult:
 
 
 def check(values: dict[str, Any]) -> CheckResult:
-    """Checks values as a run would; reads files, raises nothing."""
+    """Checks values as a run does; reads files, raises nothing."""
     try:
         config = check_names(RunConfig.from_mapping(values).resolved())
     except ConfigError as error:
@@ -58,7 +59,7 @@ def check(values: dict[str, Any]) -> CheckResult:
     data, data_problem = None, None
     try:
         task = get_task(config.task)
-        # Rows that lie on the hub are fetched by the run itself.
+        # Rows on the hub are downloaded by the run itself.
         if config.data is not None or task.embedded is not None or task.hub is None:
             data = load_task(config)
     except MlxzoError as error:
@@ -78,10 +79,9 @@ def _task_problem(values: dict[str, Any]) -> MlxzoError | None:
 
 
 def preview(checked: CheckResult) -> Text:
-    """An example of the task as the model sees it and the row counts, or what is wrong with the rows, by line."""
+    """Row counts and an example of the task as the model sees it, or the problems of the rows, by line."""
     if (problem := checked.data_problem) is not None:
-        fix = [f"What to do: {problem.fix}"] if problem.fix else []
-        return Text(printable("\n".join([problem.message, *problem.details, *fix])))
+        return Text(problem_text(problem))
     if checked.config is None:
         return Text("")
     lines = Text()
@@ -95,7 +95,7 @@ def preview(checked: CheckResult) -> Text:
         prompt = example.prompt
         answer = "" if example.target is None else example.candidates[example.target]
     else:
-        lines.append("its rows are fetched from the hub when the run starts\n", "dim")
+        lines.append("its rows are downloaded from the hub when the run starts\n", "dim")
         task = get_task(checked.config.task)
         prompt, answer = task.example_prompt(), ""
     # Before the example, which may be longer than the panel.

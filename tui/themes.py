@@ -1,7 +1,6 @@
-"""The colours: two themes of our own beside Textual's, and those of curves, safe for colour-blind eyes.
+"""Two themes beside Textual's own, and the colours of curves, which colour-blind readers can tell apart.
 
-Curves take the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/): its light members on dark grounds, its dark
-ones on light grounds.
+Curves take the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), darker on light backgrounds.
 """
 
 from __future__ import annotations
@@ -69,5 +68,5 @@ THEMES = (MLXZO, MLXZO_LIGHT)
 
 
 def curve_colours(*, dark: bool) -> dict[str, str]:
-    """The theme variables of curves, for a dark or a light ground."""
+    """The theme variables of curves, for a dark or a light background."""
     return _ON_DARK if dark else _ON_LIGHT

@@ -1,4 +1,4 @@
-"""When a screen that follows a run draws again: at once where something happened, else once in a while."""
+"""Limits how often a screen that follows a run draws: at once for events, at a limited rate for steps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 
 class Throttle:
-    """Holds back drawings that would come too close upon each other."""
+    """Decides when to draw."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
-        """A pace of one drawing in so many seconds."""
+        """At most one drawing in so many seconds, events excepted."""
         self._seconds, self._clock = seconds, clock
         self.reset()
 
     def reset(self) -> None:
-        """Has the next look draw, whatever it finds."""
+        """Makes the next `is_due` true."""
         self._state: object = None
         self._happened: object = None
         self._drawn = float("-inf")
@@ -24,8 +24,8 @@ class Throttle:
         """Whether to draw now.
 
         Args:
-            state: differs whenever there is anything new to show.
-            happened: the part of it that is shown without delay.
+            state: differs whenever there is anything new to draw.
+            happened: the part of it that is drawn without delay.
         """
         if state == self._state:
             return False

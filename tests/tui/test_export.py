@@ -69,7 +69,7 @@ def test_only_forms_that_suit_the_run_are_offered(make_run, root):
     async def scenario(pilot):
         await wait_for(pilot, "finished")
         await pilot.press("x")
-        await wait_for(pilot, "has saved no state yet")
+        await wait_for(pilot, "has no checkpoint yet")
         (run.path / BEST_STATE).parent.mkdir()
         (run.path / BEST_STATE).write_bytes(b"no state")
         await pilot.press("x")

@@ -126,7 +126,8 @@ def test_a_metric_that_is_no_share_stands_on_the_axis_as_it_is(make_run, root, m
         assert chart.title == f"2 Validation {metric}"
         assert "%" not in "".join(strip.text for strip in chart._strips)
         assert (
-            chart.y_labels([value - 0.1, value])[0] == f"{value - 0.1:.1f}" and chart.y_value(value) == f"{value:.3f}"
+            chart.scale.labels([value - 0.1, value])[0] == f"{value - 0.1:.1f}"
+            and chart.scale.value(value) == f"{value:.3f}"
         )
 
     drive(MlxzoApp(root=str(root), run=run), scenario)
@@ -265,7 +266,7 @@ def test_a_killed_run_goes_on_at_the_press_of_a_key(make_run, root, worker, monk
 def test_a_run_that_somebody_else_started_and_that_died_is_told_so(make_run, root):
     async def scenario(pilot):
         shown = await wait_for(pilot, "✗ died")
-        assert "left no word" in shown
+        assert "ended without a message" in shown
 
     drive(MlxzoApp(root=str(root), run=make_run(events=80)), scenario)
 

@@ -55,7 +55,7 @@ def test_a_race_measured_by_its_loss_has_numbers_on_its_axis(make_run, root):
         chart = pilot.app.screen.query_one("#race-accuracy", Chart)
         await wait_for(pilot, lambda: chart._strips is not None)
         assert chart.title == "Validation loss" and "%" not in "".join(strip.text for strip in chart._strips)
-        assert chart.y_value(3.2) == "3.200"
+        assert chart.scale.value(3.2) == "3.200"
 
     drive(MlxzoApp(root=str(root)), scenario)
 
@@ -146,7 +146,7 @@ def test_a_run_without_a_saved_state_cannot_be_tried_and_says_so(make_run, root)
         await wait_for(pilot, "The customer is")
         assert isinstance(pilot.app.screen, TryIt)
         await pilot.press("f9")
-        await wait_for(pilot, "has saved no state yet")
+        await wait_for(pilot, "has no checkpoint yet")
 
     drive(MlxzoApp(root=str(root)), scenario)
 
@@ -177,20 +177,20 @@ def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_
         screen.query_one("#tokens").value = "4"
         await pilot.press("f9")
         await wait_for(pilot, lambda: _said(pilot) >= {"base", "tuned"}, 120)
-        await wait_for(pilot, lambda: not screen._owed)
+        await wait_for(pilot, lambda: not screen._pending)
         first = screen._child
         # A prompt in the middle of an answer takes its place, and nothing is loaded again.
         screen.query_one("#tokens").value = "4000"
         await pilot.press("f9")
-        await wait_for(pilot, "base model speaks")
+        await wait_for(pilot, "generating, base model")
         screen.query_one(TextArea).text, screen.query_one("#tokens").value = "The film", "4"
         await pilot.press("f9")
-        await wait_for(pilot, lambda: not screen._owed and "The film" in _panel(pilot, "tuned"))
+        await wait_for(pilot, lambda: not screen._pending and "The film" in _panel(pilot, "tuned"))
         assert screen._child is first and first.running and "What" not in _panel(pilot, "base")
         # Another state of the run is another model.
         os.utime(run.path / BEST_STATE, (1, 1))
         await pilot.press("f9")
-        await wait_for(pilot, lambda: screen._child is not first and not screen._owed, 120)
+        await wait_for(pilot, lambda: screen._child is not first and not screen._pending, 120)
         assert not first.running
         second = screen._child
         await pilot.press("f1", "escape")

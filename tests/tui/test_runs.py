@@ -118,7 +118,7 @@ def test_open_and_sort_by_mouse_alone(make_run, root):
         assert grid.item.name == "one"
         await pilot.click(grid, offset=(5, 2), times=2)
         await wait_for(pilot, "step 120 of 120")
-        await pilot.click("Place:first-of-type")
+        await pilot.click("Tab:first-of-type")
         await wait_for(pilot, "by model")
 
     drive(MlxzoApp(root=str(root)), scenario)

@@ -1,4 +1,4 @@
-"""Dialogs: an error with its fix, a question, and what is to happen to runs when the app closes."""
+"""Dialogs: an error with its fix, a choice by buttons, the name of a file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from textual.widgets import Button, Input, Static
 
 from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
-from mlxzo.core.formatting import printable
 
+from ..widgets.text import problem_text
 from .page import title
 
 
 class Choice(ModalScreen[str | None]):
-    """A text and a row of buttons; returns the id of the one pressed, or None (escape)."""
+    """A text and a row of buttons; returns the id of the pressed one, None for escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Cancel"),
@@ -27,7 +27,7 @@ class Choice(ModalScreen[str | None]):
     ]
 
     def __init__(self, title: str, text: str, choices: dict[str, str], *, danger: str = "", kind: str = ""):
-        """The first of `choices` (id -> label) has the focus; `danger` names one that destroys something."""
+        """`choices`: id -> label, the first one focused. `danger`: the id of one that deletes something."""
         super().__init__(classes=kind)
         self._title, self._text, self._choices, self._danger = title, text, choices, danger
 
@@ -37,17 +37,12 @@ class Choice(ModalScreen[str | None]):
             yield Static(self._text, markup=False, classes="dialog-text")
             with Horizontal(classes="dialog-buttons"):
                 for name, label in self._choices.items():
-                    variant = (
-                        "error"
-                        if name == self._danger
-                        else "primary"
-                        if name == next(iter(self._choices))
-                        else "default"
-                    )
-                    yield Button(label, id=name, variant=variant, compact=True)
+                    yield Button(label, id=name, variant="error" if name == self._danger else "default", compact=True)
 
     def on_mount(self) -> None:
-        self.query(Button).first().focus()
+        first = self.query(Button).first()
+        first.variant = "primary"
+        first.focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         self.dismiss(event.button.id)
@@ -84,10 +79,5 @@ class FileDialog(ModalScreen[str | None]):
 
 
 def error_dialog(problem: MlxzoError | events.Failed, **more: str) -> Choice:
-    """What went wrong in one sentence, the details, and what to do; `more` are further buttons, put first."""
-    parts = [problem.message]
-    if problem.details:
-        parts.append("\n".join(problem.details))
-    if problem.fix:
-        parts.append(f"What to do: {problem.fix}")
-    return Choice(problem.title, printable("\n\n".join(parts)), {**more, "close": "Close"}, kind="error")
+    """An error with its details and its fix; `more` are further buttons, put first."""
+    return Choice(problem.title, problem_text(problem, "\n\n"), {**more, "close": "Close"}, kind="error")

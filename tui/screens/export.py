@@ -1,4 +1,4 @@
-"""Export a run: the form, where it goes, how far it is, and how to use what was made."""
+"""The export dialog: form, target, progress, and how to use the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
-from rich.table import Table
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -22,21 +21,22 @@ from mlxzo.core.run_directory import JOURNAL, RunDirectory
 
 from ..child import Child
 from ..widgets.form import Pick
+from ..widgets.text import pairs_table
 from .page import title
 
 _FORMS = {
-    "adapter": "A folder that mlx-lm loads beside the base model: only what was trained.",
-    "fused": "A whole model in a folder, for everything that reads mlx-lm's models. As large as the base model.",
-    "journal": "One file of kilobytes, from which `mlxzo replay` rebuilds the weights to the bit.",
+    "adapter": "A folder with the trained parameters only, which mlx-lm loads on top of the base model.",
+    "fused": "A whole model in a folder, in mlx-lm's format, as large as the base model.",
+    "journal": "A file of kilobytes, from which `mlxzo replay` rebuilds the weights bit for bit.",
 }
 
 
 class ExportDialog(ModalScreen[None]):
-    """Makes a run's best state into something to use or to give away; `mlxzo export` does it, in a child process."""
+    """Writes the best checkpoint of a run in another form, by `mlxzo export` in a child process."""
 
     help = (
-        "Export writes the best state of a run. Choose a form with the arrow keys and a place to write to; Enter "
-        "exports. Relative paths start where mlxzo was started."
+        "Export writes the best checkpoint of a run. Choose a form with the arrow keys, and a path; Enter exports. "
+        "Relative paths start in the folder where mlxzo was started."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "export", "Export"),
@@ -49,8 +49,8 @@ class ExportDialog(ModalScreen[None]):
         super().__init__()
         self._run = run
         self._child: Child | None = None
-        self._made: str | None = None
-        """What was written, in a dialog that is done."""
+        self._written: str | None = None
+        """The path of the result, once it is written."""
 
     def compose(self) -> ComposeResult:
         forms = tuple(form for form in _FORMS if form != "journal" or (self._run.path / JOURNAL).exists())
@@ -66,8 +66,8 @@ class ExportDialog(ModalScreen[None]):
                     ("as they are", "dequantized"),
                     "as they are",
                     id="weights",
-                    help="Of a quantised base, fused LoRA pairs are rounded to the quantisation; dequantized weights "
-                    "keep them exact and make the model as large as an unquantised one.",
+                    help="Fused into a quantised base, LoRA pairs are rounded to its quantisation. Dequantized weights "
+                    "keep them exact; the model is then as large as an unquantised one.",
                 )
             with Horizontal(classes="dialog-line"):
                 yield Static("to", classes="field-name")
@@ -93,10 +93,10 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#export-to", Input).value = self._target(event.value)
 
     def _target(self, form: str) -> str:
-        """Where a form goes: a place that the user named, or the usual one of the form."""
-        named = self.query_one("#export-to", Input).value.strip()
-        usual = {default_out(self._run.id, form) for form in _FORMS}
-        return default_out(self._run.id, form) if named in usual else named
+        """The path that the user typed, or the default path of the form."""
+        typed = self.query_one("#export-to", Input).value.strip()
+        defaults = {default_out(self._run.id, form) for form in _FORMS}
+        return default_out(self._run.id, form) if typed in defaults else typed
 
     def on_input_submitted(self) -> None:
         self.action_export()
@@ -104,21 +104,21 @@ class ExportDialog(ModalScreen[None]):
     def on_button_pressed(self, event: Button.Pressed) -> None:
         if event.button.id == "close":
             self.dismiss()
-        elif self._made is None:
+        elif self._written is None:
             self.action_export()
         else:
-            self.app.copy_to_clipboard(self._made)
-            self.notify(self._made, title="Copied")
+            self.app.copy_to_clipboard(self._written)
+            self.notify(self._written, title="Copied")
 
     def action_export(self) -> None:
-        """Starts the command with what the dialog says."""
-        if self._child is not None or self._made is not None:
+        """Starts the command."""
+        if self._child is not None or self._written is not None:
             return
         form = self.query_one("#form", Pick).value
-        # The field may not say it yet where a key follows another at once.
+        # The field may lag behind when keys follow each other at once.
         target = self._target(form)
         if not target:
-            self._say("✗ There is no place to write to: name a folder, or a file for a journal.")
+            self._say("✗ No path: type a folder, or a file for a journal.")
             return
         words = ["export", str(self._run.path), "--to", form, "--stream"]
         words += ["--out", os.fspath(Path(target).expanduser().absolute())]
@@ -132,12 +132,12 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#do", Button).disabled = True
         try:
             self._child = await Child.start(*words)
-            while (said := await self._child.answer()) is not None:
-                event, _ = events.from_record(said) or (None, 0.0)
+            while (record := await self._child.answer()) is not None:
+                event, _ = events.from_record(record) or (None, 0.0)
                 if isinstance(event, events.Finished):
                     self._show(event.result)
-                elif doing := _doing(event):
-                    self._say(doing)
+                elif line := _progress_line(event):
+                    self._say(line)
         except MlxzoError as problem:
             self._say(f"✗ {describe(problem)}")
             self.query_one("#do", Button).disabled = False
@@ -148,31 +148,25 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#export-state").set_class(text.startswith("✗"), "-wrong")
 
     def _show(self, result: dict[str, Any]) -> None:
-        """The result in place of the questions."""
-        self._made = str(result["out"])
+        """Shows the result in place of the fields."""
+        self._written = str(result["out"])
         for widget in self.query(".dialog-line, #form-help"):
             widget.display = False
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in result_rows(result):
-            table.add_row(name, printable(value))
-        self.query_one("#export-state", Static).update(Group("✓ exported", "", table))
+        self.query_one("#export-state", Static).update(Group("✓ exported", "", pairs_table(result_rows(result))))
         button = self.query_one("#do", Button)
         button.label, button.disabled = "Copy the path", False
         self.query_one("#close").focus()
 
 
-def _doing(event: events.Event | None) -> str:
-    """What an event of the command says of the work in hand; '' for nothing."""
+def _progress_line(event: events.Event | None) -> str:
+    """The line for an event of the command; '' for other events."""
     match event:
         case events.Phase(phase="load"):
             return f"▸ loading {printable(event.detail)} …"
         case events.Phase(phase="save"):
             return f"▸ writing {printable(event.detail)} …"
-        case events.Progress(total=None):
-            return f"▸ {printable(event.label)}: {format_amount(event.done, event.unit)}"
-        case events.Progress():
-            share = format_share(event.done, event.total, event.unit)
-            return f"▸ {printable(event.label)}: {share} ({100 * event.done / max(1.0, event.total):.0f} %)"
+        case events.Progress(label=label, done=done, total=None, unit=unit):
+            return f"▸ {printable(label)}: {format_amount(done, unit)}"
+        case events.Progress(label=label, done=done, total=float() | int() as total, unit=unit):
+            return f"▸ {printable(label)}: {format_share(done, total, unit)} ({100 * done / max(1.0, total):.0f} %)"
     return ""

@@ -1,4 +1,4 @@
-"""What all screens share: the line of places at the top, the keys at the bottom, and help for what has the focus."""
+"""Base of the screens: the line of screens at the top, the keys at the bottom, the frame in focus."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.markup import escape
 from textual.app import ComposeResult
 from textual.css.query import NoMatches
+from textual.dom import DOMNode
 from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.widget import Widget
@@ -24,20 +25,29 @@ if TYPE_CHECKING:
 
 
 def title(text: str) -> str:
-    """Words for a frame, in which Textual would take brackets for markup."""
+    """Text for the title of a frame, where Textual would read brackets as markup."""
     return escape(printable(text))
 
 
-class Page(Screen[None]):
-    """A place of the app. Subclasses set `mode` and `help`, and write `body`."""
+def help_of(widget: DOMNode | None) -> str:
+    """The help of a widget, or of the nearest widget around it that has one; '' if none has."""
+    while widget is not None and not isinstance(widget, Screen):
+        if isinstance(text := getattr(widget, "help", None), str) and text:
+            return text
+        widget = widget.parent
+    return ""
 
-    # Each page says what gets the focus: the first field of a page is seldom what its keys are for.
+
+class Page(Screen[None]):
+    """A screen of the app. Subclasses set `mode` and `help`, and define `body`."""
+
+    # Each page sets its own focus: its keys seldom belong to its first widget.
     AUTO_FOCUS = ""
     mode: ClassVar[str]
     help: ClassVar[str]
     app: MlxzoApp
 
-    # What gains and what loses the focus is drawn again by itself; Textual would draw the whole screen beside.
+    # Widgets draw their own focus; Textual would draw the whole screen as well.
     focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
     def __init__(self) -> None:
@@ -45,20 +55,17 @@ class Page(Screen[None]):
         self._framed: list[Widget] = []
 
     def on_mount(self) -> None:
-        # A place stays to the end of the app. Looking through it for garbage again and again would hold up keys, a
-        # tenth of a second and more each time.
+        # A page lives as long as the app: collecting its garbage again and again would delay keys by 0.1 s and more.
         self.call_after_refresh(gc.freeze)
 
-    def deliver(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """Calls a method with the results of a worker thread, on the app's own thread, unless the page has closed.
-
-        A page that closes loses its widgets first, so the method may not find them.
-        """
+    def deliver(self, callback: Callable[..., object], *arguments: Any) -> None:
+        """Calls a method on the app's thread with the results of a worker thread, unless the page has closed."""
 
         def call() -> None:
             if self.is_running:
                 callback(*arguments)
 
+        # A page that closes loses its widgets first.
         with suppress(NoMatches):
             self.app.call_from_thread(call)
 
@@ -66,24 +73,32 @@ class Page(Screen[None]):
         self._mark_frame()
 
     def _mark_frame(self) -> None:
-        """Draws the frame around what has the focus in the colour of focus.
+        """Draws the frame around the focused widget in the colour of focus.
 
-        By styles of its own: `:focus-within` would match all rules again for all that is in the frame, which takes a
-        third of a second where that is a form. And only where the frame is another one: it draws the whole screen.
+        Inline styles, because `:focus-within` would match all rules again for every widget in the frame: 0.3 s for a
+        form. Only if the frame changes, because it draws the whole screen.
         """
-        around = [] if self.focused is None else [node for node in self.focused.ancestors if node.has_class("frame")]
+        ancestors = [] if self.focused is None else self.focused.ancestors
+        around = [node for node in ancestors if isinstance(node, Widget) and node.has_class("frame")]
         if around == self._framed:
             return
         colour = self.app.theme_variables["primary"]
         for frame in self._framed:
             for rule in ("border_top", "border_right", "border_bottom", "border_left", "border_title_color"):
                 frame.styles.clear_rule(rule)
-            # What has lost its rules does not draw itself.
+            # Clearing rules does not draw the widget.
             frame.refresh()
         for frame in around:
             frame.styles.border = ("round", colour)
             frame.styles.border_title_color = colour
         self._framed = around
+
+    def action_maximize(self) -> None:
+        """Shows the focused panel alone, or all again."""
+        if self.maximized is not None:
+            self.minimize()
+        elif self.focused is not None:
+            self.maximize(self.focused)
 
     def compose(self) -> ComposeResult:
         yield Navigation(self.mode)

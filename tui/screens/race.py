@@ -1,11 +1,10 @@
-"""Runs side by side on shared axes: accuracy against seconds, memory against the cap, and the figures of each."""
+"""Several runs on shared axes: metric, loss and memory over time, and a table of their figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
-import numpy as np
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
@@ -14,46 +13,44 @@ from textual.widgets import Static
 
 from mlxzo.core import events
 from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, objective_words, printable
-from mlxzo.core.metrics import metric_named
 from mlxzo.core.run_history import RunHistory
 
 from ..feed import RunFeed
-from ..panels import state_words
+from ..panels import column_line, metric_line, state_words
 from ..throttle import Throttle
-from ..widgets.axis_labels import of_metrics, plain, size
+from ..widgets.axis_labels import BYTES, PERCENT, metric_scale
 from ..widgets.canvas import MARKS, Line, Rule
 from ..widgets.chart import Chart
 from ..widgets.grid import Column, Grid, Openable
-from ..widgets.text import Words
+from ..widgets.text import LiveText
 from .page import Page
 
-_LOOK_SECONDS = 0.5
-# Steps alone are drawn no more often than that.
+_POLL_SECONDS = 0.5
+# Least time between two drawings for steps alone.
 _DRAW_SECONDS = 2.0
 _STYLES = ("one", "two", "three", "four", "five", "six")
 _NOTHING = (
     "No race yet.\n\n"
-    "F2  mark two or more runs with the space bar and press c: they are laid over each other here,\n"
-    "    live or finished.\n"
-    "F3  F8 in Setup starts the same run by MeZO and by backpropagation, one after the other,\n"
-    "    under the same memory cap, each with its own learning rate. The same race asked for again\n"
-    "    goes on where it stopped."
+    "F2  mark two or more runs with the space bar and press c: they are compared here, live or past.\n"
+    "F3  F8 in Setup trains the same run by MeZO and by backpropagation, one after the other,\n"
+    "    under the same memory cap, each with its own learning rate. Started again, the same race\n"
+    "    resumes where it stopped."
 )
 
 
 class Race(Page):
-    """The runs that the app races."""
+    """The runs of the app's race."""
 
     mode = "race"
     help = (
-        "Race lays runs over each other, each with a mark and a colour of its own. Time counts from the start of each "
-        "run, loading and evaluations included; runs of one race are trained one after the other, so that they do not "
+        "Race compares runs on shared axes, each with its own mark and colour. Time counts from the start of each run, "
+        "loading and evaluations included. The runs of one race are trained one after the other, so that they do not "
         "share the machine."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "drop", "Take out", tooltip="the run itself stays"),
-        Binding("s", "stop", "Stop race", tooltip="ends the run in hand after its step, and starts no other"),
-        Binding("f", "maximize", "Full panel"),
+        Binding("x", "drop", "Remove", tooltip="removes the run from the race; its files stay"),
+        Binding("s", "stop", "Stop race", tooltip="ends the current run after its step and starts no other"),
+        Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; f or escape restores"),
     ]
 
     def __init__(self) -> None:
@@ -63,33 +60,32 @@ class Race(Page):
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
         with Vertical(id="race"):
-            yield Words(id="legend")
+            yield LiveText(id="legend")
             with Container(id="race-charts"):
                 yield Chart(
                     id="race-accuracy",
                     title="Validation",
-                    empty="Lines appear with the first evaluations.",
+                    empty="Curves appear with the first evaluations.",
+                    scale=PERCENT,
                     x_name="time",
-                    help="The metric on the validation split against the time since each run's start.",
+                    help="The metric on the validation split over the time since each run's start.",
                 )
                 yield Chart(
                     id="race-loss",
                     title="Training loss, smoothed",
-                    empty="Lines appear with the first steps.",
-                    y_labels=plain,
+                    empty="Curves appear with the first steps.",
                     x_name="time",
-                    help="What each run minimises, smoothed, against the time since its start: the training loss, or "
-                    "what its option objective says.",
+                    help="The objective of each run, smoothed, over the time since its start: the training loss, or "
+                    "another one by the option objective.",
                 )
                 yield Chart(
                     id="race-memory",
                     title="Memory",
-                    empty="Lines appear when a model is loaded.",
-                    y_labels=size,
-                    y_value=lambda value: format_bytes(int(value)),
+                    empty="Curves appear when a model is loaded.",
+                    scale=BYTES,
                     x_name="time",
                     from_zero=True,
-                    help="Memory of each training process against the cap.",
+                    help="Memory of each training process, and the cap.",
                 )
             with Container(id="contestants", classes="frame") as frame:
                 frame.border_title = "Contestants"
@@ -108,12 +104,12 @@ class Race(Page):
                     ),
                     self._cell,
                     id="race-table",
-                    help="The contestants. `best` is the best validation metric so far, `test` that of the best "
-                    "state on the test split at the end. Enter opens the run in the monitor.",
+                    help="The contestants. `best`: the best validation metric so far. `test`: the metric of the best "
+                    "checkpoint on the test split. Enter opens the run in the monitor.",
                 )
 
     def on_mount(self) -> None:
-        self.set_interval(_LOOK_SECONDS, self._tick)
+        self.set_interval(_POLL_SECONDS, self._tick)
 
     def on_screen_resume(self) -> None:
         self._pace.reset()
@@ -121,10 +117,9 @@ class Race(Page):
 
     def _tick(self) -> None:
         feeds = self.app.race
-        something = bool(feeds)
-        self.query_one("#nothing").display = not something
-        self.query_one("#race").display = something
-        if self.app.screen is not self or not something:
+        self.query_one("#nothing").display = not feeds
+        self.query_one("#race").display = bool(feeds)
+        if self.app.screen is not self or not feeds:
             return
         for feed in feeds:
             feed.poll()
@@ -138,34 +133,24 @@ class Race(Page):
             self.query_one(Grid).focus()
 
     def _draw(self, feeds: list[RunFeed]) -> None:
-        self.query_one("#legend", Words).show(self._legend(feeds))
+        histories = [feed.history for feed in feeds]
+        self.query_one("#legend", LiveText).show(self._legend(feeds))
         accuracy = self.query_one("#race-accuracy", Chart)
-        metrics = {each.evaluation.metric for feed in feeds for each in feed.history.evaluations}
-        accuracy.title = "Validation " + " and ".join(sorted(metrics)) if metrics else "Validation"
-        of = [metric_named(metric) for metric in metrics]
-        accuracy.y_labels = of_metrics(of)
-        # Values of several scales share the axis only as numbers.
-        accuracy.y_value = of[0].text if len({metric.is_share for metric in of}) == 1 else "{:.3f}".format
-        accuracy.show(
-            [_accuracy(feed.history, n) for n, feed in enumerate(feeds)], _references(feed.history for feed in feeds)
-        )
+        metrics = sorted({each.evaluation.metric for history in histories for each in history.evaluations})
+        accuracy.title = f"Validation {' and '.join(metrics)}".rstrip()
+        accuracy.scale = metric_scale(*metrics)
+        lines = [
+            metric_line(_mark(n), found, [each.elapsed for each in found], _style(n), _mark(n))
+            for n, found in enumerate(history.validation for history in histories)
+        ]
+        accuracy.show(lines, _references(histories))
         loss = self.query_one("#race-loss", Chart)
-        minimised = {objective_words(config.objective) for feed in feeds if (config := feed.config) is not None}
-        loss.title = (
-            "Training loss, smoothed" if minimised <= {"loss"} else f"{' and '.join(sorted(minimised))}, smoothed"
-        )
-        loss.show(
-            [
-                _line(n, feed.history.steps["elapsed"], feed.history.steps["smoothed_loss"])
-                for n, feed in enumerate(feeds)
-            ]
-        )
-        caps = {feed.history.cap_bytes for feed in feeds} - {None}
+        objectives = {objective_words(config.objective) for feed in feeds if (config := feed.config) is not None}
+        loss.title = f"{'Training loss' if objectives <= {'loss'} else ' and '.join(sorted(objectives))}, smoothed"
+        loss.show(_lines(feeds, "steps", "smoothed_loss"))
+        caps = {cap for history in histories if (cap := history.cap_bytes) is not None}
         self.query_one("#race-memory", Chart).show(
-            [
-                _line(n, feed.history.footprints["elapsed"], feed.history.footprints["bytes"])
-                for n, feed in enumerate(feeds)
-            ],
+            _lines(feeds, "footprints", "bytes"),
             [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
         )
         self.query_one(Grid).show(feeds)
@@ -182,11 +167,10 @@ class Race(Page):
         return text
 
     def _position(self) -> str:
-        """How far the race is that goes on here, in words; '' where none does."""
-        racing = self.app.racing
-        if racing is None or not racing.running:
+        """The progress of the race that this app runs, in words; '' if there is none."""
+        if (race := self.app.running_race) is None:
             return ""
-        return "stopping after the step in hand" if racing.stopping else racing.position()
+        return "stopping after the current step" if race.stopping else race.position()
 
     def _cell(self, feed: RunFeed, key: str) -> str:
         history = feed.history
@@ -209,32 +193,27 @@ class Race(Page):
         return "-" if found is None else format_metric(found.metric, found.value)
 
     def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        self.app.open_run(event.item.run)
+        if isinstance(event.item, RunFeed):
+            self.app.open_run(event.item.run)
 
     def action_drop(self) -> None:
-        """Takes the run under the cursor out of the race; the run itself stays."""
+        """Removes the run under the cursor from the race; its files stay."""
         if (feed := self.query_one(Grid).item) is not None:
             self.app.race = [other for other in self.app.race if other is not feed]
             self._pace.reset()
 
     def action_stop(self) -> None:
-        """Ends the race that was started here; F8 in Setup goes on with it."""
-        if not self._position():
-            self.notify("No race is going on here; a run is stopped in the monitor.", severity="warning")
+        """Ends the race that this app runs; F8 in Setup resumes it."""
+        if (race := self.app.running_race) is None:
+            self.notify("No race is running here; stop a run in the monitor.", severity="warning")
             return
-        again = self.app.racing.stopping
-        self.app.racing.stop()
-        self.notify("Ending by force" if again else "Stopping after the step in hand; press s again to end it by force")
-
-    def action_maximize(self) -> None:
-        if self.maximized is not None:
-            self.minimize()
-        elif self.focused is not None:
-            self.maximize(self.focused)
+        again = race.stopping
+        race.stop()
+        self.notify("Ending by force" if again else "Stopping after the current step; press s again to end it by force")
 
 
 def name_of(feed: RunFeed) -> str:
-    """What a run is called beside others: its name as a contestant or of its own, or method, scope and seed."""
+    """A name for a run among others: as a contestant, its own, or its model, method, scope and seed."""
     if feed.label:
         return feed.label
     if (config := feed.config) is None:
@@ -250,23 +229,16 @@ def _style(number: int) -> str:
     return _STYLES[number % len(_STYLES)]
 
 
-def _line(number: int, x: Sequence[float], y: Sequence[float]) -> Line:
-    return Line(_mark(number), np.array(x), np.array(y), _style(number), end=_mark(number))
-
-
-def _accuracy(history: RunHistory, number: int) -> Line:
-    return Line(
-        _mark(number),
-        np.array([each.elapsed for each in history.validation]),
-        # A value that was not finite is None.
-        np.array([each.value for each in history.validation], dtype=float),
-        _style(number),
-        marks=_mark(number),
-    )
+def _lines(feeds: Iterable[RunFeed], table: str, y: str) -> list[Line]:
+    """A line per run over the time of a table of its history."""
+    return [
+        column_line(_mark(n), getattr(feed.history, table), "elapsed", y, _style(n), end=_mark(n))
+        for n, feed in enumerate(feeds)
+    ]
 
 
 def _references(histories: Iterable[RunHistory]) -> list[Rule]:
-    """The share of the largest class, where all runs agree on it."""
+    """The share of the majority class, if all runs have the same."""
     shares = {(zero.metric, zero.majority) for h in histories if (zero := h.zero_shot.get("validation")) is not None}
     if len(shares) != 1:
         return []

@@ -1,4 +1,4 @@
-"""The runs of a folder: find one, open it, compare several, resume, export, delete."""
+"""The runs of a folder: find, open, compare, resume, export and delete them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
-from mlxzo.core.errors import MlxzoError
 from mlxzo.core.formatting import printable
 from mlxzo.core.run_directory import RunDirectory
 
 from ..feed import DIED
-from ..run_list import MARKS, Entry, changed, in_batches, look
+from ..run_list import MARKS, Entry, changed, look, read_entry
 from ..sweeps import SweepProgress, progress, read_batches
 from ..widgets.grid import Column, Grid, Openable
+from ..widgets.text import pairs_table
 from .dialogs import Choice
 from .page import Page, title
 
@@ -33,8 +33,8 @@ _REFRESH_SECONDS = 2.0
 _EMPTY = (
     "There are no runs in {root} yet.\n\n"
     "F3  sets one up: choose a model and a task, look at the plan, press Start.\n\n"
-    "Runs started by script (`mlxzo quickstart`, `mlxzo train`) appear here as well,\n"
-    "and can be watched while they go on.\n"
+    "Runs started in a shell (`mlxzo quickstart`, `mlxzo train`) appear here as well,\n"
+    "and can be watched live.\n"
     "`mlxzo tui --demo` plays a recorded run."
 )
 _COLUMNS = (
@@ -49,7 +49,7 @@ _COLUMNS = (
     Column("after", "tuned", 7, right=True),
     Column("started", "started", 16, from_width=100),
 )
-# The runs of one batch are told apart by what it calls them.
+# The runs of one batch differ by their names.
 _BATCH_COLUMNS = tuple(Column("name", "run", 0) if column.key == "model" else column for column in _COLUMNS)
 _SORTS = {
     "started": lambda entry: -entry.started,
@@ -67,21 +67,21 @@ class Runs(Page):
 
     mode = "runs"
     help = (
-        "Runs lists what is in the folder of runs, whoever started them. Enter opens the one under the cursor. Space "
-        "marks runs, and c races those that are marked against each other."
+        "Runs lists the runs in one folder, whoever started them. Enter opens the one under the cursor. Space marks "
+        "runs, c compares the marked ones."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark", key_display="␣", tooltip="marks the run for a race (space bar)"),
         Binding("c", "race", "Race", tooltip="shows the marked runs on shared axes"),
-        Binding("t", "try_it", "Try", tooltip="prompts the tuned model beside its base"),
-        Binding("x", "export", "Export", tooltip="makes an adapter, a whole model or a journal of the best state"),
-        Binding("b", "batch", "Batch", tooltip="lists the runs of one batch after the other, and how far it is"),
+        Binding("t", "on_run('open_try')", "Try", tooltip="prompts the tuned model and its base"),
+        Binding("x", "on_run('open_export')", "Export", tooltip="writes the best checkpoint in another form"),
+        Binding("b", "batch", "Batch", tooltip="lists the runs of the next batch alone, with its progress"),
         Binding("slash", "filter", "Filter", key_display="/"),
-        Binding("u", "resume", "Resume", tooltip="goes on with an interrupted run where it stopped"),
+        Binding("u", "on_run('resume_run')", "Resume", tooltip="resumes an interrupted run where it stopped"),
         Binding("o", "sort", "Sort"),
         Binding("d,delete", "delete", "Delete", key_display="d"),
-        Binding("r", "again", "Set up again", tooltip="opens Setup with the options of this run"),
-        Binding("y", "copy", "Copy command", tooltip="copies the command line that starts the same run"),
+        Binding("r", "on_run('set_up_again')", "Set up again", tooltip="opens Setup with the options of this run"),
+        Binding("y", "on_run('copy_command_of')", "Copy command", tooltip="copies the command line of the same run"),
         Binding("n", "app.go('setup')", "New"),
         Binding("escape", "leave_filter", show=False),
     ]
@@ -92,7 +92,7 @@ class Runs(Page):
         self._marked: list[Path] = []
         self._batches: list[SweepProgress] = []
         self._batch = ""
-        """Name of the batch whose runs alone are listed; '' for all runs."""
+        """Name of the only batch listed; '' for all runs."""
         self._sort = "started"
         self._reading = False
 
@@ -106,8 +106,8 @@ class Runs(Page):
                     _COLUMNS,
                     self._cell,
                     id="runs-table",
-                    help="One line a run. ▶ running, ✓ finished, ■ interrupted, ✗ failed or died; ◆ marked. "
-                    "A click on a column's title sorts by it, a double click opens the run.",
+                    help="One row per run: ▶ running, ✓ finished, ■ interrupted, ✗ failed or died; ◆ marked. Click a "
+                    "column's title to sort by it, double-click a run to open it.",
                 )
             yield Static(id="run-details", markup=False)
 
@@ -129,7 +129,7 @@ class Runs(Page):
 
     @work(thread=True, exclusive=True, group="runs")
     def _read(self) -> None:
-        """Brings the list up to date: new runs, those that were not over, and those that are gone."""
+        """Updates the list: adds new runs, reads changed ones, removes deleted ones."""
         self._reading = True
         worker = get_current_worker()
         try:
@@ -137,20 +137,22 @@ class Runs(Page):
             batches = read_batches(others)
             known = self._entries
             due = [run for run in runs if _is_due(known.get(run.path), run)]
-            for entries in in_batches(due, 40, 200):
+            # A screenful first.
+            for chunk in (due[:40], *(due[start : start + 200] for start in range(40, len(due), 200))):
+                entries = [read_entry(run) for run in chunk]
                 if worker.is_cancelled:
                     return
-                self.deliver(self._take, entries)
-            self.deliver(self._keep, {run.path for run in runs}, batches)
+                self.deliver(self._add, entries)
+            self.deliver(self._remove_others, {run.path for run in runs}, batches)
         finally:
             self._reading = False
 
-    def _take(self, entries: list[Entry]) -> None:
+    def _add(self, entries: list[Entry]) -> None:
         if any(self._entries.get(entry.run.path) != entry for entry in entries):
             self._entries |= {entry.run.path: entry for entry in entries}
             self._fill()
 
-    def _keep(self, paths: set[Path], batches: list[SweepProgress]) -> None:
+    def _remove_others(self, paths: set[Path], batches: list[SweepProgress]) -> None:
         if batches != self._batches:
             self._batches = batches
             self._fill()
@@ -168,7 +170,7 @@ class Runs(Page):
     # Showing
 
     def _fill(self) -> None:
-        """Writes the table: what the filter lets through, sorted; the cursor stays on its run."""
+        """Fills the table with the runs that match the filter, sorted; the cursor stays on its run."""
         words = self.query_one("#filter", Input).value.lower().split()
         batch = self._show_batch()
         found = [e for e in self._entries.values() if all(word in e.words for word in words)]
@@ -177,7 +179,7 @@ class Runs(Page):
         found.sort(key=lambda entry: -entry.started)
         found.sort(key=_SORTS[self._sort])
         grid = self.query_one(Grid)
-        grid.show_columns(_BATCH_COLUMNS if self._batch else _COLUMNS)
+        grid.columns = _BATCH_COLUMNS if self._batch else _COLUMNS
         grid.show([entry.run.path for entry in found])
         total = len(self._entries)
         frame = self.query_one("#runs-list")
@@ -187,7 +189,7 @@ class Runs(Page):
         frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
 
     def _show_batch(self) -> SweepProgress | None:
-        """Writes how far the chosen batch is, or without one the batch that changed last; returns it."""
+        """Shows the progress of the chosen batch, or else of the one that changed last; returns it."""
         chosen = [batch for batch in self._batches if batch.name == self._batch or not self._batch]
         line = self.query_one("#batch-line", Static)
         line.display = bool(self._batches)
@@ -195,7 +197,7 @@ class Runs(Page):
             self._batch = ""
             return None
         found = progress(chosen[0], self._entries.values())
-        hint = "only its runs; b shows the next" if self._batch else "b shows only its runs"
+        hint = "only its runs; b: the next batch" if self._batch else "b: only its runs"
         head = (f"batch {printable(chosen[0].name)}", "bold")
         line.update(Text.assemble(head, f"  {found.left}", (f"  {hint}\n", "dim"), found.text))
         return chosen[0]
@@ -222,16 +224,18 @@ class Runs(Page):
         return None if path is None else self._entries.get(path)
 
     def on_grid_moved(self) -> None:
-        self._detail()
-
-    def _detail(self) -> None:
         entry = self.selected()
         self.query_one("#run-details", Static).update("" if entry is None else _details(entry))
 
     # Actions
 
     def on_grid_chosen(self) -> None:
-        self.action_open()
+        self.action_on_run("open_run")
+
+    def action_on_run(self, method: str) -> None:
+        """Calls a method of the app with the run under the cursor."""
+        if (entry := self.selected()) is not None:
+            getattr(self.app, method)(entry.run)
 
     def on_grid_title_clicked(self, event: Grid.TitleClicked) -> None:
         name = {"after": "tuned", "before": "tuned", "scope": "method"}.get(event.key, event.key)
@@ -258,17 +262,13 @@ class Runs(Page):
         self._fill()
 
     def action_batch(self) -> None:
-        """Lists the runs of the next batch alone, and after the last one all runs again."""
+        """Lists the runs of the next batch alone; after the last batch, all runs."""
         names = ["", *(batch.name for batch in self._batches)]
         if len(names) == 1:
-            self.notify("There is no batch in this folder; `mlxzo batch FILE` makes one.", severity="warning")
+            self.notify("There is no batch in this folder; `mlxzo batch FILE` runs one.", severity="warning")
             return
         self._batch = names[(names.index(self._batch) + 1) % len(names)] if self._batch in names else ""
         self._fill()
-
-    def action_open(self) -> None:
-        if (entry := self.selected()) is not None:
-            self.app.open_run(entry.run)
 
     def action_mark(self) -> None:
         if (entry := self.selected()) is None:
@@ -289,39 +289,15 @@ class Runs(Page):
             return
         self.app.open_race(chosen)
 
-    def action_try_it(self) -> None:
-        if (entry := self.selected()) is not None:
-            self.app.open_try(entry.run)
-
-    def action_copy(self) -> None:
-        if (entry := self.selected()) is None:
-            return
-        try:
-            self.app.copy_command(entry.run.config)
-        except MlxzoError as problem:
-            self.app.report(problem)
-
-    def action_resume(self) -> None:
-        if (entry := self.selected()) is not None:
-            self.app.resume_run(entry.run)
-
-    def action_export(self) -> None:
-        if (entry := self.selected()) is not None:
-            self.app.open_export(entry.run)
-
-    def action_again(self) -> None:
-        if (entry := self.selected()) is not None:
-            self.app.set_up_again(entry.run)
-
     def action_delete(self) -> None:
         if (entry := self.selected()) is None:
             return
         if entry.run.worker_is_alive():
-            self.notify("The run is going on; stop it first (open it, then s).", severity="warning")
+            self.notify("The run is still running; stop it first (Enter, then s).", severity="warning")
             return
         question = Choice(
             "Delete this run?",
-            f"{entry.run.path}\n\nIts events, its saved state and its result are removed from the disk.",
+            f"{entry.run.path}\n\nThis deletes its events, checkpoints and result from the disk.",
             {"keep": "Keep it", "delete": "Delete it"},
             danger="delete",
         )
@@ -337,15 +313,12 @@ class Runs(Page):
 
 
 def _is_due(entry: Entry | None, run: RunDirectory) -> bool:
-    """Whether a run's line has to be read (again)."""
+    """Whether a run has to be read, or read again."""
     return entry is None or entry.status == "running" or entry.stamp != changed(run)
 
 
 def _details(entry: Entry) -> Table:
-    """The facts of a run, its last words, and the command that starts the same again."""
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """The facts of a run, and the reason if it ended early."""
     rows = [
         ("run", entry.run.id),
         ("status", f"{MARKS[entry.status]} {entry.status}, step {entry.step} of {entry.steps}"),
@@ -360,7 +333,4 @@ def _details(entry: Entry) -> Table:
         rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":
         rows.append(("why", DIED))
-    rows.append(("folder", os.path.relpath(entry.run.path)))
-    for name, value in rows:
-        table.add_row(name, printable(value))
-    return table
+    return pairs_table([*rows, ("folder", os.path.relpath(entry.run.path))], gap=1)

@@ -1,4 +1,4 @@
-"""Sets up a run: model, task, options and memory cap on one screen, with a plan that follows every change."""
+"""Setup: model, task, options and memory cap of a run on one screen, with a plan that follows every change."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from textual.widgets import Button, Input, Static
 from textual.worker import get_current_worker
 
 from mlxzo.core.config import RunConfig
-from mlxzo.core.errors import ConfigError, MlxzoError
+from mlxzo.core.errors import ConfigError
 from mlxzo.core.formatting import format_bytes, parse_bytes, printable
 from mlxzo.core.meter import system_memory
 from mlxzo.core.yaml_file import read_yaml
 from mlxzo.models.registry import load_registry
 from mlxzo.tasks.registry import get_task, task_names
 
+from ..command_line import command_line
 from ..planning import predict, sizes
 from ..setup_check import CheckResult, check, preview
 from ..widgets.cap import CapSlider, PeakBar
 from ..widgets.form import Entry, Field, Form
 from ..widgets.grid import Column, Grid
 from ..widgets.model_list import ModelList
-from ..widgets.text import Words
+from ..widgets.text import LiveText
 from .dialogs import FileDialog
-from .page import Page, title
+from .page import Page, help_of, title
 
 _DEBOUNCE_SECONDS = 0.15
-# The options that most runs set; the others follow in groups.
+# Options of the first group of the form.
 _ESSENTIAL = ("method", "scope", "steps", "batch_size", "lr", "eval_every", "seed")
-# Options with widgets of their own on this screen; the folder of runs is that of the whole app.
+# Options with their own widgets here, and the folder of runs, which the app sets.
 _ELSEWHERE = ("model", "task", "data", "memory_cap", "out")
 
 
 class Setup(Page):
-    """All that defines a run, and the memory and time it is predicted to need."""
+    """The options of a run, and its predicted memory and time."""
 
     mode = "setup"
     help = (
-        "Setup prepares a run. Choose a model and a task, set the memory cap and look at the plan. Start is enabled "
-        "once the run can start; until then the line above it says why it cannot. Tab moves between panels, up and "
-        "down between fields."
+        "Setup prepares a run. Choose a model and a task, set the memory cap, check the plan, press Start. If the run "
+        "cannot start, the line above Start gives the reason. Tab moves between panels, up and down between fields."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f9", "start", "Start", priority=True),
-        Binding("f8", "race", "Race", priority=True, tooltip="trains by MeZO, then by backpropagation"),
+        Binding("f8", "race", "Race", priority=True, tooltip="trains the run by MeZO, then by backpropagation"),
         Binding("ctrl+s", "save", "Save", priority=True, tooltip="writes the options to a YAML file"),
         Binding("ctrl+o", "load", "Load", priority=True, tooltip="reads the options from a YAML file"),
         Binding("ctrl+y", "copy", "Copy command", show=False, priority=True),
@@ -80,32 +80,32 @@ class Setup(Page):
                     yield Entry(
                         id="model-search",
                         placeholder="search, org/name, folder or .gguf",
-                        help="Words to filter the list by, or a model that is not in it: its name on the hub, its "
-                        "folder or its .gguf file.",
+                        help="Words to filter the list, or another model: its name on the hub, its folder or its "
+                        ".gguf file.",
                     )
                     yield self._models
                 with Vertical(id="tasks", classes="frame") as tasks:
                     tasks.border_title = "Task"
                     yield Grid[str](
-                        (Column("name", "task", 9), Column("description", "what it is", 0)),
+                        (Column("name", "task", 9), Column("description", "description", 0)),
                         lambda name, key: name if key == "name" else get_task(name).description,
                         id="task-list",
-                        help="Built-in tasks, and `custom` for rows of your own. The fields below take a task YAML and "
-                        "a folder of rows.",
+                        help="Built-in tasks, and `custom` for your own rows. The fields below take a task YAML and a "
+                        "folder of rows.",
                     )
                     yield Entry(
                         id="task-file",
-                        placeholder="a task .yaml of your own",
-                        help="A YAML file with name, template and labels of a task of your own; its rows are in the "
-                        "folder below. Empty: the task chosen above.",
+                        placeholder="your own task .yaml",
+                        help="A YAML file with name, template and labels of your own task; its rows are in the folder "
+                        "below. Empty: the task chosen above.",
                     )
                     yield Entry(
                         id="data",
-                        placeholder="folder of your own rows",
+                        placeholder="folder with your own rows",
                         help="A folder with the rows of the task: train and validation, optionally test, as .jsonl, "
                         ".csv or .tsv. Empty: the task's own rows.",
                     )
-                    yield VerticalScroll(Words(id="preview"), can_focus=False)
+                    yield VerticalScroll(LiveText(id="preview"), can_focus=False)
             with VerticalScroll(id="options", classes="frame", can_focus=False) as form:
                 form.border_title = "Options"
                 yield Form(_ESSENTIAL, _ELSEWHERE, id="form")
@@ -118,10 +118,10 @@ class Setup(Page):
                     placeholder="no cap",
                     help="The most memory that the run may take, such as 2GB; empty: no cap.",
                 )
-                yield Words(id="machine")
+                yield LiveText(id="machine")
                 yield PeakBar(id="peak-bar")
-                yield VerticalScroll(Words(id="plan-text"), can_focus=False)
-                yield Words(id="reason")
+                yield VerticalScroll(LiveText(id="plan-text"), can_focus=False)
+                yield LiveText(id="reason")
                 with Horizontal(id="start-row"):
                     yield Button("Start F9", id="start", variant="primary", compact=True, disabled=True)
                     yield Button("Race F8", id="race", compact=True, disabled=True)
@@ -146,18 +146,14 @@ class Setup(Page):
     def on_descendant_focus(self) -> None:
         super().on_descendant_focus()
         around = set() if self.focused is None else set(self.focused.ancestors)
-        # In small terminals the panel with the focus opens. The options take the room that the others leave.
+        # In small terminals the focused panel opens, and the options take the remaining room.
         for name in ("#choices", "#models", "#tasks"):
             panel = self.query_one(name)
             panel.set_class(panel in around, "-open")
         if self.query_one("#choices") in around:
-            # Where the options have one line left, it shows the first option and not the title above it.
+            # One line of options shows the first option and not the title above it.
             self.query_one("#options").scroll_to(y=1 if self.app.size.width < 100 else 0, animate=False)
-        widget, text = self.focused, ""
-        while widget is not None and widget is not self and not text:
-            text = getattr(widget, "help", "") or ""
-            widget = widget.parent
-        self.query_one("#help-line", Static).update(text, layout=False)
+        self.query_one("#help-line", Static).update(help_of(self.focused), layout=False)
 
     # Model and task
 
@@ -172,7 +168,7 @@ class Setup(Page):
             self._check_soon()
         elif event.grid.id == "task-list" and event.item != self._task_name:
             self._task_name = str(event.item)
-            # The task is either one of the list or that of a file.
+            # A task of the list replaces that of a file.
             with self.prevent(Input.Changed):
                 self.query_one("#task-file", Input).value = ""
             self._check_soon()
@@ -204,7 +200,7 @@ class Setup(Page):
     # Values
 
     def values(self) -> dict[str, Any]:
-        """The options on the screen, without those that are left to their defaults."""
+        """The options on the screen, without those at their defaults."""
         task = self.query_one("#task-file", Input).value.strip() or self._task_name
         found: dict[str, Any] = {"model": self._models.chosen, "task": task, "out": self.app.root}
         if data := self.query_one("#data", Input).value.strip():
@@ -243,7 +239,7 @@ class Setup(Page):
 
     @work(thread=True, exclusive=True, group="check")
     def _check(self, values: dict[str, Any]) -> None:
-        """Checks the run that is set up, then its fit with every model, without holding up the screen."""
+        """Checks the values, then predicts the memory with every model; both in a thread."""
         worker = get_current_worker()
         checked = check(values)
         if worker.is_cancelled:
@@ -251,7 +247,7 @@ class Setup(Page):
         self.deliver(self._show, checked)
         if checked.config is None:
             return
-        # The result is drawn before the predictions of all models keep the processor busy.
+        # The result is drawn before the predictions take the processor.
         time.sleep(_DEBOUNCE_SECONDS)
         data = sizes(checked.data, checked.config)
         for name in load_registry():
@@ -259,7 +255,7 @@ class Setup(Page):
                 return
             self._models.predictions[name] = predict(checked.config, name, data, advise=False)
         if not worker.is_cancelled:
-            self.deliver(self._models.redraw)
+            self.deliver(self._models.refresh)
 
     def _show(self, checked: CheckResult) -> None:
         self._checked = checked
@@ -275,18 +271,18 @@ class Setup(Page):
         self.query_one("#group-lora").display = "lora" in str(values.get("scope", ""))
         self.query_one("#models").border_title = title(f"Model · {Path(values['model']).name}")
         self.query_one("#tasks").border_title = title(f"Task · {Path(values['task']).name}")
-        self.query_one("#preview", Words).show(preview(checked))
+        self.query_one("#preview", LiveText).show(preview(checked))
         _, available = system_memory()
-        self.query_one("#machine", Words).show(
+        self.query_one("#machine", LiveText).show(
             f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}"
         )
         self._show_plan(checked)
         reason = checked.reason
-        self.query_one("#start", Button).disabled = bool(reason)
-        self.query_one("#race", Button).disabled = bool(reason)
-        self.query_one("#reason", Words).show(f"✗ {printable(reason)}" if reason else "✓ ready to start")
+        for name in ("#start", "#race"):
+            self.query_one(name, Button).disabled = bool(reason)
+        self.query_one("#reason", LiveText).show(f"✗ {printable(reason)}" if reason else "✓ ready to start")
         self.query_one("#reason").set_class(bool(reason), "-wrong")
-        self._models.redraw()
+        self._models.refresh()
 
     def _show_plan(self, checked: CheckResult) -> None:
         bar, plan = self.query_one(PeakBar), checked.plan
@@ -294,8 +290,8 @@ class Setup(Page):
         bar.show([part.bytes for part in plan.parts] if plan is not None else (), cap)
         if plan is None:
             invalid = "The plan appears when all options are valid."
-            unknown = "The size of this model is unknown here: its configuration is downloaded when the run starts."
-            self.query_one("#plan-text", Words).show(invalid if checked.config is None else unknown)
+            unknown = "Unknown size: the configuration of this model is downloaded when the run starts."
+            self.query_one("#plan-text", LiveText).show(invalid if checked.config is None else unknown)
             return
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
         table.add_column(width=1)
@@ -307,10 +303,10 @@ class Setup(Page):
         table.add_row("", Text("together", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
         words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
         if plan.problem is not None:
-            # The line below repeats the reason why the run cannot start.
-            what = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
-            words.insert(0, Text(printable(what + plan.problem.fix)))
-        self.query_one("#plan-text", Words).show(Group(table, "", *words), key=(plan, checked.time))
+            # The line below gives the reason already if the run cannot start.
+            problem = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
+            words.insert(0, Text(printable(problem + plan.problem.fix)))
+        self.query_one("#plan-text", LiveText).show(Group(table, "", *words), key=(plan, checked.time))
 
     # Actions
 
@@ -323,12 +319,12 @@ class Setup(Page):
             self.app.start_run(config)
 
     def action_race(self) -> None:
-        """Trains the run by each method, one after the other, and shows both."""
+        """Trains the run by each method, one after the other, and shows the race."""
         if self._ready() is not None:
             self.app.start_race(self.values())
 
     def _ready(self) -> RunConfig | None:
-        # Checked again: the values may have changed since the last result.
+        # The values may have changed since the last check.
         self._checked = check(self.values())
         if self._checked.reason:
             self._show(self._checked)
@@ -340,7 +336,7 @@ class Setup(Page):
         if (config := self._checked.config) is None:
             self.notify(self._checked.reason, title="Nothing to save yet", severity="warning")
             return
-        self._ask_for_file("Save the options as YAML", "Save", lambda name: self._save(name, config))
+        self._ask_for_file("Save options as YAML", "Save", lambda name: self._save(name, config))
 
     def _save(self, name: str, config: RunConfig) -> None:
         try:
@@ -363,11 +359,9 @@ class Setup(Page):
         self.app.push_screen(FileDialog(heading, "run.yaml", verb), answered)
 
     def _load(self, name: str) -> None:
-        try:
+        with self.app.reporting():
             self.fill(RunConfig.from_mapping(read_yaml(Path(name).expanduser()), source=name))
-        except MlxzoError as problem:
-            self.app.report(problem)
 
     def action_copy(self) -> None:
         if self._checked.config is not None:
-            self.app.copy_command(self._checked.config)
+            self.app.copy(command_line(self._checked.config))

@@ -1,6 +1,7 @@
-"""Prompt a tuned model beside its base. The models are held by a child process; this one only shows what they say.
+"""Prompts for a tuned model and its base, side by side.
 
-The child answers prompts (`mlxzo generate --serve`) until the screen is left, or another run or state is to be tried.
+A child process (`mlxzo generate --serve`) holds both models until the screen is left, or another run or checkpoint is
+tried.
 """
 
 from __future__ import annotations
@@ -25,15 +26,14 @@ from mlxzo.tasks.registry import get_task
 
 from ..child import Child
 from ..widgets.text import Panel
-from .dialogs import error_dialog
 from .page import Page, title
 
 _TOKENS = "40"
-_SPEAKERS = {"base": "the model before training", "tuned": "the best state of the run"}
+_MODELS = {"base": "the model before training", "tuned": "the best checkpoint of the run"}
 _NOTHING = (
     "No run chosen.\n\n"
-    "F2  choose a finished run and press t: it goes on from your prompt beside the model that it was made of.\n"
-    "    A run that is stopped keeps its best state so far, and can be tried as well."
+    "F2  choose a finished run and press t: the tuned model and its base continue your prompt.\n"
+    "    A stopped run keeps its best checkpoint so far, and can be tried as well."
 )
 
 
@@ -42,8 +42,8 @@ class TryIt(Page):
 
     mode = "try_it"
     help = (
-        "Try it lets a tuned model and its base go on from the same prompt, word by word. Leave the prompt where the "
-        "answer comes: the model continues the text, it does not chat."
+        "Try it shows how a tuned model and its base continue the same prompt. End the prompt where the answer begins: "
+        "the models complete text, they do not chat."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f9,ctrl+g", "generate", "Generate", key_display="f9", priority=True),
@@ -55,9 +55,9 @@ class TryIt(Page):
         self._shown: RunDirectory | None = None
         self._child: Child | None = None
         self._loaded: tuple[Path, int] | None = None
-        """Which run's state the child has loaded: its folder, and when the state was written."""
-        self._owed = 0
-        """Answers of which the child has not said the end."""
+        """The checkpoint that the child has loaded: the run's folder, and the modification time in ns."""
+        self._pending = 0
+        """Answers whose end the child has not sent yet."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(_NOTHING, id="nothing", markup=False)
@@ -70,8 +70,8 @@ class TryIt(Page):
             yield Input(_TOKENS, id="tokens", compact=True, type="integer", max_length=4)
             yield Static(id="try-state", markup=False)
         with Horizontal(id="answers"):
-            for name, who in _SPEAKERS.items():
-                yield Panel(id=name, title=name.capitalize(), help=f"How {who} goes on from the prompt.")
+            for name, model in _MODELS.items():
+                yield Panel(id=name, title=name.capitalize(), help=f"The prompt, continued by {model}.")
 
     def on_screen_resume(self) -> None:
         run = self.app.tried
@@ -82,24 +82,24 @@ class TryIt(Page):
             return
         self._shown = run
         self.query_one("#prompt").border_subtitle = title(run.id)
-        for name, who in _SPEAKERS.items():
-            self.query_one(f"#{name}", Panel).show(Text(f"How {who} goes on from the prompt appears here.", "dim"))
-        # Where the task has no example of its own, an empty prompt is better than none.
+        for name, model in _MODELS.items():
+            self.query_one(f"#{name}", Panel).show(Text(f"{model.capitalize()} continues the prompt here.", "dim"))
         prompt = self.query_one(TextArea)
+        # A task without an example leaves the prompt as it is.
         with contextlib.suppress(MlxzoError):
             prompt.text = get_task(run.config.task).example_prompt()
         prompt.move_cursor(prompt.document.end)
         prompt.focus()
 
     def on_screen_suspend(self) -> None:
-        # A dialog over the screen is no reason to load the model again.
+        # A dialog suspends the screen as well: the models stay loaded.
         if self not in self.app.screen_stack:
-            self._let_go()
+            self._end_child()
 
     def on_unmount(self) -> None:
-        self._let_go()
+        self._end_child()
 
-    def _let_go(self) -> None:
+    def _end_child(self) -> None:
         """Ends the process that holds the models."""
         if self._child is not None:
             self._child.end()
@@ -112,21 +112,21 @@ class TryIt(Page):
         self.action_generate()
 
     async def action_stop(self) -> None:
-        """Ends the answer that goes on; the models stay loaded."""
+        """Ends the current answer; the models stay loaded."""
         if self._child is not None:
             await self._child.ask({})
 
     def action_generate(self) -> None:
-        """Has both models go on from the prompt."""
+        """Has both models continue the prompt."""
         run = self.app.tried
         if run is None:
             return
         if not (run.path / BEST_STATE).exists():
-            self.notify("This run has saved no state yet, so there is nothing to try.", severity="warning")
+            self.notify("This run has no checkpoint yet: there is nothing to try.", severity="warning")
             return
         prompt, tokens = self.query_one(TextArea).text, self.query_one("#tokens", Input).value or _TOKENS
         if not prompt.strip():
-            self.notify("Write a prompt first: the text that the models go on from.", severity="warning")
+            self.notify("Write a prompt first: the models continue it.", severity="warning")
         elif not 1 <= int(tokens) <= LONGEST:
             self.notify(f"An answer has 1 to {LONGEST} tokens.", severity="warning")
         else:
@@ -134,52 +134,51 @@ class TryIt(Page):
 
     @work(exclusive=True, group="generate")
     async def _generate(self, run: RunDirectory, prompt: str, tokens: int) -> None:
-        texts = dict.fromkeys(_SPEAKERS, "")
+        texts = dict.fromkeys(_MODELS, "")
         for name in texts:
             self.query_one(f"#{name}", Panel).show("")
         state = self.query_one("#try-state", Static)
         try:
-            async for said in self._answer(run, prompt, tokens, state):
-                state.update(f"{said['speaker']} model speaks …")
-                texts[said["speaker"]] += said["text"]
-                panel = self.query_one(f"#{said['speaker']}", Panel)
-                panel.show(printable(prompt.splitlines()[-1] + texts[said["speaker"]]), to_end=True)
-            state.update("")
+            async for record in self._answer(run, prompt, tokens, state):
+                model = record["speaker"]
+                state.update(f"generating, {model} model …")
+                texts[model] += record["text"]
+                self.query_one(f"#{model}", Panel).show(printable(prompt.splitlines()[-1] + texts[model]), to_end=True)
         except MlxzoError as problem:
-            state.update("")
-            self._let_go()
-            self.app.push_screen(error_dialog(problem))
+            self._end_child()
+            self.app.report(problem)
+        state.update("")
 
     async def _answer(
         self, run: RunDirectory, prompt: str, tokens: int, state: Static
     ) -> AsyncIterator[dict[str, Any]]:
-        """What the two models say to a prompt, piece by piece; they are loaded first where they are not.
+        """Yields both models' answers to a prompt, piece by piece; loads the models first if needed.
 
         Raises:
-            MlxzoError: the models could not be had, or their process has ended.
+            MlxzoError: the models are not available, or their process has ended.
         """
         wanted = (run.path, (run.path / BEST_STATE).stat().st_mtime_ns)
-        if self._loaded != wanted or not self._child.running:
-            self._let_go()
-            state.update("loading the model …")
-            self._child = await Child.start("generate", "--run", str(run.path), "--serve", "-")
-            self._loaded, self._owed = wanted, 0
         child = self._child
-        # Of an answer that this one interrupts, the end is still to come.
-        self._owed += 1
+        if child is None or not child.running or self._loaded != wanted:
+            self._end_child()
+            state.update("loading the model …")
+            self._child = child = await Child.start("generate", "--run", str(run.path), "--serve", "-")
+            self._loaded, self._pending = wanted, 0
+        # The end of an interrupted answer still comes first.
+        self._pending += 1
         await child.ask({"prompt": prompt, "max_new_tokens": tokens})
-        while (said := await child.answer()) is not None:
-            if said.get("done"):
-                self._owed -= 1
-                if not self._owed:
+        while (record := await child.answer()) is not None:
+            if record.get("done"):
+                self._pending -= 1
+                if not self._pending:
                     return
-            elif self._owed == 1:
-                yield said
+            elif self._pending == 1:
+                yield record
         if child is self._child:
-            raise MlxzoError("the process that held the models has ended", "generate again: it loads them anew")
+            raise MlxzoError("the process that held the models has ended", "generate again: it loads them again")
 
 
 class Prompt(TextArea):
-    """The text that both models go on from."""
+    """The text that both models continue."""
 
-    help = "The text that both models go on from. F9 generates; tab leaves the field."
+    help = "The text that both models continue. F9 generates; Tab leaves the field."

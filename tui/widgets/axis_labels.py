@@ -1,13 +1,15 @@
-"""Tick labels of a chart's axes: numbers, counts, percentages, sizes and times."""
+"""Labels of a chart's axes: numbers, counts, percentages, sizes and times."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mlxzo.core.metrics import Metric
+from mlxzo.core.formatting import format_bytes
+from mlxzo.core.metrics import Metric, metric_named
 
 
 def plain(values: Sequence[float]) -> list[str]:
@@ -27,11 +29,6 @@ def counts(values: Sequence[float]) -> list[str]:
 def percent(values: Sequence[float]) -> list[str]:
     """Tick labels of shares: 0.5 as 50 %."""
     return [f"{label} %" for label in plain([100 * value for value in values])]
-
-
-def of_metrics(metrics: Collection[Metric]) -> Callable[[Sequence[float]], list[str]]:
-    """Tick labels of an axis that values of these metrics share: percentages where all of them are shares."""
-    return percent if all(metric.is_share for metric in metrics) else plain
 
 
 def size(values: Sequence[float]) -> list[str]:
@@ -56,3 +53,23 @@ def clock(values: Sequence[float]) -> list[str]:
         return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"
 
     return [label(value) for value in values]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Formats of a vertical axis: the labels of its ticks, made together, and a single value."""
+
+    labels: Callable[[Sequence[float]], list[str]]
+    value: Callable[[float], str]
+
+
+PLAIN = Scale(plain, "{:.4f}".format)
+RATE = Scale(plain, "{:.2f}".format)
+PERCENT = Scale(percent, Metric("share").text)
+NUMBER = Scale(plain, Metric("number", is_share=False).text)
+BYTES = Scale(size, lambda value: format_bytes(int(value)))
+
+
+def metric_scale(*metrics: str) -> Scale:
+    """The scale of an axis that values of these metrics share: percent if all of them are shares."""
+    return PERCENT if all(metric_named(metric).is_share for metric in metrics) else NUMBER

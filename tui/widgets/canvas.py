@@ -1,4 +1,4 @@
-"""The character cells of a chart, and what is drawn on them: lines, horizontal rules and vertical moments."""
+"""The character cells of a chart; lines, horizontal rules and vertical moments drawn on them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.style import Style
 from mlxzo.core.braille import BLANK, Window, curve
 
 STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
-# The lines of a comparison differ in mark and colour.
+# For the lines of a comparison, which differ in colour as well.
 MARKS = "●▲■◆▼✚"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: `x` never falls. `style` is one of `STYLES`; `marks` are drawn on its points, one character each."""
+    """A curve over non-decreasing `x`. `style`: one of `STYLES`; `marks`: a character per point, or one for all."""
 
     label: str
     x: np.ndarray
@@ -28,43 +28,43 @@ class Line:
     area: bool = False
     marks: str | Sequence[str] = ""
     end: str = ""
-    """A mark on the last point only."""
+    """A mark for the last point."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A horizontal reference line with a label, drawn where there is no curve."""
+    """A horizontal reference line with a label, drawn in free cells."""
 
     label: str
     y: float
     style: str = "axis"
     dash: str = "╌"
     over: bool = True
-    """Whether the label may cover curves where no cells are free."""
+    """Whether the label may cover curves if too few cells are free."""
     short: str = ""
-    """A label to use where the other does not fit."""
+    """A label to use if the other does not fit."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A vertical line where a phase began, with its label at the top."""
+    """A vertical line at the beginning of a phase, with its label at the top."""
 
     label: str
     x: float
 
 
 class Canvas:
-    """Cells of a chart over a window of its plane: a character and a style each. Later drawing lies on top."""
+    """Cells over a window of the plane, with a character and a style each. Later drawing lies on top."""
 
     def __init__(self, window: Window, width: int, height: int):
         self.window, self.width, self.height = window, width, height
         self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
         self._owners = np.zeros((height, width), dtype=np.uint8)
-        # Cells of marks and of the labels of rules.
-        self._kept = np.zeros((height, width), dtype=bool)
+        # Cells of marks and of labels of rules, which nothing covers.
+        self._reserved = np.zeros((height, width), dtype=bool)
 
     def row_of(self, y: float) -> int | None:
-        """The row of cells, from the top, that a value lies in; None outside the window."""
+        """The row of a value, from the top; None outside the window."""
         up = float(self.window.height_of(np.array(y)))
         return min(self.height - 1, int((1 - up) * self.height)) if 0 <= up <= 1 else None
 
@@ -76,8 +76,8 @@ class Canvas:
         self._owners[covered] = STYLES.index(line.style)
 
     def rule(self, rule: Rule, *, right: bool) -> None:
-        """A dashed line in the free cells of a row, and its label: in free cells as near as possible to one side,
-        else over a curve, but never over marks or the label of another rule."""
+        """A dashed line in the free cells of a row. Its label goes into free cells near the right or left edge, else
+        over a curve, but never over marks or another label."""
         row = self.row_of(rule.y)
         if row is None:
             return
@@ -88,34 +88,34 @@ class Canvas:
             label = f" {words} "
             places = range(self.width - len(label) + 1)
             ordered = reversed(places) if right else places
-            open_to = [begin for begin in ordered if not self._kept[row, begin : begin + len(label)].any()]
+            open_to = [begin for begin in ordered if not self._reserved[row, begin : begin + len(label)].any()]
             clear = [begin for begin in open_to if free[begin : begin + len(label)].all()]
             for begin in (clear or (open_to if rule.over else []))[:1]:
-                self._kept[row, begin : begin + len(label)] = True
-                # A label that is covered in part is removed whole.
+                self._reserved[row, begin : begin + len(label)] = True
+                # The rest of a label that this one covers in part.
                 while begin and chr(self._glyphs[row, begin - 1]).isalpha():
                     begin, label = begin - 1, f" {label}"
                 self._write(row, begin, label, rule.style)
                 return
 
     def moment(self, moment: Moment) -> None:
-        """The vertical line of a moment, if it lies in the window."""
+        """The line of a moment, if it lies in the window."""
         place = float(self.window.across(np.array(moment.x)))
         if 0 <= place < 1:
             self.upright(int(place * self.width), moment.label)
 
     def upright(self, column: int, label: str, glyph: str = "┆") -> None:
-        """A vertical line in the free cells of a column, with its label at the top if there is room."""
+        """A vertical line in the free cells of a column, with its label at the top if it fits."""
         free = self._glyphs[:, column] == ord(" ")
         self._glyphs[free, column] = ord(glyph)
         self._owners[free, column] = STYLES.index("faint" if label else "text")
-        # One more cell than the label takes, so that it does not touch another.
+        # One cell more than the label, so that labels do not touch.
         room = self._glyphs[0, column : column + 2 + len(label)]
         if label and len(room) == len(label) + 2 and free[0] and (room[1:] == ord(" ")).all():
             self._write(0, column + 1, label, "axis")
 
     def marks(self, line: Line) -> None:
-        """The marks on a line's points, and the one at its end."""
+        """The marks of a line."""
         characters = list(line.marks)
         if len(characters) == 1:
             characters *= len(line.x)
@@ -127,7 +127,7 @@ class Canvas:
             if row is not None and 0 <= place <= 1:
                 column = min(self.width - 1, int(place * self.width))
                 self._write(row, column, character, line.style)
-                self._kept[row, column] = True
+                self._reserved[row, column] = True
 
     def _write(self, row: int, column: int, text: str, style: str) -> None:
         for number, character in enumerate(text):
@@ -135,7 +135,7 @@ class Canvas:
             self._owners[row, column + number] = STYLES.index(style)
 
     def segments(self, row: int, styles: Sequence[Style]) -> list[Segment]:
-        """The text of a row in pieces of one style; `styles` are in the order of `STYLES`."""
+        """The text of a row in segments of one style; `styles` are in the order of `STYLES`."""
         text = "".join(map(chr, self._glyphs[row]))
         owners = self._owners[row]
         breaks = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), self.width]

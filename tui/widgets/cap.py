@@ -1,4 +1,4 @@
-"""The memory cap: a slider over round sizes, an exact field, and bars of what is predicted against it."""
+"""The memory cap: a slider over round sizes, and a bar of the predicted memory against the cap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STEPS = 48
 
 
 def round_sizes(total_bytes: int) -> list[int]:
-    """Sizes from a quarter of a gigabyte to the machine's memory, evenly spread by their ratio, in whole 10 MB."""
+    """Sizes in bytes from 256 MB to the machine's memory, logarithmically spaced, rounded to two digits and 10 MB."""
     ratio = max(total_bytes, 2 * _SMALLEST) / _SMALLEST
     sizes = [_SMALLEST * ratio ** (n / (_STEPS - 1)) for n in range(_STEPS)]
     rounded = []
@@ -34,9 +34,9 @@ class CapSlider(Widget, can_focus=True):
     """A slider whose right end stands for no cap."""
 
     help = (
-        "Memory cap: most memory the run may take. It is fitted to the cap before it starts (smaller micro-batches, "
-        "checkpointing) and held to it while it runs. Left and right move it; the right end is no cap. The field below "
-        "takes exact sizes such as 900MB or 3.5GB."
+        "Memory cap: the most memory that the run may take. The run is fitted to it before it starts (smaller "
+        "micro-batches, gradient checkpointing) and held to it while it runs. Left and right move it; the right end is "
+        "no cap. The field below takes exact sizes such as 900MB or 3.5GB."
     )
     COMPONENT_CLASSES: ClassVar[set[str]] = {"slider--below", "slider--above", "slider--knob"}
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -63,7 +63,7 @@ class CapSlider(Widget, can_focus=True):
         self.set_reactive(CapSlider.place, len(self._sizes))
 
     def show(self, cap_bytes: int | None) -> None:
-        """Moves to the size nearest a cap that was set elsewhere."""
+        """Moves to the size nearest to a cap."""
         if cap_bytes is None:
             self.place = len(self._sizes)
         else:
@@ -101,13 +101,13 @@ class CapSlider(Widget, can_focus=True):
         self._go(round(share * len(self._sizes)))
 
 
-# Fill and curve colour of the components, in their order; the fill tells them apart without colour.
+# Fills and colours of the components, in order; the fills differ without colour as well.
 FILLS = ("█", "▓", "▒", "░", "▚", "▤", "▦", "▩")
 _COLOURS = ("one", "two", "three", "four", "five", "six")
 
 
 class PeakBar(Widget):
-    """Predicted memory by component as one bar, with the cap as an upright line."""
+    """Predicted memory by component as one bar, with the cap as a vertical line."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"peak--{name}" for name in (*_COLOURS, "free", "cap", "over")}
 
@@ -127,8 +127,9 @@ class PeakBar(Widget):
         return FILLS[number % len(FILLS)]
 
     def component_style(self, number: int) -> str:
-        """The colour of a component, for its line in a legend."""
-        return str(self.get_component_rich_style(f"peak--{_COLOURS[number % len(_COLOURS)]}").color.name)
+        """The colour of a component, for its row in a legend."""
+        color = self.get_component_rich_style(f"peak--{_COLOURS[number % len(_COLOURS)]}").color
+        return "" if color is None else color.name
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width

@@ -1,9 +1,9 @@
-"""The chart widget: its view, zoom and pan by key and mouse, axes, and the values under the pointer."""
+"""The chart widget: zoom and pan by key and mouse, axes, and the values under the pointer."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -17,12 +17,12 @@ from textual.widget import Widget
 
 from mlxzo.core.braille import Window, log_ticks, ticks, time_ticks
 
-from .axis_labels import clock, counts, plain
+from .axis_labels import PLAIN, Scale, clock, counts
 from .canvas import STYLES, Canvas, Line, Moment, Rule
 
 
 class Chart(Widget, can_focus=True):
-    """Curves over a shared horizontal axis. `show` replaces what is drawn; the view follows the data until zoomed."""
+    """Curves over one horizontal axis. `show` replaces them; the view follows the data until zoomed."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"chart--{name}" for name in STYLES}
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,31 +43,30 @@ class Chart(Widget, can_focus=True):
         title: str,
         empty: str,
         help: str,
-        y_labels: Callable[[Sequence[float]], list[str]] = plain,
-        y_value: Callable[[float], str] | None = None,
+        scale: Scale = PLAIN,
         x_name: str = "step",
         from_zero: bool = False,
     ):
         """A chart without curves.
 
         Args:
-            empty: the text in place of curves; it should say what will appear here, and when.
-            y_labels: formats the ticks; y_value: formats one value, for the readout.
+            empty: the text in place of curves: their content, and when they appear.
+            scale: formats the vertical axis and the readout.
             x_name: `step`, or `time` for seconds.
-            from_zero: the vertical axis begins at 0 where it is linear.
+            from_zero: a linear vertical axis begins at 0.
         """
         super().__init__(id=id)
-        self.title, self.empty, self.help = title, empty, help
+        self.title, self.empty, self.help, self.scale = title, empty, help, scale
         self._framed = ("", "")
         self._frame(title, "")
-        self.y_labels, self._x_name, self._from_zero = y_labels, x_name, from_zero
-        self.y_value = y_value or (lambda value: f"{value:.4f}")
+        self._x_name, self._from_zero = x_name, from_zero
         self._lines: Sequence[Line] = ()
         self._rules: Sequence[Rule] = ()
         self._moments: Sequence[Moment] = ()
         self._note = ""
         self._until: float | None = None
-        self._view: tuple[float, float] | None = None
+        self.view: tuple[float, float] | None = None
+        """The visible part of the horizontal axis; None while all of it is."""
         self._logarithmic = False
         self._pointer: int | None = None
         self._dragged_from: tuple[int, tuple[float, float]] | None = None
@@ -84,16 +83,15 @@ class Chart(Widget, can_focus=True):
         note: str = "",
         until: float | None = None,
     ) -> None:
-        """Draws these. `note` stands at the lower right while no values are read off. The horizontal axis extends to
-        `until` where the curves end before it."""
+        """Draws curves, rules and moments.
+
+        Args:
+            note: stands at the lower right while no values are read off.
+            until: the horizontal axis extends at least to here.
+        """
         self._lines, self._rules, self._moments, self._note = lines, rules, moments, note
         self._until = until
         self._draw_again()
-
-    @property
-    def view(self) -> tuple[float, float] | None:
-        """The part of the horizontal axis that is shown; None while it is all of it."""
-        return self._view
 
     # Actions
 
@@ -101,21 +99,27 @@ class Chart(Widget, can_focus=True):
         """Shows `factor` times as much of the horizontal axis; the point `at` (0 left, 1 right) stays in place."""
         if (whole := self._extent()) is None:
             return
-        x0, x1 = self._view or whole
+        x0, x1 = self.view or whole
         fixed = x0 + at * (x1 - x0)
         span = max((x1 - x0) * factor, (whole[1] - whole[0]) / 2000)
-        self._look(fixed - at * span, fixed + (1 - at) * span)
+        x0, x1 = max(fixed - at * span, whole[0]), min(fixed + (1 - at) * span, whole[1])
+        self.view = None if (x0, x1) == whole or x1 <= x0 else (x0, x1)
+        self._draw_again()
 
     def action_pan(self, share: float) -> None:
-        if (whole := self._extent()) is None or self._view is None:
-            return
-        x0, x1 = self._view
-        shift = share * (x1 - x0)
-        shift = min(max(shift, whole[0] - x0), whole[1] - x1)
-        self._look(x0 + shift, x1 + shift)
+        """Moves a zoomed view by a share of its width."""
+        if self.view is not None:
+            self._move_view(self.view, share * (self.view[1] - self.view[0]))
+
+    def _move_view(self, view: tuple[float, float], shift: float) -> None:
+        """Shows `view` moved by `shift`, as far as the data go."""
+        if (whole := self._extent()) is not None:
+            shift = min(max(shift, whole[0] - view[0]), whole[1] - view[1])
+            self.view = (view[0] + shift, view[1] + shift)
+            self._draw_again()
 
     def action_reset(self) -> None:
-        self._view = None
+        self.view = None
         self._draw_again()
 
     def action_log(self) -> None:
@@ -126,18 +130,9 @@ class Chart(Widget, can_focus=True):
         """Moves the column at which values are read off."""
         offset, width = self._plot
         if width:
-            self._pointer = min(
-                max((offset + width if self._pointer is None else self._pointer) + columns, offset), offset + width - 1
-            )
+            start = offset + width if self._pointer is None else self._pointer
+            self._pointer = min(max(start + columns, offset), offset + width - 1)
             self._draw_again()
-
-    def _look(self, x0: float, x1: float) -> None:
-        whole = self._extent()
-        if whole is None:
-            return
-        x0, x1 = max(x0, whole[0]), min(x1, whole[1])
-        self._view = None if (x0, x1) == whole or x1 <= x0 else (x0, x1)
-        self._draw_again()
 
     # Mouse
 
@@ -150,8 +145,8 @@ class Chart(Widget, can_focus=True):
         self.action_zoom(1.25, self._place(event))
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        if self._view is not None:
-            self._dragged_from = (event.x, self._view)
+        if self.view is not None:
+            self._dragged_from = (event.x, self.view)
             self.capture_mouse()
 
     def on_mouse_up(self) -> None:
@@ -161,12 +156,11 @@ class Chart(Widget, can_focus=True):
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         self._pointer = event.x - self.gutter.left
-        if self._dragged_from is not None and (whole := self._extent()) is not None:
-            begin, (x0, x1) = self._dragged_from
-            shift = (begin - event.x) / max(1, self._plot[1]) * (x1 - x0)
-            shift = min(max(shift, whole[0] - x0), whole[1] - x1)
-            self._view = (x0 + shift, x1 + shift)
-        self._draw_again()
+        if self._dragged_from is not None:
+            begin, view = self._dragged_from
+            self._move_view(view, (begin - event.x) / max(1, self._plot[1]) * (view[1] - view[0]))
+        else:
+            self._draw_again()
 
     def on_leave(self) -> None:
         self._pointer = None
@@ -183,7 +177,7 @@ class Chart(Widget, can_focus=True):
     # Drawing
 
     def _draw_again(self) -> None:
-        """Draws the chart, and refreshes only the lines of cells that changed."""
+        """Draws the chart and refreshes only the rows that changed."""
         before, size = self._strips, self.content_size
         self._strips = self._windowed = None
         self._caption()
@@ -211,16 +205,14 @@ class Chart(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         if self._strips is None:
             self._strips = self._draw(self.content_size.width, self.content_size.height)
-        if y < len(self._strips):
-            return self._strips[y]
-        return Strip.blank(self.content_size.width, self._style("text"))
+        return self._strips[y] if y < len(self._strips) else Strip.blank(self.content_size.width, self._style("text"))
 
     def style_of(self, name: str) -> Style:
         """The style of a line, for its label in a legend."""
         return Style(color=self._style(name).color)
 
     def _style(self, name: str) -> Style:
-        # Textual computes them again after every refresh, which takes longer than the drawing.
+        # Textual computes it again after every refresh, which takes longer than drawing.
         if name not in self._styles:
             self._styles[name] = self.get_component_rich_style(f"chart--{name}")
         return self._styles[name]
@@ -239,10 +231,11 @@ class Chart(Widget, can_focus=True):
         if whole is None or height < 3 or width < 16:
             return self._draw_empty(width, height)
         rows = height - 1
-        window = self._window(*(self._view or whole))
+        axis = self._style("axis")
+        window = self._window(*(self.view or whole))
         across = max(2, rows // (2 if rows < 12 else 3))
         values = (log_ticks if window.log else ticks)(window.y0, window.y1, across)
-        labels = self.y_labels(values)
+        labels = self.scale.labels(values)
         margin = max(map(len, labels), default=0) + 1
         columns = width - margin
         if columns < 8:
@@ -255,15 +248,12 @@ class Chart(Widget, can_focus=True):
         for value, label in zip(values, labels, strict=True):
             if (row := canvas.row_of(value)) is not None:
                 left[row] = f"{label:>{margin - 1}} "
-        strips = [
-            Strip([Segment(left[row], styles[STYLES.index("axis")]), *canvas.segments(row, styles)], width)
-            for row in range(rows)
-        ]
+        strips = [Strip([Segment(left[row], axis), *canvas.segments(row, styles)], width) for row in range(rows)]
         strips.append(self._x_axis(window, margin, columns))
         return strips
 
     def _window(self, x0: float, x1: float) -> Window:
-        """The window over a horizontal range, high enough for all curves and rules in it; computed once a drawing."""
+        """The window over a horizontal range that holds all curves and rules in it; computed once per drawing."""
         if self._windowed is None:
             self._windowed = self._find_window(x0, x1)
         return self._windowed
@@ -272,7 +262,7 @@ class Chart(Widget, can_focus=True):
         found: list[float] = [rule.y for rule in self._rules]
         for line in self._lines:
             first, last = np.searchsorted(line.x, (x0, x1))
-            # One point more on either side: the curve passes the edge on its way there.
+            # One more point on either side: the curve crosses the edge on its way there.
             seen = line.y[max(0, first - 1) : last + 1]
             seen = seen[np.isfinite(seen)]
             if len(seen):
@@ -293,7 +283,7 @@ class Chart(Widget, can_focus=True):
             canvas.moment(moment)
         for line in self._lines:
             canvas.marks(line)
-        # Last, so that their labels find a place beside the marks.
+        # Last, so that their labels avoid the marks.
         for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
             canvas.rule(rule, right=number % 2 == 0)
         if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
@@ -322,20 +312,20 @@ class Chart(Widget, can_focus=True):
         return Strip([Segment(" " * margin + "".join(line), self._style("axis"))], margin + columns)
 
     def _caption(self) -> None:
-        """Writes scale and view beside the title in the frame, and the values read off (or the note) below."""
+        """Writes scale and view beside the title, and the values under the pointer, or else the note, below."""
         facts = [self.title]
         if (whole := self._extent()) is None:
             self._frame(self.title, "")
             return
-        window = self._window(*(self._view or whole))
+        window = self._window(*(self.view or whole))
         if self._logarithmic:
             facts.append("log" if window.log else "log needs values above 0")
-        if self._view is not None:
+        if self.view is not None:
             facts.append("zoomed (r: whole run)")
         self._frame(" · ".join(facts), self._readout(window) or self._note)
 
     def _frame(self, title: str, subtitle: str) -> None:
-        """Writes the texts in the frame if they changed: that draws the whole frame again."""
+        """Sets title and subtitle if they changed: that draws the whole frame again."""
         if (title, subtitle) != self._framed:
             self._framed = (title, subtitle)
             self.border_title, self.border_subtitle = title, subtitle
@@ -351,7 +341,7 @@ class Chart(Widget, can_focus=True):
             if len(line.x):
                 nearest = int(np.abs(line.x - x).argmin())
                 if np.isfinite(line.y[nearest]):
-                    found.append(f"{line.label} {self.y_value(float(line.y[nearest]))}")
+                    found.append(f"{line.label} {self.scale.value(float(line.y[nearest]))}")
         return " · ".join(found)
 
     def _draw_empty(self, width: int, height: int) -> list[Strip]:

@@ -1,4 +1,4 @@
-"""The form of a run's options, generated from their definitions: label, value, unit, help, and what is wrong."""
+"""The form of a run's options, generated from their definitions: label, value, unit, help, problem."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAME_WIDTH = 20
 
 
 class Pick(Widget, can_focus=True):
-    """One of a few words, all in view: ● the one that holds, ○ the others."""
+    """One of a few choices, all in view: ● the chosen one, ○ the others."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left,h", "step(-1)", "Before", show=False),
@@ -38,7 +38,7 @@ class Pick(Widget, can_focus=True):
 
     @dataclasses.dataclass
     class Changed(Message):
-        """Another word was picked."""
+        """Another choice was made."""
 
         pick: Pick
         value: str
@@ -59,7 +59,7 @@ class Pick(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
         if not self._all_fit:
-            # Too narrow for all words: the one that holds, and which of how many it is.
+            # Too narrow for all: the chosen one, its number and the count.
             place = f" {self.choices.index(self.value) + 1}/{len(self.choices)}"
             chosen, other = (self.get_component_rich_style(f"pick--{name}") for name in ("chosen", "other"))
             if len(self.value) + 4 + len(place) > width:
@@ -94,10 +94,9 @@ class Pick(Widget, can_focus=True):
 
 
 class Field(Vertical):
-    """One option: its name, its value in the way that suits it, and what is wrong with it, if anything.
+    """One option: its name, a control for its value, its unit and its problem, if any.
 
-    Name and unit are drawn by the field itself: of widgets there are as few as can be, since every one of them is
-    styled and laid out with each change of the screen.
+    The field draws name and unit itself: every widget costs styling and layout with each change of the screen.
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"field--name", "field--unit"}
@@ -115,16 +114,17 @@ class Field(Vertical):
         self._default = definition.default
         self._problem = ""
         self.help = field_help(definition)
+        self.control = self._make_control(f"value-{definition.name}")
+        self.control.styles.margin = (0, len(self._option.unit) + 1 if self._option.unit else 0, 0, _NAME_WIDTH)
+
+    def _make_control(self, name: str) -> Input | Pick:
+        if self._option.choices and self._default is not None:
+            return Pick(self._option.choices, str(self._default), id=name, help=self.help)
+        # Values are checked together; Textual's own check would restyle a field whenever it loses the focus.
+        return Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False, validate_on=())
 
     def compose(self) -> ComposeResult:
-        name = f"value-{self.name_of_option}"
-        if self._option.choices and self._default is not None:
-            control = Pick(self._option.choices, self._default, id=name, help=self.help)
-        else:
-            # Values are checked together; Textual's own check would style a field anew whenever it is left.
-            control = Input(placeholder=self._usual(), id=name, compact=True, select_on_focus=False, validate_on=())
-        control.styles.margin = (0, len(self._option.unit) + 1 if self._option.unit else 0, 0, _NAME_WIDTH)
-        yield control
+        yield self.control
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
@@ -135,17 +135,13 @@ class Field(Vertical):
         return Strip([Segment(name.ljust(width - len(unit)), name_style), Segment(unit, unit_style)], width)
 
     @property
-    def control(self) -> Input | Pick:
-        return self.query_one(f"#value-{self.name_of_option}")  # type: ignore[return-value]
-
-    @property
     def text(self) -> str | None:
-        """The value as text; None where it is the default."""
+        """The value as text; None for the default."""
         value = self.control.value.strip()
         return None if not value or value == self._default else value
 
     def fill(self, value: object) -> None:
-        """Shows a value that came from elsewhere, without saying that it changed."""
+        """Shows a value without posting `Changed`."""
         with self.prevent(Input.Changed, Pick.Changed):
             if isinstance(self.control, Pick):
                 self.control.value = str(value if value is not None else self._default)
@@ -155,7 +151,7 @@ class Field(Vertical):
                 self.control.value = "" if value == self._default else _text(value)
 
     def show_problem(self, problem: str, usual: object = None) -> None:
-        """Shows what is wrong ('' for nothing), and the value that an empty field stands for."""
+        """Shows the problem ('' for none), and the value that an empty field stands for."""
         if problem != self._problem:
             self._problem = problem
             self.query(".field-problem").remove()
@@ -178,7 +174,7 @@ class Field(Vertical):
 
 
 class Entry(Input):
-    """A line to type in, with its help."""
+    """A text field with help."""
 
     def __init__(self, *, id: str, placeholder: str, help: str):
         super().__init__(placeholder=placeholder, id=id, compact=True)
@@ -186,7 +182,7 @@ class Entry(Input):
 
 
 class Form(Vertical):
-    """A field for every option, in groups. Up and down move between fields."""
+    """Fields of options in groups. Up and down move between them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "app.focus_previous", "Field before", show=False),
@@ -194,7 +190,7 @@ class Form(Vertical):
     ]
 
     def __init__(self, essential: Sequence[str], elsewhere: Sequence[str], *, id: str):
-        """Options in `essential` come first, in a group of their own; those in `elsewhere` have no field here."""
+        """Options in `essential` form the first group; those in `elsewhere` have no field."""
         super().__init__(id=id)
         by_name = {option.name: option for option in options() if option.name not in elsewhere}
         self._groups = {"essentials": [by_name.pop(name) for name in essential]}
@@ -213,7 +209,7 @@ class Form(Vertical):
 
 
 def field_help(definition: dataclasses.Field) -> str:
-    """What an option is, its range and its default, as F1 and the help line show it."""
+    """Help, range and default of an option, for F1 and the help line."""
     option: Option = definition.metadata["option"]
     facts = []
     if option.minimum is not None:

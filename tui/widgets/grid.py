@@ -1,4 +1,4 @@
-"""A table that draws only the lines in view, so that a thousand rows cost no more than a screenful."""
+"""A table that draws only the visible rows, so that a thousand rows cost no more than a screenful."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Item = TypeVar("Item", bound=Hashable)
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its width in cells (0: what the others leave), and from which width of the table it is shown."""
+    """A column: its width in cells (0: what the others leave), and the least width of the table that shows it."""
 
     key: str
     title: str
@@ -31,7 +31,7 @@ class Column:
 
 
 class Grid(ScrollView, Generic[Item], can_focus=True):
-    """Items as rows, under a line of titles that stays. The cursor follows its item when rows change places."""
+    """Items as rows under a fixed line of titles. The cursor follows its item when rows are reordered."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"grid--title", "grid--row", "grid--cursor", "grid--dim"}
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -46,25 +46,17 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
 
     @dataclass
     class Moved(Message):
-        """The cursor is on another item; None where there is none."""
+        """The item under the cursor may be another one; None in an empty grid."""
 
         grid: Grid
         item: Hashable | None
 
-        @property
-        def control(self) -> Grid:
-            return self.grid
-
     @dataclass
     class Chosen(Message):
-        """Enter, or a click on the row under the cursor."""
+        """Enter, or a double click on a row."""
 
         grid: Grid
         item: Hashable
-
-        @property
-        def control(self) -> Grid:
-            return self.grid
 
     @dataclass
     class TitleClicked(Message):
@@ -82,53 +74,34 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
         help: str,
         dim: Callable[[Item], bool] = lambda item: False,
     ):
-        """`cell` gives the text of an item in a column; `dim` says whether a row is drawn faint."""
+        """`cell` returns the text of an item in the column of a key; `dim` items are drawn faint."""
         super().__init__(id=id)
-        self.help = help
-        self._columns, self._cell, self._dim = columns, cell, dim
-        self._items: list[Item] = []
+        self.help, self.columns = help, columns
+        self._cell, self._dim = cell, dim
+        self.items: Sequence[Item] = ()
         self._cursor = 0
 
     @property
     def item(self) -> Item | None:
         """The item under the cursor."""
-        return self._items[self._cursor] if self._items else None
-
-    @property
-    def items(self) -> Sequence[Item]:
-        return self._items
+        return self.items[self._cursor] if self.items else None
 
     def show(self, items: Sequence[Item], *, cursor: Item | None = None) -> None:
-        """Replaces the rows; the cursor goes to `cursor`, or stays on its item, or where it was."""
+        """Replaces the rows; the cursor goes to `cursor`, else stays on its item, else on its row."""
         wanted = self.item if cursor is None else cursor
-        self._items = list(items)
-        found = next((n for n, item in enumerate(self._items) if item == wanted), None)
-        if found is None:
-            found = min(self._cursor, max(0, len(self._items) - 1))
-        self._cursor = found
-        self.virtual_size = Size(0, len(self._items) + 1)
+        self.items = tuple(items)
+        self.virtual_size = Size(0, len(items) + 1)
+        self._go(self.items.index(wanted) if wanted in self.items else self._cursor)
+
+    def _go(self, row: int) -> None:
+        """Moves the cursor to a row, or to the nearest one."""
+        self._cursor = min(max(0, row), max(0, len(self.items) - 1))
         self._into_view()
         self.refresh()
         self.post_message(self.Moved(self, self.item))
 
-    def show_columns(self, columns: Sequence[Column]) -> None:
-        """Replaces the columns."""
-        self._columns = columns
-        self.refresh()
-
-    def redraw(self) -> None:
-        """Draws the same items again, whose cells say something else by now."""
-        self.refresh()
-
-    # Moving
-
     def action_move(self, rows: int) -> None:
-        place = min(max(0, self._cursor + rows), max(0, len(self._items) - 1))
-        if place != self._cursor:
-            self._cursor = place
-            self._into_view()
-            self.refresh()
-            self.post_message(self.Moved(self, self.item))
+        self._go(self._cursor + rows)
 
     def action_page(self, pages: int) -> None:
         self.action_move(pages * max(1, self.content_size.height - 2))
@@ -148,20 +121,17 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
                 left += width + 1
             return
         row = offset.y - 1 + round(self.scroll_offset.y)
-        if row < len(self._items):
+        if row < len(self.items):
             if row == self._cursor and event.chain == 2:
                 self.action_choose()
-            self.action_move(row - self._cursor)
+            self._go(row)
 
     def _into_view(self) -> None:
-        # The titles cover one line of what is in view.
-        height = self.content_size.height - 1
-        if height > 0:
-            top = round(self.scroll_target_y)
-            if self._cursor < top:
-                self.scroll_to(y=self._cursor, animate=False)
-            elif self._cursor >= top + height:
-                self.scroll_to(y=self._cursor - height + 1, animate=False)
+        # The titles cover one visible line.
+        if (height := self.content_size.height - 1) > 0:
+            top = min(max(self._cursor - height + 1, round(self.scroll_target_y)), self._cursor)
+            if top != round(self.scroll_target_y):
+                self.scroll_to(y=top, animate=False)
 
     # Drawing
 
@@ -174,7 +144,7 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
 
     def _widths(self) -> list[tuple[Column, int]]:
         room = self.scrollable_content_region.width
-        shown = [column for column in self._columns if room >= column.from_width]
+        shown = [column for column in self.columns if room >= column.from_width]
         rest = max(4, room - sum(c.width for c in shown) - (len(shown) - 1))
         elastic = max(1, sum(c.width == 0 for c in shown))
         return [(c, c.width or rest // elastic) for c in shown]
@@ -184,11 +154,11 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
         if y == 0 and self.content_size.height > 1:
             cells = [_fit(c.title, n, c.right) for c, n in self._widths()]
             return self._strip(cells, width, self._style("title"))
-        # In a single line there is room for what is chosen, and not for titles.
+        # A grid of one line shows the chosen item and no titles.
         row = y - 1 + round(self.scroll_offset.y) if self.content_size.height > 1 else self._cursor
-        if row >= len(self._items):
+        if row >= len(self.items):
             return Strip.blank(width, self._style("row"))
-        item = self._items[row]
+        item = self.items[row]
         cells = [_fit(self._cell(item, c.key), n, c.right) for c, n in self._widths()]
         name = "cursor" if row == self._cursor else "dim" if self._dim(item) else "row"
         return self._strip(cells, width, self._style(name))
@@ -206,13 +176,13 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
 
 
 class Openable(Grid[Item]):
-    """A grid whose items are places to go to: Enter opens the one under the cursor."""
+    """A grid whose items Enter opens."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "Open")]
 
 
 def _fit(text: str, width: int, right: bool) -> str:
-    """The text in exactly `width` cells, its end cut with a sign where it is longer."""
+    """The text in exactly `width` cells; a longer one ends in an ellipsis."""
     length = cell_len(text)
     if length > width:
         return set_cell_size(text, width - 1) + "…" if width > 1 else set_cell_size(text, width)

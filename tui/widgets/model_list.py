@@ -1,4 +1,4 @@
-"""The list of models: size, weights, and whether the run that is set up would fit with each."""
+"""The list of models: size, weights, predicted peak memory, and whether the run fits with each."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _COLUMNS = (
 
 
 class ModelList(Grid[str]):
-    """Models known by name, and the one that was typed in."""
+    """The models of the registry, and one that was typed."""
 
     def __init__(self, *, id: str):
         super().__init__(
             _COLUMNS,
             self._cell_text,
             id=id,
-            help="Models known by name. `peak` is the predicted peak memory of this run with that model; `fits` says "
-            "whether it stays below the cap, or without a cap below the memory that is free: ✓ yes, ✗ no.",
+            help="Models known by name. `peak`: predicted peak memory of this run with the model. `fits`: ✓ if that is "
+            "below the cap, or without a cap below the free memory; else ✗.",
             dim=lambda name: self._fit_mark(name) == "✗",
         )
         self.chosen = RunConfig.model
         self.predictions: dict[str, Prediction | None] = {}
-        """By model, as far as they are known; `redraw` shows them."""
+        """By model, as far as they are known; `refresh` shows them."""
 
     def search(self, typed: str) -> None:
-        """Lists the models that contain every typed word; first the text itself if it may name another model."""
+        """Lists the models whose names contain every typed word, after the text itself if it may name another model."""
         typed = typed.strip()
         words = typed.lower().split()
         names = [name for name in load_registry() if all(word in name.lower() for word in words)]

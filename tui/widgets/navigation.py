@@ -1,4 +1,4 @@
-"""The line at the top: the places of the app, each with its key, and the machine's memory."""
+"""The line at the top: the screens with their keys, and the machine's memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlxzo.core.formatting import format_bytes
 from mlxzo.core.meter import system_memory
 
 # Mode -> key and name, in the order shown.
-PLACES = {
+SCREENS = {
     "runs": ("f2", "Runs"),
     "setup": ("f3", "Setup"),
     "monitor": ("f4", "Monitor"),
@@ -19,11 +19,11 @@ PLACES = {
 }
 
 
-class Place(Static):
-    """One place; a click goes there."""
+class Tab(Static):
+    """One screen; a click opens it."""
 
     def __init__(self, mode: str, *, active: bool):
-        key, name = PLACES[mode]
+        key, name = SCREENS[mode]
         super().__init__(f"{name} [dim]{key.upper()}[/]", classes="-active" if active else "")
         self._mode = mode
         self.tooltip = f"go to {name} ({key.upper()})"
@@ -33,7 +33,7 @@ class Place(Static):
 
 
 class Navigation(Horizontal):
-    """All places, the present one marked."""
+    """All screens, the current one marked."""
 
     def __init__(self, mode: str):
         super().__init__()
@@ -41,8 +41,8 @@ class Navigation(Horizontal):
 
     def compose(self) -> ComposeResult:
         yield Static("mlxzo", classes="brand")
-        for mode in PLACES:
-            yield Place(mode, active=mode == self._mode)
+        for mode in SCREENS:
+            yield Tab(mode, active=mode == self._mode)
         yield Static(classes="machine")
 
     def on_mount(self) -> None:
@@ -50,7 +50,6 @@ class Navigation(Horizontal):
         self.set_interval(5, self._show_memory)
 
     def _show_memory(self) -> None:
-        total, available = system_memory()
-        # Its place is the same whatever it says: without `layout=False` the whole screen would be laid out again.
-        words = f"{format_bytes(available)} of {format_bytes(total)} free"
-        self.query_one(".machine", Static).update(words, layout=False)
+        total, free = system_memory()
+        # The text never moves: without `layout=False` the whole screen would be laid out again.
+        self.query_one(".machine", Static).update(f"{format_bytes(free)} of {format_bytes(total)} free", layout=False)

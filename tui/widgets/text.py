@@ -1,30 +1,51 @@
-"""Text on the screen that changes while it is watched: drawn where it says something else, laid out where it grows."""
+"""Text that changes while it is shown, in a panel or not; tables of facts; errors in full."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
 from rich.console import RenderableType
+from rich.table import Table
 from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
+from mlxzo.core.formatting import printable
 
-class Words(Static):
-    """Text that costs nothing while it stays the same, and little while it takes as many lines as before.
 
-    Textual lays out the whole screen for a text that is replaced, which takes ten times as long as drawing the text.
+def pairs_table(rows: Iterable[tuple[str, str]], *, gap: int = 2, style: str = "dim", least: int = 0) -> Table:
+    """Names in a style and values below each other, `gap` cells apart; the names take at `least` so many cells."""
+    table = Table.grid(padding=(0, gap, 0, 0))
+    table.add_column(style=style, no_wrap=True, min_width=least or None)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, printable(value))
+    return table
+
+
+def problem_text(problem: MlxzoError | events.Failed, gap: str = "\n") -> str:
+    """The message of an error, its details and its fix, with `gap` between them."""
+    fix = f"What to do: {problem.fix}" if problem.fix else ""
+    return printable(gap.join(filter(None, (problem.message, "\n".join(problem.details), fix))))
+
+
+class LiveText(Static):
+    """Text that costs nothing while it stays the same, and little while its number of lines does.
+
+    Textual lays out the whole screen when a text is replaced, which takes ten times as long as drawing the text.
     """
 
     def __init__(self, content: str = "", *, id: str | None = None, classes: str | None = None):
         super().__init__(content, id=id, classes=classes, markup=False)
-        self._shown: Hashable = content
+        self._shown: object = content
 
-    def show(self, content: RenderableType, key: Hashable = None) -> None:
+    def show(self, content: RenderableType, key: object = None) -> None:
         """Replaces the text.
 
         Args:
-            key: what tells contents apart that do not compare, such as tables.
+            key: stands for a content that cannot be compared, such as a table.
         """
         shown = content if key is None else key
         if shown == self._shown:
@@ -42,13 +63,13 @@ class Panel(VerticalScroll, can_focus=True):
     def __init__(self, *, id: str, title: str, help: str):
         super().__init__(id=id)
         self.border_title, self.help = title, help
-        self._content = Words()
+        self._content = LiveText()
 
     def compose(self) -> Iterable[Widget]:
         yield self._content
 
-    def show(self, content: RenderableType, *, key: Hashable = None, to_end: bool = False) -> None:
-        """Replaces the text (`key`: see `Words.show`); `to_end` keeps the last line in view if it was."""
+    def show(self, content: RenderableType, *, key: object = None, to_end: bool = False) -> None:
+        """Replaces the text (`key`: see `LiveText.show`); `to_end` keeps the last line in view if it was."""
         at_end = self.scroll_offset.y >= self.max_scroll_y - 1
         self._content.show(content, key)
         if to_end and at_end:
