@@ -1,15 +1,13 @@
 """Whole batches from the command line: real workers on a tiny model; some fail, some are stopped and gone on with."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
+from tests.command import ctrl_c, mlxzo, once
 from tests.tiny import tiny_folder
-from tests.workers import interrupt
 
 SMALL = "steps: 4, eval_every: 2, batch_size: 4, train_examples: 16, validation_examples: 8, test_examples: 8"
 
@@ -20,8 +18,7 @@ def model(tmp_path_factory):
 
 
 def batch(*arguments):
-    command = [sys.executable, "-m", "mlxzo", "batch", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return mlxzo("batch", *arguments)
 
 
 def summary(folder):
@@ -121,12 +118,12 @@ def test_ctrl_c_leaves_every_run_so_that_the_same_command_goes_on(model, tmp_pat
     path = tmp_path / "long.yaml"
     text = f"out: {tmp_path}\nseeds: [0, 1]\ndefaults: {{model: {model}, scope: lora, STEPS}}\n"
     path.write_text(text.replace("STEPS", SMALL.replace("steps: 4", "steps: 100000")))
-    command = [sys.executable, "-m", "mlxzo", "batch", str(path)]
     first = RunDirectory(tmp_path / "long-s0")
-    code, shown, told = interrupt(command, tmp_path, lambda: first.last_event(events.Step))
-    assert code == 130 and "Traceback" not in told, told
+    with once(lambda: first.last_event(events.Step), ctrl_c):
+        done = batch(path)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
     assert [each["status"] for each in summary(tmp_path / "long")] == ["interrupted", "not run"]
-    assert "1 interrupted, 1 not run" in shown
+    assert "1 interrupted, 1 not run" in done.stdout
     reached = first.last_event(events.Step).step
     # Fewer steps than asked for before: the run that is half done takes the file's new number.
     path.write_text(text.replace("STEPS", SMALL.replace("steps: 4", f"steps: {reached + 2}")))

@@ -2,15 +2,13 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
+from tests.command import ctrl_c, mlxzo, once
 from tests.tiny import tiny_folder
-from tests.workers import interrupt
 
 SMALL = ["--steps", "4", "--eval-every", "2", "--batch-size", "4", "--schedule", "constant"]
 SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8", "--name", "contest"]
@@ -22,8 +20,7 @@ def model(tmp_path_factory):
 
 
 def compare(*arguments):
-    command = [sys.executable, "-m", "mlxzo", "compare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return mlxzo("compare", *arguments)
 
 
 def contestants(*texts):
@@ -126,14 +123,15 @@ def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_n
 def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
     options = ["--minutes", "0.01", "--name", "c", "--validation-examples", "8", "--test-examples", "8"]
-    command = [sys.executable, "-m", "mlxzo", "compare", *options, "--out", str(tmp_path), *two]
+    arguments = ["compare", *options, "--out", str(tmp_path), *two]
     second = RunDirectory(tmp_path / "c-slow-s0")
-    code, shown, told = interrupt(command, tmp_path, lambda: second.last_event(events.Phase))
-    assert code == 130 and "Traceback" not in told, told
-    assert "stopping after this step" in told
+    with once(lambda: second.last_event(events.Phase), ctrl_c):
+        done = mlxzo(*arguments)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert "stopping after this step" in done.stderr
     assert {run.id: run.status for run in list_runs(tmp_path)} == {"c-quick-s0": "finished", "c-slow-s0": "interrupted"}
-    assert "2  slow (interrupted)" in shown and "1 of 2 runs are not done" in shown
+    assert "2  slow (interrupted)" in done.stdout and "1 of 2 runs are not done" in done.stdout
     assert (tmp_path / "c" / "report.html").exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = mlxzo(*arguments)
     assert done.returncode == 0 and "c-quick-s0" not in done.stderr, done.stderr
     assert [run.status for run in list_runs(tmp_path)] == ["finished", "finished"]

@@ -18,6 +18,8 @@ from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 from tests.command import mlxzo
 
+THIRTY = ("--steps", 30, "--eval-every", 10)
+
 
 def train(model: Path, data: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
     fixed = ("--model", model, "--task", "custom", "--data", data, "--out", out, "--json")
@@ -27,7 +29,7 @@ def train(model: Path, data: Path, out: Path, *more: object) -> subprocess.Compl
 @pytest.fixture(scope="module")
 def finished(model, data, tmp_path_factory) -> tuple[dict, RunDirectory]:
     out = tmp_path_factory.mktemp("runs")
-    done = train(model, data, out, "--steps", 60, "--name", "first")
+    done = train(model, data, out, *THIRTY, "--name", "first")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), RunDirectory.open("first", out)
 
@@ -53,7 +55,7 @@ def test_the_events_tell_the_whole_story_in_order(finished):
     result, run = finished
     story = [event for event, _ in run.events()]
     steps = [event for event in story if isinstance(event, events.Step)]
-    assert [event.step for event in steps] == list(range(1, 61))
+    assert [event.step for event in steps] == list(range(1, 31))
     assert all(event.peak_bytes >= event.active_bytes > 0 and event.tokens > 0 for event in steps)
     assert steps[-1].eta_seconds < steps[0].eta_seconds
     evaluations = [event for event in story if isinstance(event, events.Evaluated)]
@@ -61,7 +63,7 @@ def test_the_events_tell_the_whole_story_in_order(finished):
         ("zero-shot", "validation", 0),
         ("zero-shot", "test", 0),
     ]
-    assert [e.step for e in evaluations if e.kind == "validation"] == [20, 40, 60]
+    assert [e.step for e in evaluations if e.kind == "validation"] == [10, 20, 30]
     assert (evaluations[-1].kind, evaluations[-1].step) == ("test", result["best"]["step"])
     # The test split is looked at before training and once at the end, never between.
     assert sum(e.split == "test" for e in evaluations) == 2
@@ -75,7 +77,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(finished, model,
         return [event.loss for event, _ in of.events() if isinstance(event, events.Step)]
 
     for name, seed in (("again", 0), ("other", 1)):
-        assert train(model, data, tmp_path, "--steps", 60, "--name", name, "--seed", seed).returncode == 0
+        assert train(model, data, tmp_path, *THIRTY, "--name", name, "--seed", seed).returncode == 0
     again, other = (RunDirectory.open(name, tmp_path) for name in ("again", "other"))
     assert losses(again) == losses(run)
     best = "checkpoints/best.safetensors"
@@ -132,7 +134,7 @@ def test_backpropagation_trains_in_the_same_loop(more, finished, model, data, tm
     assert done.returncode == 0, done.stderr
     result, run = json.loads(done.stdout), RunDirectory.open("bp", tmp_path)
     assert result["method"] == "bp"
-    # Both methods start from the same model on the same data, and 20 exact steps do more than 60 of MeZO.
+    # Both methods start from the same model on the same data, and 20 exact steps do more than 30 of MeZO.
     assert result["zero_shot"]["validation"]["loss"] == finished[0]["zero_shot"]["validation"]["loss"]
     assert result["best"]["validation"]["loss"] < finished[0]["best"]["validation"]["loss"]
     steps = [event for event, _ in run.events() if isinstance(event, events.Step)]

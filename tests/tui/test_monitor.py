@@ -297,6 +297,7 @@ def test_closing_with_a_run_going_on_asks_and_can_leave_it(make_run, root, worke
             run, "emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05); obey()"
         )
         pilot.app._feeds[run.path] = feed
+        await wait_for(pilot, lambda: run.last_event(events.Step) is not None)
         await pilot.press("ctrl+q")
         shown = await wait_for(pilot, "Still training")
         assert "Leave it running" in shown and run.id in shown
