@@ -108,8 +108,8 @@ class Generator:
         self._lengthen(answers, states[mx.array(firsts)])
         if any(prompt.expected for prompt in own):
             targets = [token for prompt in own for token in prompt.expected or (0,)]
-            values = self._causal.token_logits(states, mx.array(targets), self._view)
-            values = np.array(values - self._causal.log_normaliser(states, self._view), np.float64)
+            values = self._causal.head.token_logits(states, mx.array(targets), self._view)
+            values = np.array(values - self._causal.head.log_normaliser(states, self._view), np.float64)
             for number, prompt, part in zip(read.numbers, own, np.split(values, firsts[1:]), strict=True):
                 if prompt.expected:
                     losses[number] = -part.mean()

@@ -300,8 +300,8 @@ def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, vi
         hidden: [S, D], at the scored positions.
     """
     position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
-    values = causal.token_logits(hidden[position], target, view)
-    return values if part.shared else values - causal.log_normaliser(hidden, view)[position]
+    values = causal.head.token_logits(hidden[position], target, view)
+    return values if part.shared else values - causal.head.log_normaliser(hidden, view)[position]
 
 
 def _values_from_logits(logits: mx.array, part: MicroBatch) -> mx.array:

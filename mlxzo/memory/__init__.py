@@ -1,1 +1,1 @@
-"""Memory: what is used, what will be, and what fits."""
+"""Memory: measurement, prediction, plans and caps."""

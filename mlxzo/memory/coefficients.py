@@ -1,7 +1,7 @@
-"""Every number of the memory estimate that is not a figure of the model: what it is and where it comes from.
+"""The constants of the memory estimate that no dimension of the model gives, each with its source.
 
-The widths count numbers a token that one layer has alive, from the operations of mlx-lm's decoder layers; scores of the
-attention, which grow with the square of the length, are counted apart. A GPT with dropout in half precision comes to
+The widths count values per token in the memory of one layer, from the operations of mlx-lm's decoder layers; attention
+scores, which grow with the square of the length, are counted apart. A GPT with dropout in half precision comes to
 34 bytes a token and unit of width, and 5 a score (Korthikanti et al., arXiv 2205.05198).
 """
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from ..models.architecture import ModelShape
 
-# Widths of a head for which MLX's attention on Metal never makes the scores whole in a forward pass; on the CPU, for
-# other widths (Gemma's 256), and wherever a gradient is taken it does (mlx 0.32,
+# Head widths for which MLX's attention on Metal has a fused kernel: a forward pass never holds the scores whole. On the
+# CPU, for other widths (Gemma's 256), and for gradients it does (mlx 0.32,
 # `ScaledDotProductAttention::use_fallback` of each backend).
 FUSED_HEAD_DIMS = (64, 80, 128)
 
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A number that does not follow from the architecture, and where it comes from."""
+    """A constant and its source."""
 
     value: float
     why: str
@@ -30,43 +30,43 @@ COEFFICIENTS = {
         107e6, "measured: Python, MLX, mlx-lm, NumPy, the tokenizers library and the BLAS's buffers, after loading"
     ),
     "tokenizer_bytes_a_word": Coefficient(
-        500, "measured: what a tokenizer of 49,152 and one of 262,144 words keep, after freed memory is returned"
+        500, "measured: memory of tokenizers of 49,152 and of 262,144 words, after freed memory is returned"
     ),
     "default_cache_bytes": Coefficient(
         32 * 2**20, "measured: MLX's own limit for its cache of freed buffers on the CPU, where a run sets none"
     ),
     "heap_share": Coefficient(
         0.05,
-        "measured: of what a step allocates and frees on the CPU the C library keeps 1 to 14 %, in holes of its heap",
+        "measured: the C library keeps 1 to 14 % of the memory that a step allocates and frees on the CPU",
     ),
     "margin": Coefficient(0.05, "a run fits if its predicted footprint and this share of it stay under the cap"),
     "made_copies": Coefficient(
-        3, "a matrix w + eps z is made of the words of z, of eps z and of the sum, all of its size as float32"
+        3, "a matrix w + eps z is made from the random words, eps z and the sum, all of its size in float32"
     ),
     "moved_copies": Coefficient(2, "an update holds a chunk of the weights and the chunk that replaces it"),
     "rounded_copies": Coefficient(
-        14, "stochastic rounding holds some 14 arrays more of a chunk's size; its chunks are smaller by a factor of 8"
+        14, "stochastic rounding holds some 14 more arrays of a chunk's size; its chunks are smaller by a factor of 8"
     ),
     "head_copies": Coefficient(
-        1.8, "reading the head holds a chunk of its rows, and part of the next one, which MLX begins before it is freed"
+        1.8, "reading the head holds a chunk of its rows, and part of the next one, which MLX begins early"
     ),
     "kept_scores": Coefficient(1.1, "scores [R, H, T, T] that a backward pass reads: the softmax, and a mask"),
     "ahead_layers": Coefficient(
         7,
-        "layers that a backward pass without checkpointing is ahead of what it frees: gradients of weights are put off",
+        "layers whose activations a backward pass without checkpointing frees late, as weight gradients are deferred",
     ),
-    "live_layers": Coefficient(2.15, "a checkpointed layer has alive what it makes forwards, and as much backwards"),
-    "live_scores": Coefficient(3.1, "scores alive there: before and after the softmax, and their gradient"),
+    "live_layers": Coefficient(2.15, "a checkpointed layer holds its forward activations, and as much backwards"),
+    "live_scores": Coefficient(3.1, "its scores: before and after the softmax, and their gradient"),
     "live_weights_remade": Coefficient(
-        1.9, "a layer's weights where they are cast or dequantised for it: for the product, and for its gradient"
+        1.9, "a layer's weights where they are cast or dequantised: for the product, and for its gradient"
     ),
-    "live_layers_remade": Coefficient(1.2, "a layer's activations there, while MLX waits for those weights"),
-    "live_scores_remade": Coefficient(1.5, "scores alive there"),
-    "kept_remade": Coefficient(2.2, "a layer's weights so made that are alive without checkpointing"),
+    "live_layers_remade": Coefficient(1.2, "a layer's activations in that case, while MLX waits for those weights"),
+    "live_scores_remade": Coefficient(1.5, "its scores in that case"),
+    "kept_remade": Coefficient(2.2, "a layer's cast or dequantised weights without checkpointing"),
     "logit_chunks": Coefficient(
-        9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX makes room for ahead of what it computes"
+        9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX allocates ahead of its computation"
     ),
-    "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, as they were and as they are"),
+    "adam_copies": Coefficient(8, "a chunk of weight, gradient and both means of Adam, before and after the update"),
 }
 
 
@@ -75,28 +75,28 @@ def coefficient(name: str) -> float:
 
 
 def mlp_width(shape: ModelShape) -> int:
-    """Numbers a token that an MLP makes at its width: gate, up and their product; Gemma's activation is not fused."""
+    """Values per token of an MLP at its width: gate, up and their product; Gemma's activation is not fused."""
     return (4 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
 
 
 def attention_width(shape: ModelShape) -> int:
-    """Numbers a token alive while attention computes, its scores not counted."""
+    """Values per token in memory while attention computes, scores excluded."""
     return 4 * shape.hidden + 6 * shape.queries + 4 * shape.keys
 
 
 def layer_width(shape: ModelShape) -> int:
-    """All numbers a token that a layer makes, scores not counted: two norms, two outputs and two sums; queries, keys,
-    values and what attention gives, projected, rotated and put in order; the MLP."""
+    """Values per token that one layer allocates, scores excluded: two norms, two outputs and two sums; queries, keys,
+    values and attention outputs, projected, rotated and transposed; the MLP."""
     return 6 * shape.hidden + 4 * (shape.queries + shape.keys) + mlp_width(shape)
 
 
 def kept_width(shape: ModelShape) -> float:
-    """Numbers a token that a backward pass reads of a layer, scores not counted."""
+    """Values per token of one layer that a backward pass reads, scores excluded."""
     mlp = (5.5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
     return (shape.layer_norms + 1) * shape.hidden + 4 * shape.queries + 3 * shape.keys + mlp
 
 
 def backward_width(shape: ModelShape) -> int:
-    """As `layer_width` where the layer is differentiated: every norm counts, and the parts of Gemma's activation."""
+    """`layer_width` of a layer that is differentiated: every norm counts, and the parts of Gemma's activation."""
     mlp = (5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
     return (shape.layer_norms + 4) * shape.hidden + 4 * (shape.queries + shape.keys) + mlp

@@ -1,23 +1,23 @@
-"""The memory a run will take, by component, from the figures of the model, the data and the options. Imports no MLX.
+"""The memory a run will take, by component, from the dimensions of the model, the data and the options. No MLX.
 
-A run has phases: it loads, evaluates, takes steps, saves. Weights, adapters, the optimiser's state and an activation
-cache in memory are there throughout; beside them each phase has its own, and the peak is that of the phase that takes
-most. Two figures come out, both in bytes:
+A run has phases: loading, evaluation, steps, saving. Weights, adapters, the optimiser's state and an activation cache
+in memory are present throughout; each phase adds its own components, and the peak is that of the largest phase. Two
+results, both in bytes:
 
-    peak        what MLX's own counter (`mx.get_peak_memory`) shows at the end of the run
-    footprint   what the operating system charges the process for (phys_footprint on macOS, RSS on Linux), at most:
-                the runtime, the tokenizer, the peak, and the cache of freed buffers at its limit
+    peak        MLX's own counter (`mx.get_peak_memory`) at the end of the run
+    footprint   an upper bound of the memory that the operating system charges the process for (phys_footprint on macOS,
+                RSS on Linux): the runtime, the tokenizer, the peak, and the cache of freed buffers at its limit
 
-With a batch of N tokens cut into micro-batches of R rows of T tokens (n = R T), hidden width D, and c bytes a number
-that is computed with:
+For a batch of N tokens, cut into micro-batches of R rows of T tokens (n = R T), hidden width D, and c bytes a value in
+the compute dtype:
 
-    whole batch     3 N D c: what the embedding gave, what the last layer gave, what this layer gives. All micro-batches
-                    of a batch pass one layer before any passes the next, so that its weights are made once.
+    whole batch     3 N D c: output of the embedding, of the previous layer and of this one. All micro-batches of a
+                    batch pass one layer before any passes the next, so that its weights are made once.
     keys and values 2 N L K c: of the answers in flight and their prompts, in L layers of key width K, and of one prompt
                     more, whose beginning is shared.
-    one layer       of one micro-batch, forwards: the larger of MLP and attention (see `coefficients`).
-    backpropagation without checkpointing keeps all that its backward pass reads of every layer; with it the layers'
-                    inputs, n D c each, and everything of one layer (Chen et al. 2016, arXiv 1604.06174).
+    one layer       forward pass of one micro-batch: the larger of MLP and attention (see `coefficients`).
+    backpropagation without checkpointing, all activations that the backward pass reads, of every layer; with it, the
+                    layers' inputs, n D c each, and one whole layer (Chen et al. 2016, arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from .trainable_sizes import Trained, trained
 
 @functools.cache
 def runs_on_cpu() -> bool:
-    """Whether MLX computes on this machine's CPU: not on Apple Silicon, nor where the CUDA backend is installed."""
+    """True if MLX computes on this machine's CPU: not on Apple Silicon, nor where the CUDA backend is installed."""
     if sys.platform == "darwin":
         return False
     names = (distribution.metadata["Name"] or "" for distribution in metadata.distributions())
@@ -68,9 +68,9 @@ def estimate(
 
     Args:
         config: resolved or not; `checkpointing: auto` counts as off, `activation_cache: auto` and `disk` as off.
-        data: sizes of its examples. The batch that counts is that of the largest examples.
-        on_cpu: where it runs; None is this machine.
-        cache_limit_bytes: limit of MLX's cache of freed buffers; None for MLX's own on the CPU.
+        data: sizes of its examples; the batch of the largest ones counts.
+        on_cpu: the device that it runs on; None: that of this machine.
+        cache_limit_bytes: limit of MLX's cache of freed buffers; None: MLX's own limit on the CPU.
     """
     settings = Settings.of(config)
     if cache_limit_bytes is not None:
@@ -80,8 +80,8 @@ def estimate(
 
 @dataclass(frozen=True)
 class _Micro:
-    """The micro-batches of one batch: tokens of all and how many they are; and rows, length and scored positions of the
-    one that takes most."""
+    """The micro-batches of one batch: tokens of all, and their number; rows, length and scored positions of the
+    largest."""
 
     tokens: int
     parts: int
@@ -97,10 +97,10 @@ class _Micro:
 
 
 class Predictor:
-    """The arithmetic of one run, for any settings that it may be fitted with.
+    """The memory arithmetic of one run, for any settings.
 
     Args:
-        shape, config, data, on_cpu: as for `estimate`; what `Settings` holds is not read from the configuration.
+        shape, config, data, on_cpu: as for `estimate`; options that `Settings` holds are not read from `config`.
     """
 
     def __init__(self, shape: ModelShape, config: RunConfig, data: Data, on_cpu: bool | None = None):
@@ -108,11 +108,11 @@ class Predictor:
         self.on_cpu = runs_on_cpu() if on_cpu is None else on_cpu
         self.trained: Trained = trained(shape, config)
         self.stored = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
-        # On the CPU everything is computed in float32, where half precision would bypass the BLAS.
+        # On the CPU everything is computed in float32: half precision would bypass the BLAS.
         self.c = 4 if self.on_cpu else self.stored
         self._last_linears = [t for t in shape.tensors if t.layer == shape.layers - 1 and t.rows > 1]
         self._trained_names = {tensor.name for tensor, _ in self.trained.tensors}
-        # Weights that are not stored in what is computed with are made so while their layer computes.
+        # Weights stored in another dtype than the compute dtype are cast or dequantised while their layer computes.
         self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
         multiple = Shapes.suited(self.on_cpu).multiple
         self._batch = data.largest_batch(config.batch_size, multiple)
@@ -151,12 +151,12 @@ class Predictor:
         return MemoryEstimate(merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
 
     def _heap_bytes(self, passing: int) -> int:
-        """What the C library keeps of `passing` bytes that are allocated and freed; a GPU's buffers are not its own."""
+        """Bytes that the C library keeps of `passing` bytes allocated and freed on the CPU; 0 on a GPU."""
         return int(coefficient("heap_share") * passing) if self.on_cpu else 0
 
     @functools.cached_property
     def most_rows(self) -> int:
-        """Sequences in the largest micro-batch where nothing limits it but the device."""
+        """Sequences in the largest micro-batch that suits the device."""
         return self._micro(self._batch, Settings.of(self.config)).rows
 
     @functools.cached_property
@@ -164,7 +164,7 @@ class Predictor:
         """Bytes of the frozen layers' output for every example; 0 where no layer is frozen."""
         if not self.trained.frozen_layers:
             return 0
-        # Behind the last layer nothing looks from one position to another.
+        # After the last layer, only the scored positions are needed.
         kept = self.data.scored if self.trained.frozen_layers == self.shape.layers else self.data.tokens
         return self.c * self.shape.hidden * kept
 
@@ -183,7 +183,7 @@ class Predictor:
         )
 
     def _stacked(self, micro: _Micro) -> _Micro:
-        """The same with as many copies of the batch as go through one forward pass."""
+        """The micro-batches of a stacked forward pass, which holds several copies of the batch."""
         config = self.config
         if config.sides != "stacked":
             return micro
@@ -192,16 +192,16 @@ class Predictor:
         return replace(micro, tokens=copies * micro.tokens, rows=copies * micro.rows)
 
     def _resident(self, settings: Settings) -> list[Component]:
-        """What is there throughout the run."""
+        """Components present throughout the run."""
         config, parts = self.config, [self._weights]
         if self.trained.added_bytes:
-            why = f"{self.trained.numbers:,} trained numbers in float32"
+            why = f"{self.trained.numbers:,} trained parameters in float32"
             parts.append(Component("adapters", self.trained.added_bytes, why))
         if config.method == "bp" and config.optimizer != "sgd":
-            why = "two float32 numbers for each that trains"
+            why = "two float32 values per trained parameter"
             parts.append(Component("optimiser state", 8 * self.trained.numbers, why))
         if settings.keeps_prefix:
-            why = "output of the frozen layers, once an example"
+            why = "output of the frozen layers, one per example"
             parts.append(Component("activation cache", self.prefix_bytes, why))
         return parts
 
@@ -213,7 +213,7 @@ class Predictor:
         if made:
             weights = int(coefficient("made_copies") * max(min(4 * t.size, CHUNK_BYTES) for t in made))
             if micro.parts > 1 and not shape.quantised:
-                # Micro-batches share the layer's weights, which stay until the last has passed.
+                # Micro-batches share the layer's weights, which stay until the last of them has passed.
                 weights += sum(self.c * t.size for t in made if 4 * t.size <= CHUNK_BYTES)
         layer = self._layer(micro.rows, micro.length, ahead=not made)
         scores = self._scores(micro.rows, micro.length)
@@ -230,13 +230,13 @@ class Predictor:
             ]
         why = f"one layer of {micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
         return [
-            Component("transient", weights, "weights of a layer as they are computed with, while it computes"),
+            Component("transient", weights, "effective weights of a layer while it computes"),
             Component("activations", others + layer - scores, why),
             Component("attention", scores, f"scores of {shape.heads} heads"),
         ]
 
     def _writing(self, settings: Settings) -> list[Component]:
-        """Answers in flight, in an evaluation or where a step judges them, while further prompts are read."""
+        """Generation of answers, in an evaluation or for a reward, while further prompts are read."""
         shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch)
         judged = self.config.objective == "reward"
         sizes = [size for size in self.data.evaluated if size.written or judged]
@@ -251,15 +251,15 @@ class Predictor:
         )
         kept = 2 * shape.layers * shape.keys * self.c * (rows + 1) * length
         read = self._micro(self.data.largest("evaluated", 1, shapes.multiple) or self._batch[:1], settings)
-        why = f"of {rows} answers and their prompts, {length} tokens each, and of the beginning of others"
+        why = f"of {rows} answers and their prompts, {length} tokens each, and of one shared beginning"
         return [Component("keys and values", kept, why), *self._forward(read, perturbed=self.config.writes)]
 
     def _layer(self, rows: int, length: int, ahead: bool = False) -> int:
-        """Bytes that one layer has alive at its peak for one micro-batch.
+        """Peak bytes of one layer for one micro-batch.
 
         Args:
-            ahead: nothing is made of its weights first, so that MLX allocates for operations far ahead of those that
-                are done, and frees little before the layer ends.
+            ahead: no effective weights are made first, so that MLX allocates for operations far ahead of the finished
+                ones, and frees little before the layer ends.
         """
         shape, tokens = self.shape, self.c * rows * length
         scores = self._scores(rows, length)
@@ -268,19 +268,19 @@ class Predictor:
         return max(tokens * (4 * shape.hidden + mlp_width(shape)), tokens * attention_width(shape) + scores)
 
     def _scores(self, rows: int, length: int) -> int:
-        """Scores of one layer's attention in a forward pass: whole unless MLX has a fused kernel."""
+        """Bytes of one layer's attention scores in a forward pass; 0 where MLX has a fused kernel."""
         fused = not self.on_cpu and self.shape.head_dim in FUSED_HEAD_DIMS
         return 0 if fused else self.c * rows * self.shape.heads * length**2
 
     def _backward(self, micro: _Micro, settings: Settings) -> list[Component]:
         """Forward and backward pass of one micro-batch.
 
-        Gradients come as the activations that they are made of go, from the last layer to the first: the most is alive
-        either where the backward pass begins or where it ends.
+        From the last layer to the first, gradients appear as activations are freed: the peak is either at the beginning
+        of the backward pass or at its end.
         """
         shape, tokens, trained_bytes = self.shape, self.c * micro.own, self.trained.bytes
         layers = shape.layers - self.trained.frozen_layers
-        # Where a gradient is taken, MLX makes the scores whole on a GPU as well.
+        # For a gradient, MLX makes the scores whole on a GPU as well.
         scores = self.c * micro.rows * shape.heads * micro.length**2
         live = self._live(tokens * backward_width(shape), scores)
         throughout = []
@@ -288,14 +288,14 @@ class Predictor:
             throughout.append(Component("gradients", 4 * self.trained.numbers, "their sum over micro-batches"))
         if self.trained.frozen_layers:
             prefix = self.c * shape.hidden * micro.tokens
-            throughout.append(Component("activations", prefix, "what the frozen layers give"))
-        gradients = Component("gradients", trained_bytes, f"of {self.trained.numbers:,} numbers")
+            throughout.append(Component("activations", prefix, "output of the frozen layers"))
+        gradients = Component("gradients", trained_bytes, f"of {self.trained.numbers:,} parameters")
         of_layer = (trained_bytes - (self._head_bytes if self._trains_head else 0)) // max(1, layers)
         if settings.checkpointing:
             inputs = Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers")
             begins = [inputs, *larger(live, self._at_head(micro))]
             if micro.parts > 1:
-                # Each layer's gradients are added to the sum before the next are made.
+                # The gradients of each layer are added to the sum before those of the next are made.
                 gradients = Component("gradients", of_layer, "of one layer")
             ends = [gradients, *live]
         else:
@@ -305,7 +305,7 @@ class Predictor:
                 *self._at_head(micro),
                 Component("activations", int(layers * kept), f"all of {layers} layers"),
                 Component("attention", int(layers * kept_scores), f"scores of {layers} layers"),
-                Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "weights made anew"),
+                Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "effective weights"),
                 Component("gradients", int(ahead * of_layer), "of the first layers passed backwards"),
             ]
             ends = [
@@ -326,22 +326,26 @@ class Predictor:
         return parts
 
     def _live(self, layer: int, scores: int) -> list[Component]:
-        """The layer at work in a backward pass, from the bytes that it makes forwards and those of its scores."""
+        """The layer being differentiated, from the bytes of its forward pass and of its scores."""
         suffix = "_remade" if self._remade else ""
         return [
-            Component("transient", int(coefficient("live_weights_remade") * self._remade_bytes), "weights made anew"),
-            Component("activations", int(coefficient(f"live_layers{suffix}") * layer), "one layer, forwards and back"),
+            Component(
+                "transient",
+                int(coefficient("live_weights_remade") * self._remade_bytes),
+                "weights in the compute dtype",
+            ),
+            Component("activations", int(coefficient(f"live_layers{suffix}") * layer), "one layer, both passes"),
             Component("attention", int(coefficient(f"live_scores{suffix}") * scores), "scores of one layer"),
         ]
 
     @functools.cached_property
     def _remade_bytes(self) -> int:
-        """The weights of one layer in what is computed with, where they are not stored so."""
+        """Bytes of one layer's weights in the compute dtype; 0 where they are stored in it."""
         return sum(self.c * tensor.size for tensor in self._last_linears) if self._remade else 0
 
     @property
     def _head_bytes(self) -> int:
-        """The head's matrix in float32."""
+        """Bytes of the head's matrix in float32."""
         return 4 * self.shape.vocabulary * self.shape.hidden
 
     @property
@@ -350,16 +354,16 @@ class Predictor:
         return name in self._trained_names
 
     def _update(self, micro: _Micro) -> list[Component]:
-        """The pass that moves the weights, a chunk at a time; backpropagation has its gradients meanwhile."""
-        parts = [Component("transient", self._chunk_bytes, "a chunk of the weights being moved")]
+        """The update of the weights, chunk by chunk; backpropagation holds its gradients meanwhile."""
+        parts = [Component("transient", self._chunk_bytes, "a chunk of the weights being updated")]
         if self.config.method == "bp":
             size = 4 * self.trained.numbers if micro.parts > 1 else self.trained.bytes
-            parts.append(Component("gradients", size, f"of {self.trained.numbers:,} numbers"))
+            parts.append(Component("gradients", size, f"of {self.trained.numbers:,} parameters"))
         return parts
 
     @functools.cached_property
     def _chunk_bytes(self) -> int:
-        """What the update of the largest chunk of a trained tensor has alive."""
+        """Peak bytes of the update of the largest chunk of a trained tensor."""
         backward = self.config.method == "bp"
         # A tensor and Adam's two means of it are rewritten together, in chunks that are smaller for it.
         slots = 3 if backward and self.config.optimizer != "sgd" else 1
@@ -367,7 +371,7 @@ class Predictor:
 
         def alive(tensor: Tensor, size: int) -> int:
             chunk = (CHUNK_BYTES if size == 4 else HALF_PRECISION_CHUNK_BYTES) // slots
-            # A tensor that is moved whole needs no copy of what it replaces.
+            # A tensor that is updated whole needs no copy of the old values.
             plain = copies * min(4 * tensor.size, chunk) * (0.5 if 4 * tensor.size <= chunk else 1.0)
             return int(plain + (0 if size == 4 else coefficient("rounded_copies") * min(4 * tensor.size, chunk)))
 
@@ -375,7 +379,7 @@ class Predictor:
 
     @functools.cached_property
     def _saved_bytes(self) -> int:
-        """A saved state is copied out in pieces of so many bytes, which the C library keeps when they are freed."""
+        """Bytes of the largest piece in which a state is saved; the C library keeps them when they are freed."""
         return max((min(size * tensor.size, CHUNK_BYTES) for tensor, size in self.trained.tensors), default=0)
 
     @functools.cached_property

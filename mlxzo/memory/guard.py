@@ -1,4 +1,4 @@
-"""A worker's memory from outside: ends a process that is over its cap and does not end by itself. Imports no MLX."""
+"""A worker's memory, watched from outside: ends a process over its cap that does not end itself. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from ..core.errors import DoesNotFit
 from .watch import Gauge
 
 SAMPLE_SECONDS = 0.05
-# A worker over its cap sees it itself, a little earlier, and ends cleanly. One that is stuck has this long, unless
-# it goes beyond this share of its cap.
+# A worker over its cap notices it itself, a little earlier, and ends cleanly. A stuck one is ended after this time, or
+# at once beyond this multiple of its cap.
 _GRACE_SECONDS = 1.0
 _MARGIN = 1.05
-# A cap may be below what Python and MLX take alone. Until the worker has come to see that, it has this long.
+# A cap may be below the memory of Python and MLX alone: the worker has this long to notice and report that.
 _START_SECONDS = 20.0
 
 
 class Guard:
-    """Reads the footprint of process `pid` from a thread, and calls `kill` where it stays over `cap_bytes`.
+    """Reads the footprint of process `pid` from a thread, and calls `kill` if it stays over `cap_bytes`.
 
     Args:
-        holds: whether the process says that it is held to the cap.
+        holds: returns True once the process enforces the cap itself.
 
     Attributes:
-        killed: it did.
-        gauge: what it read.
+        killed: `kill` was called.
+        gauge: the readings.
 
     Raises:
-        ProcessLookupError: there is no such process any more.
+        ProcessLookupError: the process has ended.
     """
 
     def __init__(self, pid: int, cap_bytes: int, holds: Callable[[], bool], kill: Callable[[], None]):
@@ -41,7 +41,7 @@ class Guard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Reads no more."""
+        """Stops reading."""
         self._done.set()
         self._thread.join()
         self.gauge.close()

@@ -1,4 +1,4 @@
-"""A run fitted to a memory cap before it starts, or the plain word that it does not fit and what would.
+"""Fits a run to a memory cap before it starts; a run that cannot fit is refused, with alternatives that would.
 
 Imports no MLX and loads no model.
 """
@@ -66,13 +66,12 @@ def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | N
 def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool | None = None) -> Fit:
     """The run with the largest micro-batch whose predicted footprint, and a margin, stay under the cap.
 
-    What is `auto` gives way in this order: MLX's cache of freed buffers, the size of a micro-batch down to a quarter
-    of what suits the device, the activation cache in memory, activations (gradient checkpointing), and then the
-    micro-batch down to one sequence. Only the cut into micro-batches can change a MeZO loss, and that by the rounding
-    of float32.
+    Options set to `auto` are reduced in this order: MLX's cache of freed buffers, the micro-batch down to a quarter of
+    the size that suits the device, the activation cache in memory, activations (gradient checkpointing), the
+    micro-batch down to one sequence. Only the division into micro-batches can change a MeZO loss, by float32 rounding.
 
     Raises:
-        DoesNotFit: no way of running it fits. The details are the components of the smallest, and what would fit.
+        DoesNotFit: no settings fit. The details are the components of the smallest estimate, and alternatives.
     """
     predictor = Predictor(shape, config, data, on_cpu)
     found = try_fit(predictor, cap_bytes)
@@ -101,7 +100,7 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
 
 
 def try_fit(predictor: Predictor, cap_bytes: int) -> Fit | None:
-    """As `fit`, or None where the run does not fit."""
+    """`fit` without an error: None if the run does not fit."""
     enough = max(1, int(_SMALL_MICRO_BATCH * predictor.most_rows))
     best: Fit | None = None
     for settings in _ways(predictor):
@@ -114,7 +113,7 @@ def try_fit(predictor: Predictor, cap_bytes: int) -> Fit | None:
 
 
 def smallest(predictor: Predictor) -> MemoryEstimate:
-    """The least that the run can be made to take."""
+    """The estimate of the run with the smallest footprint that it can be made to have."""
     ways = (
         predictor.estimate(dataclasses.replace(settings, micro_batch=micro_batch, cache_limit_bytes=0))
         for settings in _ways(predictor)
@@ -124,14 +123,14 @@ def smallest(predictor: Predictor) -> MemoryEstimate:
 
 
 def needed_bytes(predicted: MemoryEstimate) -> int:
-    """What a cap must be for a run predicted to take this much: the footprint and a margin for what is not foreseen."""
-    # One byte more than the rounding may take away.
+    """The smallest cap for a run with this prediction: the footprint and the margin."""
+    # One byte more, against the rounding.
     return math.ceil(predicted.footprint_bytes * (1.0 + coefficient("margin"))) + 1
 
 
 def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
-    """A limit for MLX's cache of freed buffers that costs little time, in bytes: on the CPU MLX's own, on a GPU what a
-    step frees again, but at most a tenth of the footprint."""
+    """Bytes to limit MLX's cache of freed buffers to at little cost in time: on the CPU MLX's own limit, on a GPU the
+    memory that a step frees again, but at most a tenth of the footprint."""
     default = int(coefficient("default_cache_bytes"))
     if on_cpu:
         return default
@@ -140,7 +139,7 @@ def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
 
 
 def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
-    """What would fit under the cap instead of a run that does not, as options, and the cap it would fit under."""
+    """Alternatives that fit under the cap, as options, and the cap that the run itself would need."""
     config, shape, data, on_cpu = predictor.config, predictor.shape, predictor.data, predictor.on_cpu
 
     def fits(model: ModelShape, **changes: str) -> bool:
@@ -159,12 +158,12 @@ def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
         for entry in sorted(load_registry().values(), key=lambda entry: -entry.parameters)
         if entry.parameters <= shape.parameters
         and entry.name != shape.name
-        # Quantised weights cannot train, and scales are theirs alone.
+        # Quantised weights cannot train, and only they have scales.
         and not (entry.shape.quantised and "full" in config.parsed_scope.kinds)
         and not (not entry.shape.quantised and "scales" in config.parsed_scope.kinds)
     )
     ways += [f"--model {entry.name}" for entry in smaller if fits(shape_of_entry(entry))][:1]
-    # Rounded up to 10 MB, so that what is typed fits.
+    # Rounded up to 10 MB, the precision of the option shown.
     need = -(-needed_bytes(smallest(predictor)) // 10**7)
     return [*ways, f"--memory-cap {need / 100:.2f}GB"]
 
@@ -176,7 +175,7 @@ def describe_method(config: RunConfig) -> str:
 
 
 def _ways(predictor: Predictor) -> Iterator[Settings]:
-    """What `auto` leaves open, the fastest first."""
+    """The settings that `auto` leaves open, fastest first."""
     config = predictor.config
     settings = Settings.of(config)
     backward = config.method == "bp"
@@ -191,13 +190,13 @@ def _prefix_choices(predictor: Predictor) -> Sequence[bool]:
         return (False,)
     if config.activation_cache != "auto":
         return (config.activation_cache == "ram",)
-    # A run that does not come back to its examples would not get back what the cache costs.
+    # The cache pays off only if the run reads its examples more than once.
     pays = config.steps * config.batch_size > len(predictor.data.train)
     return (True, False) if pays else (False,)
 
 
 def _largest_micro_batch(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit | None:
-    """The run with the most sequences a micro-batch that fit, or None."""
+    """The run with the largest micro-batch that fits, or None."""
 
     def attempt(rows: int | None) -> Fit | None:
         tried = dataclasses.replace(settings, micro_batch=rows, cache_limit_bytes=0)
@@ -244,5 +243,5 @@ def _activation_cache(predictor: Predictor, settings: Settings) -> str:
     asked = predictor.config.activation_cache
     if asked != "auto" or not predictor.prefix_bytes:
         return asked
-    # Not on disk: it is read through a map of the file, which the system may count as the process's memory.
+    # Not on disk: the file is memory-mapped, and the system may count the pages as the process's memory.
     return "ram" if settings.keeps_prefix else "off"

@@ -1,6 +1,6 @@
-"""The picture of a plan: the size of a model against the memory that training it takes, a line a way, the cap across.
+"""The figure of a plan: memory of training against model size, one line for each way of training, and the cap.
 
-matplotlib is imported when the picture is drawn: it takes a second.
+matplotlib is imported when the figure is drawn: that takes a second.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SIZE_TICKS = (1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11)
 
 
 def draw(rows: Sequence[PlanRow], cap_bytes: int, source: str, path: Path) -> None:
-    """Draws a plan to `path`, in the format that its name ends in: floating models and quantised ones side by side.
+    """Draws a plan to `path`, in the format of its suffix: floating models and quantised ones side by side.
 
     Args:
-        source: what the examples are, in words.
+        source: the examples, in words.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What fits under a cap: models against ways of training them, the largest model of each way, and what to choose.
+"""The table of a plan: models against ways of training, the largest model of each way under a cap, a recommendation.
 
 Imports no MLX and loads no model.
 """
@@ -24,8 +24,8 @@ class Way:
     """A way of training a model.
 
     Attributes:
-        name: as tables call it.
-        quantised: True where it takes a quantised model, False a floating one, None either.
+        name: in tables.
+        quantised: True if it needs a quantised model, False a floating one, None either.
     """
 
     name: str
@@ -62,11 +62,11 @@ class PlanRow:
     """One model trained one way.
 
     Attributes:
-        fits: under the cap; all figures are then those of the run with the largest micro-batch that fits, else of the
-            one that takes least.
-        micro_batch: sequences in its micro-batches.
-        seconds_per_step: a guess; None without a calibration.
-        components: of the footprint.
+        fits: under the cap. All figures are then those of the run with the largest micro-batch that fits, else those
+            of the smallest run.
+        micro_batch: sequences in the largest micro-batch.
+        seconds_per_step: estimate; None without a calibration.
+        components: parts of the footprint.
     """
 
     model: str
@@ -99,7 +99,7 @@ def table(
     """Every model trained in every way that suits it, in the order given.
 
     Args:
-        base: what the runs have in common: batch size, optimiser, rank, dtype.
+        base: the options that the runs have in common: batch size, optimiser, rank, dtype.
     """
     cpu = runs_on_cpu() if on_cpu is None else on_cpu
     configs = [(way, way.config(base)) for way in ways]
@@ -141,7 +141,7 @@ def _row(
 
 
 def largest(rows: Iterable[PlanRow]) -> dict[str, PlanRow]:
-    """The largest model that fits, by the name of the way; of models of one size the one whose weights take more."""
+    """The largest model that fits, by the name of the way; of models of equal size the one with larger weights."""
     found: dict[str, PlanRow] = {}
     for row in rows:
         before = found.get(row.way.name)
@@ -151,11 +151,11 @@ def largest(rows: Iterable[PlanRow]) -> dict[str, PlanRow]:
 
 
 def recommend(rows: Sequence[PlanRow], cap_bytes: int) -> str:
-    """What to choose under the cap, in one sentence.
+    """A recommendation for the cap, in one sentence.
 
-    Backpropagation on LoRA adapters takes nearly as little memory as MeZO and converges far faster (2510.03425,
-    2506.21833), so it is what to choose wherever it fits; MeZO is for models that only it fits, and for all weights
-    where backpropagation has no room for their gradients.
+    Backpropagation on LoRA adapters takes nearly as little memory as MeZO and converges far faster (arXiv 2510.03425,
+    2506.21833), so it is recommended wherever it fits; MeZO is for models that only it fits, and for all weights
+    where the gradients of backpropagation do not fit.
     """
     fitting = [row for row in rows if row.fits]
     cap = format_bytes(cap_bytes)

@@ -1,11 +1,11 @@
-"""How long a step takes, guessed from three rates of this machine that are measured once and kept.
+"""Estimated seconds per step, from three rates of this machine that are measured once and kept.
 
     mlxzo plan --calibrate
 
-measures, in a child process, matrix products, array additions and exponentials in the dtype that a run computes with,
-and writes the rates to calibration.json in mlxzo's folder. A guess counts the floating-point operations of the matrix
-products, the bytes that everything else moves, and the exponentials of activations and attention; it knows nothing of
-caches, launches or a busy machine. Only the child process imports MLX.
+measures, in a child process, matrix products, array additions and exponentials in the compute dtype, and writes the
+rates to calibration.json in mlxzo's folder. An estimate counts the floating-point operations of the matrix products,
+the bytes that all other operations move, and the exponentials of activations and attention; it ignores caches, launch
+times and the machine's load. Only the child process imports MLX.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .trainable_sizes import trained
 _FILE = "calibration.json"
 _TIMEOUT_SECONDS = 120.0
 _REPEATS = 5
-# Reads and writes of each number that a layer makes.
+# Reads and writes of each value that a layer allocates.
 _TOUCHES = 3
-# Bytes moved for one number of a random direction: its words, its value, and the weight before and after.
+# Bytes moved for one element of a random direction: its words, its value, and the weight before and after.
 _NOISE_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured, and on what.
+    """Measured rates, and the device they belong to.
 
     Attributes:
         flops: floating-point operations a second of a matrix product.
         bytes_per_second: read and written by an addition of large arrays.
-        exponentials_per_second: of sigmoid, which costs one.
-        on_cpu, device, threads, mlx: where; a calibration of another MLX release does not count.
+        exponentials_per_second: sigmoids a second, which cost one exponential each.
+        on_cpu, device, threads, mlx: the device; a calibration of another MLX release is ignored.
     """
 
     flops: float
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def load_calibration() -> Calibration | None:
-    """The calibration kept from an earlier call; None where there is none, or it is of another release of MLX."""
+    """The calibration that an earlier call saved; None without one, or if it is of another release of MLX."""
     try:
         kept = Calibration(**json.loads(_path().read_text("utf-8")))
     except (OSError, ValueError, TypeError):
@@ -69,10 +69,10 @@ def load_calibration() -> Calibration | None:
 
 
 def calibrate() -> Calibration:
-    """Measures this machine's rates in a child process, and keeps them.
+    """Measures this machine's rates in a child process, and saves them.
 
     Raises:
-        InternalError: the child failed, with its last words.
+        InternalError: the child failed; the message has the last line of its stderr.
     """
     from ..core.child_process import worker_environment
 
@@ -81,7 +81,7 @@ def calibrate() -> Calibration:
         child = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=worker_environment()
         )
-        last = (child.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
     except subprocess.TimeoutExpired:
         child, last = None, f"no answer within {_TIMEOUT_SECONDS:g} s"
     if child is None or child.returncode:
@@ -93,7 +93,7 @@ def calibrate() -> Calibration:
 
 
 def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Calibration) -> float:
-    """A guess of the seconds that one step of a resolved configuration takes, on examples of mean length.
+    """Estimated seconds of one step of a resolved configuration, on examples of mean length.
 
     A forward pass counts once, or twice and once more for each query of spsa; a backward pass as much for the
     activations' gradients, and as much again for the weights' where all train; checkpointing adds a forward pass.
@@ -106,7 +106,7 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
     if config.method == "mezo":
         queries = config.queries or 1
         passes = 2 * queries if config.estimator == "spsa" else queries + 1
-        # Frozen layers run once a step for all passes, and are kept where the run comes back to its examples.
+        # Frozen layers run once a step for all passes, and their output is cached if examples are read repeatedly.
         frozen = 0.0 if config.activation_cache in ("ram", "disk", "auto") else (1.0 - share) * forward
         noise = moves.numbers * _NOISE_BYTES / rates.bytes_per_second
         return passes * (share * forward + noise) + frozen + queries * noise

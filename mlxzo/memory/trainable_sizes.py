@@ -1,4 +1,4 @@
-"""What a scope trains of a model, from figures alone: as `models.scope.prepare` decides on the loaded one."""
+"""The parameters that a scope trains, from the dimensions of a model alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..models.architecture import DTYPE_BYTES, ModelShape, Tensor
 
 @dataclass(frozen=True)
 class Trained:
-    """What trains in a scope.
+    """The parameters that a scope trains.
 
     Attributes:
-        tensors: what trains, each with the bytes of one of its numbers.
-        added_bytes: of parameters that the scope adds, or keeps in float32 beside the stored ones.
-        frozen_layers: the first layers that no trained parameter can change.
+        tensors: trained tensors, each with the bytes of one element.
+        added_bytes: bytes of parameters that the scope adds, or keeps in float32 beside the stored ones.
+        frozen_layers: number of first layers whose output no trained parameter can change.
     """
 
     tensors: tuple[tuple[Tensor, int], ...]
@@ -35,7 +35,7 @@ class Trained:
 
 
 def trained(shape: ModelShape, config: RunConfig) -> Trained:
-    """What the scope of `config` trains of a model: as `models.scope.prepare` decides, from figures alone."""
+    """The parameters that the scope of `config` trains, as `models.trainable.prepare` decides on a loaded model."""
     scope = config.parsed_scope
     whole = scope.last_layers is None
     first = 0 if scope.last_layers is None else max(0, shape.layers - scope.last_layers)

@@ -1,7 +1,7 @@
-"""A run's memory from inside: a thread that reads the footprint, tells of it, and holds the run to its cap.
+"""A run's memory, watched from inside: a thread reads the footprint, emits samples, and enforces the cap.
 
-MLX releases the interpreter while it computes, so the thread reads on in the middle of an evaluation. It only sets
-flags, which the main thread looks at between layers; where it does not come to look, the thread ends the process.
+MLX releases the interpreter lock while it computes, so the thread keeps reading during an evaluation. It only sets
+flags, which the main thread checks between layers; if the main thread does not react, the watch ends the process.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..core.meter import FootprintReader, memory_pressure, mlx_memory, swap_used
 SAMPLE_SECONDS = 0.05
 # Near the cap, readings are closer together.
 NEAR_SAMPLE_SECONDS = 0.02
-# From this share of the cap on, the run is asked to take less.
+# From this share of the cap on, the run is asked to use less memory.
 NEAR_SHARE = 0.92
 # A run over its cap ends by itself within this time, unless it grows by more than this share of the cap meanwhile.
 _GRACE_SECONDS = 0.5
 _GRACE_SHARE = 0.005
 
-# Samples that are shown, and those that are kept in events.jsonl, come at most this often; see `Thinning`.
+# Shortest time between samples that are shown, and between those kept in events.jsonl; see `Thinning`.
 _SHOWN_SECONDS = 0.5
 _KEPT_SECONDS = 5.0
 _NEW_PEAK = 1.01
@@ -40,11 +40,11 @@ class Gauge:
     Attributes:
         last_bytes: the last reading.
         peak_by_phase: the highest reading of each phase of the run.
-        growth_bytes: the most that it grew from one reading to the next, and `longest_seconds` the longest time
-            between two.
+        growth_bytes: the largest growth from one reading to the next.
+        longest_seconds: the longest time between two readings.
 
     Raises:
-        ProcessLookupError: there is no such process, or it may not be looked at; `read` raises it, too.
+        ProcessLookupError: there is no such process, or reading it is not permitted; `read` raises it, too.
     """
 
     def __init__(self, pid: int | None = None):
@@ -60,7 +60,7 @@ class Gauge:
         return max(self.peak_by_phase.values(), default=0)
 
     def read(self, phase: str = "") -> int:
-        """Takes a reading: what the process has now, or more where the system saw more since the last one."""
+        """Takes a reading: the current footprint, or the system's own peak if that rose since the last reading."""
         now = time.monotonic()
         seen, highest = self._reader.read()
         if highest is not None:
@@ -75,14 +75,14 @@ class Gauge:
         return seen
 
     def close(self) -> None:
-        """Reads no more; the figures stay."""
+        """Stops reading; the figures stay."""
         self._reader.close()
 
     def exceeded(self, cap_bytes: int, kept: str) -> DoesNotFit:
         """The error for a run that went over its cap.
 
         Args:
-            kept: what is left of the run, as a sentence without its full stop.
+            kept: the parts of the run that are saved, as a sentence without its full stop.
         """
         phases = ", ".join(f"{phase} {format_bytes(peak)}" for phase, peak in self.peak_by_phase.items() if phase)
         return DoesNotFit(
@@ -99,10 +99,10 @@ class Gauge:
 
 
 class Thinning:
-    """Which of many samples are worth telling, so that a run of a night leaves a short file.
+    """Selects the samples to show and to keep, so that a long run leaves a short file.
 
-    Shown to those who watch is the first sample of a phase, and two a second. Kept of these is the first of a phase,
-    one every 5 s, and one at which the peak is more than 1 % above the last one kept.
+    Shown are the first sample of a phase, and two a second. Kept of these are the first of a phase, one every 5 s, and
+    those whose peak is more than 1 % above the last one kept.
     """
 
     def __init__(self) -> None:
@@ -111,11 +111,11 @@ class Thinning:
         self._kept = self._shown = float("-inf")
 
     def worth(self, now: float, phase: str, peak_bytes: int) -> tuple[bool, bool]:
-        """Whether a sample is to be shown, and whether it is to be kept as well.
+        """Two flags: show the sample, and keep it as well.
 
         Args:
             now: seconds, by any clock.
-            peak_bytes: the most that was seen so far, this sample included.
+            peak_bytes: the highest reading so far, this sample included.
         """
         entered = phase != self._phase
         shown = entered or now - self._shown >= _SHOWN_SECONDS
@@ -129,24 +129,24 @@ class Thinning:
 
 
 class Watch:
-    """Reads this process's footprint from a thread of its own for as long as it is entered (a context manager).
+    """A context manager that reads this process's footprint from a thread of its own.
 
     Args:
-        tell: takes the samples that `Thinning` finds worth telling, and whether each is to be kept. It is called from
-            two threads, and must not wait.
-        end: ends the process at once. Called from the thread, where a run over its cap grows on or does not stop.
+        emit: called with the samples that `Thinning` selects, and True for those to keep. It is called from two
+            threads, and must not block.
+        end: ends the process at once. Called from the thread if a run over its cap keeps growing or does not stop.
 
     Attributes:
-        cap_bytes: the cap that the run is held to; None: none yet.
+        cap_bytes: the cap that is enforced; None if there is none yet.
         near: the footprint is near the cap, or was since this was last set to False.
         over: the cap was exceeded: the run must stop.
     """
 
-    def __init__(self, tell: Callable[[events.Memory, bool], None], end: Callable[[], None]):
+    def __init__(self, emit: Callable[[events.Memory, bool], None], end: Callable[[], None]):
         self.cap_bytes: int | None = None
         self.gauge = Gauge()
         self.near = self.over = False
-        self._tell, self._end = tell, end
+        self._emit, self._end = emit, end
         self._phase = "load"
         self._thinning = Thinning()
         # The time of the first reading over the cap, and the bytes at which the thread ends the process at once.
@@ -162,23 +162,23 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        # The last word on the peak.
-        self._sample(told=True)
+        # A last sample, with the final peak.
+        self._sample(kept=True)
         self.gauge.close()
 
     def hold(self, cap_bytes: int) -> None:
-        """Holds the run to a cap from here on, and tells so."""
+        """Enforces a cap from here on, and emits a sample with it."""
         self.cap_bytes = cap_bytes
-        self._sample(told=True)
+        self._sample(kept=True)
 
     def enter(self, phase: str) -> None:
-        """Tells in which phase the run is from now on; the time between two readings may hide a short one."""
+        """Begins a phase, with a reading before and after: a short one could fall between two samples."""
         self._sample()
         self._phase = phase
         self._sample()
 
     def summary(self) -> dict[str, Any]:
-        """What the run took, in bytes, as its result holds it."""
+        """The memory of the run in bytes, as its result holds it."""
         return {
             "cap_bytes": self.cap_bytes,
             "footprint_peak_bytes": self.gauge.peak_bytes,
@@ -206,7 +206,7 @@ class Watch:
         since, tolerated = self._over
         return time.monotonic() - since > _GRACE_SECONDS or self.gauge.last_bytes > tolerated
 
-    def _sample(self, told: bool = False) -> None:
+    def _sample(self, kept: bool = False) -> None:
         with self._lock:
             seen = self.gauge.read(self._phase)
             if self._is_near():
@@ -214,9 +214,9 @@ class Watch:
             if self.cap_bytes is not None and seen > self.cap_bytes and not self.over:
                 self._over = time.monotonic(), seen + _GRACE_SHARE * self.cap_bytes
                 self.over = True
-            shown, kept = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
-            if shown or told:
-                self._tell(self._event(seen), kept or told)
+            shown, keep = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
+            if shown or kept:
+                self._emit(self._event(seen), keep or kept)
 
     def _event(self, seen: int) -> events.Memory:
         mlx = mlx_memory()

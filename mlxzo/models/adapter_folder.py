@@ -1,4 +1,4 @@
-"""mlx-lm's adapter folders. Nothing here imports MLX."""
+"""mlx-lm's adapter folders. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """What an adapter folder says of itself.
+    """The content of a folder's adapter_config.json.
 
     Raises:
-        ModelError: it is none, or its adapter_config.json cannot be read.
+        ModelError: the folder is no adapter folder, or its adapter_config.json cannot be read.
     """
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing:

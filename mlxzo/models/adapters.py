@@ -1,7 +1,7 @@
-"""Small float32 parameters put into a model: promoted norms, LoRA pairs, residual biases and output gains.
+"""Small float32 parameters inserted into a model: promoted norms, LoRA pairs, residual biases and output gains.
 
-Each `add_...` and `promote_norms` changes the model in place, in decoder layers `first` and later, leaves what the
-model computes as it was, and returns the places of the parameters to train.
+`promote_norms` and each `add_...` change the model in place, in decoder layers `first` and later, leave its outputs
+unchanged, and return the places of the parameters to train.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..core.errors import ConfigError
 from ..zo.noise import direction_key
 from .slots import Slot, decoder, decoder_layers, parameter_slots, slot_of
 
-# Malladi et al. 2023 put LoRA on queries and values; models with one fused projection get it there.
+# Malladi et al. 2023 put LoRA on queries and values; in models with a fused projection it goes there.
 _LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
 
-# The linear layer an MLP ends with, as the architectures of mlx-lm call it.
+# Names of the last linear layer of an MLP in the architectures of mlx-lm.
 _MLP_OUTPUTS = ("down_proj", "fc2", "c_proj", "w2", "dense_4h_to_h", "fc_out", "proj_2", "ff_out")
 _GAINED = ("v_proj", "gate_proj")
 
@@ -27,7 +27,7 @@ Linear = nn.Linear | nn.QuantizedLinear
 
 
 class PromotedNorm(nn.Module):
-    """A norm whose weights are held in float32 while its output keeps the dtype of its input.
+    """A norm with float32 weights whose output keeps the dtype of its input.
 
     Half precision has steps of 0.8 % at 1.0, as large as the perturbations of a norm weight.
     """
@@ -47,9 +47,9 @@ class PromotedNorm(nn.Module):
 
 
 class BiasedLinear(nn.Module):
-    """A linear layer, quantised or not, whose bias is held in float32; zero where it had none.
+    """A linear layer, quantised or not, with a float32 bias, zero if it had none.
 
-    The output keeps the layer's own dtype: a float32 bias inside `nn.Linear` would turn the whole residual stream of a
+    The output keeps the layer's dtype: a float32 bias inside `nn.Linear` would turn the whole residual stream of a
     half-precision model into float32.
     """
 
@@ -65,10 +65,7 @@ class BiasedLinear(nn.Module):
 
 
 class GainedLinear(nn.Module):
-    """A linear layer, quantised or not, whose outputs are multiplied by a float32 gain each, 1 at first.
-
-    The output keeps the layer's own dtype.
-    """
+    """A linear layer, quantised or not, with a float32 gain for each output, 1 at first; the output keeps its dtype."""
 
     def __init__(self, linear: Linear):
         super().__init__()
@@ -81,10 +78,10 @@ class GainedLinear(nn.Module):
 
 
 def promote_norms(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
-    """Norm weights of the last layers and of the final norm, kept in float32: they are few and move by little.
+    """Norm weights of the last layers and of the final norm, in float32: they are few and change little.
 
     Raises:
-        ConfigError: the model shows no norm weights.
+        ConfigError: the model has no norm weights.
     """
     final = final_norm(model)
     slots = []
@@ -106,7 +103,7 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     """Low-rank adapters (mlx-lm's `LoRALinear`) beside linear layers: A drawn by the seed, B zero, both float32.
 
     Raises:
-        ConfigError: `lora_targets` names a layer that is not there, or there is no linear layer at all.
+        ConfigError: `lora_targets` names a layer that does not exist, or there is no linear layer.
     """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -120,7 +117,7 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     slots = []
     for name, slot in parameter_slots(model).items():
         if slot.key == "lora_a":
-            # mlx-lm draws adapters from the global generator; a run must not depend on it.
+            # mlx-lm draws adapters from the global generator, which a run must not depend on.
             bound = slot.get().shape[0] ** -0.5
             key = direction_key(config.seed, 0, 0, f"initial|{name}")
             slot.set(mx.random.uniform(-bound, bound, slot.get().shape, mx.float32, key))
@@ -130,7 +127,7 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
 
 
 def _lora_keys(targets: str, linears: set[str]) -> list[str]:
-    """The paths within a layer that `lora_targets` names."""
+    """Paths within a layer that match `lora_targets`."""
 
     def named(target: str) -> set[str]:
         return {path for path in linears if path == target or path.endswith(f".{target}")}
@@ -152,17 +149,16 @@ def _lora_keys(targets: str, linears: set[str]) -> list[str]:
 
 
 def add_biases(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
-    """Residual biases: one float32 vector a layer, added to the output of its MLP.
+    """Residual biases: one float32 vector per layer, added to the output of its MLP.
 
-    A bias that is there already is trained as it is. In a layer of several MLPs it goes on the one that every token
-    passes (the shared expert).
+    An existing bias is trained as it is. In a layer of several MLPs the bias goes on the shared expert.
 
     Raises:
         ConfigError: no MLP output projection is found.
     """
     found = {}
     for path, linear in _projections(model, first, _MLP_OUTPUTS).items():
-        # Some architectures call the output of their attention by one of these names as well.
+        # Some architectures use one of these names for the output of attention as well.
         if not re.search(r"attn|attention|\.experts\.", path):
             found.setdefault(layer_number(path), []).append((path.count("."), path, linear))
     if not found:
@@ -175,7 +171,7 @@ def add_biases(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
 
 
 def add_gains(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
-    """Output gains of the value and MLP gate projections, one float32 number an output.
+    """Output gains of the value and MLP gate projections, one float32 value per output.
 
     Raises:
         ConfigError: neither is found, as in models that fuse them with other projections.
@@ -190,7 +186,7 @@ def add_gains(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
 
 
 def layer_number(path: str) -> int | None:
-    """The decoder layer a dotted name lies in."""
+    """Number of the decoder layer in a dotted name; None outside the layers."""
     match = re.search(r"(?:^|\.)model\.layers\.(\d+)(?:\.|$)", path)
     return int(match[1]) if match else None
 
@@ -201,7 +197,7 @@ def final_norm(model: nn.Module) -> str:
 
 
 def _projections(model: nn.Module, first: int, names: tuple[str, ...]) -> dict[str, Linear]:
-    """Linear layers of these names in decoder layers from `first` on, by path; one inside an adapter has its name."""
+    """Linear layers of these names in decoder layers from `first` on, by path; inside an adapter, by its name."""
     found = {}
     for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
         number = layer_number(path)

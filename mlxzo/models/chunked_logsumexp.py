@@ -1,4 +1,4 @@
-"""A log-sum-exp over the vocabulary that has a gradient, and never holds all logits."""
+"""A differentiable log-sum-exp over the vocabulary that never holds all logits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import mlx.core as mx
 Arrays = dict[str, mx.array]
 
 Logits = Callable[[mx.array, Arrays, Arrays, mx.array], mx.array]
-"""Logits [S, N] of the tokens numbered `chunk` [N], from hidden states [S, D], these rows of the head's matrices, and
-the head's vectors (its bias) as a whole."""
+"""Logits [S, N] of the tokens `chunk` [N], from hidden states [S, D], these rows of the head's matrices, and the whole
+vectors of the head (its bias)."""
 
 
 def streamed_logsumexp(
@@ -19,13 +19,13 @@ def streamed_logsumexp(
 ) -> mx.array:
     """log sum exp of the logits of all `chunks`: float32 [S], not evaluated.
 
-    A chunk depends on the one before it, in the forward and in the backward pass, which computes its logits again: left
-    to itself, MLX would have many chunks alive at once.
+    Each chunk depends on the one before it, in the forward and in the backward pass, which computes its logits again;
+    otherwise MLX would hold many chunks at once.
 
     Args:
         hidden: [S, D].
-        matrices: those of the head that a gradient is taken of, with a row a token.
-        vectors: the same, with an entry a token.
+        matrices: differentiated matrices of the head, one row per token.
+        vectors: differentiated vectors of the head, one entry per token.
     """
 
     def rows_of(matrices: Arrays, chunk: mx.array) -> Arrays:
@@ -48,7 +48,7 @@ def streamed_logsumexp(
         for chunk in chunks:
             states, chunk = mx.depends([hidden, chunk], [of_hidden])
             rows = rows_of(matrices, chunk)
-            # The slope of a log-sum-exp is the softmax.
+            # The derivative of log-sum-exp is the softmax.
             weights = mx.exp(logits(states, rows, vectors, chunk) - value[:, None]) * slope[:, None]
 
             def weighted(

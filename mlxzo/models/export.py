@@ -1,4 +1,4 @@
-"""A tuned model in the forms that mlx-lm reads: an adapter directory, or a whole model."""
+"""Export of a tuned model in mlx-lm's formats: an adapter directory, or a whole model."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Folded:
-    """A model whose parameters have the names it was loaded with.
+    """A model whose parameters have the names of the base model.
 
     Attributes:
-        changed: the parameters that differ from the base model's.
-        added: those of them that the base model does not have: residual biases.
-        requantised: LoRA pairs that were added to quantised weights, which rounds them anew.
+        changed: parameters that differ from the base model's.
+        added: names in `changed` that the base model does not have: residual biases.
+        requantised: number of LoRA pairs that were added to quantised weights, which rounds these again.
     """
 
     changed: dict[str, mx.array]
@@ -43,9 +43,9 @@ class Folded:
 
 
 def fold(model: nn.Module, trained: Iterable[str], base: Iterable[str]) -> Folded:
-    """Takes what a scope put into a model out again: its parameters go into the layers they stand beside.
+    """Merges the parameters that a scope inserted into the layers of the base model.
 
-    Gains multiply the rows of a weight, or its scales and offsets where it is quantised; LoRA products are added.
+    Gains multiply the rows of a weight, or its scales and biases if it is quantised; LoRA products are added.
 
     Args:
         model: changed in place.
@@ -53,12 +53,12 @@ def fold(model: nn.Module, trained: Iterable[str], base: Iterable[str]) -> Folde
         base: names of the parameters before the scope was prepared.
 
     Raises:
-        ConfigError: a gain stands beside weights whose scales cannot take it.
+        ConfigError: the scales of a weight cannot hold its gain.
     """
     names, base = set(trained), set(base)
     wrappers = {path: module for path, module in model.named_modules() if isinstance(module, tuple(_FOLDS))}
     requantised = 0
-    # What lies inside another is folded first, into the layer that both stand beside.
+    # Nested wrappers are folded from the inside out, into the same layer.
     for path in sorted(wrappers, key=lambda path: -path.count(".")):
         module = wrappers[path]
         requantised += isinstance(module, LoRALinear) and "scales" in module.linear
@@ -97,7 +97,7 @@ def _fold_gain(module: GainedLinear) -> tuple[nn.Module, list[str]]:
 
 
 def _fold_lora(module: LoRALinear) -> tuple[nn.Module, list[str]]:
-    # A pair may stand beside a layer that was folded just now, and is a plain one again.
+    # The pair's layer may have been a wrapper that was folded before.
     layer = module.fuse()
     return layer, ["weight", *(leaf for leaf in ("scales", "biases") if leaf in layer)]
 
@@ -108,10 +108,10 @@ _FOLDS = {PromotedNorm: _fold_norm, BiasedLinear: _fold_bias, GainedLinear: _fol
 def write_adapter(
     loaded: LoadedModel, config: RunConfig, trained: Iterable[str], base: Iterable[str], out: Path, card: str
 ) -> Folded | None:
-    """Writes an adapter directory that `mlx_lm.generate --adapter-path` loads; returns how the model was folded.
+    """Writes an adapter directory for `mlx_lm.generate --adapter-path`; returns the folded model, None if not folded.
 
-    A run whose scope is LoRA alone becomes a LoRA adapter, and nothing is folded. mlx-lm has no name for the other
-    scopes: their tensors are stored whole (`fine_tune_type: full`).
+    A run whose scope is LoRA alone becomes a LoRA adapter, and nothing is folded. mlx-lm has no adapter type for the
+    other scopes: their tensors are stored whole (`fine_tune_type: full`).
 
     Raises:
         ConfigError: `out` exists, or mlx-lm's architecture has no place for a parameter. DoesNotFit: the disk is full.
@@ -159,8 +159,8 @@ def write_fused(
     """Writes a whole model folder that mlx-lm loads like any other.
 
     Args:
-        dequantise: store a quantised model's weights as floating numbers, so that added LoRA products are not rounded
-            to the quantisation.
+        dequantise: store the weights of a quantised model as floating numbers, so that added LoRA products are not
+            quantised.
 
     Raises:
         ConfigError: `out` exists, or the architecture has no place for a residual bias. DoesNotFit: the disk is full.
@@ -169,7 +169,7 @@ def write_fused(
 
     model, config = loaded.model, dict(loaded.config)
     if dequantise:
-        # Before the LoRA products are added: afterwards they would have been rounded already.
+        # Before the LoRA products are added: adding them quantises the sum.
         model = dequantize_model(model)
         config.pop("quantization", None)
         config.pop("quantization_config", None)
@@ -186,10 +186,10 @@ def write_fused(
 
 
 def _make_room_for_biases(model: nn.Module, config: dict[str, Any], added: tuple[str, ...]) -> None:
-    """Says in config.json that MLPs have biases, where the architecture knows that, and gives zeros to the others.
+    """Declares MLP biases in config.json, and adds zeros where a layer has none.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the architecture has no MLP biases.
     """
     arguments = getattr(decoder(model)[1], "args", None)
     if not hasattr(arguments, "mlp_bias") or not all(name.endswith(".mlp.down_proj.bias") for name in added):
@@ -206,11 +206,10 @@ def _make_room_for_biases(model: nn.Module, config: dict[str, Any], added: tuple
 
 @contextmanager
 def new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A folder to fill, which appears under its name once it is whole.
+    """A temporary folder to fill, published as `out` when it is complete.
 
     Raises:
-        ConfigError: there is something of that name, or it cannot be written. DoesNotFit: the disk has no room for
-            `size` bytes.
+        ConfigError: `out` exists, or cannot be written. DoesNotFit: the disk has no room for `size` bytes.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists already", "name another folder with --out")
@@ -231,7 +230,7 @@ def writing(out: Path) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            # MLX reports a write that failed as a RuntimeError, and does not say why.
+            # MLX reports a failed write as a RuntimeError without the cause.
             if disk_usage(out.parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, str(error)) from None
             raise

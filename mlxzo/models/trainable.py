@@ -1,4 +1,4 @@
-"""What trains: turns a scope such as `norms/last-6` into named parameters of a model, ready to be trained."""
+"""Trainable parameters: turns a scope such as `norms/last-6` into named parameters of a model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PIECE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Trainable:
-    """The parameters that train.
+    """The trainable parameters of a model.
 
     Attributes:
         names: dotted names, sorted.
-        scales: for each name the length of one direction entry relative to eps and lr (1 where absent).
-        kinds: for each name which of the scope's kinds it trains as.
-        frozen_layers: the first decoder layers whose output no trainable parameter can change.
+        scales: for each name the length of one direction entry relative to eps and lr (1 if absent).
+        kinds: for each name its kind in the scope.
+        frozen_layers: number of first decoder layers whose output no trainable parameter can change.
     """
 
     names: tuple[str, ...]
@@ -40,21 +40,21 @@ class Trainable:
 
 
 def prepare(model: nn.Module, config: RunConfig) -> Trainable:
-    """Makes `model` trainable in the scope of `config`: adds adapters or promotes what must be float32.
+    """Makes `model` trainable in the scope of `config`: adds adapters, or promotes parameters to float32.
 
-    Changes the model in place; build `CausalLM` afterwards. Parameters that are half precision stay so; those that are
-    new, and norms and biases, are float32.
+    Changes the model in place; build `CausalLM` afterwards. Parameters in half precision stay so; new ones, norms and
+    biases are float32.
 
     Raises:
-        ConfigError: the scope asks for more layers than there are, for weights that are quantised, or for parameters
-            that the model does not have.
+        ConfigError: the scope names more layers than there are, quantised weights, or parameters that the model does
+            not have.
     """
     scope = config.parsed_scope
     first = _first_layer(model, config)
     places = {kind: find(model, config, first) for kind, find in _FINDERS.items() if kind in scope.kinds}
     slots = parameter_slots(model)
-    # Adapters rename what they wrap, so names are read off only now. A parameter without one was matched by its name
-    # and then promoted by another kind, under which it is found.
+    # Adapters rename the modules they wrap, so names are read only now. A parameter without one was matched by name and
+    # then promoted by another kind, which has its new place.
     names = {(id(slot.container), slot.key): name for name, slot in slots.items()}
     chosen: dict[str, str] = {}
     for kind in scope.kinds:
@@ -142,7 +142,7 @@ def _scales(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     return slots
 
 
-# In this order: kinds that go by the model's own names come before those that put modules around what bears them.
+# In this order: kinds that use the model's own names come before those that wrap its modules.
 _FINDERS = {
     "full": _full,
     "match": _match,
@@ -157,10 +157,10 @@ _FINDERS = {
 def _direction_lengths(
     kind: str, parameters: dict[str, mx.array], config: RunConfig, final_norm: str
 ) -> dict[str, float]:
-    """Length of the direction entries of one kind's parameters, as `direction_scale` says.
+    """Length of the direction entries of one kind's parameters, by `direction_scale`.
 
-    Relative to its rms a tensor of zeros (a new bias, the B of a LoRA pair) could not move: it takes the mean rms of
-    the others of its kind, or what `auto` gives its kind where all are zeros.
+    A tensor of zeros (a new bias, the B of a LoRA pair) has no rms: it takes the mean rms of the others of its kind, or
+    the length of `auto` if all are zeros.
     """
     sizes = config.parsed_scope.step_sizes(kind)
     if config.direction_scale == "none":
@@ -176,7 +176,7 @@ def _direction_lengths(
     moving = [length for length in lengths.values() if length > 0.0]
     instead = math.fsum(moving) / len(moving) if moving else sizes.typical_length
     ratio = config.parsed_scope.rate_ratio(kind) if config.direction_scale == "auto" else 1.0
-    # Rounded, so that the order in which a machine sums the squares cannot show.
+    # Rounded, so that the result does not depend on the order of summation.
     return {name: float(f"{ratio * (length or instead):.6g}") for name, length in lengths.items()}
 
 
@@ -190,7 +190,7 @@ def _rms(parameter: mx.array) -> float:
 
 
 def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
-    """How many of the first decoder layers come before every parameter named."""
+    """Number of decoder layers before the first parameter named."""
     count = len(decoder_layers(model))
     if not count:
         return 0
@@ -205,7 +205,7 @@ def _frozen_layers(model: nn.Module, names: Iterable[str]) -> int:
 
 
 def _floating(model: nn.Module, config: RunConfig, first: int) -> dict[str, Slot]:
-    """Parameters that can move, by name: all, or where the scope has a last-K those of these layers."""
+    """Floating parameters by name: all, or those of the last K layers if the scope has a last-K."""
     whole = config.parsed_scope.last_layers is None
     return {
         name: slot

@@ -1,1 +1,1 @@
-"""Tasks: from rows of data to prompts and candidates. Nothing here imports MLX, so the UI may use it."""
+"""Tasks: from rows of data to prompts and candidates. Imports no MLX, so the UI may use it."""

@@ -1,7 +1,7 @@
-"""What a task is: a prompt, the candidates that may follow it, and how a row of data becomes the two.
+"""Base classes of tasks: a task turns a row of data into a prompt and the candidates that may follow it.
 
-A task never sees a tokenizer: it works on text. A candidate is exactly the text appended to the prompt, so it
-carries its own leading space (or the prompt ends in a newline and it carries none).
+A task works on text, without a tokenizer. A candidate is exactly the text appended to the prompt, so it includes the
+leading space (or none, if the prompt ends in a newline).
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ class Example:
     prompt: str
     candidates: tuple[str, ...]
     target: int | None
-    """Index of the candidate that is trained for; None where the answer is not known."""
+    """Index of the candidate to train on; None if the answer is not known."""
     answers: tuple[str, ...] = ()
-    """All answers that count as right, where that is not just the target: several candidates, or the gold answers of a
-    question that the model answers in its own words."""
+    """All right answers, if not just the target: several candidates, or the gold answers to a generated one."""
     messages: tuple[Message, ...] = ()
-    """A conversation that stands in place of the prompt, to be put into the words of the model's own chat template."""
+    """A conversation in place of the prompt, to be formatted by the model's chat template."""
 
     @property
     def written(self) -> bool:
-        """Whether the model answers in its own words, to be compared with the gold answers."""
+        """True if the model generates its answer, which is compared with the gold answers."""
         return bool(self.answers) and len(self.candidates) == 1
 
     @property
     def gold(self) -> tuple[str, ...]:
-        """The answers that count as right."""
+        """The right answers."""
         return self.answers or (() if self.target is None else (self.candidates[self.target],))
 
 
@@ -53,8 +52,8 @@ class Example:
 class HubSource:
     """Parquet files of a dataset on the Hugging Face hub, at a pinned commit.
 
-    `train` is divided into training and validation rows; `heldout`, the public validation split, is the test
-    split, because most public test splits carry no labels. Without one (None), test rows are taken from `train` too.
+    `train` is divided into training and validation rows. `heldout`, the public validation split, is the test split,
+    because most public test splits have no labels. Without one (None), test rows are taken from `train` too.
     """
 
     repo: str
@@ -69,44 +68,49 @@ class Task:
     name: str = ""
     description: str = ""
     metric: str = "accuracy"
-    """`accuracy` where candidates are scored against each other, `f1` or `exact_match` where the model writes its
-    answer, `loss` for completions that have no one right answer."""
+    """`accuracy` of choices among candidates, `f1` or `exact_match` of generated answers, `loss` of completions without
+    a right answer."""
     more_metrics: tuple[str, ...] = ()
-    """Metrics of the same answers that are reported beside it."""
+    """Further metrics of the same answers that are reported."""
     labels: tuple[str, ...] = ()
-    """The label words, in the order of the candidates; () for completions."""
+    """Label words, in the order of the candidates; () for completions."""
     template: str = ""
     """The prompt as shown to users, fields in braces."""
     fields: tuple[str, ...] = ()
-    """Names of the fields a row must have, in the public dataset's own words."""
+    """Names of the required fields of a row, as in the public dataset."""
     learns_the_answer: bool = False
-    """Whether training looks at the right candidate's tokens alone, not at all that there are to choose among."""
+    """True if training uses the tokens of the right candidate only, not of all candidates."""
     hub: HubSource | None = None
     embedded: str | None = None
-    """Folder under `mlxzo/tasks/data` with the task's own rows; None where the rows come from elsewhere."""
+    """Folder under `mlxzo/tasks/data` with the task's own rows; None if the rows come from elsewhere."""
     sample_row: ClassVar[Mapping[str, Any] | None] = None
-    """A made-up row that shows what a prompt looks like."""
+    """An invented row, for showing a prompt."""
 
     @property
     def writes(self) -> bool:
-        """Whether the model answers in its own words, which ends with a line, rather than choose among candidates."""
+        """True if the model generates its answer, up to the end of a line, rather than choose among candidates."""
         return self.metric in WRITTEN
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        """ValueError, with a sentence about the row, where a field is missing or of the wrong kind."""
+        """The example of a row.
+
+        Raises:
+            ValueError: a field is missing or of the wrong kind; the message is a sentence about the row.
+        """
         raise NotImplementedError
 
     def example_prompt(self) -> str:
-        """A prompt as the model sees it; fields stand in angle brackets where the task has no sample row."""
+        """A prompt as the model sees it; without a sample row, with the names of the fields in angle brackets."""
         if self.sample_row is not None:
             return self.example_from_row(self.sample_row).prompt
         template = Template(self.template)
         return template.render({name: f"<{name}>" for name in template.fields})
 
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> Task:
-        """The task as the training rows make it: own data names its labels there, most tasks stay.
+        """The task for these training rows: own data defines its labels there, most tasks stay the same.
 
-        ValueError, with a sentence about the rows as a whole, where they make no task.
+        Raises:
+            ValueError: the rows define no task; the message is a sentence about them as a whole.
         """
         return self
 
@@ -122,17 +126,17 @@ class TaskData:
     source: str
     """`embedded`, `folder NAME` or `hub REPO`."""
     sha256: str
-    """Of the examples used, in the order used: the same rows give the same hash wherever the files lie."""
+    """Hash of the examples in the order used; it does not depend on the location of the files."""
 
     def learned(self, objective: str) -> tuple[Example, ...]:
-        """The training examples as a run with this objective (an option) looks at them."""
+        """The training examples for a run with this objective (an option)."""
         if objective != "loss" or not self.task.learns_the_answer:
             return self.train
         return tuple(Example(each.prompt, each.gold[:1], 0, messages=each.messages) for each in self.train)
 
     @cached_property
     def duplicates_across_splits(self) -> int:
-        """How many validation and test examples have a prompt that is also a training prompt."""
+        """Number of validation and test examples whose prompt is also a training prompt."""
         seen = {example.prompt for example in self.train}
         return sum(example.prompt in seen for example in (*self.validation, *self.test))
 
@@ -144,11 +148,11 @@ def labelled(prompt: str, words: Iterable[str], target: int | None) -> Example:
 
 
 def append(prompt: str, text: str) -> tuple[str, str]:
-    """The prompt, and the candidate that puts `text` after it.
+    """The prompt, and the candidate that appends `text` to it.
 
-    White space at the join is kept as written; where there is none, the candidate begins with one space (but
-    not in scripts written without spaces). Spaces that end the prompt move to the candidate, because the
-    tokenizers of language models attach a space to the word that follows it.
+    White space at the join is kept; if there is none, the candidate begins with one space (except in scripts written
+    without spaces). Spaces at the end of the prompt move to the candidate, because the tokenizers of language models
+    attach a space to the word that follows it.
     """
     bare = prompt.rstrip(" ")
     text = prompt[len(bare) :] + text
@@ -159,19 +163,27 @@ def append(prompt: str, text: str) -> tuple[str, str]:
 
 
 def _unspaced(character: str) -> bool:
-    """Whether the character is Chinese, Japanese, Yi or a full-width form."""
+    """True for Chinese, Japanese and Yi characters and full-width forms."""
     return "\u2e80" <= character <= "\ua4cf" or "\uf900" <= character <= "\ufaff" or "\uff00" <= character <= "\uffef"
 
 
 def require(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a field; ValueError naming the fields found where it is missing."""
+    """The value of a field.
+
+    Raises:
+        ValueError: it is missing; the message has the fields found.
+    """
     if name not in row:
         raise ValueError(f"the field {name!r} is missing; found {field_names(row)}")
     return row[name]
 
 
 def require_text(row: Mapping[str, Any], name: str) -> str:
-    """The text of a field, as written; ValueError where it is missing, no text, empty or not encodable."""
+    """The text of a field.
+
+    Raises:
+        ValueError: it is missing, no text, empty or not encodable.
+    """
     value = require(row, name)
     if not isinstance(value, str):
         raise ValueError(f"{name!r} must be text, not {kind_of(value)}")
@@ -185,8 +197,11 @@ def require_text(row: Mapping[str, Any], name: str) -> str:
 
 
 def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The texts of a field that holds a list of them, each once, without white space around them; ValueError where it
-    is missing, no list, empty, or holds anything else."""
+    """The distinct texts of a field with a list, without surrounding white space.
+
+    Raises:
+        ValueError: it is missing, no list, empty, or holds anything but texts.
+    """
     value = require(row, name)
     if not isinstance(value, list):
         raise ValueError(f"{name!r} must be a list, not {kind_of(value)}")
@@ -196,7 +211,7 @@ def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The kind of a JSON value, in words."""
     kinds = {type(None): "null", bool: "true or false", str: "text", list: "a list", dict: "an object"}
     return kinds.get(type(value), "a number")
 

@@ -1,4 +1,4 @@
-"""A task's prompts as turns of a conversation, for models that were tuned to converse (`prompt_style: chat`)."""
+"""Prompts as turns of a conversation, for models tuned on conversations (`prompt_style: chat`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from .base import Example, Message
 
 
 def in_style(example: Example, style: str) -> Example:
-    """An example as a prompt style has it; in `chat`, the prompt is what a user says, and a candidate what the
-    assistant answers, without the white space that would join the two.
-
-    What is a conversation already, and a text without a prompt, stay as they are.
+    """An example in a prompt style. In `chat` the prompt is a user's message and a candidate the assistant's, without
+    the white space that would join the two; conversations, and texts without a prompt, do not change.
     """
     if style == "plain" or example.messages or not example.prompt.strip():
         return example
@@ -25,7 +23,7 @@ def in_style(example: Example, style: str) -> Example:
 
 
 def after_turns(shown: Sequence[Example], example: Example) -> Example:
-    """A conversation that comes after others, each of which ends with its answer."""
+    """An example preceded by the conversations of others, each with its answer."""
     turns = [
         message
         for one in shown

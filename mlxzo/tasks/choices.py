@@ -1,7 +1,7 @@
 """Multiple choice: COPA and ReCoRD of SuperGLUE, whose candidates differ from row to row.
 
-Training is on the right candidate alone, as in the scripts of Malladi et al. 2023 (`--train_as_classification False`).
-Each candidate is read after its whole passage, and an example of ReCoRD has some ten.
+Training uses the right candidate only, as in the scripts of Malladi et al. 2023 (`--train_as_classification False`).
+Each candidate is read after its whole passage; an example of ReCoRD has about ten.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Copa(Task):
 class Record(Task):
     """Rows: {"passage": text, "query": text, "entities": [text, ...], "answers": [text, ...]}.
 
-    A candidate is the query with an entity in place of `@placeholder`; every entity of `answers` is right, and the
-    first of them is trained for. The passage's `@highlight` lines become a list, which the query goes on with.
+    A candidate is the query with an entity in place of `@placeholder`. Every entity of `answers` is right; the first is
+    trained on. The passage's `@highlight` lines become a list, which the query continues.
     """
 
     name = "record"
@@ -73,7 +73,7 @@ class Record(Task):
         if "@placeholder" not in query:
             raise ValueError("'query' has no @placeholder")
         answers = require_texts(row, "answers")
-        # An answer that the list of entities leaves out is a candidate as well.
+        # An answer that is missing from the list of entities is a candidate as well.
         entities = tuple(dict.fromkeys((*require_texts(row, "entities"), *answers)))
         if len(entities) < 2:
             raise ValueError("'entities' names one entity, and a choice needs two")
@@ -87,6 +87,6 @@ class Record(Task):
 
 
 def _within_sentence(choice: str) -> str:
-    """A sentence as it goes on after a conjunction: its first word in lower case, unless that is `I`."""
+    """A sentence after a conjunction: its first word in lower case, unless that is `I`."""
     first, space, rest = choice.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest

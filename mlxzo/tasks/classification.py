@@ -1,4 +1,4 @@
-"""Classification: a template filled from a row's texts, and a word for each label. A task of this kind is a table."""
+"""Classification: a template filled with a row's texts, and a word for each label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .template import Template
 
 @dataclass(frozen=True)
 class Label:
-    """A class: its value in the rows, the word that the model answers, and what the value means."""
+    """A class: its value in the rows, the word that the model answers, and the meaning of the value."""
 
     value: int | bool | str
     word: str
@@ -22,7 +22,7 @@ class Label:
 
     @property
     def text(self) -> str:
-        """The value as text, as a table of comma-separated values holds it."""
+        """The value as text, as in a table of comma-separated values."""
         return label_text(self.value)
 
     def __str__(self) -> str:
@@ -30,10 +30,7 @@ class Label:
 
 
 class Classification(Task):
-    """Rows: the fields of the template as text, and the label field.
-
-    White space around a field's text is not part of the prompt.
-    """
+    """Rows: the fields of the template as text, without surrounding white space, and the label field."""
 
     classes: tuple[Label, ...] = ()
     label_field: str = "label"
@@ -47,7 +44,7 @@ class Classification(Task):
         return (*self._parsed.fields, self.label_field)
 
     def prompt(self, values: Mapping[str, str]) -> str:
-        """The prompt, where the fields of the template have these texts."""
+        """The prompt for these texts of the template's fields."""
         return self._parsed.render(values)
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
@@ -55,7 +52,7 @@ class Classification(Task):
         return labelled(self.prompt(values), self.labels, self._target(row))
 
     def content_free(self, text: str) -> Example:
-        """A prompt that says nothing: `text` stands in every field (Zhao et al. 2021). Its target means nothing."""
+        """A content-free prompt, with `text` in every field (Zhao et al. 2021); its target has no meaning."""
         return labelled(self.prompt(dict.fromkeys(self._parsed.fields, text)), self.labels, 0)
 
     @cached_property
@@ -64,7 +61,7 @@ class Classification(Task):
 
     def _target(self, row: Mapping[str, Any]) -> int:
         value = require(row, self.label_field)
-        # -1 marks the rows of public test splits, whose labels are withheld; labels in a table are text.
+        # Public test splits withhold their labels (-1); labels in a table are text.
         given = label_text(value, self.label_field)
         for number, label in enumerate(self.classes):
             if given == label.text or (isinstance(label.value, bool) and given.lower() == label.text):

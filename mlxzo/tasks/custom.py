@@ -1,13 +1,13 @@
-"""Own data without a task file: rows to classify, or rows in mlx-lm's formats to imitate.
+"""Own data without a task file: rows to classify, or rows in mlx-lm's formats.
 
-| a row | what is learned |
+| a row | the objective |
 |---|---|
 | {"text", "label"} | to choose among the labels of the training rows |
 | {"prompt", "completion"} | to write the completion; the prompt is not trained on |
 | {"messages": [{"role", "content"}, ...]} | to write the last message, which is the assistant's |
 | {"text"} | to write the text, all of it |
 
-The first training row that has one of these forms decides for the whole folder.
+The first training row of one of these forms determines the form of the whole folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 class CustomTask(Task):
-    """Own data, before its rows are known: `for_rows` makes it one of the tasks below."""
+    """Own data before its rows are known: `for_rows` gives one of the tasks below."""
 
     name = "custom"
     description = 'your own rows, {"text", "label"} or in mlx-lm\'s formats, from --data DIR'
@@ -43,7 +43,7 @@ class CustomTask(Task):
         if form == _CLASSIFICATION:
             return OwnLabels(_labels(rows))
         tasks = {_COMPLETION: OwnCompletions, _CHAT: OwnChats, _TEXT: OwnTexts}
-        # Where no row has a form, every line is reported by the task below with what it lacks.
+        # If no row has a form, the task itself reports each line with its problem.
         return tasks[form]() if form else self
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
@@ -69,7 +69,7 @@ class OwnLabels(Classification):
 
 
 class OwnCompletions(Task):
-    """Rows: {"prompt": text, "completion": text}, joined by a space where neither brings white space."""
+    """Rows: {"prompt": text, "completion": text}, joined by a space if neither has white space there."""
 
     name = "custom"
     description = "your own prompts and completions"
@@ -84,8 +84,8 @@ class OwnCompletions(Task):
 
 
 class OwnChats(Task):
-    """Rows: {"messages": [{"role": "system", "user" or "assistant", "content": text}, ...]}; the last message is the
-    assistant's, and alone is trained on. The model's own chat template puts the conversation into words."""
+    """Rows: {"messages": [{"role": "system", "user" or "assistant", "content": text}, ...]}. The last message is the
+    assistant's, and the only one trained on. The model's chat template formats the conversation."""
 
     name = "custom"
     description = "your own conversations"
@@ -133,7 +133,7 @@ def _message(number: int, item: Any) -> Message:
 
 
 def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The labels of the training rows, sorted; rows that are wrong are reported later, by line."""
+    """The labels of the training rows, sorted; wrong rows are reported later, by line."""
     found, total = set(), 0
     for row in rows:
         with suppress(KeyError, ValueError):
@@ -150,7 +150,7 @@ def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _form(row: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The form of a row; None where it has none of them, or two."""
+    """The form of a row; None if it has none, or two."""
     found = [form for form in (_CLASSIFICATION, _COMPLETION, _CHAT, _TEXT) if all(name in row for name in form)]
     if _CLASSIFICATION in found:
         found.remove(_TEXT)
@@ -158,7 +158,7 @@ def _form(row: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _refuse_other_form(row: Mapping[str, Any], own: tuple[str, ...]) -> None:
-    """ValueError where a row has another form than `own`, or two; what a row of its own form lacks is told later."""
+    """Raises ValueError if a row has another form than `own`, or two; missing fields are reported later."""
     form = _form(row)
     if form == own or (form is None and not all(name in row for name in own)):
         return

@@ -1,4 +1,4 @@
-"""A task of your own in a small YAML file. It is data: nothing in it is ever executed.
+"""User-defined tasks in a small YAML file, which is data: nothing in it is executed.
 
     name: tickets                              # letters, digits, dots, dashes, underscores
     template: "{subject}\\n{body}\\nUrgent?"   # fields of a row in braces; {{ and }} for braces
@@ -6,11 +6,11 @@
     label_field: priority                      # optional, `label` if absent
     description: support tickets               # optional
 
-In place of labels, `answer_field: reply` has the model write its answer, and names the field with the gold one, or with
+Instead of labels, `answer_field: reply` has the model generate its answer, and names the field of the gold answer or of
 a list of them.
 
-All scalars are read as text, so `labels: [yes, no]` means what it says. The newline that ends a block scalar (`|`) is
-not part of the template.
+All scalars are read as text: `labels: [yes, no]` are two words. The newline that ends a block scalar (`|`) is not part
+of the template.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_task_yaml(path: str | Path) -> Task:
     """
     fix = f"a task has the keys {', '.join(KEYS)}"
     file = YamlFile.read(path, "task", holds="key: value", fix=fix, most_bytes=_MAX_BYTES, may_be_empty=False)
-    # Nodes are read as they stand: constructing them would turn `yes` into True, and aliases may have no end.
+    # Nodes are read directly: constructing them would turn `yes` into True, and aliases may be recursive.
     problems: list[str] = []
     task = _task(_entries(file.root, KEYS, problems), problems)
     if problems or task is None:
@@ -83,7 +83,7 @@ def read_task_yaml(path: str | Path) -> Task:
 
 
 def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
-    """The entries of a mapping by key; keys that are unknown, repeated or no text become problems."""
+    """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`."""
     entries: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
         line = f"line {key_node.start_mark.line + 1}"
@@ -102,7 +102,7 @@ def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: li
 
 
 def _task(entries: dict[str, yaml.Node], problems: list[str]) -> Task | None:
-    """The task of the entries, or None where problems stand in the way."""
+    """The task of the entries, or None if there are problems."""
     problems += [f"{key} is missing" for key in _REQUIRED if key not in entries]
     writes = "answer_field" in entries
     if writes and (others := [key for key in ("labels", "label_field") if key in entries]):

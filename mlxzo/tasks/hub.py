@@ -1,4 +1,4 @@
-"""Rows of the public datasets, from their parquet files on the Hugging Face hub."""
+"""Rows of public datasets, from parquet files on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .sampling import stable_permutation
 VALIDATION_ROWS = 500
 TEST_ROWS = 1000
 TIMEOUT_SECONDS = 5.0
-"""How long the hub may take to answer at all, before it counts as out of reach."""
+"""Time for the hub to answer before it counts as unreachable."""
 
 _FIX = "pass --data DIR with train.jsonl and validation.jsonl, or use --task reviews, which needs no network"
 
 
 def fetch_splits(task: Task, progress: Callable[[str], None]) -> dict[str, list[Example]]:
-    """The splits of a task with a `hub` source, divided in the manner of Malladi et al. 2023.
+    """The splits of a task with a `hub` source, divided as in Malladi et al. 2023.
 
-    The public validation split is the test split. Of the public training split, `VALIDATION_ROWS` fixed rows
-    are the validation split, and the rest is what training rows are drawn from. Where there is no public validation
-    split, `TEST_ROWS` more of them are the test split.
+    The public validation split is the test split. Of the public training split, `VALIDATION_ROWS` fixed rows are the
+    validation split; training rows are drawn from the rest. Without a public validation split, `TEST_ROWS` more of them
+    are the test split.
 
     Raises:
-        DataError: the files are neither in the Hugging Face cache nor to be had from the hub, or do not hold
-            what the task expects.
+        DataError: the files are neither in the Hugging Face cache nor available from the hub, or lack fields of the
+            task.
     """
     source = task.hub
     if source is None:
@@ -48,10 +48,10 @@ def fetch_splits(task: Task, progress: Callable[[str], None]) -> dict[str, list[
 
 
 def fetch(source: HubSource, filename: str) -> str:
-    """Path of a dataset's file in the Hugging Face cache, downloaded if it is not there yet.
+    """Path of a dataset's file in the Hugging Face cache, downloaded if it is not there.
 
     Raises:
-        DataError: the hub cannot be reached or refuses; said within seconds.
+        DataError: the hub cannot be reached, or refuses; raised within seconds.
     """
     import huggingface_hub as hf
 
@@ -60,18 +60,18 @@ def fetch(source: HubSource, filename: str) -> str:
     if isinstance(cached, str):
         return cached
     try:
-        # One question without retries: hf_hub_download alone would repeat it for half a minute and more.
+        # One request without retries: hf_hub_download alone would retry for half a minute and more.
         url = hf.hf_hub_url(source.repo, filename, **where)
         hf.get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
         return hf.hf_hub_download(source.repo, filename, etag_timeout=TIMEOUT_SECONDS, **where)
     except Exception as error:
-        # What the library raises depends on the HTTP client of its version: the kind goes into the details.
+        # The library's exceptions depend on the HTTP client of its version: the type goes into the details.
         kind = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise DataError(f"{source.repo} cannot be fetched: {_reason(error)}", _FIX, [kind]) from None
 
 
 def _reason(error: Exception) -> str:
-    """Why a download failed, in words."""
+    """The reason of a failed download, in words."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     response = getattr(error, "response", None)

@@ -1,4 +1,4 @@
-"""Labels of own data: how a value of a row becomes a label, and how labels are listed in a message."""
+"""Labels of own data, and lists of them in messages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from .base import require_text
 
 
 def label_text(value: Any, field: str = "label") -> str:
-    """A label as text: whole numbers in digits, true and false as JSON spells them.
+    """A label as text: whole numbers in digits, true and false as in JSON.
 
-    Raises ValueError for any other kind of value, and for an empty label.
+    Raises:
+        ValueError: the value is of another kind, or empty.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -21,6 +22,6 @@ def label_text(value: Any, field: str = "label") -> str:
 
 
 def listed(words: Iterable[str], limit: int = 12) -> str:
-    """Words for a message, the rest counted where they are many."""
+    """Words for a message; beyond `limit`, the rest is counted."""
     words = list(words)
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")

@@ -1,4 +1,4 @@
-"""Metrics of answers: scores from 0 to 1 of one answer against the answers that count as right."""
+"""Metrics of answers: scores from 0 to 1 of one answer against the gold answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _word_f1(answer: list[str], right: list[str]) -> float:
 
 
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {"accuracy": accuracy, "f1": f1, "exact_match": exact_match}
-"""By name (see `core.metrics`). The loss, which completions are measured by, is no function of an answer."""
+"""By name (see `core.metrics`). The loss of completions is no function of an answer."""
 
 WRITTEN = ("f1", "exact_match")
-"""Metrics of answers that the model writes; for the others it chooses among candidates."""
+"""Metrics of generated answers; for the others the model chooses among candidates."""

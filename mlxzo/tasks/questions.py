@@ -1,7 +1,7 @@
-"""Questions that the model answers in its own words; SQuAD and DROP have the prompts of Malladi et al. 2023.
+"""Questions with generated answers; SQuAD and DROP have the prompts of Malladi et al. 2023.
 
-Training is on the first gold answer and the end of its line. Evaluation writes an answer, up to the end of the line,
-and compares it with all gold answers (Rajpurkar et al. 2016).
+Training uses the first gold answer and a newline. Evaluation generates an answer up to the end of the line and compares
+it with all gold answers (Rajpurkar et al. 2016).
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ class Questions(Task):
         return Example(prompt, (append(prompt, gold[0])[1] + "\n",), 0, answers=gold)
 
     def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """At least one; ValueError, with a sentence about the row, where it has none."""
+        """The gold answers of a row, at least one.
+
+        Raises:
+            ValueError: it has none; the message is a sentence about the row.
+        """
         raise NotImplementedError
 
 
@@ -68,7 +72,7 @@ class Squad(_Held):
 class Drop(_Held):
     """Rows: {"passage": text, "question": text, "answers_spans": {"spans": [text, ...]}}.
 
-    As in Malladi et al. 2023, each of several spans counts as right by itself.
+    As in Malladi et al. 2023, each of several spans is a right answer by itself.
     """
 
     name = "drop"

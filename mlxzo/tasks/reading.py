@@ -1,8 +1,8 @@
-"""Reads data files in JSONL, CSV and TSV, and reports everything that is wrong with a file at once, by line number.
+"""Reads data files in JSONL, CSV and TSV, and reports all problems of a file at once, by line number.
 
-A file is UTF-8 (a byte-order mark is tolerated); lines end in LF or CRLF, blank ones are skipped. JSONL holds one JSON
-object a line; where an object names a key twice, the last value counts. CSV and TSV name their fields in the first
-line, and a cell in double quotes may hold separators, doubled quotes and line ends; their values are all text.
+A file is UTF-8 (a byte-order mark is tolerated); lines end in LF or CRLF, blank ones are skipped. JSONL has one JSON
+object a line; of a repeated key, the last value counts. CSV and TSV name their fields in the first line; a cell in
+double quotes may contain separators, doubled quotes and line ends; all values are text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, tes
 
 @dataclass
 class RowReader:
-    """The objects of a file with their line numbers, and what is wrong with the other lines."""
+    """The objects of a file with their line numbers, and the problems of the other lines."""
 
     path: Path
     rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -35,7 +35,7 @@ class RowReader:
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
-    """The files of a data folder by split; `test` is left out where it has no file.
+    """The files of a data folder by split; `test` is absent if it has no file.
 
     Raises:
         DataError: the folder does not exist, is a file, lacks training or validation rows, or has a split twice.
@@ -56,7 +56,7 @@ def split_paths(folder: Path) -> dict[str, Path]:
 
 
 def read_rows(path: Path) -> RowReader:
-    """The rows of a file. Malformed lines are collected, to be reported with those a task rejects.
+    """The rows of a file. Malformed lines are collected, to be reported with those that a task rejects.
 
     Raises:
         DataError: the file cannot be read, has no rows, or is a table without usable names in its first line.
@@ -92,7 +92,7 @@ def _read_table(file: BinaryIO, separator: str, found: RowReader) -> None:
     reader = csv.reader(_table_lines(file, found), delimiter=separator, strict=True)
     names: list[str] = []
     while True:
-        # A row may take several lines: it is named by its first.
+        # A row of several lines has the number of its first.
         number = reader.line_num + 1
         try:
             cells = next(reader, None)
@@ -117,7 +117,7 @@ def _read_table(file: BinaryIO, separator: str, found: RowReader) -> None:
 
 
 def _table_lines(file: BinaryIO, found: RowReader) -> Iterator[str]:
-    """The lines of a table as text; those that are none become problems, and empty lines in their place."""
+    """The lines of a table as text; unreadable ones are reported, and replaced by empty lines."""
     for number, line in _lines(file):
         try:
             yield _text(line) + "\n"
@@ -131,7 +131,7 @@ def to_examples(found: RowReader, make: Callable[[Mapping[str, Any]], Example], 
 
     Args:
         make: a task's `example_from_row`; its ValueError becomes the problem of that line.
-        fix: what every line must look like.
+        fix: the required form of a line.
 
     Raises:
         DataError: one or more lines cannot be used; the details name each, up to `SHOWN_PROBLEMS`.
@@ -176,7 +176,11 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _text(line: bytes | None) -> str:
-    """A line as text; ValueError where it is too long or no text."""
+    """A line as text.
+
+    Raises:
+        ValueError: it is too long, or not UTF-8.
+    """
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MB")
     try:
@@ -186,7 +190,11 @@ def _text(line: bytes | None) -> str:
 
 
 def _parse(line: bytes | None) -> dict[str, Any] | None:
-    """The object on a line, or None for a blank one; ValueError says what else it is."""
+    """The object on a line, or None for a blank one.
+
+    Raises:
+        ValueError: the line is no JSON object; the message describes it.
+    """
     text = _text(line)
     if not text.strip():
         return None

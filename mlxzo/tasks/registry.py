@@ -1,4 +1,4 @@
-"""The tasks by name, and the rows a run uses: from the package, a folder or the hub, then sampled."""
+"""Tasks by name, and the rows of a run: from the package, a folder or the hub, then sampled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TASKS: dict[str, type[Task]] = {
 _EMBEDDED = Path(__file__).parent / "data"
 
 Progress = Callable[[str], None]
-"""Told, in a few words, what is being waited for."""
+"""Called with a few words on the file that is being downloaded."""
 
 
 def task_names() -> list[str]:
@@ -67,12 +67,12 @@ def get_task(name: str) -> Task:
 def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskData:
     """The task and the rows of a run.
 
-    Training rows are drawn by the run's seed; validation and test rows follow one permutation whatever the
-    seed, so that runs are compared on the same rows, and a smaller sample is the beginning of a larger one.
+    Training rows are drawn by the run's seed. Validation and test rows follow one permutation for all seeds, so that
+    runs are compared on the same rows, and a smaller sample is the beginning of a larger one.
 
     Raises:
         ConfigError: an unknown task, or one that needs `data` and has none.
-        DataError: rows that are missing, malformed, or cannot be fetched.
+        DataError: rows are missing, malformed, or cannot be fetched.
     """
     task = get_task(config.task)
     if config.data is not None or task.embedded is not None:
@@ -97,10 +97,10 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
 
 
 def _training_examples(task: Task, examples: list[Example], config: RunConfig) -> list[Example]:
-    """Those that the run trains on.
+    """The examples that the run trains on.
 
     Raises:
-        ConfigError: so many of each label were asked for, and the task has no labels. DataError: a label has fewer.
+        ConfigError: `train_per_label` is set, and the task has no labels. DataError: a label has fewer rows.
     """
     key, wanted = ("train", config.seed), config.train_per_label
     if wanted is None:
@@ -130,7 +130,7 @@ def _folder(text: str) -> Path:
 
 
 def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
-    """The task as the folder's training rows make it, and the examples of every split."""
+    """The task for the folder's training rows, and the examples of every split."""
     rows = {split: read_rows(path) for split, path in split_paths(folder).items()}
     try:
         task = task.for_rows([row for _, row in rows["train"].rows])
@@ -146,7 +146,7 @@ def _row_form(task: Task) -> str:
 
 
 def _sha256(*splits: Sequence[Example]) -> str:
-    """Hash of the examples, in order; the template counts, file names and the spelling of the JSON do not."""
+    """Hash of the examples, in order; it covers the template, not file names or the form of the JSON."""
     digest = hashlib.sha256()
     for examples in splits:
         for example in examples:

@@ -1,4 +1,4 @@
-"""reviews: short customer reviews written for mlxzo; travels with the package and needs no network."""
+"""reviews: short customer reviews written for mlxzo, included in the package; needs no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows a run uses: permutations that stay the same on every machine and in every version."""
+"""Sampling of rows by permutations that are the same on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def stable_permutation(n: int, *key: str | int) -> list[int]:
-    """A permutation of range(n) fixed by `key` alone: indices sorted by their BLAKE2b digests under the key.
+    """A permutation of range(n) determined by `key`: indices sorted by their BLAKE2b digests under the key.
 
-    No random generator is involved, so no library version, platform or global state can change the result.
+    Without a random generator, so no library version, platform or global state can change the result.
     """
     keyed = blake2b(json.dumps(key).encode(), digest_size=16)
 
@@ -30,7 +30,7 @@ def sample(rows: list, limit: int | None, *key: str | int) -> list:
 
 
 def sample_of_each(rows: list, group: Callable[[Any], Hashable], count: int, *key: str | int) -> list:
-    """The first `count` rows of each group in the permutation under `key`, all of a group that has fewer."""
+    """The first `count` rows of each group in the permutation under `key`; all rows of a smaller group."""
     taken: Counter[Hashable] = Counter()
     chosen = []
     for row in sample(rows, None, *key):

@@ -10,7 +10,7 @@ from .classification import Classification, Label
 
 
 def superglue(config: str) -> HubSource:
-    """Where the rows of one of its tasks lie."""
+    """The hub files of one of its tasks."""
     return HubSource(
         repo="aps/super_glue",
         revision="3de24cf8022e94f4ee4b9d55a6f539891524d646",

@@ -1,4 +1,4 @@
-"""Prompt templates: `{field}` stands for a row's field, `{{` and `}}` for braces; nothing else is possible.
+"""Prompt templates: `{field}` stands for a row's field, `{{` and `}}` for braces; there is no other syntax.
 
 `str.format` would let a template from a file reach attributes (`{text.__class__}`); this cannot.
 """
@@ -16,8 +16,8 @@ class Template:
     """A parsed template.
 
     Raises:
-        ValueError: one sentence that lists every brace without its partner and every name that is no plain
-            field name (letters, digits, `_` and `-`, starting with a letter or `_`).
+        ValueError: one sentence with every unmatched brace and every name that is no plain field name (letters, digits,
+            `_` and `-`, starting with a letter or `_`).
     """
 
     def __init__(self, text: str):
@@ -44,5 +44,5 @@ class Template:
         """Names of the fields, in order of first use."""
 
     def render(self, values: Mapping[str, str]) -> str:
-        """The text with every field filled in; braces in the values are text like any other."""
+        """The text with every field filled in; braces in the values have no meaning."""
         return "".join(values[part] if is_field else part for is_field, part in self._parts)

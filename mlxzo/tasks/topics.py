@@ -1,4 +1,4 @@
-"""What a short text is about: TREC, AG News and SMS spam. Prompts of the first two are those of Zhao et al. 2021."""
+"""Topics of short texts: TREC, AG News and SMS spam. The prompts of the first two are those of Zhao et al. 2021."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Trec(Classification):
     label_field = "coarse_label"
     hub = HubSource(
         repo="CogComp/trec",
-        # Of the hub's own conversion to parquet, the branch refs/convert/parquet.
+        # The hub's own conversion to parquet, branch refs/convert/parquet.
         revision="65752bf53af25bc935a0dce92fb5b6c930728450",
         train="default/train/0000.parquet",
         heldout="default/test/0000.parquet",

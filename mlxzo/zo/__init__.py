@@ -1,4 +1,4 @@
-"""The zeroth-order engine: random directions, perturbed weights, estimators and updates.
+"""Zeroth-order optimisation of named arrays: random directions, perturbed weights, estimators and updates.
 
-It knows models only as named arrays, and nothing of tasks, files or processes.
+It depends on no task, model, file layout or process.
 """

@@ -12,11 +12,11 @@ from .inplace import Slot, rewrite
 from .perturb import Direction
 from .rounding import rounded
 
-# Pieces of a tensor with fewer numbers than these wait in any number without taking memory to speak of.
+# Pieces of a tensor with fewer elements than this need negligible memory, however many are in flight.
 _LARGE = 1 << 16
 
 Terms = list[tuple[Direction, float]]
-"""An update as it is applied: w -= sum of factor * z over the directions named."""
+"""An update: w -= sum of factor * z over these directions."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,8 @@ class Update:
     """One step's move: w -= decay * w + sum of factor * z over `terms`.
 
     Attributes:
-        step: with the run's seed, names the random bits of the rounding.
-        decay: share of every matrix that is taken away (learning rate times weight decay); vectors, which are norms,
-            biases and gains, are left alone, as is usual.
+        step: with the run's seed, determines the random bits of the rounding.
+        decay: learning rate times weight decay; applied to matrices only, not to norms, biases and gains.
     """
 
     step: int
@@ -37,13 +36,12 @@ class Update:
 def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequence[Update], seed: int) -> None:
     """Applies updates one after the other to the parameters `names`, in one pass over the weights.
 
-    A chunk of rows at a time is read, goes through all updates, and is written. float32 weights are updated plainly,
-    bfloat16 and float16 ones are rounded stochastically after each update, so that several updates in one pass give
-    the bits of as many passes.
+    Each chunk of rows is read once, goes through all updates, and is written. bfloat16 and float16 weights are rounded
+    stochastically after each update, so that one pass with several updates gives the same bits as several passes.
 
     Args:
-        slots: where the parameters are.
-        seed: that of the run.
+        slots: the places of the parameters.
+        seed: seed of the run.
     """
     effective = []
     for update in updates:
@@ -59,9 +57,9 @@ def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequ
 def _moved(
     name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, rows: range, weight: mx.array
 ) -> list[mx.array]:
-    """Some `rows` of a tensor of shape `shape` after updates; `weight` holds those rows: [N, columns]."""
+    """The `rows` of a tensor of shape `shape` after the updates; `weight` [N, columns] holds them before."""
     numbers = mx.arange(rows.start, rows.stop)
-    # Else MLX would make the noise of all directions before it adds the first.
+    # Otherwise MLX would generate the noise of all directions before it adds the first.
     one_by_one = weight.size >= _LARGE and sum(len(update.terms) for update in updates) > 1
     for update in updates:
         moved = weight.astype(mx.float32)

@@ -1,4 +1,4 @@
-"""How fast and how far the loss lets parameters move: gradient, curvature and the best step, by forward passes alone.
+"""Gradient norm, curvature and the best learning rate of groups of parameters, by forward passes alone.
 
 In the units of the scope, weights are w + S u with S the direction scales, and everything here is taken in u: a
 direction z has entries of variance 1, g_B = z . grad L_B is the derivative along it on a minibatch B, and
@@ -33,11 +33,11 @@ LossOn = Callable[[Direction | None, float, int], float]
 
 Minibatches i * m to i * m + m - 1, those of direction i, share no example."""
 
-# What the terms beyond the second order, and rounding, may do to a derivative or curvature: these shares of its rms.
-# Rounding is random, and part of the standard errors; the other is a bias, which they do not see.
+# Tolerated effects of terms beyond the second order, and of rounding, as shares of a derivative's or curvature's rms.
+# Rounding is random, and part of the standard errors; the other is a bias, which they do not include.
 _BIAS = 0.1
 _ROUNDING = 0.3
-# Directions on which eps is checked, the multiples of eps at which the loss is read there, and how often it is moved.
+# Directions on which eps is checked, the multiples of eps at which the loss is read, and the most changes of eps.
 _CHECKED = 4
 _LEVELS = (0.125, 1.0, 2.0)
 _ROUNDS = 4
@@ -46,7 +46,7 @@ _FARTHEST = 30.0
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters probed together: names with the lengths of their direction entries, and the eps to begin with."""
+    """Parameters measured together: names with the lengths of their direction entries, and the initial eps."""
 
     name: str
     scales: Mapping[str, float]
@@ -62,7 +62,7 @@ class Value:
 
     @property
     def known(self) -> bool:
-        """Whether it is above zero by more than two standard errors."""
+        """True if the value is above zero by more than two standard errors."""
         return math.isfinite(self.value) and self.value > 2.0 * self.error
 
 
@@ -74,7 +74,7 @@ class Eps:
     high: float
 
     def nearest(self, eps: float) -> float:
-        """`eps` where it is usable, else the end of the range nearest to it; the middle of an empty range."""
+        """`eps` if it is in the range, else the nearer end; the middle of an empty range."""
         if self.low > self.high:
             return math.sqrt(self.low * self.high)
         return min(max(eps, self.low), self.high)
@@ -88,7 +88,7 @@ class Eps:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was found for one group, in the units of its scales.
+    """The measurements of one group, in the units of its scales.
 
     Attributes:
         gradient: |grad|^2.
@@ -99,7 +99,7 @@ class Sensitivity:
         rate: learning rate of plain steps (w -= lr * g * z) that gains most.
         length: the same for steps whose g is divided by its rms: the mean length of a step.
         decrease: expected decrease of the loss in one such step.
-        eps: what it was measured with.
+        eps: perturbation scale of the measurement.
         eps_range: the scales usable for training steps, which need g alone.
         quadratic: there was an eps at which curvature, too, is above rounding and the loss is quadratic.
     """
@@ -119,11 +119,11 @@ class Sensitivity:
 
     @property
     def known(self) -> bool:
-        """Whether the rate stands on more than noise."""
+        """True if the rate is significant."""
         return self.quadratic and self.gradient.known and self.rate.known
 
     def problem(self) -> str:
-        """Why the rate is not known; empty where it is."""
+        """The reason why the rate is not known; empty if it is."""
         if not (math.isfinite(self.gradient.value) and math.isfinite(self.curvature.value)):
             return "the loss is not a finite number everywhere it was read"
         if not self.quadratic:
@@ -134,8 +134,8 @@ class Sensitivity:
 
 
 def passes(samples: int, batches: int) -> tuple[int, int]:
-    """Forward passes for each group, and those that all groups share, where no eps has to be moved."""
-    return samples * 2 * batches + min(_CHECKED, samples) * 2 * (len(_LEVELS)), samples
+    """Forward passes for each group, and those that all groups share, if no eps has to be changed."""
+    return samples * 2 * batches + min(_CHECKED, samples) * 2 * len(_LEVELS), samples
 
 
 def probe(
@@ -152,9 +152,9 @@ def probe(
     """Measures every group along the same `samples` random directions, confined to the group.
 
     Args:
-        loss: see `LossOn`; minibatches are asked for in order, so that what belongs to one can be kept meanwhile.
-        seed, kind: of the directions. They have numbers below zero, which no step of training has.
-        batches: minibatches a direction, at least 2.
+        loss: see `LossOn`; called in the order of minibatches, so that the caller can cache the current one.
+        seed, kind: of the directions, whose step numbers are negative, unlike those of training.
+        batches: minibatches per direction, at least 2.
         queries: directions that a step of the run averages over.
         on_pass: called after every forward pass.
     """
@@ -194,7 +194,7 @@ def probe(
 
 @dataclass(frozen=True)
 class EpsCheck:
-    """The eps a group is measured with, whether it suits derivative and curvature, and what suits the derivative."""
+    """The eps of a group's measurement, True if it suits derivative and curvature, the range that suits the first."""
 
     eps: float
     quadratic: bool
@@ -202,7 +202,7 @@ class EpsCheck:
 
 
 def _check(group: Group, sides: Callable[..., tuple[float, float]], count: int, batches: int) -> EpsCheck:
-    """Finds an eps for a group from the loss at several multiples of it, moving it a few times at most."""
+    """Finds an eps for a group from the loss at several multiples of it, with a few changes at most."""
     eps = group.eps
     for _ in range(_ROUNDS):
         read = [[sides(group, i, i * batches, level * eps) for level in _LEVELS] for i in range(count)]
@@ -210,7 +210,7 @@ def _check(group: Group, sides: Callable[..., tuple[float, float]], count: int, 
         usable = training.both(curvature)
         if eps in usable:
             return EpsCheck(eps, True, training)
-        # Well inside, but not far at once: from afar the ends are rough estimates.
+        # Well inside the range, but by limited steps: from afar, its ends are rough estimates.
         moved = min(usable.high, 2.0 * usable.low) if eps < usable.low else max(usable.low, usable.high / 2.0)
         eps = min(max(moved, eps / _FARTHEST), eps * _FARTHEST)
     return EpsCheck(eps, False, training)
@@ -220,23 +220,23 @@ def eps_ranges(read: np.ndarray, eps: float) -> tuple[Eps, Eps]:
     """Usable scales for derivatives and for curvatures.
 
     Half the difference of the sides at e is e g + e^3 t / 6, their sum less twice the loss is e^2 h + e^4 q / 12. Two
-    unknowns are fitted to the values at three e for each direction; what is left over is rounding, and higher terms.
+    unknowns are fitted to the values at three e for each direction; the residual is rounding, and higher terms.
 
     Args:
         read: [directions, levels, 2], at `_LEVELS` times eps.
     """
     if not np.isfinite(read).all():
-        # Too far to have a loss at all: look nearer.
+        # The loss is not finite that far away.
         return Eps(eps / 1e3, eps / 10.0), Eps(eps / 1e3, eps / 10.0)
     levels = eps * np.array(_LEVELS)
     ranges = []
     for part, power, factor in ((0, 1, 6.0), (1, 2, 12.0)):
-        # In units of eps, so that the columns are of like size.
+        # In units of eps, so that the columns are of similar size.
         terms = np.stack([(levels / eps) ** power, (levels / eps) ** (power + 2) / factor], axis=1)
         fitted, _, _, _ = np.linalg.lstsq(terms, read[:, :, part].T, rcond=None)
         left_over = read[:, :, part].T - terms @ fitted
         variance = (left_over**2).sum() / read.shape[0] / (len(_LEVELS) - 2)
-        # Mean squares of both unknowns, less what rounding adds to them.
+        # Mean squares of both unknowns, less the contribution of rounding.
         spurious = variance * np.diag(np.linalg.inv(terms.T @ terms))
         wanted, bias = np.sqrt(np.maximum(0.0, (fitted**2).mean(axis=1) - spurious))
         low = float(math.sqrt(variance) / (_ROUNDING * wanted)) ** (1.0 / power) if wanted > 0.0 else math.inf

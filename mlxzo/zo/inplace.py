@@ -1,4 +1,4 @@
-"""Tensors rewritten in place, a chunk of rows at a time, so that an update never holds a second copy of a large one."""
+"""In-place rewriting of tensors in chunks of rows, so that an update never holds a second copy of a large one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
     """Replaces tensors of one shape by functions of them, row by row.
 
     Args:
-        slots: where they are; nothing else may refer to them, or they are copied.
-        new: called with a range of row numbers and these rows of every tensor, each [N, columns]; gives the rows that
-            take their places, in the same order and dtypes. A tensor is seen as rows of its last axis (a vector is one
-            row, a scalar as well).
+        slots: their places; a tensor that is referenced elsewhere is copied.
+        new: called with a range of row numbers and these rows of every tensor, each [N, columns]; returns the new rows
+            in the same order and dtypes. The last axis is the columns; a vector or scalar is one row.
     """
     shape = slots[0].get().shape
     columns = shape[-1] if shape else 1
@@ -35,7 +34,7 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
     for slot in slots:
         slot.set(slot.get().reshape(rows, columns))
     if rows <= limit:
-        # With no other reference to an old tensor, its buffer is reused for the new one.
+        # Without another reference to the old tensor, its buffer is reused for the new one.
         for slot, value in zip(slots, new(range(rows), *(slot.get() for slot in slots)), strict=True):
             slot.set(value)
         mx.eval([slot.get() for slot in slots])

@@ -1,23 +1,23 @@
-"""The journal of a MeZO run: from it and the base weights every later state of the weights follows, bit for bit.
+"""The journal of a MeZO run: with the base weights it determines every later state of the weights, bit for bit.
 
-A step of MeZO moves the weights by w -= sum_i c_i z_i, and z_i can be made again from the seed, the step and i, so the
-numbers c_i are all there is to keep (Malladi et al. 2023, section 2.1: "storage efficiency").
+A step of MeZO is w -= sum_i c_i z_i, and z_i can be generated again from the seed, the step and i, so only the factors
+c_i need to be stored (Malladi et al. 2023, section 2.1: "storage efficiency").
 
 Format 1, all numbers little-endian
     magic    8 bytes ``MLXZO-J1``
     size     uint32: bytes of the header that follows
     header   zlib-compressed JSON in UTF-8 (see `Header`)
     check    uint32: CRC-32 of everything before it
-    records  16 bytes each, a fixed number a step: one a direction, and one for weight decay in a run that has it
-        float32  derivative g_i, as the estimator gave it (0 in a decay record)
-        float32  factor c_i of the step's update (the share of each matrix taken away in a decay record)
+    records  16 bytes each, a fixed number a step: one per direction, and one for weight decay if the run has it
+        float32  derivative g_i of the estimator (0 in a decay record)
+        float32  factor c_i of the step's update (learning rate times weight decay in a decay record)
         float32  loss of the batch
         uint32   CRC-32 of the record's number (uint64) and the 12 bytes before, begun with the header's check
 
-Loss and derivative are rounded to float32 when they are measured and the factor before it is applied, so the file holds
-what the run used. The factor is kept although it follows from the derivatives: it then does not depend on how a
-machine's mathematical library rounds. A record is written before the weights move. A file that ends within a step lost
-that step alone.
+Loss and derivative are rounded to float32 when they are measured, and the factor before it is applied, so the file has
+the values that the run used. The factor follows from the derivatives, but is stored so that it does not depend on the
+rounding of a machine's mathematical library. A record is written before the weights change. A file that ends within a
+step has lost that step only.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from ..core.files import write_atomic
 
 FORMAT = 1
 RECORD_BYTES = 16
-# A power failure costs at most the steps of this many seconds, which a resumed run then repeats.
+# A power failure loses at most the steps of these seconds, which a resumed run repeats.
 SYNC_SECONDS = 5.0
 
 _MAGIC = b"MLXZO-J1"
 _RECORD = np.dtype([("derivative", "<f4"), ("factor", "<f4"), ("loss", "<f4"), ("check", "<u4")])
-# A header is a few kilobytes; what claims to be larger is no journal, and must not be read into memory.
+# A header has a few kilobytes; a file with a larger one is no journal, and must not be read into memory.
 _LARGEST_HEADER = 1 << 24
 
 
@@ -63,16 +63,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Header:
-    """What a journal says of its run.
+    """The header of a journal.
 
     Attributes:
         config: the run's resolved configuration; seed, kind of directions, queries and momentum are read from it.
         base_sha256: fingerprint of the base weights.
-        parameters: what trains, sorted by name.
-        noise: version of the noise's definition.
-        sha256: fingerprint of the trained parameters after the last record, in a journal that was closed to be given
-            away.
-        card: a model card in Markdown, in such a journal.
+        parameters: trained parameters, sorted by name.
+        noise: version of the noise definition.
+        sha256: in an exported journal, fingerprint of the trained parameters after the last record.
+        card: in an exported journal, the model card in Markdown.
     """
 
     config: dict[str, Any]
@@ -85,12 +84,12 @@ class Header:
 
     @property
     def directions(self) -> int:
-        """Random directions a step."""
+        """Random directions per step."""
         return int(self.config["queries"])
 
     @property
     def decays(self) -> bool:
-        """Whether each step has a record of weight decay."""
+        """True if each step has a record of weight decay."""
         return bool(self.config["weight_decay"])
 
     @property
@@ -107,7 +106,7 @@ class Header:
 
 @dataclass(frozen=True)
 class JournalStep:
-    """One step as it is recorded: a derivative and a factor a direction, the loss, and the share of weight decay."""
+    """One recorded step: derivative and factor of each direction, loss, and learning rate times weight decay."""
 
     derivatives: tuple[float, ...]
     factors: tuple[float, ...]
@@ -117,11 +116,11 @@ class JournalStep:
 
 @dataclass(frozen=True)
 class Journal:
-    """A journal that was read: its header and the whole steps in it.
+    """The header and the complete steps of a journal that was read.
 
     Attributes:
         start: bytes before the first record.
-        torn_bytes: what lies after the last whole step, which a write that was cut off leaves behind.
+        torn_bytes: bytes after the last complete step, left by an interrupted write.
     """
 
     header: Header
@@ -149,7 +148,7 @@ class Journal:
 
     @property
     def end(self) -> int:
-        """Bytes up to the end of the last whole step."""
+        """Bytes up to the end of the last complete step."""
         return self.start + self._records.nbytes
 
     def encode(self, steps: int, header: Header) -> bytes:
@@ -170,16 +169,15 @@ def read(path: Path) -> Journal:
     """Reads a journal and checks every byte of it.
 
     Raises:
-        JournalError: it is no journal, of another version, or damaged at a place other than its very end.
-        OSError: it cannot be read.
+        JournalError: the file is no journal, of another version, or damaged before its last step.
+        OSError: the file cannot be read.
     """
     data = path.read_bytes()
     header, start = _read_header(data, path.name)
     whole = (len(data) - start) // RECORD_BYTES
     records = np.frombuffer(data, _RECORD, whole, start)
     wrong = np.flatnonzero(records["check"] != _checks(records, data[:start]))
-    # What a crash leaves is a tail of wrong records, within the last step: a right one behind a wrong one tells that a
-    # byte was changed.
+    # A crash leaves wrong records within the last step only. A correct record after a wrong one means a changed byte.
     good = whole if not len(wrong) else int(wrong[0])
     a_step = header.records_a_step
     if len(wrong) and (len(wrong) != whole - good or whole - good > a_step):
@@ -193,10 +191,11 @@ def read(path: Path) -> Journal:
 
 
 def steps_in(path: Path) -> int:
-    """The whole steps in a journal, by its header and its length alone: whether they are sound, only `read` tells.
+    """Number of complete steps in a journal, from its header and length; only `read` checks the records.
 
     Raises:
-        JournalError: it is no journal, of another version, or has a damaged header. OSError: it cannot be read.
+        JournalError: the file is no journal, of another version, or has a damaged header.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(len(_MAGIC) + 4)
@@ -208,12 +207,12 @@ def steps_in(path: Path) -> int:
 class JournalWriter:
     """Appends the steps of a run to its journal.
 
-    Every step is handed to the system before `append` returns, so that the end of the process loses none; it reaches
-    the disk within `SYNC_SECONDS`.
+    Every step is written to the file before `append` returns, so that the end of the process loses none; it is flushed
+    to the disk within `SYNC_SECONDS`.
     """
 
     def __init__(self, path: Path, header: Header, after: Journal | None = None):
-        """Begins a journal, or goes on behind the last whole step of one that was read (`after`).
+        """Creates a journal, or continues one that was read (`after`) behind its last complete step.
 
         Raises:
             OSError: the file cannot be written, or a new one exists already.
@@ -226,7 +225,7 @@ class JournalWriter:
         elif path.exists():
             raise FileExistsError(f"{path} exists already")
         else:
-            # Whole or not at all: a journal without its header would be of no use.
+            # Atomically: a journal without its header is useless.
             write_atomic(path, self._head)
         self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         os.ftruncate(self._file, self._end)
@@ -252,7 +251,7 @@ class JournalWriter:
             self.sync()
 
     def sync(self) -> None:
-        """Waits until what was written is on the disk."""
+        """Flushes all writes to the disk."""
         os.fsync(self._file)
         self._synced = time.monotonic()
 
@@ -273,7 +272,7 @@ class JournalWriter:
 
 
 def _checks(records: np.ndarray, head: bytes, first: int = 0) -> np.ndarray:
-    """The check of each record, the first of which is record number `first` of a journal that begins with `head`."""
+    """Checksums of records, the first of which is record number `first` of a journal that begins with `head`."""
     (start,) = struct.unpack("<I", head[-4:])
     data = records.tobytes()
     return np.array(
@@ -286,7 +285,7 @@ def _checks(records: np.ndarray, head: bytes, first: int = 0) -> np.ndarray:
 
 
 def _read_header(data: bytes, name: str) -> tuple[Header, int]:
-    """The header and the bytes up to its end."""
+    """The header, and the number of bytes up to its end."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise JournalError(f"{name} is not a journal of mlxzo")
     first = len(_MAGIC) + 4
@@ -309,11 +308,11 @@ def _read_header(data: bytes, name: str) -> tuple[Header, int]:
     except JournalError:
         raise
     except (zlib.error, KeyError, TypeError, ValueError, AttributeError):
-        # The check was right, so whoever wrote it was not this program.
+        # The checksum was correct, so another program wrote the header.
         raise JournalError(f"{name} has a header that makes no sense") from None
     return header, end
 
 
 def as_float32(values: Sequence[float]) -> list[float]:
-    """Values rounded to float32, as a journal keeps them."""
+    """Values rounded to float32, as a journal stores them."""
     return np.array(values, np.float32).astype(np.float64).tolist()

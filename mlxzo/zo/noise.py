@@ -1,4 +1,4 @@
-"""Random directions, noise version 1: a counter-based generator that any row can be asked of on its own.
+"""Random directions, noise version 1: a counter-based generator that generates any row by itself.
 
 Definition (noise v1)
     key      k0, k1: the first 8 bytes, as two little-endian uint32, of BLAKE2b-64 over the ASCII text
@@ -9,12 +9,12 @@ Definition (noise v1)
     sign     W = ceil(C / 32); z[r, c] is -1 if bit 31 - (c mod 32) of word c // 32 is set, else +1.
     gaussian W = 2 * C; Box-Muller on the words c and C + c of the row (see `_gaussian`).
 
-Signs come from integer operations only, so they are the same on every backend, for every chunking of the rows.
-Gaussian values pass through log and cos and agree between backends only to rounding.
+Signs come from integer operations only, so they are bit-identical on every backend and for every chunking of the rows.
+Gaussian values pass through log and cos, and differ between backends by rounding.
 
-A row of words is just what `mx.random.split` computes under the row's key, so MLX's own kernel makes them, some ten
-times faster than the same Threefry written in array operations. Should another release of MLX compute it otherwise,
-the array operations take over (`_native_agrees`).
+A row of words equals the result of `mx.random.split` under the row's key, so MLX's own kernel generates it, some ten
+times faster than Threefry in array operations. If another release of MLX computes it differently, the array operations
+are used (`_native_agrees`).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def scaled_direction(
 def random_words(
     seed: int, step: int, index: int, name: str, shape: tuple[int, ...], rows: mx.array | None = None
 ) -> mx.array:
-    """Independent uint32 words in the shape of a tensor, or [N, C] for its rows numbered `rows` [N], for decisions
-    beside the direction such as rounding."""
+    """Independent uint32 words in the shape of a tensor, or [N, C] for its rows numbered `rows` [N]; for decisions
+    other than the direction, such as rounding."""
     columns = shape[-1] if shape else 1
     key = direction_key(seed, step, index, name)
     if rows is None:
@@ -128,7 +128,7 @@ def _portable_words(keys: mx.array, half: int) -> mx.array:
 
 @lru_cache(maxsize=1)
 def _native_agrees() -> bool:
-    """Whether this release of MLX computes the definition above, tried once a process on rows of odd sizes."""
+    """True if this release of MLX computes the definition above; tried once a process on rows of odd sizes."""
     keys = mx.array([[0, 0], [1, 2], [0xFFFFFFFF, 0x9E3779B9]], mx.uint32)
     try:
         return all(

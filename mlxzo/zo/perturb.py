@@ -1,4 +1,4 @@
-"""One random direction over the trainable parameters, and the weights seen along it."""
+"""Random directions over the trainable parameters, and views of the weights perturbed along them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from .noise import direction_key, scaled_direction
 
 @dataclass(frozen=True)
 class Direction:
-    """The random direction z of one step.
-
-    It is never stored: any part of it is made anew from the seed, the step and the tensor's name when it is needed.
+    """A random direction z, never stored: each part is generated from its names when it is needed.
 
     Attributes:
-        seed, step, index: what names the direction; `index` counts the directions of a step.
+        seed, step, index: names of the direction; `index` counts the directions of a step.
         kind: `sign` or `gaussian`.
         scales: entry length of z for each trainable tensor.
     """
@@ -35,13 +33,13 @@ class Direction:
 
 
 class View:
-    """What stored weights look like during a forward pass. This one casts them to `dtype` (None: as they are)."""
+    """The effective weights of a forward pass; this base class casts the stored ones to `dtype` (None: no cast)."""
 
     def __init__(self, dtype: mx.Dtype | None = None):
         self.dtype = dtype
 
     def changes(self, name: str, weight: mx.array) -> bool:
-        """Whether the effective weight differs from the stored one."""
+        """True if the effective weight differs from the stored one."""
         floating = mx.issubdtype(weight.dtype, mx.floating)
         return floating and self.dtype is not None and weight.dtype != self.dtype
 
@@ -58,7 +56,7 @@ class View:
 
 
 class Perturbation(View):
-    """Weights at w + eps * z, made as they are read: the stored weights stay as they are."""
+    """Weights at w + eps * z, computed when they are read; the stored weights do not change."""
 
     def __init__(self, direction: Direction, eps: float, dtype: mx.Dtype | None = None):
         super().__init__(dtype)
@@ -81,9 +79,9 @@ class Perturbation(View):
 
 
 class StackedView(View):
-    """Several views at once, for the copies of a batch that are stacked in one forward pass.
+    """Several views at once, for copies of a batch that are stacked in one forward pass.
 
-    Only LoRA adapters can be seen so, each copy with its own; all other weights are seen as the first view does.
+    LoRA adapters are read under each view, one copy each; all other weights under the first view.
     """
 
     def __init__(self, views: Sequence[View]):

@@ -1,7 +1,7 @@
-"""Weights from a journal: the updates of a run once more, without a forward pass.
+"""Weights from a journal: the updates of a run are repeated without a forward pass.
 
-As noise and update are made anew from names and recorded factors, the result is the run's to the bit, on any backend
-whose float32 additions and multiplications round as IEEE 754 says. Several steps share one pass over the weights.
+Noise and updates are generated from names and recorded factors, so the result is bit-identical to the run's, on any
+backend whose float32 additions and multiplications round by IEEE 754. Several steps share one pass over the weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .journal import Header, Journal, JournalStep
 from .perturb import Direction
 from .update_rules import Momentum
 
-# Steps that share a pass: reading and writing the weights is then a small part of the work.
+# Steps that share a pass, so that reading and writing the weights is a small part of the work.
 _STEPS_A_PASS = 16
 
 
@@ -25,17 +25,17 @@ def replay(
     stop: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Moves parameters from where they stood after `start` steps of a run to where they stood after `stop`.
+    """Updates parameters from their state after `start` steps of a run to their state after `stop` steps.
 
     Args:
-        slots: where the parameters that the journal names are; others are left alone.
-        stop: None for all steps that there are.
-        on_progress: told the steps done and their number after each pass.
+        slots: places of the parameters that the journal names; others are left alone.
+        stop: None for all recorded steps.
+        on_progress: called after each pass with the steps done and their total.
     """
     stop = len(journal) if stop is None else stop
     past = Replayed(journal.header)
     names = [parameter.name for parameter in journal.header.parameters]
-    # Momentum looks back at steps whose own updates were applied before `start`.
+    # Momentum refers to steps before `start`, whose own updates are applied already.
     for step in range(max(0, start - past.window), start):
         past.update(step, journal[step])
     for first in range(start, stop, _STEPS_A_PASS):
@@ -45,7 +45,7 @@ def replay(
 
 
 class Replayed:
-    """The updates of a run, from what its journal recorded of each step in turn."""
+    """The updates of a run, from the recorded steps in order."""
 
     def __init__(self, header: Header):
         config = header.config
@@ -56,11 +56,11 @@ class Replayed:
         self.window = self._momentum.window
 
     def update(self, step: int, recorded: JournalStep) -> Update:
-        """The update of the step numbered `step`; steps are to be asked for in order."""
+        """The update of the step numbered `step`; to be called in order of steps."""
         return Update(step, self._momentum.terms(self.own_terms(step, recorded)), recorded.decay)
 
     def own_terms(self, step: int, recorded: JournalStep) -> Terms:
-        """What the step adds by itself, past steps' momentum aside."""
+        """The step's own terms, without the momentum of earlier steps."""
         return [
             (Direction(self.seed, step, index, self._kind, self._lengths), factor)
             for index, factor in enumerate(recorded.factors)

@@ -1,8 +1,8 @@
 """Stochastic rounding of updated weights to bfloat16 and float16.
 
-At a weight of 0.05 neighbouring bfloat16 values are 2.4e-4 apart, so an update of 1e-5 always rounds to nothing.
-Rounding up or down with the probability of the remainder keeps the update right on average (Gupta et al., *Deep
-Learning with Limited Numerical Precision*, ICML 2015).
+At a weight of 0.05 neighbouring bfloat16 values are 2.4e-4 apart, so an update of 1e-5 always rounds to zero. Rounding
+up or down with the probability of the remainder is correct on average (Gupta et al., *Deep Learning with Limited
+Numerical Precision*, ICML 2015).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .noise import random_words
 def rounded(
     x: mx.array, dtype: mx.Dtype, name: str, shape: tuple[int, ...], rows: mx.array, seed: int, step: int
 ) -> mx.array:
-    """Rows of an updated weight in the dtype it is stored in: float32 as they are, half precision stochastically.
+    """Rows of an updated weight in its stored dtype: float32 unchanged, half precision rounded stochastically.
 
     Args:
         x: float32 [N, columns].
-        name, shape: of the whole tensor. rows: int [N], which of its rows these are.
-        seed, step: name the random bits, so that an update has the same bits whatever its chunks.
+        name, shape: of the whole tensor. rows: int [N], the numbers of these rows.
+        seed, step: determine the random bits, so that the result does not depend on the chunks.
     """
     if dtype == mx.float32:
         return x

@@ -1,6 +1,6 @@
-"""From directional derivatives to step lengths: plain and adaptive rules, clipping, momentum.
+"""Step lengths from directional derivatives: plain and adaptive rules, clipping, momentum.
 
-All state is a few scalars: the factors of an update follow from the derivatives so far.
+The state is a few scalars: the factors of an update follow from the derivatives so far.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class UpdateRule:
     (arXiv 2605.03869).
 
     Attributes:
-        clip: a derivative counts at most this many times the running rms, so that one bad batch cannot throw the
-            weights off (QZO, arXiv 2505.13430, clips at a fixed value); None for no limit.
+        clip: limit of a derivative in multiples of the running rms, against single bad batches (QZO, arXiv 2505.13430,
+            clips at a fixed value); None for no limit.
     """
 
     adaptive: bool
@@ -58,17 +58,17 @@ class UpdateRule:
 
 
 class Momentum:
-    """Heavy-ball momentum without a buffer: past directions are made again from their names.
+    """Heavy-ball momentum without a buffer: past directions are generated again from their names.
 
-    m_t = beta m_(t-1) + (1 - beta) u_t and w -= m_t, with u_t the update without momentum. m_t is a sum of past
-    updates with falling weights, cut where they are below 1 % of the first, so all it needs is the last few factors.
-    Each of them costs the noise of its direction once more.
+    m_t = beta m_(t-1) + (1 - beta) u_t and w -= m_t, with u_t the update without momentum. m_t is a sum of past updates
+    with decreasing weights, truncated where they fall below 1 % of the first, so it needs the last few factors only.
+    Each of them costs the noise of its direction again.
     """
 
     def __init__(self, beta: float):
         self.beta = beta
         self.window = math.ceil(math.log(0.01) / math.log(beta)) if beta > 0.0 else 1
-        # By repeated products, which every machine rounds alike, unlike powers.
+        # By repeated products, which round identically on every machine, unlike powers.
         self._weights = list(itertools.accumulate([1.0 - beta, *[beta] * (self.window - 1)], operator.mul))
         self._past: deque[Terms] = deque(maxlen=self.window)
 

@@ -1,7 +1,7 @@
-"""Converting a GGUF file into a folder mlx-lm loads: config.json, model.safetensors and the tokenizer.
+"""Conversion of a GGUF file into a folder for mlx-lm: config.json, model.safetensors and the tokenizer.
 
-Architectures: llama (SmolLM2, Llama, Mistral), qwen2, qwen3, gemma3 (text). Names and layouts are those that
-llama.cpp's converter writes (convert_hf_to_gguf.py). Needs no MLX and holds one piece of one tensor at a time.
+Architectures: llama (SmolLM2, Llama, Mistral), qwen2, qwen3, gemma3 (text). Names and layouts are those of llama.cpp's
+converter (convert_hf_to_gguf.py). Imports no MLX, and holds one piece of one tensor at a time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _GEMMA_LAYER_NAMES = {
 
 
 def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ignore_progress) -> None:
-    """Write the model in the GGUF file `path` to the folder `out_dir` (made if need be).
+    """Writes the model in the GGUF file `path` to the folder `out_dir`, which is created if necessary.
 
     Args:
         weights: `float32` (exact for every ggml format), `float16` or `bfloat16` (rounded to nearest), or
@@ -114,10 +114,10 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
 
 
 def natural_weights(path: Path) -> str:
-    """The `weights` that keep most of a GGUF file in least memory.
+    """The value of `weights` that loses least of a GGUF file in little memory.
 
-    `quantized` if MLX holds every format in the file as it is; otherwise a 16-bit float: the file's own, or
-    float16 for formats of 6 bits and less (bfloat16 for Gemma, whose activations overflow float16).
+    `quantized` if MLX can hold every format of the file; otherwise a 16-bit float: the file's own, or float16 for
+    formats of 6 bits and less (bfloat16 for Gemma, whose activations overflow float16).
     """
     gguf_file = read_gguf(path)
     kinds = {tensor.kind for tensor in gguf_file.tensors.values() if len(tensor.shape) > 1}
@@ -129,7 +129,11 @@ def natural_weights(path: Path) -> str:
 
 
 def _names(gguf_file: GgufFile) -> dict[str, str]:
-    """mlx-lm's name of every tensor; raises ModelError for tensors that are unknown or missing."""
+    """mlx-lm's name of every tensor.
+
+    Raises:
+        ModelError: tensors are unknown or missing.
+    """
     gemma = gguf_file.architecture == "gemma3"
     layer_names = _GEMMA_LAYER_NAMES if gemma else _LAYER_NAMES
     names, unknown = {}, []
@@ -143,7 +147,7 @@ def _names(gguf_file: GgufFile) -> dict[str, str]:
             unknown.append(name)
     needed = ["token_embd.weight", "output_norm.weight"]
     optional = set() if gguf_file.architecture in ("qwen3", "gemma3") else {"attn_q_norm", "attn_k_norm"}
-    # A damaged count would otherwise name billions of missing tensors.
+    # A damaged count would otherwise list billions of missing tensors.
     for layer in range(min(_figure(gguf_file, "block_count"), len(gguf_file.tensors))):
         needed += [f"blk.{layer}.{part}.weight" for part in layer_names if part not in optional]
     missing = [name for name in needed if name not in gguf_file.tensors]
@@ -169,7 +173,7 @@ def _figure(gguf_file: GgufFile, key: str) -> int:
 
 
 def _shortest(value: float) -> float:
-    """The decimal a float32 was written from: 9.999999747378752e-06 becomes 1e-05."""
+    """The shortest decimal that rounds to a float32: 9.999999747378752e-06 becomes 1e-05."""
     return float(str(np.float32(value)))
 
 
@@ -197,7 +201,7 @@ def _config(gguf_file: GgufFile) -> dict:
     if gguf_file.architecture == "llama":
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if gguf_file.architecture == "gemma3":
-        # llama.cpp: only the 27B (62 layers) scales by the width a head would have without key_length.
+        # llama.cpp: only the 27B (62 layers) scales by the head width without key_length.
         config["query_pre_attn_scalar"] = hidden // heads if config["num_hidden_layers"] == 62 else config["head_dim"]
         config["sliding_window"] = gguf_file.get("attention.sliding_window", 512)
         config["sliding_window_pattern"] = 6
@@ -229,7 +233,7 @@ def _rope_scaling(gguf_file: GgufFile, config: dict) -> dict | None:
 
 
 def _llama3_factors(theta: float, head_dim: int, scaling: dict) -> np.ndarray:
-    """What Llama 3 divides each rotary frequency by (transformers, _compute_llama3_parameters)."""
+    """Llama 3's divisors of the rotary frequencies (transformers, _compute_llama3_parameters)."""
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     smooth = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
@@ -237,7 +241,7 @@ def _llama3_factors(theta: float, head_dim: int, scaling: dict) -> np.ndarray:
 
 
 def _plan(gguf_file: GgufFile, tensor: GgufTensor, name: str, weights: str) -> tuple[list[TensorPlan], int]:
-    """How one tensor is written, and the bits it keeps if it stays quantised (else 0)."""
+    """Plans for writing one tensor, and its bits if it stays quantised (else 0)."""
     rows = tensor.rows
     if gguf_file.architecture == "llama" and re.search(r"\.attn_[qk]\.", tensor.name):
         which = "attention.head_count" if ".attn_q." in tensor.name else "attention.head_count_kv"
@@ -266,7 +270,7 @@ def _plan(gguf_file: GgufFile, tensor: GgufTensor, name: str, weights: str) -> t
 def rotary_order(rows: int, heads: int) -> np.ndarray:
     """Row order that undoes llama.cpp's permutation of q and k, shape (rows,).
 
-    GGUF interleaves the two halves of each head for its rotary embedding; mlx-lm's llama keeps them apart.
+    GGUF interleaves the two halves of each head for its rotary embedding; mlx-lm's llama keeps them separate.
     """
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 

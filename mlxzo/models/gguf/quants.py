@@ -1,4 +1,4 @@
-"""Numbers of GGUF tensors: to float32, rounded to 16 bits, or kept as integers in MLX's layout.
+"""Number formats of GGUF tensors: converted to float32, rounded to 16 bits, or kept as integers in MLX's layout.
 
 Block layouts: ggml-common.h of https://github.com/ggml-org/ggml.
 """
@@ -47,8 +47,8 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
 def kept_plans(tensor: GgufTensor, rows: np.ndarray, name: str) -> list[TensorPlan]:
     """MLX's triplet for a tensor in Q4_0, Q4_1 or Q8_0: packed integers, scales and biases.
 
-    A linear layer keeps the file's float16 scales, since its activations promote them to float32. Rows of an
-    embedding are used as they come out, where float16 would round them: its scales are float32.
+    A linear layer keeps the file's float16 scales, since its activations promote them to float32. Rows of an embedding
+    are used directly, and float16 would round them: its scales are float32.
     """
     bits, columns = KEPT_BITS[tensor.kind], tensor.shape[-1]
     base, shape = name.removesuffix(".weight"), tensor.shape

@@ -1,7 +1,7 @@
-"""Reading a GGUF file: its metadata and its tensors' bytes, with every length checked before it is used.
+"""A reader of GGUF files: metadata and bytes of the tensors, with every length checked before it is used.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package's reader takes half a
-minute over a vocabulary of 262,144 and mlx's own ends the process on a damaged file; this one does neither.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the `gguf` package takes half a minute
+for a vocabulary of 262,144, and mlx's own ends the process on a damaged file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Damaged(Exception):
 
 
 class _Cursor:
-    """Reads values one after the other and refuses to run past the end."""
+    """Reads values one after the other; raises `_Damaged` at the end of the data."""
 
     def __init__(self, data: np.ndarray):
         self.data = data.data
@@ -99,11 +99,11 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read a GGUF file's header and map its tensors.
+    """Reads a GGUF file's header and maps its tensors into memory.
 
     Raises:
-        ModelError: the file cannot be read, is no GGUF, is cut short or damaged, or holds a number
-            format that the `gguf` package does not know.
+        ModelError: the file cannot be read, is no GGUF, is cut short or damaged, or has a number format that the `gguf`
+            package does not know.
     """
     path = Path(path)
     fix = "Download the file again."

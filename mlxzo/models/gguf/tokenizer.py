@@ -1,7 +1,7 @@
-"""Rebuilding a tokenizer from GGUF metadata: tokenizer.json and tokenizer_config.json.
+"""Reconstruction of a tokenizer from GGUF metadata: tokenizer.json and tokenizer_config.json.
 
-Two families. `gpt2`: byte-level BPE with the pre-tokenizer that `tokenizer.ggml.pre` names. `llama`:
-SentencePiece BPE with scores and byte fallback (Llama 2, Mistral, Gemma).
+Two families. `gpt2`: byte-level BPE with the pre-tokenizer that `tokenizer.ggml.pre` names. `llama`: SentencePiece BPE
+with scores and byte fallback (Llama 2, Mistral, Gemma).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
 def write_tokenizer(gguf_file: GgufFile, config: dict, out_dir: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, and add the token ids to `config`.
+    """Writes tokenizer.json and tokenizer_config.json, and adds the token ids to `config`.
 
     Raises:
         ModelError: the file has no tokenizer, or one of a family or pre-tokenizer that is not known.
@@ -115,11 +115,11 @@ def _byte_level(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, speci
 
 
 def _sentencepiece(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, special: dict[str, str]) -> Any:
-    """SentencePiece BPE as a `tokenizers` BPE: a pair merges in the order of the merged piece's score.
+    """SentencePiece BPE as a `tokenizers` BPE: pairs merge in the order of the merged piece's score.
 
-    User-defined pieces (Gemma's runs of spaces and newlines, HTML tags) become added tokens, which match
-    the longest first and before any merge, as SentencePiece's prefix matcher does. llama.cpp's converter has
-    already turned their visible spaces into plain ones, which is what added tokens are matched against.
+    User-defined pieces (Gemma's runs of spaces and newlines, HTML tags) become added tokens, which match the longest
+    first and before any merge, like SentencePiece's prefix matcher. llama.cpp's converter has already replaced their
+    visible spaces by plain ones, which added tokens are matched against.
     """
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE

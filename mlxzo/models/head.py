@@ -1,0 +1,80 @@
+"""The output head of a language model, read by rows: no effective copy of its whole matrix is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from ..zo.perturb import View
+from .chunked_logsumexp import streamed_logsumexp
+from .lazy_layers import Given, chunks, weight_rows
+
+
+class Head:
+    """The projection from hidden states to logits.
+
+    Args:
+        module: a linear layer, or the embedding where the head is tied; quantised or not.
+        name: its dotted path.
+    """
+
+    def __init__(self, module: Any, name: str):
+        self.module, self.name = module, name
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens V."""
+        return self.module["weight"].shape[0]
+
+    def token_logits(self, hidden: mx.array, tokens: mx.array, view: View) -> mx.array:
+        """Logits of chosen tokens: float32 [N] for hidden [N, D] and tokens int32 [N], without the other logits."""
+        weight = weight_rows(self.module, self.name, tokens, view)
+        logits = (hidden.astype(mx.float32) * weight.astype(mx.float32)).sum(-1)
+        return self._with_bias(logits, tokens, view)
+
+    def logits(self, hidden: mx.array, view: View) -> mx.array:
+        """Logits of all tokens: float32 [S, V] for float32 hidden [S, D]."""
+        weight = self.module["weight"]
+        if "scales" not in self.module and not view.changes(f"{self.name}.weight", weight):
+            return self._with_bias(hidden @ weight.astype(mx.float32).T, mx.arange(len(weight)), view)
+        parts = []
+        for chunk in chunks(self.vocabulary, hidden.shape[-1]):
+            parts.append(self._logits(hidden, chunk, view))
+            mx.eval(parts[-1])
+        return mx.concatenate(parts, axis=-1)
+
+    def log_normaliser(self, hidden: mx.array, view: View) -> mx.array:
+        """log sum exp over the vocabulary: float32 [N] for hidden [N, D], the head read in chunks of rows.
+
+        Under a `Given` view it is not evaluated.
+        """
+        hidden = hidden.astype(mx.float32)
+        if isinstance(view, Given):
+            own = {name: value for name, value in view.given.items() if name.rpartition(".")[0] == self.name}
+            return streamed_logsumexp(
+                lambda states, rows, vectors, chunk: self._logits(states, chunk, Given(vectors, view.dtype, rows)),
+                # A chunk has as many columns as the hidden states, and its logits as many as there are positions. MLX
+                # allocates up to ten arrays ahead of what it computes, so chunks are smaller than where each is
+                # evaluated.
+                list(chunks(self.vocabulary, 4 * max(hidden.shape))),
+                hidden,
+                {name: value for name, value in own.items() if value.ndim > 1},
+                {name: value for name, value in own.items() if value.ndim == 1},
+            )
+        parts = []
+        for chunk in chunks(self.vocabulary, hidden.shape[-1]):
+            parts.append(mx.logsumexp(self._logits(hidden, chunk, view), axis=-1))
+            mx.eval(parts[-1])
+        return mx.logsumexp(mx.stack(parts), axis=0)
+
+    def _logits(self, hidden: mx.array, chunk: mx.array, view: View) -> mx.array:
+        """Logits of the tokens `chunk` [N]: float32 [S, N] for float32 hidden [S, D]."""
+        logits = hidden @ weight_rows(self.module, self.name, chunk, view).astype(mx.float32).T
+        return self._with_bias(logits, chunk, view)
+
+    def _with_bias(self, logits: mx.array, tokens: mx.array, view: View) -> mx.array:
+        """Adds the bias of `tokens` [N] to their logits [..., N], where the head has one."""
+        if "bias" not in self.module:
+            return logits
+        return logits + view.dense(f"{self.name}.bias", self.module["bias"])[tokens].astype(mx.float32)
