@@ -203,10 +203,10 @@ def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
         rows.append(("tuned", metric.text(after.value) + (f" ({gain} over zero-shot)" if gain else "")))
         rows.append(("measured by", f"{after.metric} on {after.examples} {after.split} examples"))
     if count := len(history.steps):
-        seconds, padded = history.training_seconds, sum(history.steps["padded_tokens"])
+        seconds, padded = history.training_seconds, history.total("padded_tokens")
         training = f"{count} steps in {format_seconds(seconds)}, {count / seconds if seconds else 0.0:.2f} steps/s"
         if padded:
-            training += f"; {100 * (1 - sum(history.steps['tokens']) / padded):.0f} % of all tokens were padding"
+            training += f"; {100 * (1 - history.total('tokens') / padded):.0f} % of all tokens were padding"
         rows.append(("training", training))
     if (footprint := history.footprint_bytes) is not None:
         peak = f"{format_bytes(footprint)} (MLX's arrays {format_bytes(history.peak_bytes or 0)})"

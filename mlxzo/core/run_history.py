@@ -162,9 +162,13 @@ class RunHistory:
         """The name of the metric that the run is measured by; None before its first evaluation."""
         return self.evaluations[0].evaluation.metric if self.evaluations else None
 
+    def total(self, column: str) -> int:
+        """The sum of a column of `steps` that counts something."""
+        return int(sum(self.steps[column]))
+
     def tie_share(self, queries: int = 1) -> float:
         """The share of all directions so far (`queries` a step) on whose two sides the loss was equal: no signal."""
-        return sum(self.steps["ties"]) / (len(self.steps) * queries) if len(self.steps) else 0.0
+        return self.total("ties") / (len(self.steps) * queries) if len(self.steps) else 0.0
 
     def add(self, event: events.Event, time: float = 0.0) -> None:
         """Takes the next event of the run, and its time in seconds since the epoch, which only `elapsed` needs."""
@@ -199,11 +203,11 @@ class RunHistory:
                 self.paused = isinstance(event, events.Paused)
             case events.Resumed():
                 # An evaluation of that very step is made once more.
-                self._back_to(event.step, max(event.step, 1) - 1)
+                self.back_to(event.step, max(event.step, 1) - 1)
             case events.Finished() | events.Failed():
                 self.outcome, self.progress, self.paused = event, None, False
 
-    def _back_to(self, step: int, evaluated: int) -> None:
+    def back_to(self, step: int, evaluated: int) -> None:
         """Drops the steps after `step` and the evaluations after step `evaluated`: they are done again."""
         self.steps.cut(bisect_right(self.steps["step"], step))
         self.evaluations = [
@@ -217,7 +221,7 @@ class RunHistory:
 
     def _add_step(self, event: events.Step) -> None:
         if len(self.steps) and event.step <= self.steps["step"][-1]:
-            self._back_to(event.step - 1, event.step - 1)
+            self.back_to(event.step - 1, event.step - 1)
         self.step, self.progress, self.outcome, self.phase = event, None, None, "train"
         self.seconds += event.seconds
         self.training_seconds += event.seconds

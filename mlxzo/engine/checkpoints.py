@@ -14,6 +14,7 @@ from typing import Any
 from ..core import events
 from ..core.errors import ConfigError, DataError
 from ..core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from ..core.run_history import RunHistory
 from ..models.slots import Slot
 from ..zo.journal import JournalError, read
 from .checkpoint_file import load_state, save_state
@@ -160,29 +161,30 @@ class Checkpoints:
 
     def _progress(self, step: int) -> TrainingProgress:
         """The progress after the first `step` steps, read from the events."""
-        past = TrainingProgress(step)
-        steps: dict[int, events.Step] = {}
-        for event, _ in self.run.events():
-            if isinstance(event, events.Step) and event.step <= step:
-                # Steps repeated after an earlier interruption count once.
-                steps[event.step] = event
-            elif isinstance(event, events.Evaluated) and event.step <= step:
-                outcome = Evaluation(**{f.name: getattr(event, f.name) for f in fields(Evaluation)})
-                if event.kind == "zero-shot":
-                    past.zero_shot[event.split] = outcome
-                    if event.split == "validation":
-                        past.best = outcome
-                elif event.kind == "validation" and event.step == step:
-                    past.unsettled = True
-                elif event.kind == "validation":
-                    past.validation_seconds += event.seconds
-                    if outcome.better_than(past.best):
-                        past.best_step, past.best = event.step, outcome
-        past.losses = [event.loss for _, event in sorted(steps.items())]
-        past.train_seconds = sum(event.seconds for event in steps.values())
-        past.tokens = sum(event.tokens for event in steps.values())
-        past.padded_tokens = sum(event.padded_tokens for event in steps.values())
-        past.ties = sum(event.ties for event in steps.values())
+        timed = list(self.run.events())
+        history = RunHistory.read(timed)
+        # An evaluation after `step` itself is made once more.
+        history.back_to(step, step - 1)
+        past = TrainingProgress(
+            step,
+            zero_shot={split: _evaluation(event) for split, event in history.zero_shot.items()},
+            losses=history.steps["loss"].tolist(),
+            train_seconds=history.training_seconds,
+            tokens=history.total("tokens"),
+            padded_tokens=history.total("padded_tokens"),
+            ties=history.total("ties"),
+        )
+        past.best = past.zero_shot.get("validation")
+        for event in (each.evaluation for each in history.validation):
+            if event.kind == "validation":
+                past.validation_seconds += event.seconds
+                if (outcome := _evaluation(event)).better_than(past.best):
+                    past.best_step, past.best = event.step, outcome
+        # Of all events: the run may have been resumed from this step before, and killed before it was measured again.
+        past.unsettled = any(
+            isinstance(event, events.Evaluated) and event.kind == "validation" and event.step == step
+            for event, _ in timed
+        )
         return past
 
     def _note(self, step: int, snapshot: int, torn_bytes: int = 0) -> None:
@@ -193,6 +195,10 @@ class Checkpoints:
         if torn_bytes:
             text += f" (whose last {torn_bytes} bytes were cut off in the middle of a step)"
         self.emit(events.Note(text))
+
+
+def _evaluation(event: events.Evaluated) -> Evaluation:
+    return Evaluation(**{each.name: getattr(event, each.name) for each in fields(Evaluation)})
 
 
 def check_same(run: RunDirectory, now: dict[str, Any]) -> None:
