@@ -16,10 +16,7 @@ from ..tasks.metrics import METRICS
 from ..zo.perturb import View
 from .batching import Batch
 from .reward import Answer, Judge
-from .scoring import example_losses
-
-OfScores = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""A value per example, lower is better: float64 [B] from candidates' scores [B, C] and targets int [B]."""
+from .scoring import Measure, example_losses
 
 OfAnswers = Callable[[Batch, View], np.ndarray]
 """A value per example, lower is better: float64 [B] from the answers generated under a view of the weights."""
@@ -43,7 +40,7 @@ def expected_errors(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
     return -np.expm1(-example_losses(scores, target))
 
 
-SCORE_OBJECTIVES: dict[str, OfScores] = {
+SCORE_OBJECTIVES: dict[str, Measure] = {
     "loss": example_losses,
     "accuracy": wrong_answers,
     "soft-accuracy": expected_errors,

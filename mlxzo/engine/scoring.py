@@ -24,7 +24,7 @@ from .prefix_sharing import reads
 Array = TypeVar("Array", np.ndarray, mx.array)
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Computes a value per example, float64 [B], from scores [B, C] and targets int [B] (see `objectives`)."""
+"""A value per example, lower is better: float64 [B] from candidates' scores [B, C] and targets int [B]."""
 
 
 class Scorer:
