@@ -162,20 +162,21 @@ def _mlx() -> dict[str, Any]:
     blas = load_fast_blas()
     import mlx.core as mx
 
-    device = mx.default_device()
-    kind = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
-    facts: dict[str, Any] = {"device": kind, "blas": blas, "cuda_package": _cuda_package()}
     try:
         described = mx.device_info()
     except Exception:
         described = {}
-    facts["device_name"] = described.get("device_name")
-    facts["architecture"] = described.get("architecture")
-    facts["device_memory_bytes"] = described.get("memory_size")
-    facts["recommended_working_set_bytes"] = described.get("max_recommended_working_set_size")
-    facts["gemm_float32_gflops"] = _gemm_gflops(mx, mx.float32)
-    facts["gemm_bfloat16_gflops"] = _gemm_gflops(mx, mx.bfloat16)
-    return facts
+    return {
+        "device": "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
+        "blas": blas,
+        "cuda_package": _cuda_package(),
+        "device_name": described.get("device_name"),
+        "architecture": described.get("architecture"),
+        "device_memory_bytes": described.get("memory_size"),
+        "recommended_working_set_bytes": described.get("max_recommended_working_set_size"),
+        "gemm_float32_gflops": _gemm_gflops(mx, mx.float32),
+        "gemm_bfloat16_gflops": _gemm_gflops(mx, mx.bfloat16),
+    }
 
 
 def _gemm_gflops(mx: Any, dtype: Any, repeats: int = 5) -> float:
