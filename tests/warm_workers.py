@@ -42,12 +42,15 @@ class ForkedWorker:
         self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        with self._lock:
-            if self.returncode is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
+        # A signal handler may call this in the middle of another call, and must not wait for it.
+        if self.returncode is None and self._lock.acquire(blocking=False):
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0, 0)
                 if pid:
                     self.returncode = os.waitstatus_to_exitcode(status)
-            return self.returncode
+            finally:
+                self._lock.release()
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         limit = None if timeout is None else time.monotonic() + timeout

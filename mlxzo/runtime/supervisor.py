@@ -156,7 +156,10 @@ class Supervisor:
         # alone means nothing: a child of the worker may hold it open, or the worker may close it.
         ended = process.poll() is not None
         if not ended and self._pipe < 0:
-            time.sleep(min(timeout, _POLL_SECONDS))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(timeout, _POLL_SECONDS))
+            # Nothing is left in the pipe.
+            ended = process.poll() is not None
         elif not ended:
             select.select([self._pipe], [], [], timeout)
         found = self._read()
