@@ -77,7 +77,7 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
         return EXIT_DONE
     if outcome.kind == WorkerDied.kind:
         # The step it had reached is of no use: the run resumes from rank 0's.
-        outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` goes on, with or without it", details=[])
+        outcome = dataclasses.replace(outcome, fix="`mlxzo train --resume` continues, with or without it", details=[])
     if RELAY in os.environ:
         _print(outcome)
         return outcome.exit_code

@@ -64,7 +64,7 @@ class RunConfig:
     )
     test_examples: int | None = option_field(1000, "test examples to use at the end", "task", minimum=1, auto="all")
     max_tokens: int = option_field(
-        512, "longest sequence; longer prompts lose their beginning", "task", unit="tokens", minimum=8, maximum=131072
+        512, "longest sequence; longer prompts are cut at the start", "task", unit="tokens", minimum=8, maximum=131072
     )
     # How it is trained.
     method: str = option_field(
@@ -75,16 +75,16 @@ class RunConfig:
     )
     scope: str = option_field(
         "norms/last-6",
-        "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised model), "
-        "biases, gains or match:GLOB[,GLOB...] (parameters by name); several joined by +; /last-K after it for these "
-        "layers only (norms/last-0: the final norm alone)",
+        "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised "
+        "model), biases, gains or match:GLOB[,GLOB...] (parameters by name); kinds join with +, and /last-K "
+        "restricts them to the last K layers (norms/last-0: the final norm alone)",
         "method",
     )
     steps: int = option_field(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
     max_seconds: float | None = option_field(
         None,
-        "end the run after the step that reaches this time: that of all steps and of the evaluations on the validation "
-        "split, but not of loading, zero-shot and test. No clock changes a step: the schedule goes by --steps",
+        "training time: the run ends after the step that reaches it. Steps and evaluations on the validation split "
+        "count; loading, zero-shot and test do not. The schedule follows --steps, never the clock",
         "method",
         unit="seconds",
         minimum=0.0,
@@ -92,10 +92,10 @@ class RunConfig:
         exclusive_minimum=True,
         auto="no limit",
     )
-    batch_size: int = option_field(16, "training examples a step", "method", minimum=1, maximum=4096)
+    batch_size: int = option_field(16, "training examples per step", "method", minimum=1, maximum=4096)
     micro_batch: int | None = option_field(
         None,
-        "most sequences in one forward pass; smaller takes less memory and gives the same losses",
+        "most sequences in one forward pass; a smaller number takes less memory and gives the same losses",
         "method",
         minimum=1,
         maximum=4096,
@@ -108,15 +108,18 @@ class RunConfig:
         minimum=0.0,
         maximum=1e6,
         exclusive_minimum=True,
-        auto="that of the method, scope and update; auto: measured (see --probe)",
+        auto="by method, scope and update; auto: measured (see --probe)",
     )
     schedule: str = option_field(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
     )
-    warmup_steps: int = option_field(0, "first steps, in which the rate rises along a line", "method", minimum=0)
+    warmup_steps: int = option_field(
+        0, "steps at the start over which the learning rate rises linearly", "method", minimum=0
+    )
     weight_decay: float | None = option_field(
         None,
-        "share of each matrix taken away a step, times the learning rate, whatever the gradient; vectors keep theirs",
+        "decoupled weight decay: each step takes this share, times the learning rate, off every matrix; vectors are "
+        "exempt",
         "method",
         minimum=0.0,
         maximum=1e6,
@@ -124,14 +127,15 @@ class RunConfig:
     )
     memory_cap: str | None = option_field(
         None,
-        "most memory the run may take, such as 8GB or 900MB; it is fitted to the cap before it starts and held to it",
+        "most memory the run may take, such as 8GB or 900MB; the run is fitted to the cap before it starts, and "
+        "held to it",
         "method",
         auto="no cap",
     )
     probe: str = option_field(
         "off",
-        "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, and "
-        "choose lr by them (--lr auto says the same), or scope and lr (--scope auto)",
+        "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, "
+        "and choose lr from them (the same as --lr auto), or scope and lr (the same as --scope auto)",
         "method",
         choices=("off", "lr", "scope"),
     )
@@ -141,29 +145,29 @@ class RunConfig:
     # MeZO.
     objective: str = option_field(
         "loss",
-        "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and wants a "
-        "large --batch-size; soft-accuracy (1 less the probability of the right answer); f1 or exact_match of written "
-        "answers; or reward (1 less what your own program or function says of them)",
+        "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and needs a "
+        "large --batch-size; soft-accuracy (1 minus the probability of the right answer); f1 or exact_match of "
+        "generated answers; or reward (1 minus the score that your own program or function gives them)",
         "mezo",
         choices=("loss", "accuracy", "soft-accuracy", "f1", "exact_match", "reward"),
     )
     reward_command: str | None = option_field(
         None,
-        "with objective reward, the program that judges answers: a JSON object a line in (prompt, answer, gold), one "
-        "out (score); it runs only where the command line says --allow-code",
+        "with the objective reward, the program that scores answers: it reads one JSON object per line (prompt, "
+        "answer, gold) and writes one (score); it runs only if the command line has --allow-code",
         "mezo",
         auto="none",
     )
     reward_function: str | None = option_field(
         None,
-        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, found in the "
-        "current folder; it runs only where the command line says --allow-code",
+        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, imported from "
+        "the current folder; it runs only if the command line has --allow-code",
         "mezo",
         auto="none",
     )
     reward_seconds: float = option_field(
         60.0,
-        "longest that the judge may take for one answer",
+        "longest time that the judge may take for one answer",
         "mezo",
         unit="seconds",
         minimum=0.0,
@@ -172,15 +176,15 @@ class RunConfig:
     )
     temperature: float = option_field(
         0.0,
-        "where the objective is of written answers: draw their tokens by the model's probabilities, its logits divided "
-        "by this, for steps; 0 takes the likeliest tokens, as evaluations always do",
+        "where the objective is of generated answers: sample their tokens in steps, with the logits divided by "
+        "this; 0 takes the likeliest token, as evaluations always do",
         "mezo",
         minimum=0.0,
         maximum=100.0,
     )
     top_p: float = option_field(
         1.0,
-        "with a temperature, draw only among the likeliest tokens that together have this probability",
+        "with a temperature, sample only among the likeliest tokens that together have this probability",
         "mezo",
         minimum=0.0,
         exclusive_minimum=True,
@@ -188,7 +192,7 @@ class RunConfig:
     )
     eps: float | None = option_field(
         None,
-        "perturbation scale: the loss is read at w + eps*z and w - eps*z",
+        "perturbation scale: the loss is evaluated at w + eps*z and w - eps*z",
         "mezo",
         minimum=0.0,
         maximum=10.0,
@@ -200,8 +204,8 @@ class RunConfig:
     )
     direction_scale: str = option_field(
         "auto",
-        "length of the entries of z: none (1), rms (of the tensor they belong to, when the run starts), or auto: rms "
-        f"for scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
+        "length of the entries of z: none (1), rms (that of their tensor when the run starts), or auto: rms for "
+        f"scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
         f"{STEP_SIZES['biases'].length:g} for biases, {STEP_SIZES['gains'].length:g} for gains, 1 for all else",
         "mezo",
         choices=("auto", "none", "rms"),
@@ -214,18 +218,18 @@ class RunConfig:
         choices=("spsa", "fzoo"),
     )
     queries: int | None = option_field(
-        None, "random directions a step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
+        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
     )
     sides: str = option_field(
         "separate",
-        "separate: one forward pass a perturbed copy of the weights; stacked: all copies of LoRA adapters in one, "
-        "which takes more memory for activations",
+        "separate: one forward pass per perturbed copy of the weights; stacked: all copies of LoRA adapters in one "
+        "pass, which takes more memory for activations",
         "mezo",
         choices=("separate", "stacked"),
     )
     clip: float | None = option_field(
         None,
-        "a derivative counts at most this many times its running rms",
+        "limit of a directional derivative, in multiples of its running rms",
         "mezo",
         minimum=0.0,
         exclusive_minimum=True,
@@ -234,7 +238,7 @@ class RunConfig:
     )
     momentum: float = option_field(
         0.0,
-        "weight of past steps (heavy ball); their directions are made again, so each step costs more noise",
+        "momentum (heavy ball); past directions are generated again, so each step costs more noise",
         "mezo",
         minimum=0.0,
         maximum=0.99,
@@ -257,8 +261,8 @@ class RunConfig:
     )
     activation_cache: str = option_field(
         "auto",
-        "keep the output of frozen layers, once an example: in memory or in a file of the run; auto does where it pays "
-        "and fits",
+        "keep the output of frozen layers, computed once per example: in memory (ram) or in a file of the run "
+        "(disk); auto: where it pays and fits",
         "mezo",
         choices=("auto", "ram", "disk", "off"),
     )
@@ -271,31 +275,31 @@ class RunConfig:
     )
     checkpointing: str = option_field(
         "auto",
-        "gradient checkpointing: keep only the input of each layer and compute the rest again; auto: where the memory "
-        "cap asks for it",
+        "gradient checkpointing: keep only the input of each layer and recompute the rest; auto: where the memory "
+        "cap requires it",
         "bp",
         choices=("auto", "on", "off"),
     )
     # Several processes or machines (docs/distributed.md).
     parallel: str = option_field(
         "data",
-        "what the ranks of a run on several machines share out: data (the micro-batches of a step) or directions (the "
-        "perturbed copies of the weights; of mezo only); the weights that come out are the same",
+        "what the ranks of a run divide among themselves: data (the micro-batches of a step) or directions (the "
+        "perturbed copies of the weights; mezo only); the resulting weights are the same",
         "ranks",
         choices=("data", "directions"),
     )
     shares: str | None = option_field(
         None,
-        "how much of the work each rank gets, such as 2,1,1; it changes who computes what, and no weight",
+        "share of the work of each rank, such as 2,1,1; it changes who computes what, never the weights",
         "ranks",
-        auto="as fast as each is found to be, and equal ones for bp",
+        auto="by measured speed; equal for bp",
     )
     check_every: int = option_field(
         100, "steps between comparisons of all ranks' weights, by their SHA-256", "ranks", minimum=1
     )
     stall_seconds: float = option_field(
         120.0,
-        "longest that ranks wait for one of them, once all are loaded",
+        "longest time that ranks wait for one another, once all are loaded",
         "ranks",
         unit="seconds",
         minimum=1.0,

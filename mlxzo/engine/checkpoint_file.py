@@ -75,7 +75,7 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
     header = safetensors_header(_plans(state), _metadata(_fingerprint_of_file(path, state), step))
     with path.open("rb") as file:
         if file.read(len(header)) != header:
-            raise _damaged(path, "its bytes are not those that were saved")
+            raise _damaged(path, "its content differs from what was saved")
     for name in names:
         # The old value goes before the new one is read.
         slots[name].set(state.pop(name))

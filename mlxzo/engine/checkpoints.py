@@ -93,11 +93,11 @@ class Checkpoints:
             self.begin()
             return self._progress(0)
         except JournalError as error:
-            raise DataError(str(error), "start the run anew: its weights cannot be found again") from None
+            raise DataError(str(error), "start a new run: its weights cannot be restored") from None
         if snapshot > len(journal):
             raise DataError(
                 f"{path.name} ends at step {len(journal)}, before the snapshot of step {snapshot}",
-                "start the run anew: its journal was cut",
+                "start a new run: its journal was cut",
             )
         self._check_steps(len(journal))
         self.method.resume(journal, snapshot)
@@ -189,7 +189,7 @@ class Checkpoints:
 
     def _note(self, step: int, snapshot: int, torn_bytes: int = 0) -> None:
         self.emit(events.Resumed(step))
-        text = f"the run goes on after step {step}"
+        text = f"the run continues after step {step}"
         if step > snapshot:
             text += f", {step - snapshot} steps of which were replayed from its journal"
         if torn_bytes:

@@ -243,7 +243,7 @@ class Evaluator:
 
 
 def _writing(split: str) -> str:
-    return f"writing answers on {split}"
+    return f"generating answers on {split}"
 
 
 def _reporter(label: str, unit: str, emit: events.Emit) -> Callable[[int, int], None]:

@@ -50,7 +50,7 @@ def check_consent(config: RunConfig, allow_code: bool) -> None:
         named = config.reward_command or config.reward_function
         raise ConfigError(
             f"the configuration wants to run {named!r} to judge answers",
-            "read it, and say --allow-code on the command line of `mlxzo train` if it is yours",
+            "check it, and give --allow-code to `mlxzo train` if you trust it",
         )
 
 
@@ -153,7 +153,7 @@ class Judge:
         except queue.Empty:
             raise self._failed(
                 f"gave no score within {self._seconds:g} s (answer {number} of {count})",
-                "make it quicker, raise --reward-seconds, or have it flush what it writes",
+                "make it faster, raise --reward-seconds, or have it flush what it writes",
             ) from None
         if line is None:
             code = process.wait()

@@ -100,11 +100,11 @@ class Session:
         smaller = replace(self.shapes, tokens=now // 2)
         if (then := smaller.largest(examples)) < now:
             self.shapes = smaller
-            return f"micro-batches have at most {then} tokens instead of {now}; losses stay the same to rounding"
+            return f"micro-batches have at most {then} tokens instead of {now}; losses stay the same up to rounding"
         if isinstance(self.scorer.cache, ActivationCache):
             self.scorer.cache = None
             mx.clear_cache()
-            return "the frozen layers' output is no longer kept, and computed for every step"
+            return "the output of the frozen layers is no longer kept, and computed in every step"
         return ""
 
 
@@ -162,8 +162,8 @@ def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
         )
     if config.objective in WRITTEN and not data.task.writes:
         raise ConfigError(
-            f"objective: {config.objective} is of answers that the model writes, and in the task {data.task.name} it "
-            "writes none",
+            f"objective: {config.objective} needs answers that the model generates, and the task {data.task.name} "
+            "has none",
             "use --objective accuracy",
         )
     return data
@@ -289,7 +289,7 @@ def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit
     context = context_length(resolved.path)
     if context is None or config.max_tokens <= context:
         return config
-    emit(events.Note(f"max_tokens is {context}, the context that {resolved.name} was made for: longer texts are cut"))
+    emit(events.Note(f"max_tokens is {context}, the context length of {resolved.name}: longer texts are cut"))
     return replace(config, max_tokens=context)
 
 
@@ -332,8 +332,8 @@ def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> 
     where = "on disk" if kind == "disk" else "in memory"
     emit(
         events.Note(
-            f"what the {scorer.layers} frozen layers give is computed once an example and kept {where}, up to "
-            f"{format_bytes(size)}: the first pass over the data is slower than the others"
+            f"the output of the {scorer.layers} frozen layers is computed once per example and kept {where}, up to "
+            f"{format_bytes(size)}: the first pass over the data is slower than the later ones"
         )
     )
 
@@ -366,5 +366,5 @@ def _remarks(session: Session) -> list[str]:
     if session.data.duplicates_across_splits:
         remarks.append(duplicates_text(session.data.duplicates_across_splits))
     if not session.causal.exposes_hidden:
-        remarks.append("this model shows no hidden states: full logits are computed, which takes more memory")
+        remarks.append("this model exposes no hidden states: full logits are computed, which takes more memory")
     return remarks

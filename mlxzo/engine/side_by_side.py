@@ -75,7 +75,8 @@ class SideBySide:
             max_new_tokens = min(max_new_tokens, self._context - len(tokens))
         if max_new_tokens < 1:
             raise DataError(
-                f"the prompt has {len(tokens)} tokens, and the model was made for {self._context}, answer included",
+                f"the prompt has {len(tokens)} tokens, and the context length of the model is {self._context}, "
+                "answer included",
                 "shorten the prompt",
             )
         shown = tokenizer.decode(tokens)

@@ -110,7 +110,7 @@ class TunedModel:
         ]
         if problems:
             raise ModelError(
-                f"{name} is of other parameters than its scope finds in the model",
+                f"{name} records other parameters than its scope finds in the model",
                 "use the version of mlxzo that made it",
                 problems,
             )
@@ -122,7 +122,7 @@ class TunedModel:
         sha256 = fingerprint(self.parameters())
         if header.sha256 is not None and sha256 != header.sha256:
             raise ModelError(
-                f"the weights rebuilt from {name} are not those of the run, although base and journal are",
+                f"the weights rebuilt from {name} are not those of the run, although base and journal match",
                 "please report this with the output of `mlxzo doctor`",
             )
         return sha256

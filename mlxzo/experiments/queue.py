@@ -192,7 +192,7 @@ class RunQueue:
         """Notes once that a run is in another process, such as a worker that outlived the command that started it."""
         if run.id not in self._announced:
             self._announced.add(run.id)
-            self._emit(run, events.Note(f"{run.id} is being run already; waiting for it to end"))
+            self._emit(run, events.Note(f"{run.id} is running already; waiting for it to end"))
 
     def _over(self, run: RunDirectory) -> events.Finished | events.Failed | None:
         """The outcome of a run that needs no more work: it has finished, or failed elsewhere since the queue began."""
@@ -237,7 +237,7 @@ class RunQueue:
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise ConfigError(
-            "there are runs of these names with other options",
+            "runs with these names exist and have other options",
             "choose another name, or remove those runs with `mlxzo runs rm`",
             problems,
         )

@@ -23,11 +23,11 @@ from ..memory.watch import Watch
 _PAUSED_POLL_SECONDS = 0.1
 
 COMMANDS = {
-    "pause": "wait after the step in hand, until `continue` or `stop`",
-    "continue": "go on after a pause",
-    "stop": "end after the step in hand; the best state so far is kept",
-    "evaluate": "measure the weights as they are on the validation split, after the step in hand",
-    "shrink": "take less memory: smaller micro-batches, with the same losses to the rounding of float32",
+    "pause": "pause after the current step, until `continue` or `stop`",
+    "continue": "resume a paused run",
+    "stop": "stop after the current step; the best state so far is kept",
+    "evaluate": "evaluate the weights on the validation split after the current step",
+    "shrink": "use less memory: smaller micro-batches, with the same losses up to float32 rounding",
 }
 
 
@@ -38,7 +38,7 @@ def send(run: RunDirectory, command: str) -> None:
         ConfigError: there is no such command, the run is not running, or its directory cannot be written.
     """
     if command not in COMMANDS:
-        raise ConfigError(f"a run knows no command {command!r}", f"use one of {', '.join(COMMANDS)}")
+        raise ConfigError(f"there is no command {command!r} for a run", f"use one of {', '.join(COMMANDS)}")
     if not run.worker_is_alive():
         raise ConfigError(
             f"the run {run.id} is not running, so it cannot {command}",
@@ -161,7 +161,7 @@ class RunControl:
             self.listen()
         self.check_memory()
         if self._signals > 1:
-            raise RankLost("stopped by force while it waited for another rank", "`mlxzo train --resume` goes on")
+            raise RankLost("stopped by force while it waited for another rank", "`mlxzo train --resume` continues")
 
     def consume(self, request: Request) -> bool:
         """Returns whether the run has this request, one of `Request.ONCE`, which is then done with.
@@ -206,8 +206,8 @@ class RunControl:
             )
         return Interrupted(
             "the run was stopped; its best state so far is saved",
-            f"`mlxzo train --resume {self._run.path}` goes on where it stopped; `mlxzo generate --run {self._run.path} "
-            "PROMPT` tries the best state",
+            f"`mlxzo train --resume {self._run.path}` continues where it stopped; `mlxzo generate --run "
+            f"{self._run.path} PROMPT` tries the best state",
         )
 
 

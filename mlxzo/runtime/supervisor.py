@@ -32,11 +32,11 @@ _LOG_TAIL_BYTES = 8192
 # The most frequent cause of each signal that mlxzo did not send.
 _CAUSES: dict[int, str] = {
     signal.SIGKILL: "it was ended from outside, most often because the system ran out of memory",
-    signal.SIGSEGV: "it touched memory it did not have, most often because an allocation failed",
-    signal.SIGABRT: "it gave up, most often because an allocation failed",
-    signal.SIGBUS: "it touched memory it did not have, most often because an allocation failed or the disk is full",
-    signal.SIGILL: "it met an instruction that this processor lacks, most often from the BLAS library",
-    signal.SIGTERM: "it was asked to end from outside",
+    signal.SIGSEGV: "it accessed invalid memory, most often because an allocation failed",
+    signal.SIGABRT: "it aborted, most often because an allocation failed",
+    signal.SIGBUS: "it accessed invalid memory, most often because an allocation failed or the disk is full",
+    signal.SIGILL: "it used an instruction that this processor lacks, most often from the BLAS library",
+    signal.SIGTERM: "another process asked it to end",
 }
 
 

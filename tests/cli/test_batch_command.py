@@ -129,5 +129,5 @@ def test_ctrl_c_leaves_every_run_so_that_the_same_command_goes_on(model, tmp_pat
     path.write_text(text.replace("STEPS", SMALL.replace("steps: 4", f"steps: {reached + 2}")))
     done = batch(path)
     assert done.returncode == 0, done.stderr
-    assert f"the run goes on after step {reached}" in done.stderr
+    assert f"the run continues after step {reached}" in done.stderr
     assert [(each["status"], each["steps"]) for each in summary(tmp_path / "long")] == [("finished", reached + 2)] * 2

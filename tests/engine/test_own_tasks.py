@@ -124,11 +124,11 @@ def test_nothing_is_longer_than_the_context_of_the_model(tmp_path, capsys):
     on = ("--task", "custom", "--data", str(tmp_path), "--model", str(model))
     assert main(["tasks", "check", *on, "--max-tokens", "1000"]) == 0
     said = capsys.readouterr()
-    assert "max_tokens is 500, the context that short was made for" in " ".join(said.err.split())
+    assert "max_tokens is 500, the context length of short" in " ".join(said.err.split())
     assert "500 at most; 1 cut" in said.out and "indexing errors" not in said.err
     assert main(["generate", "--model", str(model), "The clock struck nine. " * 200]) == 4
     refused = " ".join(capsys.readouterr().err.split())
-    assert "tokens, and the model was made for 500, answer included Fix: shorten the prompt" in refused
+    assert "tokens, and the context length of the model is 500, answer included Fix: shorten the prompt" in refused
 
 
 def test_a_task_is_shown_with_its_prompt(opinions, capsys):

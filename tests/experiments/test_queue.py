@@ -207,7 +207,7 @@ def test_a_run_that_somebody_else_is_running_is_waited_for(tmp_path):
 
         (ended,) = RunQueue([config(tmp_path, "r")], lambda run, event: said.append(event.text), end).run()
     assert ended.seconds is None and ended.failed is None and ended.run.id == "r"
-    assert said == ["r is being run already; waiting for it to end"]
+    assert said == ["r is running already; waiting for it to end"]
 
 
 def test_a_run_that_somebody_else_began_with_other_options_meanwhile_is_not_taken_for_ours(tmp_path, worker):

@@ -127,7 +127,7 @@ def test_what_is_not_running_or_not_known_is_refused_in_words(tmp_path):
     run = RunDirectory.create(RunConfig(out=str(tmp_path), name="done"))
     done = mlxzo("runs", "pause", run.path)
     assert done.returncode == 2 and "the run done is not running" in done.stderr and "Traceback" not in done.stderr
-    with pytest.raises(ConfigError, match="knows no command 'explode'"):
+    with pytest.raises(ConfigError, match="there is no command 'explode'"):
         send(run, "explode")
     assert not run.commands_path.exists()
 

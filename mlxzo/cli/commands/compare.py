@@ -55,13 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="contestants",
         help="a contestant, such as `smollm2-135m mezo lora`; once for each, instead of those of the file",
     )
-    parser.add_argument("--minutes", metavar="X", help="time of each run (default: no limit, and --steps end it)")
+    parser.add_argument(
+        "--minutes", metavar="X", help="minutes of each run (default: no limit; the run ends with --steps)"
+    )
     parser.add_argument("--seeds", metavar="N,N,...", help="seeds that each contestant runs with (default: 0)")
     parser.add_argument(
         "--name", metavar="TEXT", help="name of the comparison (default: made of task and shared options)"
     )
     parser.add_argument(
-        "--runs", nargs="+", metavar="RUN", help="compare these runs, directories or ids in --out, and train nothing"
+        "--runs",
+        nargs="+",
+        metavar="RUN",
+        help="compare these existing runs (directories, or ids in the folder --out) and train nothing",
     )
     parser.add_argument("--report", metavar="DIR", help="folder of the report (default: that of the name, in --out)")
     add_json(parser)
@@ -127,7 +132,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
             view.show(Note(f"the report is in {folder}"))
             for contestant in comparison.contestants:
                 if contestant.problem:
-                    view.show(Note(f"{contestant.name} is going to fail: {contestant.problem}"))
+                    view.show(Note(f"{contestant.name} will fail: {contestant.problem}"))
             for ended in series.run():
                 view.overall = ""
                 if ended.failed:

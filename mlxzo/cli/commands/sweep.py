@@ -56,13 +56,15 @@ _MOST_JOBS = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the YAML file of runs")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and what it takes; train nothing")
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="most runs at one time (default: 1)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would run, with its predicted memory and time; train nothing"
+    )
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="most runs at a time (default: 1)")
     parser.add_argument(
         "--memory-cap",
         dest="cap",
         metavar="SIZE",
-        help="memory that runs at one time share, such as 8GB (default: what the machine has free when it starts)",
+        help="memory that simultaneous runs share, such as 8GB (default: what is free when the command starts)",
     )
     add_json(parser)
     add_config_options(parser, ("out",))
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         problems.append(f"--memory-cap: {error}")
     if problems:
-        raise ConfigError("; ".join(problems), "`mlxzo batch --help` shows what it takes")
+        raise ConfigError("; ".join(problems), "`mlxzo batch --help` describes the options")
     batch = Sweep.read(arguments.file, getattr(arguments, "out", None))
     if is_run(batch.folder):
         raise ConfigError(f"{batch.folder}, where the summary goes, is a run", "give the batch another name")
@@ -130,11 +132,11 @@ def _dry_run(batch: Sweep, *, as_json: bool) -> int:
     console = output()
     columns = ["run", "state", "steps", "predicted", "cap", "fits", "time"]
     console.print(listing(columns, [_row(each) for each in found], right=("steps", "predicted", "cap", "time")))
-    time = "a time that is not known" if total is None else f"about {format_seconds(total)}"
-    lines = ["", f"{sum(not each.is_done for each in found)} of {len(found)} runs to do, whose steps take {time}."]
+    time = "an unknown time" if total is None else f"about {format_seconds(total)}"
+    lines = ["", f"{sum(not each.is_done for each in found)} of {len(found)} runs to do; their steps take {time}."]
     lines += dict.fromkeys(f"{each.planned.config.model}: {each.unknown}" for each in found if each.unknown)
     if any(each.seconds is None and not each.unknown for each in found):
-        lines.append("No times: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
+        lines.append("Times are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
     for line in lines:
         console.print(printable(line), markup=False, soft_wrap=True)
     return code

@@ -18,7 +18,7 @@ from ..options import add_config_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a run to open at once: its directory, or its id")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run to open: its directory or id")
     parser.add_argument("--demo", action="store_true", help="play a recorded run; nothing is trained")
     add_config_options(parser, ("out",))
 

@@ -226,7 +226,7 @@ class ComparisonReport:
                 f"{100 * self.standard_error:.1f} points."
             )
         if any(len(each.runs) == 1 for each in self.contenders):
-            found.append("With one seed there is no range: another seed may turn the order round.")
+            found.append("With one seed there is no range: another seed may reverse the order.")
         missing = sum(run.status in ("not run", "running", "interrupted") for run in self.runs)
         if missing:
             found.append(f"{missing} of {len(self.runs)} runs are not done.")
@@ -238,7 +238,7 @@ class ComparisonReport:
             found.append("Runs of one seed did not see the same data.")
         machines = {(run.environment.get("platform"), str(run.environment.get("device_info"))) for run in self.finished}
         if len(machines) > 1:
-            found.append("Not all runs were made on one machine: compare no seconds.")
+            found.append("The runs come from different machines: do not compare their times.")
         return found
 
     @property
