@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tasks.base import Example
-from ..tasks.labels import listed
+from ..tasks.base import Example, listed
 from .encoding import EncodedExample
 
 

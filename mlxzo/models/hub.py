@@ -14,15 +14,7 @@ from ..core.errors import MlxzoError, ModelError
 from ..core.files import FileProgress, Report, disk_full, is_disk_full
 
 # The files that mlx-lm reads; none that Python would execute or unpickle.
-ALLOW_PATTERNS = [
-    "*.json",
-    "*.jsonl",
-    "*.jinja",
-    "*.txt",
-    "*.tiktoken",
-    "model*.safetensors",
-    "tokenizer.model",
-]
+ALLOW_PATTERNS = ["*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "model*.safetensors", "tokenizer.model"]
 REACH_SECONDS = 4.0
 
 
@@ -42,15 +34,10 @@ def offline() -> bool:
 
 def cached_snapshot(repo: str, revision: str) -> Path | None:
     """The snapshot of a repository that an earlier download left in the hub's cache, if there is one."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, cache_dir=_cache_dir(), allow_patterns=ALLOW_PATTERNS, local_files_only=True
-            )
-        )
+        return _snapshot(repo, revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
 
@@ -75,25 +62,19 @@ def download(repo: str, revision: str, report: Report) -> Path:
         ModelError: not found, gated, no such revision, or the connection broke.
         DoesNotFit: the disk is full.
     """
-    from huggingface_hub import snapshot_download
-
+    bar = _progress_class(f"Downloading {repo}", report)
     try:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                cache_dir=_cache_dir(),
-                allow_patterns=ALLOW_PATTERNS,
-                endpoint=endpoint(),
-                tqdm_class=_progress_class(f"Downloading {repo}", report),
-            )
-        )
+        return _snapshot(repo, revision, endpoint=endpoint(), tqdm_class=bar)
     except Exception as error:  # every failure of the client becomes one sentence
         raise _plain_error(repo, revision, error) from error
 
 
-def _cache_dir() -> str | None:
-    return os.environ.get("HF_HUB_CACHE") or None
+def _snapshot(repo: str, revision: str, **options: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    cache = os.environ.get("HF_HUB_CACHE") or None
+    path = snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=ALLOW_PATTERNS, **options)
+    return Path(path)
 
 
 def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:

@@ -210,6 +210,19 @@ def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(require_text({name: item}, name).strip() for item in value))
 
 
+def label_text(value: Any, field: str = "label") -> str:
+    """A label as text: whole numbers in digits, true and false as in JSON.
+
+    Raises:
+        ValueError: the value is of another kind, or empty.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    return require_text({field: value}, field).strip()
+
+
 def kind_of(value: Any) -> str:
     """The kind of a JSON value, in words."""
     kinds = {type(None): "null", bool: "true or false", str: "text", list: "a list", dict: "an object"}
@@ -222,7 +235,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def field_names(row: Mapping[str, Any], limit: int = 8) -> str:
+def listed(words: Iterable[str], limit: int = 12) -> str:
+    """Words for a message; beyond `limit`, the rest is counted."""
+    words = list(words)
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
+
+
+def field_names(row: Mapping[str, Any]) -> str:
     """The names of a row's fields for an error message."""
-    names = [shown(name)[1:-1] for name in row]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "no fields"
+    return listed((shown(name)[1:-1] for name in row), limit=8) or "no fields"

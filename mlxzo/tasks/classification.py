@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .base import Example, Task, labelled, require, require_text, shown
-from .labels import label_text
+from .base import Example, Task, label_text, labelled, listed, require, require_text, shown
 from .template import Template
 
 
@@ -66,11 +65,6 @@ class Classification(Task):
         for number, label in enumerate(self.classes):
             if given == label.text or (isinstance(label.value, bool) and given.lower() == label.text):
                 return number
-        raise ValueError(f"the {self.label_field} {shown(value)} is not {_one_of(self.classes)}")
-
-
-def _one_of(classes: tuple[Label, ...], limit: int = 12) -> str:
-    names = [str(label) for label in classes]
-    if len(names) > limit:
-        return f"one of {', '.join(names[:limit])} and {len(names) - limit} more"
-    return " or ".join([", ".join(names[:-1]), names[-1]])
+        known = [str(label) for label in self.classes]
+        meant = f"one of {listed(known)}" if len(known) > 12 else f"{', '.join(known[:-1])} or {known[-1]}"
+        raise ValueError(f"the {self.label_field} {shown(value)} is not {meant}")

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .base import Example, Message, Task, append, field_names, kind_of, require, require_text, shown
+from .base import Example, Message, Task, append, field_names, kind_of, label_text, require, require_text, shown
 from .classification import Classification, Label
-from .labels import label_text
 
 TEMPLATE = "{text}\nAnswer:"
 _CLASSIFICATION = ("text", "label")

@@ -13,17 +13,15 @@ from typing import Any
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
 from .base import Example, Task, TaskData
-from .boolq import BoolQ
 from .chat import in_style
 from .choices import Copa, Record
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
 from .questions import Drop, Squad
 from .reading import FOLDER, bad_lines, read_rows, split_paths, to_examples
-from .reviews import Reviews
 from .sampling import sample, sample_of_each
-from .sst2 import Sst2
-from .superglue import Cb, MultiRc, Rte, Wic, Wsc
+from .sentiment import Reviews, Sst2
+from .superglue import BoolQ, Cb, MultiRc, Rte, Wic, Wsc
 from .topics import AgNews, SmsSpam, Trec
 
 _TASKS: dict[str, type[Task]] = {

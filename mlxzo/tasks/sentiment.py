@@ -1,4 +1,4 @@
-"""SST-2: the sentiment of a sentence from a film review (Socher et al. 2013)."""
+"""Sentiment: the embedded reviews, written for mlxzo, and SST-2 (Socher et al. 2013)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from typing import ClassVar
 
 from .base import HubSource
 from .classification import Classification, Label
+
+
+class Reviews(Classification):
+    """Rows: {"text": text, "label": "negative" or "positive"}."""
+
+    name = "reviews"
+    description = "short customer reviews, negative or positive (embedded, needs no network)"
+    template = "{text}\nThe customer is"
+    classes = (Label("negative", "unhappy"), Label("positive", "happy"))
+    embedded = "reviews"
+    sample_row: ClassVar = {
+        "text": "The zip broke on the second day and nobody answered my mails.",
+        "label": "negative",
+    }
 
 
 class Sst2(Classification):
