@@ -30,7 +30,7 @@ WARM = ("mlx_lm.models.llama", "mlxzo.engine.lr_finder", "mlxzo.engine.trainer",
 WORKERS = ("mlxzo.runtime.worker", "tests.eager_worker")
 _PR_SET_CHILD_SUBREAPER = 36
 # Read once, by libraries that the server has imported: a worker for which they differ is started cold.
-_READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON", "TRANSFORMERS_")
+_READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON")
 
 
 class ForkedWorker:
