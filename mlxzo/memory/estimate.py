@@ -26,12 +26,12 @@ import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from pathlib import Path
 
 from ..core.config import RunConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
-from ..models.architecture import DTYPE_BYTES, ModelShape, Tensor
+from ..models.architecture import DTYPE_BYTES, ModelShape
 from ..zo.chunks import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
 from .coefficients import (
     FUSED_HEAD_DIMS,
@@ -52,8 +52,8 @@ def runs_on_cpu() -> bool:
     """True if MLX computes on this machine's CPU: not on Apple Silicon, nor where the CUDA backend is installed."""
     if sys.platform == "darwin":
         return False
-    names = (distribution.metadata["Name"] or "" for distribution in metadata.distributions())
-    return not any(name.replace("_", "-").startswith("mlx-cuda") for name in names)
+    # The folders' names say it; importlib.metadata would read a file of every package that is installed.
+    return not any(found for folder in sys.path for found in Path(folder).glob("mlx_cuda*.dist-info"))
 
 
 def estimate(
@@ -172,7 +172,7 @@ class Predictor:
         shapes = Shapes.suited(self.on_cpu, settings.micro_batch)
         parts = cut(batch, shapes)
         sizes = [(sum(batch[i].row_count for i in part), shapes.padded(batch[part[0]])) for part in parts]
-        rows, length = max(sizes, key=lambda size: self._layer(*size))
+        rows, length = max(dict.fromkeys(sizes), key=lambda size: self._layer(*size))
         return _Micro(
             tokens=sum(rows * length for rows, length in sizes),
             parts=len(parts),
@@ -369,18 +369,18 @@ class Predictor:
         slots = 3 if backward and self.config.optimizer != "sgd" else 1
         copies = coefficient("adam_copies" if backward else "moved_copies")
 
-        def alive(tensor: Tensor, size: int) -> int:
+        def alive(numbers: int, size: int) -> int:
             chunk = (CHUNK_BYTES if size == 4 else HALF_PRECISION_CHUNK_BYTES) // slots
             # A tensor that is updated whole needs no copy of the old values.
-            plain = copies * min(4 * tensor.size, chunk) * (0.5 if 4 * tensor.size <= chunk else 1.0)
-            return int(plain + (0 if size == 4 else coefficient("rounded_copies") * min(4 * tensor.size, chunk)))
+            plain = copies * min(4 * numbers, chunk) * (0.5 if 4 * numbers <= chunk else 1.0)
+            return int(plain + (0 if size == 4 else coefficient("rounded_copies") * min(4 * numbers, chunk)))
 
-        return max((alive(tensor, size) for tensor, size in self.trained.tensors), default=0)
+        return max((alive(numbers, size) for numbers, size in self.trained.sizes), default=0)
 
     @functools.cached_property
     def _saved_bytes(self) -> int:
         """Bytes of the largest piece in which a state is saved; the C library keeps them when they are freed."""
-        return max((min(size * tensor.size, CHUNK_BYTES) for tensor, size in self.trained.tensors), default=0)
+        return max((min(size * numbers, CHUNK_BYTES) for numbers, size in self.trained.sizes), default=0)
 
     @functools.cached_property
     def _weights(self) -> Component:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,13 @@ class Calibration:
 
 def load_calibration() -> Calibration | None:
     """The calibration that an earlier call saved; None without one, or if it is of another release of MLX."""
+    from importlib.metadata import version
+
     try:
         kept = Calibration(**json.loads(_path().read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return kept if kept.mlx == metadata.version("mlx") else None
+    return kept if kept.mlx == version("mlx") else None
 
 
 def calibrate() -> Calibration:
@@ -136,6 +137,8 @@ def _path() -> Path:
 
 
 def _measure() -> Calibration:
+    from importlib.metadata import version
+
     from ..core.blas import load_fast_blas
 
     load_fast_blas()
@@ -164,7 +167,7 @@ def _measure() -> Calibration:
         on_cpu=on_cpu,
         device=str(mx.device_info().get("device_name") or mx.default_device()),
         threads=os.environ.get("OPENBLAS_NUM_THREADS") or str(os.cpu_count()),
-        mlx=metadata.version("mlx"),
+        mlx=version("mlx"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,12 +27,17 @@ class Trained:
     frozen_layers: int
 
     @cached_property
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many tensors have so many numbers of so many bytes: the layers of a model are alike."""
+        return Counter((tensor.size, size) for tensor, size in self.tensors)
+
+    @cached_property
     def numbers(self) -> int:
-        return sum(tensor.size for tensor, _ in self.tensors)
+        return sum(count * numbers for (numbers, _), count in self.sizes.items())
 
     @cached_property
     def bytes(self) -> int:
-        return sum(tensor.size * size for tensor, size in self.tensors)
+        return sum(count * numbers * size for (numbers, size), count in self.sizes.items())
 
 
 def trained(shape: ModelShape, config: RunConfig) -> Trained:
