@@ -95,7 +95,7 @@ class RunView:
                 self._ranks = f"  {ranks_text(event)}"
             case events.Paused():
                 self._say(
-                    f"Paused after step {event.step}: `mlxzo runs continue RUN` goes on, `mlxzo runs stop RUN` ends"
+                    f"Paused after step {event.step}: `mlxzo runs continue RUN` resumes, `mlxzo runs stop RUN` ends"
                 )
             case events.Unpaused():
                 self._say(f"Continued after {format_seconds(event.seconds)}")

@@ -95,7 +95,7 @@ def promote_norms(model: nn.Module, config: RunConfig, first: int) -> list[Slot]
             slot_of(model, path).set(norm)
         slots += [Slot(norm, leaf) for leaf in ("weight", "bias") if leaf in norm]
     if not slots:
-        raise ConfigError("this model shows no norm weights", "use --scope lora or full")
+        raise ConfigError("this model exposes no norm weights", "use --scope lora or full")
     return slots
 
 
@@ -110,7 +110,7 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     layers = decoder_layers(model)
     linears = {path for layer in layers[first:] for path, m in layer.named_modules() if isinstance(m, Linear)}
     if not linears:
-        raise ConfigError("this model has no linear layers that adapters could go on", "use --scope norms/last-6")
+        raise ConfigError("this model has no linear layers that can take adapters", "use --scope norms/last-6")
     keys = _lora_keys(config.lora_targets, linears)
     settings = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, len(layers) - first, settings)
@@ -163,7 +163,7 @@ def add_biases(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
             found.setdefault(layer_number(path), []).append((path.count("."), path, linear))
     if not found:
         raise ConfigError(
-            f"this model shows no MLP output projection ({', '.join(_MLP_OUTPUTS)}) that a bias could go on",
+            f"this model exposes no MLP output projection ({', '.join(_MLP_OUTPUTS)}) that can take a bias",
             "use --scope norms/last-6 or lora",
         )
     chosen = [min(candidates, key=lambda c: c[:2]) for _, candidates in sorted(found.items())]
@@ -179,7 +179,7 @@ def add_gains(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     found = {path: m for path, m in _projections(model, first, _GAINED).items() if ".experts." not in path}
     if not found:
         raise ConfigError(
-            f"this model has no separate {' or '.join(_GAINED)} that gains could go on",
+            f"this model has no separate {' or '.join(_GAINED)} that can take gains",
             "use --scope norms/last-6, biases or lora",
         )
     return [Slot(_wrapped(model, path, GainedLinear(linear)), "gain") for path, linear in found.items()]

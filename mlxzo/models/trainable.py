@@ -79,7 +79,7 @@ def _first_layer(model: nn.Module, config: RunConfig) -> int:
     count = len(decoder_layers(model))
     if not count and (scope.last_layers is not None or not set(scope.kinds) <= {"full", "match", "scales"}):
         raise ConfigError(
-            f"scope {config.scope} needs a model with a stack of decoder layers, and this one shows none",
+            f"scope {config.scope} needs a model with a stack of decoder layers, and this one has none",
             "use --scope full",
         )
     last = count if scope.last_layers is None else scope.last_layers
@@ -96,7 +96,7 @@ def _full(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     quantised = sum("scales" in module for _, module in model.named_modules())
     if quantised:
         raise ConfigError(
-            f"{quantised} weights of this model are quantised, and a quantised weight cannot move by small steps",
+            f"{quantised} weights of this model are quantised, and a quantised weight cannot take small steps",
             "use --scope scales, lora or norms/last-6, or the model's unquantised variant",
         )
     return list(_floating(model, config, first).values())
@@ -117,7 +117,7 @@ def _no_match(glob: str, names: list[str], elsewhere: bool) -> ConfigError:
     message = f"match:{glob} fits no parameter that can train"
     if elsewhere:
         message += ": those it fits are quantised, or outside the layers of the scope"
-    return ConfigError(message, f"some that can are {', '.join(near)}; * stands for any text")
+    return ConfigError(message, f"some that can train: {', '.join(near)}; * stands for any text")
 
 
 def _scales(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:

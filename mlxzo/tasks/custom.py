@@ -142,8 +142,8 @@ def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
         raise ValueError(f"every row has the label {shown(found.pop())}, and classification needs at least two")
     if len(found) > 20 and len(found) > total / 2:
         raise ValueError(
-            f"{len(found)} different labels in {total} rows is no classification; "
-            "write the rows as prompt and completion"
+            f"{len(found)} different labels in {total} rows are no classification; write the rows as prompt and "
+            "completion"
         )
     return tuple(sorted(found))
 

@@ -48,7 +48,7 @@ def split_paths(folder: Path) -> dict[str, Path]:
     for paths in found.values():
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            raise DataError(f"{folder} has both {names}", "keep the one that is meant")
+            raise DataError(f"{folder} has both {names}", "keep one of them")
     missing = [f"{split}.jsonl" for split in ("train", "validation") if not found[split]]
     if missing:
         raise DataError(f"{folder} has no {' and no '.join(missing)}", f"{FOLDER}; add what is missing")
