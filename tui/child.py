@@ -11,6 +11,7 @@ from typing import Any
 
 from mlxzo.core.child_process import worker_environment
 from mlxzo.core.errors import MlxzoError
+from mlxzo.core.events import Failed
 
 # Bytes; far more than any answer has.
 _LONGEST_LINE = 1 << 24
@@ -85,10 +86,7 @@ class Child:
 def _failure(output: bytes, errors: bytes, code: int) -> MlxzoError:
     """The error that a command printed, or one made from its exit code and its last lines on stderr."""
     try:
-        record = json.loads(output)["error"]
-        error = MlxzoError(record["message"], record["fix"], record["details"])
-        error.title = record["title"]
-        return error
+        return Failed(**json.loads(output)["error"]).error()
     except (ValueError, KeyError, TypeError):
         message, fix = "the command failed without a message", "try it in a shell"
     if code < 0:

@@ -10,9 +10,9 @@ from typing import IO, AnyStr
 
 
 def worker_environment() -> dict[str, str]:
-    """The worker's environment: ours, and what has to be set before MLX starts."""
+    """The environment of a worker: that of this process, and variables that have to be set before MLX starts."""
     environment = {
-        # A crash writes where it happened to worker.log.
+        # A crash writes its traceback to worker.log.
         "PYTHONFAULTHANDLER": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -20,8 +20,8 @@ def worker_environment() -> dict[str, str]:
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
         **os.environ,
     }
-    # The worker leaves the current folder out of its search path (-P), so that a user's yaml.py cannot get in its
-    # way, and must still find the very package that this process runs, installed or not.
+    # A worker excludes the current folder from its search path (-P), so that a user's yaml.py cannot shadow a module,
+    # and must still find the package that this process runs, installed or not.
     package = str(Path(__file__).parents[2])
     if package not in (*site.getsitepackages(), site.getusersitepackages()):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
@@ -29,10 +29,10 @@ def worker_environment() -> dict[str, str]:
 
 
 def pipe(stream: IO[AnyStr] | None) -> IO[AnyStr]:
-    """A stream of a child that was started with PIPE for it; `Popen` declares all of them optional.
+    """A stream of a child that was started with PIPE for it, which `Popen` declares optional.
 
     Raises:
-        ValueError: it was not.
+        ValueError: the child was started without it.
     """
     if stream is None:
         raise ValueError("the child has no such pipe")

@@ -338,7 +338,7 @@ class RunDirectory:
         with explained(self.path, "the run"):
             write_atomic(self.path / name, text)
 
-    def settle(self, config: RunConfig) -> None:
+    def update_config(self, config: RunConfig) -> None:
         """Replaces the configuration, with measured values filled in; `started` stays as it was."""
         began = self.started()
         self._write_config(config)

@@ -1,8 +1,7 @@
-"""A run so far, folded from its events: every view of a run reads this one account of it.
+"""The history of a run, folded from its events; every display and report of a run reads it.
 
-A run has two times. `seconds` is the time that `max_seconds` limits, of steps and of evaluations on the validation
-split; it stands still while the run is paused, and `training_seconds` leaves the evaluations out as well. `elapsed` is
-the time since the run's first event, whatever happened in between.
+Three times, in seconds: `training_seconds` sums the steps; `seconds`, which `max_seconds` limits, adds the evaluations
+on the validation split; `elapsed` is the time since the first event, pauses and interruptions included.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from .metrics import metric_named
 
 
 class Columns:
-    """A table of numbers that grows by rows and is read by columns. A number that is not finite is NaN."""
+    """A table of numbers (float64) that grows by rows and is read by columns; NaN stands for a None that was added."""
 
     def __init__(self, *names: str) -> None:
         self._columns = {name: array("d") for name in names}
 
     def append(self, *row: float | None) -> None:
-        # A number that was not finite travels as null.
         for column, value in zip(self._columns.values(), row, strict=True):
             column.append(math.nan if value is None else value)
 
@@ -43,7 +41,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One evaluation and the times when it was done, in seconds (see the module)."""
+    """One evaluation and the times of its end, in seconds (see the module)."""
 
     evaluation: events.Evaluated
     elapsed: float
@@ -61,22 +59,22 @@ class Measurement:
 
 @dataclass(eq=False)
 class RunHistory:
-    """The events of one run so far; `add` takes them in order.
+    """The state of one run after its events so far; `add` takes them in order.
 
-    What a resumed run does again replaces what it had done: every step and every evaluation counts once.
+    Steps and evaluations that a resumed run repeats count once.
 
     Attributes:
         step: the last step's event.
-        steps: a row a step, from 1.
-        footprints: samples of what the system charges the run for; of a run without samples, what MLX's arrays take.
-        evaluations: in order of time; zero-shot and test once a split.
-        saved: by the file's path in the run directory: the last state saved there, and when (seconds since the epoch).
+        steps: one row per step.
+        footprints: samples of the footprint, in bytes; for a run without samples, the memory of MLX's arrays.
+        evaluations: in order of time; zero-shot and test once per split.
+        saved: the last checkpoint at each path in the run directory, and its time (seconds since the epoch).
         samples: answers on validation examples: those before training, then the latest.
-        phases: the name of each and the elapsed seconds at its first beginning.
-        began, latest: time of the first and of the latest event, seconds since the epoch.
-        peak_bytes: the most that MLX's arrays took; freed buffers that MLX keeps are not in it.
-        footprint_bytes: the most that the system charged the run for, which is what a memory cap limits.
-        version: the number of events, by which a screen knows whether to draw.
+        phases: the name of each phase and the elapsed seconds at its first beginning.
+        began, latest: time of the first and of the latest event, in seconds since the epoch.
+        peak_bytes: the peak of MLX's live arrays; excludes its cache of freed buffers.
+        footprint_bytes: the peak of the footprint, which a memory cap limits.
+        version: the number of events so far, by which a display detects a change.
     """
 
     loaded: events.Loaded | None = None
@@ -125,7 +123,7 @@ class RunHistory:
 
     @property
     def most_bytes(self) -> int:
-        """The most memory seen: of the footprint or, where there are no samples of it, of MLX's arrays; 0 for none."""
+        """The peak of the footprint or, without samples of it, of MLX's arrays; 0 before the first event of either."""
         return self.footprint_bytes or int(max(self.footprints["bytes"], default=0))
 
     @property
@@ -141,13 +139,13 @@ class RunHistory:
 
     @property
     def test(self) -> events.Evaluated | None:
-        """The evaluation of the best state on the test split, which has served no choice before."""
+        """The evaluation of the best checkpoint on the test split."""
         found = (each.evaluation for each in reversed(self.evaluations))
         return next((each for each in found if each.kind == "test"), None)
 
     @property
     def best_measurement(self) -> Measurement | None:
-        """The evaluation on the validation split whose state the run keeps: zero-shot where nothing was better."""
+        """The evaluation of the best checkpoint on the validation split; zero-shot where training improved nothing."""
         found = reversed(self.validation)
         return next((each for each in found if each.evaluation.best or each.evaluation.kind == "zero-shot"), None)
 
@@ -159,19 +157,19 @@ class RunHistory:
 
     @property
     def metric(self) -> str | None:
-        """The name of the metric that the run is measured by; None before its first evaluation."""
+        """The name of the metric; None before the first evaluation."""
         return self.evaluations[0].evaluation.metric if self.evaluations else None
 
     def total(self, column: str) -> int:
-        """The sum of a column of `steps` that counts something."""
+        """The sum of a column of counts in `steps`."""
         return int(sum(self.steps[column]))
 
     def tie_share(self, queries: int = 1) -> float:
-        """The share of all directions so far (`queries` a step) on whose two sides the loss was equal: no signal."""
+        """The share of all directions so far, `queries` per step, that had the same loss on both sides: no signal."""
         return self.total("ties") / (len(self.steps) * queries) if len(self.steps) else 0.0
 
     def add(self, event: events.Event, time: float = 0.0) -> None:
-        """Takes the next event of the run, and its time in seconds since the epoch, which only `elapsed` needs."""
+        """Takes the next event and its time in seconds since the epoch, from which `elapsed` follows."""
         if self.began is None:
             self.began = time
         self.latest = max(self.latest, time)
@@ -185,7 +183,7 @@ class RunHistory:
                 self._add_memory(event)
             case events.Phase():
                 self.phase, self.progress, self.outcome, self.paused = event.phase, None, None, False
-                # Training goes on after every evaluation.
+                # `train` returns after every evaluation, and is listed once.
                 if event.phase not in ("evaluate", "save") and event.phase not in (name for name, _ in self.phases):
                     self.phases.append((event.phase, self.elapsed))
             case events.Progress():
@@ -202,13 +200,13 @@ class RunHistory:
             case events.Paused() | events.Unpaused():
                 self.paused = isinstance(event, events.Paused)
             case events.Resumed():
-                # An evaluation of that very step is made once more.
+                # An evaluation after that very step is repeated.
                 self.back_to(event.step, max(event.step, 1) - 1)
             case events.Finished() | events.Failed():
                 self.outcome, self.progress, self.paused = event, None, False
 
     def back_to(self, step: int, evaluated: int) -> None:
-        """Drops the steps after `step` and the evaluations after step `evaluated`: they are done again."""
+        """Drops the steps after `step` and the evaluations after step `evaluated`, which are repeated."""
         self.steps.cut(bisect_right(self.steps["step"], step))
         self.evaluations = [
             each for each in self.evaluations if each.evaluation.kind != "validation" or each.step <= evaluated
@@ -243,7 +241,7 @@ class RunHistory:
 
     def _add_memory(self, event: events.Memory) -> None:
         if self.memory is None:
-            # What was taken in its place is another measure.
+            # MLX's arrays, taken until now, are another measure.
             self.footprints.cut(0)
         self.memory = event
         self.footprints.append(self.elapsed, self.seconds, event.footprint_bytes)
@@ -251,13 +249,13 @@ class RunHistory:
         self.footprint_bytes = max(self.footprint_bytes or 0, event.peak_footprint_bytes)
 
     def _add_arrays(self, count: int) -> None:
-        """Takes the memory of MLX's arrays for the footprint of a run without samples of it."""
+        """Takes the memory of MLX's arrays in place of the footprint, for a run without samples of it."""
         if self.memory is None:
             self.footprints.append(self.elapsed, self.seconds, count)
 
 
 def evaluations(result: dict[str, Any] | None) -> tuple[dict | None, dict | None]:
-    """The zero-shot and the tuned evaluation in a result: on the test split, or on validation where there is none."""
+    """The zero-shot and the tuned evaluation in a result, on the test split or, without one, on validation."""
     for split, tuned in (("test", ("test",)), ("validation", ("best", "validation"))):
         after = _inside(result, *tuned)
         if after is not None:
@@ -266,14 +264,14 @@ def evaluations(result: dict[str, Any] | None) -> tuple[dict | None, dict | None
 
 
 def tuned_merit(result: dict[str, Any] | None) -> float:
-    """The tuned evaluation in a result, to sort runs by: the higher, the better; minus infinity where there is none."""
+    """The tuned metric in a result as a sort key: the higher, the better; minus infinity without an evaluation."""
     evaluation = evaluations(result)[1]
     value = _value(evaluation)
     return float("-inf") if evaluation is None or value is None else metric_named(evaluation.get("metric")).merit(value)
 
 
 def metric_text(evaluation: dict | None) -> str:
-    """The value of an evaluation in a result; `-` where there is none."""
+    """The value of an evaluation in a result as text; `-` without an evaluation."""
     value = _value(evaluation)
     return "-" if evaluation is None or value is None else metric_named(evaluation.get("metric")).text(value)
 
@@ -284,7 +282,7 @@ def _value(evaluation: dict | None) -> float | None:
 
 
 def _inside(value: Any, *keys: str) -> dict | None:
-    """A mapping inside nested mappings; None where a file of another version, or a damaged one, has none."""
+    """A mapping inside nested mappings; None where a file of another version, or a damaged one, lacks it."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else None

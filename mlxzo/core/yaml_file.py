@@ -11,13 +11,13 @@ import yaml
 
 from .errors import ConfigError
 
-# Aliases let a small file stand for a huge one; a thousand runs of thirty options each stay below this.
+# Aliases let a small file expand to a huge one; a thousand runs of thirty options each stay below this.
 MOST_VALUES = 100_000
 GIVEN_TWICE = "it is given more than once"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked but for keys that are given twice.
+    """The mapping in a YAML file; of its content only repeated keys are checked.
 
     Raises:
         ConfigError: see `YamlFile`; or a key is given twice.
@@ -57,7 +57,7 @@ class YamlFile:
 
         Args:
             kind, holds: what the file describes and what its lines are, for messages.
-            fix: the advice where it holds something else.
+            fix: the advice for a file of other content.
 
         Raises:
             ConfigError: the file cannot be read, is too large, is not YAML (with line and column), or holds no mapping.
@@ -76,10 +76,10 @@ class YamlFile:
         return YamlFile(str(path), root)
 
     def values(self) -> dict[str, Any]:
-        """Python's plain values; of a key that is given twice, the last.
+        """The mapping as plain Python values; the last one of a repeated key.
 
         Raises:
-            ConfigError: a value is no plain one, or aliases stand for more than `MOST_VALUES` values.
+            ConfigError: a value is not plain, or aliases expand to more than `MOST_VALUES` values.
         """
         if _count(self.root, {}) > MOST_VALUES:
             raise ConfigError(f"{self.path} stands for more than {MOST_VALUES:,} values", "use fewer aliases (`*name`)")
@@ -89,8 +89,8 @@ class YamlFile:
             raise _not_yaml(self.path, error) from None
 
     def line(self, *path: Any) -> int | None:
-        """The line, from 1, that a path of keys and positions leads to; where part of the path is missing, as with keys
-        that were merged in, that of the nearest part above it. None for an empty file."""
+        """The line, from 1, of the node at a path of keys and positions, or of its nearest ancestor where the path is
+        incomplete, as for merged keys. None for an empty file."""
         node: yaml.Node | None = self.root
         mark = node.start_mark
         for part in path:
@@ -101,7 +101,7 @@ class YamlFile:
         return mark.line + 1 if mark else None
 
     def repeated(self, *path: Any) -> Iterator[tuple[str, int]]:
-        """Keys that a mapping has more than once, of which YAML would silently take the last; with their lines."""
+        """The repeated keys of a mapping, of which YAML silently takes the last, with their lines."""
         node: yaml.Node | None = self.root
         for part in path:
             node = (_inside(node, part) or (None, None))[1]
@@ -137,7 +137,7 @@ def _not_yaml(path: str | Path, error: yaml.YAMLError) -> ConfigError:
 
 
 def _count(node: yaml.Node, known: dict[int, float]) -> float:
-    """The number of scalars that a node stands for once its aliases are followed; infinite where it contains itself."""
+    """The number of scalars in a node with its aliases expanded; infinite where it contains itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
@@ -150,7 +150,7 @@ def _count(node: yaml.Node, known: dict[int, float]) -> float:
 def _inside(node: yaml.Node | None, part: Any) -> tuple[yaml.Mark, yaml.Node] | None:
     """The mark and the node of one key of a mapping, or of one position of a list."""
     if isinstance(node, yaml.MappingNode):
-        # The last one counts, as it does for its value.
+        # The last one counts, as in `values`.
         for key, value in reversed(node.value):
             if isinstance(key, yaml.ScalarNode) and key.value == str(part):
                 return key.start_mark, value

@@ -163,7 +163,7 @@ class Checkpoints:
         """The progress after the first `step` steps, read from the events."""
         timed = list(self.run.events())
         history = RunHistory.read(timed)
-        # An evaluation after `step` itself is made once more.
+        # An evaluation after `step` itself is repeated.
         history.back_to(step, step - 1)
         past = TrainingProgress(
             step,
@@ -180,7 +180,7 @@ class Checkpoints:
                 past.validation_seconds += event.seconds
                 if (outcome := _evaluation(event)).better_than(past.best):
                     past.best_step, past.best = event.step, outcome
-        # Of all events: the run may have been resumed from this step before, and killed before it was measured again.
+        # In all events: an earlier resumption from this step may have been killed before it repeated the evaluation.
         past.unsettled = any(
             isinstance(event, events.Evaluated) and event.kind == "validation" and event.step == step
             for event, _ in timed

@@ -208,7 +208,7 @@ class RunQueue:
             found = changes(run.config, config)
             new = {name: want for name, (_, want) in found.items() if name in self._changeable}
             if new:
-                run.settle(dataclasses.replace(run.config, **new))
+                run.update_config(dataclasses.replace(run.config, **new))
         else:
             run.begin(config)
         job = _Job(run, config, Supervisor(run, resume=resume), time.monotonic())

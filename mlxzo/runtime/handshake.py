@@ -45,7 +45,7 @@ def join(run: RunDirectory, control: RunControl, resume: bool, emit: events.Emit
     theirs = RunConfig.from_mapping(json.loads(communicator.broadcast(json.dumps(own.to_dict()).encode())))
     communicator.refuse([] if resume else _differences(theirs, own))
     places = () if resume and communicator.rank else _PLACES
-    run.settle(dataclasses.replace(theirs, **{name: getattr(own, name) for name in places}))
+    run.update_config(dataclasses.replace(theirs, **{name: getattr(own, name) for name in places}))
     check_ranks(theirs, communicator.size)
     if least := _idle(theirs, communicator.size):
         emit(events.Note(least))
@@ -65,7 +65,7 @@ def settled(run: RunDirectory, communicator: Communicator, config: RunConfig) ->
         return config
     theirs = json.loads(communicator.broadcast(json.dumps(config.to_dict()).encode()))
     config = RunConfig.from_mapping({**theirs, **{name: getattr(config, name) for name in _PLACES}})
-    run.settle(config)
+    run.update_config(config)
     return config
 
 

@@ -170,7 +170,7 @@ def fit_to_cap(run: RunDirectory, inputs: Inputs, emit: events.Emit, watch: Watc
     sizes = Data(tuple(splits["train"]), (*splits["validation"], *splits["test"]))
     found = plan.fit(config, of_folder(inputs.model.path), sizes, config.memory_cap_bytes)
     hold_to_cap(config, watch, found.cache_limit_bytes)
-    run.settle(found.config)
+    run.update_config(found.config)
     predicted, cap = format_bytes(found.estimate.footprint_bytes), format_bytes(config.memory_cap_bytes)
     emit(events.Note(f"predicted to take {predicted} of the memory cap of {cap}: {', '.join(found.notes)}"))
     return settled(run, team, found.config)
@@ -188,7 +188,7 @@ def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None =
 def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:
     """Saves the configuration that a probe chose, and its report."""
     run.write_json("probe.json", found)
-    run.settle(config)
+    run.update_config(config)
 
 
 def explain(error: Exception) -> MlxzoError | None:

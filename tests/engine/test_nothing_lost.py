@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager,
     # The same number of steps in one go, on a disk with room.
     few = replace(run.config, steps=done + 3)
     whole = RunDirectory.create(replace(few, out=str(tmp_path), name="whole"))
-    run.settle(few)
+    run.update_config(few)
     assert to_the_end(run)["final_sha256"] == to_the_end(whole)["final_sha256"]
 
 

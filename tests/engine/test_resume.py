@@ -110,7 +110,7 @@ def test_a_finished_run_may_get_more_steps(model, data, tmp_path):
     train(run)
     longer = RunDirectory.create(dataclasses.replace(run.config, steps=STEPS + 6, name="longer"))
     expected = train(longer).result["final_sha256"]
-    run.settle(resume_config(run, {"steps": STEPS + 6}))
+    run.update_config(resume_config(run, {"steps": STEPS + 6}))
     assert train(run, resume=True).result["final_sha256"] == expected
 
 

@@ -80,7 +80,9 @@ def quiet(run, event):
 def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_settled(tmp_path):
     wanted = config(tmp_path, "r", probe="lr", batch_size=4)
     run = existing(tmp_path, probe="lr", batch_size=4)
-    run.settle(RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved())
+    run.update_config(
+        RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved()
+    )
     assert changes(run.config, wanted) == {}
     RunQueue([wanted], quiet).check()
     other = config(tmp_path, "r", batch_size=8, lr=0.1)

@@ -82,7 +82,7 @@ def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
     config, found = _read(arguments)
     if found is None:
         return RunDirectory.create(config), False
-    found.settle(config)
+    found.update_config(config)
     return found, True
 
 
