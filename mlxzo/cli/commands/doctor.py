@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ...core.errors import EXIT_DONE
+from ...core.formatting import format_bytes
 from ..options import add_json, print_json
 
 
@@ -32,8 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The report as (label, text) pairs; a check that failed shows its error."""
-    from ...core.formatting import format_bytes
-
     system, mlx, cache, hub = (report[name] for name in ("system", "mlx", "cache", "hub"))
     lines: list[tuple[str, str]] = []
     if "error" in system:

@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ...core.blas import load_fast_blas
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
+from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
 from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
 
 if TYPE_CHECKING:
@@ -56,8 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     shots = _shots(arguments.shots)
     source = source_of(arguments)
     config = read_tuned_config(config_values(arguments), source)
-    from ...core.blas import load_fast_blas
-
     load_fast_blas()
     from ...engine.baselines import Baseline, evaluate_job, suitable_baselines
     from ..console import RunView, key_values, listing, output
@@ -93,8 +93,6 @@ def _shots(text: str | None) -> int | None:
 
 def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str]]:
     """One evaluation as (label, text) pairs."""
-    from ...core.formatting import format_loss, format_metric, format_seconds
-
     metric = result["metric"]
     lines = [("model", model if source is None else f"{model}, tuned by {source.path}"), ("task", result["task"])]
     if result["shots"] or result["calibrate"]:
@@ -113,8 +111,6 @@ def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str
 
 def _table(results: list[dict]) -> list[list[str]]:
     """One row per baseline, after the majority class."""
-    from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
-
     first, table = results[0], []
     if first["majority"] is not None:
         table.append(["majority class", format_metric(first["metric"], first["majority"]), "-", "-"])

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
 from ...core.formatting import default_out, result_rows
@@ -50,8 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = RunDirectory.open(arguments.run)
     out = Path(arguments.out or default_out(found.id, arguments.to)).expanduser().absolute()
-    from ...core.blas import load_fast_blas
-
     load_fast_blas()
     from ...engine.export import export_job
 

@@ -17,8 +17,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ...core.blas import load_fast_blas
 from ...core.config import option_problems, options
 from ...core.errors import EXIT_DONE, ConfigError
+from ...core.formatting import printable
 from ...core.options import parse_value
 from ...engine.sampling import LONGEST
 from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
@@ -86,8 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     source = source_of(arguments)
     config = read_tuned_config(config_values(arguments), source)
-    from ...core.blas import load_fast_blas
-
     load_fast_blas()
     from ...engine.sampling import Sampling
     from ...engine.side_by_side import SideBySide
@@ -120,8 +120,6 @@ def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens
     Args:
         heading: the prompt as it is printed before an answer.
     """
-    from ...core.formatting import printable
-
     texts: dict[str, str] = {}
     for model, piece in models.answer(prompt, max_new_tokens):
         if not as_json and model not in texts:

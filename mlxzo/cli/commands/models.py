@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ...core.errors import EXIT_DONE
+from ...core.formatting import format_bytes, format_count
 from ..options import add_json, print_json
 
 
@@ -20,7 +21,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([{**entry.as_dict(), "weight_bytes": size} for entry, size in entries])
         return EXIT_DONE
-    from ...core.formatting import format_bytes, format_count
     from ..console import listing, output
 
     table = [

@@ -14,12 +14,14 @@ Times are estimates from rates that --calibrate measures once on this machine.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, DoesNotFit
+from ...core.formatting import format_bytes, format_count, format_seconds, parse_bytes
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
@@ -76,18 +78,30 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = calibrate() if arguments.calibrate else load_calibration()
     rows = table(shapes, base, data, cap, calibration=calibration)
     _need_room(rows, cap)
-    advice = recommend(rows, cap)
+    plan = _Plan(rows, cap, base, source, recommend(rows, cap), calibration)
     if arguments.figure:
         from ...memory.plan_figure import draw
 
         draw(rows, cap, source, arguments.figure)
     if arguments.json:
-        print_json(_document(rows, cap, base, source, advice, calibration))
+        print_json(_document(plan))
         return EXIT_DONE
-    _print(rows, cap, base, source, advice, calibration, one=len(arguments.models) == 1)
+    _print(plan, one=len(arguments.models) == 1)
     if arguments.figure:
         print(f"\nFigure: {arguments.figure}")
     return EXIT_DONE
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """All that the command shows: the predictions under a cap in bytes, where they come from, and the advice."""
+
+    rows: Sequence[PlanRow]
+    cap: int
+    base: RunConfig
+    source: str
+    advice: str
+    calibration: Calibration | None
 
 
 def _cap(text: str | None) -> int:
@@ -96,8 +110,6 @@ def _cap(text: str | None) -> int:
     Raises:
         ConfigError: the text is not a size.
     """
-    from ...core.formatting import parse_bytes
-
     if text is None:
         from ...core.meter import system_memory
 
@@ -147,8 +159,6 @@ def _shapes(names: Sequence[str]) -> list[ModelShape]:
 
 def _need_room(rows: Sequence[PlanRow], cap: int) -> None:
     """Raises DoesNotFit if the process needs more than the cap before a model is loaded."""
-    from ...core.formatting import format_bytes
-
     runtime = min(sum(p.bytes for p in row.components if p.name in ("runtime", "tokenizer")) for row in rows)
     if cap < runtime:
         raise DoesNotFit(
@@ -158,66 +168,45 @@ def _need_room(rows: Sequence[PlanRow], cap: int) -> None:
         )
 
 
-def _document(
-    rows: Sequence[PlanRow], cap: int, base: RunConfig, source: str, advice: str, calibration: Calibration | None
-) -> dict[str, Any]:
-    import dataclasses
-
+def _document(plan: _Plan) -> dict[str, Any]:
     from ...memory.coefficients import COEFFICIENTS
 
+    steps = plan.base.steps
     return {
-        "memory_cap_bytes": cap,
-        "data": source,
-        "batch_size": base.batch_size,
-        "steps": base.steps,
-        "recommendation": advice,
-        "calibration": dataclasses.asdict(calibration) if calibration else None,
-        "rows": [{**dataclasses.asdict(row), "hours": row.hours(base.steps)} for row in rows],
+        "memory_cap_bytes": plan.cap,
+        "data": plan.source,
+        "batch_size": plan.base.batch_size,
+        "steps": steps,
+        "recommendation": plan.advice,
+        "calibration": dataclasses.asdict(plan.calibration) if plan.calibration else None,
+        "rows": [{**dataclasses.asdict(row), "hours": row.hours(steps)} for row in plan.rows],
         "coefficients": {name: dataclasses.asdict(c) for name, c in COEFFICIENTS.items()},
     }
 
 
-def _print(
-    rows: Sequence[PlanRow],
-    cap: int,
-    base: RunConfig,
-    source: str,
-    advice: str,
-    calibration: Calibration | None,
-    *,
-    one: bool,
-) -> None:
-    from ...core.formatting import format_bytes
+def _print(plan: _Plan, *, one: bool) -> None:
     from ..console import listing, output
 
-    console = output()
-    console.print(f"Cap {format_bytes(cap)}; {source}; batches of {base.batch_size}", markup=False)
+    console, rows, steps = output(), plan.rows, plan.base.steps
+    console.print(f"Cap {format_bytes(plan.cap)}; {plan.source}; batches of {plan.base.batch_size}", markup=False)
     if one:
         _print_components(rows)
     else:
         print()
         _print_models(rows, console)
     print()
-    columns = [
-        "way",
-        "largest model" if not one else "model",
-        "footprint",
-        "MLX peak",
-        "micro-batch",
-        "step",
-        f"{base.steps} steps",
-    ]
-    console.print(listing(columns, _best(rows, base.steps), right=("footprint", "MLX peak", "micro-batch", "step")))
-    if calibration is None:
+    numbers = ("footprint", "MLX peak", "micro-batch", "step")
+    columns = ["way", "model" if one else "largest model", *numbers, f"{steps} steps"]
+    console.print(listing(columns, _best(rows, steps), right=numbers))
+    if plan.calibration is None:
         print("\nTimes are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
     for assumed in {f"{row.model}: {text}" for row in rows for text in row.assumed}:
         console.print(f"Assumed of {assumed}.", markup=False)
-    console.print(f"\nChoose {advice}" if any(row.fits for row in rows) else f"\n{advice}", markup=False)
+    console.print(f"\nChoose {plan.advice}" if any(row.fits for row in rows) else f"\n{plan.advice}", markup=False)
 
 
 def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
     """One table per group: models that backpropagation fits, that only MeZO fits, that nothing fits."""
-    from ...core.formatting import format_bytes, format_count
     from ...memory.plan_table import WAYS
     from ..console import listing
 
@@ -238,7 +227,7 @@ def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
         groups.setdefault(title, []).append([name, format_count(first.parameters), first.weights, *cells])
     for title in ("backpropagation fits", "only MeZO fits", "nothing fits"):
         if title in groups:
-            console.print(f"{title.capitalize()}", markup=False, style="bold")
+            console.print(title[0].upper() + title[1:], markup=False, style="bold")
             console.print(listing(["model", "size", "weights", *columns], groups[title], right=("size", *columns)))
             print()
 
@@ -249,7 +238,6 @@ def _column(way: str) -> str:
 
 
 def _print_components(rows: Sequence[PlanRow]) -> None:
-    from ...core.formatting import format_bytes
     from ...memory.components import component_lines
 
     for row in rows:
@@ -261,7 +249,6 @@ def _print_components(rows: Sequence[PlanRow]) -> None:
 
 def _best(rows: Sequence[PlanRow], steps: int) -> list[list[str]]:
     """One row per way of training: the largest model that fits."""
-    from ...core.formatting import format_bytes, format_seconds
     from ...memory.plan_table import WAYS, largest
 
     found = largest(rows)

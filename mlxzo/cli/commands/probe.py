@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ...core.blas import load_fast_blas
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError
+from ...core.formatting import format_count, format_seconds
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_config({"lr": "auto", **config_values(arguments)}, None)
     if config.probe == "scope" and arguments.by != "scope":
         raise ConfigError(f"--by {arguments.by} looks inside one scope, and --scope auto compares several", "name one")
-    from ...core.blas import load_fast_blas
-
     load_fast_blas()
     from ...engine.lr_finder import SAMPLES, SCOPE_SAMPLES, probe_scope, probe_scopes
     from ..console import RunView, output
@@ -83,7 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def table(report: ProbeReport, config: RunConfig):
     """The rows of a probe as a table."""
-    from ...core.formatting import format_count
     from ..console import listing
 
     columns = ["scope", "parameters", "|grad|^2", "tr(H)", "|grad|^2/tr(H)", "eps", f"lr ({config.update})", "gain"]
@@ -103,8 +102,6 @@ def table(report: ProbeReport, config: RunConfig):
 
 def remarks(report: ProbeReport) -> list[str]:
     """Lines that explain the table: legend, cost, and rows without a result."""
-    from ...core.formatting import format_seconds
-
     lines = [
         "",
         "gain: expected decrease of the loss in the first step; ±: one standard error; ?: not above noise.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ..options import add_json
 from .export import add_dequantize, show
@@ -31,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.journal).expanduser()
     out = Path(arguments.out or f"{path.stem}-{arguments.to}").expanduser().absolute()
-    from ...core.blas import load_fast_blas
-
     load_fast_blas()
     from ...engine.export import replay_job
     from ..console import RunView
