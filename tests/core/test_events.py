@@ -4,6 +4,7 @@ import json
 import math
 
 from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
 
 STEP = events.Step(3, 10, 0.5, 0.6, 0.1, None, 0.2, 64, 5.0, 320.0, 1.4, 10, 20, 30)
 
@@ -48,3 +49,12 @@ def test_a_loss_that_is_not_finite_travels_as_null():
     line = events.to_json(events.Evaluated("test", "test", 1, "loss", math.nan, math.inf, 1, None, 1.0, False), 1.0)
     found, _ = events.from_json(line)
     assert found.value is None and found.loss is None
+
+
+def test_the_kind_of_an_error_of_0_1_0_follows_from_its_title():
+    """Files of 0.1.0 have titles alone; what compares errors compares kinds."""
+    kinds = [MlxzoError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        assert events.Failed(kind.title, "", "", [], 1).kind == kind.kind
+    assert len(kinds) > 10
