@@ -1,4 +1,4 @@
-"""A race: the run that Setup shows by MeZO and by backpropagation, one after the other, as a comparison of its own."""
+"""A race: the run of the setup screen by MeZO and by backpropagation, one after the other, as a comparison."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mlxzo.experiments.queue import RunQueue
 from mlxzo.experiments.spec import PlannedRun
 
 METHODS = ("mezo", "bp")
-# Either method has a default of its own for these, so that a value suits only the method that it was given for.
+# Options whose defaults depend on the method, so that a value suits only the method that it was given for.
 _OF_ONE_METHOD = ("lr", "weight_decay", "probe")
-# Options that a comparison has words of its own for.
-_WORDS = ("method", "max_seconds", "seed", "name")
-# Options of MeZO's group that backpropagation takes as well.
+# Options that a comparison sets by other keys.
+_REPLACED = ("method", "max_seconds", "seed", "name")
+# Options of MeZO's group that apply to backpropagation too.
 _OF_BOTH = ("activation_cache",)
 
 
 def race(values: Mapping[str, Any]) -> Comparison:
-    """The comparison of both methods on what else a run's options say.
+    """The comparison of both methods with the options of one run.
 
-    Everything that does not belong to one method is the same for both; what does goes to that one, and the other takes
-    its defaults. Its name follows from the options: the same race asked for again goes on where it stopped.
+    Options that belong to one method go to that one; the other takes its defaults. All else is the same for both. The
+    name follows from the options, so that the same race asked for again goes on where it stopped.
 
     Args:
-        values: options of a run that are not left to their defaults.
+        values: options of a run that do not have their defaults.
 
     Raises:
         ConfigError: every problem at once.
     """
     config = RunConfig.from_mapping(values)
-    words = {key: value for key, value in values.items() if key not in _WORDS}
+    words = {key: value for key, value in values.items() if key not in _REPLACED}
     shared = {key: value for key, value in words.items() if key in (*COMMON, "steps")}
     own = {"model": config.model, **{key: value for key, value in words.items() if key not in shared}}
     return Comparison.from_mapping(
@@ -58,7 +58,7 @@ def race(values: Mapping[str, Any]) -> Comparison:
 
 
 def _for_method(method: str, own: Mapping[str, Any], chosen: str) -> dict[str, Any]:
-    """Those of the options `own` that are for a method; `chosen` is the one that they were given for."""
+    """The options in `own` that apply to `method`; `chosen` is the method that they were given for."""
     groups = {field.name: field.metadata["option"].group for field in options()}
     return {
         name: value
@@ -69,27 +69,27 @@ def _for_method(method: str, own: Mapping[str, Any], chosen: str) -> dict[str, A
 
 
 class RaceRunner:
-    """A comparison under way, in a thread of its own.
+    """Executes a comparison in a thread.
 
     Attributes:
-        planned: its runs, in their order.
-        problem: what ended it before its runs were done, such as a full disk; None where nothing did.
+        planned: its runs, in order.
+        problem: the error that ended it early, such as a full disk; else None.
     """
 
     def __init__(self, comparison: Comparison):
         self.planned: list[PlannedRun] = comparison.runs()
         self.problem: MlxzoError | None = None
-        # What the runs tell is read from their directories, as of all runs.
-        self._series = RunQueue([each.config for each in self.planned], lambda *told: None)
+        # The screens read the events from the run directories, as of all runs.
+        self._queue = RunQueue([each.config for each in self.planned], lambda run, event: None)
         self._thread = threading.Thread(target=self._run, name=comparison.name, daemon=True)
 
     def start(self) -> None:
-        """Starts with the first run that is not done yet.
+        """Starts with the first run that is not done.
 
         Raises:
-            ConfigError: there are runs of these names with other options.
+            ConfigError: existing runs of these names have other options.
         """
-        self._series.check()
+        self._queue.check()
         self._thread.start()
 
     @property
@@ -98,19 +98,19 @@ class RaceRunner:
 
     @property
     def stopping(self) -> bool:
-        return self._series.stopping
+        return self._queue.stopping
 
     def stop(self) -> None:
-        """Ends the run in hand, again more firmly (see `Supervisor.stop`), and starts no other."""
-        self._series.stop()
+        """Stops the run in progress and starts no other; a second call stops it by force (see `Supervisor.stop`)."""
+        self._queue.stop()
 
     def position(self) -> str:
-        """How far it is, in words."""
-        return self._series.position()
+        """The progress in words: `run 1 of 2, all done in about 5 min`."""
+        return self._queue.position()
 
     def _run(self) -> None:
         try:
-            for _ in self._series.run():
+            for _ in self._queue.run():
                 pass
         except MlxzoError as problem:
             self.problem = problem

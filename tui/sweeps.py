@@ -1,7 +1,7 @@
-"""How far batches are: their runs are ordinary runs, named after them, and a summary tells how those took.
+"""Progress of sweeps, from their runs, which are named after them, and from the summaries in their folders.
 
-A batch's folder lies among the runs, holds no run, and has `summary.jsonl`: an object a line with a run's `id`,
-`status` and `seconds`. What cannot be read of it is passed over.
+The folder of a sweep lies among the runs and holds `summary.jsonl`: an object a line with a run's `id`, `status` and
+`seconds`. Lines that cannot be read are skipped.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from mlxzo.core.formatting import format_seconds
 from .run_list import MARKS, Entry
 
 SUMMARY = "summary.jsonl"
-# The same batch asked for again tries these once more.
+# The same sweep asked for again repeats these.
 _FAILED = ("failed", "died", "does not fit")
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """A batch as its folder tells it.
+    """The summary of a sweep.
 
     Attributes:
-        told: by run, the status in the last line of the summary that names it; a run may not have begun.
-        seconds: that runs took, as far as they are told.
-        stamp: when the summary last changed.
+        statuses: by run, the status in the last line that names it; a run may not have begun.
+        seconds: durations of the finished runs.
+        stamp: the time of the summary's last change, in seconds since the epoch.
     """
 
     name: str
-    told: Mapping[str, str]
+    statuses: Mapping[str, str]
     seconds: tuple[float, ...] = ()
     stamp: float = 0.0
 
     def holds(self, run_id: str) -> bool:
-        """Whether a run belongs to it, by the summary or by its name."""
-        return run_id in self.told or run_id.startswith(f"{self.name}-")
+        """True if a run belongs to it, by the summary or by the run's name."""
+        return run_id in self.statuses or run_id.startswith(f"{self.name}-")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Runs of a batch by how they stand; `seconds_left` is None where nothing is known yet of how long one takes."""
+    """Numbers of a sweep's runs by status; `seconds_left` is None where no run has finished."""
 
     done: int
     failed: int
@@ -67,46 +67,46 @@ class Progress:
 
     @property
     def left(self) -> str:
-        """How long it goes on yet; '' where that is not known, or nothing of it goes on."""
-        known = self.running and self.seconds_left is not None
-        return f"about {format_seconds(self.seconds_left)} left" if known else ""
+        """The time that is left, in words; empty if unknown, or if no run is in progress."""
+        if not self.running or self.seconds_left is None:
+            return ""
+        return f"about {format_seconds(self.seconds_left)} left"
 
 
-def read_batches(folders: Iterable[Path]) -> list[SweepProgress]:
-    """The batches among folders that hold no run, the one that changed last first."""
+def read_sweeps(folders: Iterable[Path]) -> list[SweepProgress]:
+    """The sweeps among folders that hold no run, the latest change first."""
     found = []
     for folder in folders:
         with contextlib.suppress(OSError):
             text = (folder / SUMMARY).read_text(encoding="utf-8", errors="replace")
-            found.append(_batch(folder.name, text, (folder / SUMMARY).stat().st_mtime))
-    return sorted(found, key=lambda batch: -batch.stamp)
+            found.append(_read(folder.name, text, (folder / SUMMARY).stat().st_mtime))
+    return sorted(found, key=lambda sweep: -sweep.stamp)
 
 
-def _batch(name: str, summary: str, stamp: float) -> SweepProgress:
-    told: dict[str, str] = {}
+def _read(name: str, summary: str, stamp: float) -> SweepProgress:
+    statuses: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for line in summary.splitlines():
         try:
             record = json.loads(line)
-            told[str(record["id"])] = str(record.get("status", ""))
+            statuses[str(record["id"])] = str(record.get("status", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if isinstance(took := record.get("seconds"), int | float) and told[str(record["id"])] == "finished":
+        if isinstance(took := record.get("seconds"), int | float) and statuses[str(record["id"])] == "finished":
             seconds[str(record["id"])] = float(took)
-    return SweepProgress(name, told, tuple(seconds.values()), stamp)
+    return SweepProgress(name, statuses, tuple(seconds.values()), stamp)
 
 
-def progress(batch: SweepProgress, entries: Iterable[Entry]) -> Progress:
-    """How far a batch is: by the runs themselves, and by its summary for those that have not begun."""
-    members = {entry.run.id: entry for entry in entries if batch.holds(entry.run.id)}
-    stands = {**batch.told, **{run_id: entry.status for run_id, entry in members.items()}}
-    done, running = (sum(status == name for status in stands.values()) for name in ("finished", "running"))
-    failed = sum(status in _FAILED for status in stands.values())
-    waiting = len(stands) - done - failed - running
+def progress(sweep: SweepProgress, entries: Iterable[Entry]) -> Progress:
+    """The progress of a sweep, from its runs, and from its summary for those that have not begun."""
+    members = {entry.run.id: entry for entry in entries if sweep.holds(entry.run.id)}
+    statuses = [*{**sweep.statuses, **{run_id: entry.status for run_id, entry in members.items()}}.values()]
+    done, running = statuses.count("finished"), statuses.count("running")
+    failed = sum(status in _FAILED for status in statuses)
+    waiting = len(statuses) - done - failed - running
     left = None
-    if batch.seconds:
-        going_on = [e for e in members.values() if e.status == "running"]
-        shares = waiting + sum(1 - e.step / max(1, e.steps) for e in going_on)
-        # As many at once as there are now.
-        left = statistics.fmean(batch.seconds) * shares / max(1, len(going_on))
+    if sweep.seconds:
+        unfinished = [1 - each.step / max(1, each.steps) for each in members.values() if each.status == "running"]
+        # As many run at once as do now.
+        left = statistics.fmean(sweep.seconds) * (waiting + sum(unfinished)) / max(1, len(unfinished))
     return Progress(done, failed, running, waiting, left)

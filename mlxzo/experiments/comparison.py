@@ -31,7 +31,7 @@ from ..core.errors import ConfigError, MlxzoError
 from ..core.options import current_name
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_model, check_task
-from .naming import base_name, options_digest, slug
+from .naming import base_name, options_digest, read_name, read_seeds, slug
 from .spec import PlannedRun, SpecReader, problem_texts
 
 # Options that contestants have in common: without them there would be nothing to compare.
@@ -130,12 +130,13 @@ class _Reader(SpecReader):
         self.check_repeated()
         own = {key: values.get(key) for key in OWN_KEYS}
         self._wrong_for_all: set[str] = set()
-        self._seeds = self.seeds([0] if own["seeds"] is None else own["seeds"])
+        self._seeds = self.parsed("seeds", own["seeds"], read_seeds, (0,))
         self._shared = self._read_shared(values, own["minutes"])
         self._contestants = self._read_contestants(own["contestants"])
         # By the shared options alone, so that seeds and contestants can be added to a comparison.
         task = slug(Path(str(self._shared.get("task", RunConfig.task))).stem, "task")
-        self._name = self.name(own["name"], f"compare-{task[:20]}-{options_digest(self._shared)}")
+        own_name = f"compare-{task[:20]}-{options_digest(self._shared)}"
+        self._name = self.parsed("name", own["name"], read_name, own_name)
 
     def comparison(self) -> Comparison:
         self.raise_problems()
@@ -146,7 +147,7 @@ class _Reader(SpecReader):
             if values.get(key) is not None:
                 self.problem((key,), f"{key}: a comparison takes {instead} instead")
         found = self.options({key: values[key] for key in values if key not in (*OWN_KEYS, *REPLACED)}, ())
-        if minutes is not None and (seconds := self._seconds(minutes)) is not None:
+        if (seconds := self.parsed("minutes", minutes, _seconds, None)) is not None:
             found["max_seconds"] = seconds
             found.setdefault("steps", int(_OPTIONS["steps"].metadata["option"].maximum))
             found.setdefault("schedule", "constant")
@@ -157,16 +158,6 @@ class _Reader(SpecReader):
             self.problems_of(error, ())
             self._wrong_for_all.update(problem_texts(error))
             return found
-
-    def _seconds(self, minutes: Any) -> float | None:
-        try:
-            seconds = 60 * float(minutes)
-        except (TypeError, ValueError):
-            seconds = 0.0
-        if not isinstance(minutes, bool) and 0.0 < seconds < 6e8:
-            return seconds
-        self.problem(("minutes",), f"minutes: expected a number above 0, not {minutes!r}")
-        return None
 
     def _read_contestants(self, raw: Any) -> tuple[Contestant, ...]:
         items = [raw] if isinstance(raw, str) else raw
@@ -266,6 +257,21 @@ def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
         return getattr(config, current_name(key)) is None or str(values[key]).lower() == "auto"
 
     return {key: raw if stays(key) else getattr(config, current_name(key)) for key, raw in values.items()}
+
+
+def _seconds(minutes: Any) -> float:
+    """Parses a time limit in minutes.
+
+    Raises:
+        ValueError: with a sentence naming what is expected.
+    """
+    try:
+        found = float(minutes)
+    except (TypeError, ValueError):
+        found = 0.0
+    if isinstance(minutes, bool) or not 0.0 < found < 1e7:
+        raise ValueError(f"expected a number above 0, not {minutes!r}")
+    return 60 * found
 
 
 def _described(chosen: Mapping[str, Any]) -> str:

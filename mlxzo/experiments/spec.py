@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.config import RunConfig, option_problems
 from ..core.errors import ConfigError, MlxzoError
 from ..core.yaml_file import GIVEN_TWICE, YamlFile
 from ..runtime.preflight import check_names
-from .naming import read_name, read_seeds
+
+T = TypeVar("T")
 
 _LONGEST_LABEL = 100
 _NOTHING: Mapping[str, str] = {}
@@ -80,21 +81,13 @@ class SpecReader:
         if self._file and (not path or path[0] in self._located):
             self._problems += [(line, f"{key}: {GIVEN_TWICE}") for key, line in self._file.repeated(*path)]
 
-    def name(self, raw: Any, default: str) -> str:
-        if raw is None:
-            return default
+    def parsed(self, key: str, raw: Any, parse: Callable[[Any], T], default: T) -> T:
+        """The value of a top-level key; `default` where it is None or wrong (ValueError)."""
         try:
-            return read_name(raw)
+            return default if raw is None else parse(raw)
         except ValueError as error:
-            self.problem(("name",), f"name: {error}")
+            self.problem((key,), f"{key}: {error}")
             return default
-
-    def seeds(self, raw: Any) -> tuple[int, ...]:
-        try:
-            return read_seeds(raw)
-        except ValueError as error:
-            self.problem(("seeds",), f"seeds: {error}")
-            return (0,)
 
     def label(self, raw: Any, path: tuple[Any, ...], default: str, prefix: str = "") -> str:
         """The name that a run, a grid or a contestant has been given; `default` where it is wrong."""

@@ -28,7 +28,7 @@ from ..core.errors import MlxzoError
 from ..core.options import current_name, parse_value
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_names
-from .naming import LONGEST_NAME, base_name, slug
+from .naming import LONGEST_NAME, base_name, read_name, read_seeds, slug
 from .spec import PlannedRun, SpecReader
 
 MOST_RUNS = 1000
@@ -81,14 +81,15 @@ class _Reader(SpecReader):
     def __init__(self, file: YamlFile, values: Mapping[str, Any], out: str | None):
         super().__init__("batch", _FIX, file, values, ("task", "model"))
         self._check_keys(values)
-        self._name = self.name(values.get("name"), slug(Path(file.path).stem, "batch")[:LONGEST_NAME])
+        own_name = slug(Path(file.path).stem, "batch")[:LONGEST_NAME]
+        self._name = self.parsed("name", values.get("name"), read_name, own_name)
         self._out = out or self._folder(values.get("out"))
         self._defaults = self._mapping(values.get("defaults"), ("defaults",))
         # None: runs may have seeds of their own.
-        self._seeds = None if values.get("seeds") is None else self.seeds(values["seeds"])
+        self._seeds = self.parsed("seeds", values.get("seeds"), read_seeds, None)
         self._drafts = [*self._named(values.get("runs")), *self._grids(values.get("grid"))]
         if not self._drafts and not {"runs", "grid"} & values.keys():
-            if self._seeds is None:
+            if values.get("seeds") is None:
                 self.problem((), "it names no runs: give runs, grid or seeds")
             self._drafts = [_Draft("", {}, ("defaults",))]
 

@@ -23,7 +23,7 @@ from mlxzo.core.run_directory import RunDirectory
 
 from ..feed import DIED
 from ..run_list import MARKS, Entry, changed, look, read_entry
-from ..sweeps import SweepProgress, progress, read_batches
+from ..sweeps import SweepProgress, progress, read_sweeps
 from ..widgets.grid import Column, Grid, Openable
 from ..widgets.text import pairs_table
 from .dialogs import Choice
@@ -134,7 +134,7 @@ class Runs(Page):
         worker = get_current_worker()
         try:
             runs, others = look(self.app.root)
-            batches = read_batches(others)
+            batches = read_sweeps(others)
             known = self._entries
             due = [run for run in runs if _is_due(known.get(run.path), run)]
             # A screenful first.

@@ -30,17 +30,17 @@ Exit code: 0 if every run finished, or was found not to fit before it began; els
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
-from ...core.formatting import printable
 from ..options import add_config_options, add_json, config_values, print_json
 
 if TYPE_CHECKING:
-    from ...core.run_directory import RunDirectory
     from ...experiments.comparison import Comparison
+    from ...experiments.queue import Ended
     from ...experiments.report.summary import ComparisonReport
 
 
@@ -94,53 +94,38 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
 
 
 def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool = False) -> int:
-    """Runs what is missing of a comparison, keeps its report up to date and prints it; returns the exit code.
+    """Executes the runs that are not done, keeps the report up to date and prints it; returns the exit code.
 
     Args:
-        folder: where the report goes; None for the comparison's own folder.
+        folder: of the report; None for the comparison's own folder.
 
     Raises:
-        MlxzoError: runs of these names are others, or the disk is full.
+        MlxzoError: existing runs of these names have other options, or the disk is full.
     """
-    from ...core.events import Event, Note, Step
-    from ...experiments.queue import RunQueue
     from ...experiments.report.run_record import ComparedRun
     from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
-    from ..console import RunView
-    from ..foreground import signals_to
+    from ..queue import watch
 
     folder = (folder or comparison.folder).expanduser().absolute()
     planned = comparison.runs()
 
     def report() -> ComparisonReport:
-        found = ComparisonReport.of(comparison.name, [ComparedRun.planned(each.label, each.config) for each in planned])
-        write_report(found, folder, comparison.to_yaml())
-        return found
+        return ComparisonReport.of(comparison.name, [ComparedRun.planned(each.label, each.config) for each in planned])
 
-    with RunView() as view:
+    def begin() -> Iterable[str]:
+        write_report(report(), folder, comparison.to_yaml())
+        hopeless = [each for each in comparison.contestants if each.problem]
+        return [f"the report is in {folder}", *(f"{each.name} will fail: {each.problem}" for each in hopeless)]
 
-        def emit(_: RunDirectory, event: Event) -> None:
-            if isinstance(event, Step):
-                view.overall = series.position()
-            view.show(event)
+    def update(ended: Ended) -> None:
+        if ended.seconds is not None:
+            write_report(report(), folder, comparison.to_yaml())
 
-        series = RunQueue((each.config for each in planned), emit, lambda: tell())
-        series.check()
-        with signals_to(series, view) as tell:
-            found = report()
-            view.show(Note(f"the report is in {folder}"))
-            for contestant in comparison.contestants:
-                if contestant.problem:
-                    view.show(Note(f"{contestant.name} will fail: {contestant.problem}"))
-            for ended in series.run():
-                view.overall = ""
-                if ended.failed:
-                    view.show(Note(f"{ended.run.id}: {ended.failed.message}"))
-                if ended.seconds is not None:
-                    found = report()
+    stopped = watch([each.config for each in planned], begin, update)
+    found = report()
     show(found, folder, as_json=as_json)
-    return EXIT_INTERRUPTED if series.stopping else exit_code(found)
+    return EXIT_INTERRUPTED if stopped else exit_code(found)
 
 
 def exit_code(report: ComparisonReport) -> int:
@@ -153,24 +138,18 @@ def show(report: ComparisonReport, folder: Path, *, as_json: bool) -> None:
     """Prints a report as a table and sentences, or as one JSON document."""
     from ...experiments.report.tables import numbered, problems, short_table, status_text
     from ...experiments.report.write import PAGE
-    from ..console import listing, output
+    from ..queue import print_lines, print_table
 
     if as_json:
         print_json({**report.to_dict(), "report": str(folder)})
         return
-    console = output()
-
-    def say(*lines: str) -> None:
-        for line in lines:
-            console.print(printable(line), markup=False, soft_wrap=True)
-
     for each in report.contenders:
-        say(numbered(report, each) + ("" if each.status == "finished" else f" ({status_text(each)})"))
+        print_lines([numbered(report, each) + ("" if each.status == "finished" else f" ({status_text(each)})")])
     header, rows = short_table(report)
-    say("")
-    console.print(listing(header, rows, right=tuple(header[1:])))
-    say("", report.verdict(), *report.remarks(), *(f"{name}: {text}" for name, text in problems(report)))
-    say(f"Report: {folder / PAGE}")
+    print_lines([""])
+    print_table(header, rows, header[1:])
+    failures = [f"{name}: {text}" for name, text in problems(report)]
+    print_lines(["", report.verdict(), *report.remarks(), *failures, f"Report: {folder / PAGE}"])
 
 
 def _compare_runs(arguments: argparse.Namespace) -> int:

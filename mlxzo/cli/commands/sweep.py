@@ -35,20 +35,16 @@ leaves every run so that the same command goes on with it. With --dry-run: 3 if 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
-from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, printable
+from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
 from ..options import add_config_options, add_json, print_json
 
 if TYPE_CHECKING:
-    from ...core.events import Event
-    from ...core.run_directory import RunDirectory
     from ...experiments.dry_run import Prospect
-    from ...experiments.queue import RunQueue
-    from ...experiments.spec import PlannedRun
+    from ...experiments.queue import Ended
     from ...experiments.sweep import Sweep
 
 _MOST_JOBS = 64
@@ -84,61 +80,45 @@ def run(arguments: argparse.Namespace) -> int:
         problems.append(f"--memory-cap: {error}")
     if problems:
         raise ConfigError("; ".join(problems), "`mlxzo batch --help` describes the options")
-    batch = Sweep.read(arguments.file, getattr(arguments, "out", None))
-    if is_run(batch.folder):
-        raise ConfigError(f"{batch.folder}, where the summary goes, is a run", "give the batch another name")
+    sweep = Sweep.read(arguments.file, getattr(arguments, "out", None))
+    if is_run(sweep.folder):
+        raise ConfigError(f"{sweep.folder}, where the summary goes, is a run", "give the batch another name")
     if arguments.dry_run:
-        return _dry_run(batch, as_json=arguments.json)
-    return _run(batch, arguments.jobs, limit, as_json=arguments.json)
+        return _dry_run(sweep, as_json=arguments.json)
+    return _run(sweep, arguments.jobs, limit, as_json=arguments.json)
 
 
-def _series(runs: Iterable[PlannedRun], emit: Callable[[RunDirectory, Event], None], **more: Any) -> RunQueue:
-    """The runs as a series, once it is sure that those of these names are these runs.
-
-    Raises:
-        ConfigError: they are others.
-    """
-    from ...experiments.queue import RunQueue
-    from ...runtime.resume import CHANGEABLE
-
-    series = RunQueue((each.config for each in runs), emit, changeable=CHANGEABLE, **more)
-    series.check()
-    return series
-
-
-def _prospects(batch: Sweep) -> list[Prospect]:
+def _prospects(sweep: Sweep) -> list[Prospect]:
     from ...experiments.dry_run import prospects
     from ..console import waiting
 
     with waiting("Predicting memory and time"):
-        return prospects(batch.runs)
+        return prospects(sweep.runs)
 
 
-def _dry_run(batch: Sweep, *, as_json: bool) -> int:
-    """Prints what is to be done; see the top of this file for the exit code."""
-    from ...experiments.queue import all_known
+def _dry_run(sweep: Sweep, *, as_json: bool) -> int:
+    """Prints the work that is left; the text at the top of this file lists the exit codes."""
+    from ...experiments.queue import RunQueue, all_known
+    from ...runtime.resume import CHANGEABLE
+    from ..queue import print_lines, print_table
 
-    _series(batch.runs, lambda run, event: None)
-    found = _prospects(batch)
+    RunQueue((each.config for each in sweep.runs), lambda run, event: None, changeable=CHANGEABLE).check()
+    found = _prospects(sweep)
     seconds = all_known([each.seconds for each in found])
     total = None if seconds is None else sum(seconds)
     code = EXIT_DOES_NOT_FIT if any(each.fits is False for each in found) else EXIT_DONE
     if as_json:
         hours = None if total is None else total / 3600
-        print_json({"batch": batch.name, "runs": [each.to_dict() for each in found], "hours": hours})
+        print_json({"batch": sweep.name, "runs": [each.to_dict() for each in found], "hours": hours})
         return code
-    from ..console import listing, output
-
-    console = output()
     columns = ["run", "state", "steps", "predicted", "cap", "fits", "time"]
-    console.print(listing(columns, [_row(each) for each in found], right=("steps", "predicted", "cap", "time")))
+    print_table(columns, [_row(each) for each in found], ("steps", "predicted", "cap", "time"))
     time = "an unknown time" if total is None else f"about {format_seconds(total)}"
     lines = ["", f"{sum(not each.is_done for each in found)} of {len(found)} runs to do; their steps take {time}."]
     lines += dict.fromkeys(f"{each.planned.config.model}: {each.unknown}" for each in found if each.unknown)
     if any(each.seconds is None and not each.unknown for each in found):
         lines.append("Times are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
-    for line in lines:
-        console.print(printable(line), markup=False, soft_wrap=True)
+    print_lines(lines)
     return code
 
 
@@ -153,59 +133,47 @@ def _row(each: Prospect) -> list[str]:
     return [*begin, size, cap, fits, "unknown" if each.seconds is None else format_seconds(each.seconds)]
 
 
-def _run(batch: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
-    """Runs what is missing, keeps the summary up to date and prints it; returns the exit code."""
-    from ...core.events import Note, Step
+def _run(sweep: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
+    """Executes the runs that are not done, keeps the summary up to date and prints it; returns the exit code."""
     from ...core.meter import system_memory
     from ...experiments.report.sweep_summary import exit_code, record, refused, write_summary
     from ...memory.forecast import MemoryBudget
-    from ..console import RunsView, RunView
-    from ..foreground import signals_to
+    from ...runtime.resume import CHANGEABLE
+    from ..queue import watch
 
-    found = _prospects(batch)
-    records = {each.planned.config.name: record(each.planned) for each in found}
-    # A run that the machine has no room for would only have the system end it, or another program.
-    left_out = {each.planned.config.name: problem for each in found if (problem := each.too_large) is not None}
-    for each in batch.runs:
-        if each.config.name in left_out:
-            records[each.config.name] = refused(each, left_out[each.config.name])
+    found = _prospects(sweep)
+    # A run larger than the machine's memory would only make the system end it, or another program.
+    left_out = {each.planned.config.name: problem for each in found if (problem := each.too_large)}
+    planned = {each.config.name: each for each in sweep.runs}
+    records = {
+        name: refused(each, left_out[name]) if name in left_out else record(each) for name, each in planned.items()
+    }
     reservations = {each.planned.config.name: each.reservation_bytes for each in found}
     budget = MemoryBudget(system_memory()[1] if limit is None else limit, reservations)
-    planned = {each.config.name: each for each in batch.runs if each.config.name not in left_out}
-    with RunView() if jobs == 1 else RunsView() as view:
 
-        def emit(run: RunDirectory, event: Event) -> None:
-            if isinstance(event, Step):
-                view.overall = series.position()
-            if isinstance(view, RunsView):
-                view.show(event, run.id)
-            else:
-                view.show(event)
+    def begin() -> Iterable[str]:
+        write_summary(records.values(), sweep.folder)
+        return [f"{name} is left out: {problem.message}" for name, problem in left_out.items()]
 
-        series = _series(planned.values(), emit, tick=lambda: tell(), jobs=jobs, admits=budget.admits)
-        write_summary(records.values(), batch.folder)
-        with signals_to(series, view) as tell:
-            for name, problem in left_out.items():
-                view.show(Note(f"{name} is left out: {problem.message}"))
-            for ended in series.run():
-                view.overall = ""
-                if ended.failed:
-                    view.show(Note(f"{ended.run.id}: {ended.failed.message}"))
-                records[ended.run.id] = record(planned[ended.run.id])
-                write_summary(records.values(), batch.folder)
-    code = EXIT_INTERRUPTED if series.stopping else exit_code(records.values())
-    _show(batch, list(records.values()), code, as_json=as_json)
+    def update(ended: Ended) -> None:
+        records[ended.run.id] = record(planned[ended.run.id])
+        write_summary(records.values(), sweep.folder)
+
+    configs = [each.config for name, each in planned.items() if name not in left_out]
+    stopped = watch(configs, begin, update, jobs=jobs, admits=budget.admits, changeable=CHANGEABLE)
+    code = EXIT_INTERRUPTED if stopped else exit_code(records.values())
+    _show(sweep, list(records.values()), code, as_json=as_json)
     return code
 
 
-def _show(batch: Sweep, records: Sequence[dict[str, Any]], code: int, *, as_json: bool) -> None:
-    """Prints what has come of the runs, as a table and sentences or as one JSON document."""
+def _show(sweep: Sweep, records: Sequence[dict[str, Any]], code: int, *, as_json: bool) -> None:
+    """Prints the results of the runs, as a table and sentences or as one JSON document."""
     from ...experiments.report.sweep_summary import SUMMARY
-    from ..console import listing, output
+    from ..queue import print_lines, print_table
 
-    path: Path = batch.folder / SUMMARY
+    path = sweep.folder / SUMMARY
     if as_json:
-        print_json({"batch": batch.name, "summary": str(path), "exit_code": code, "runs": records})
+        print_json({"batch": sweep.name, "summary": str(path), "exit_code": code, "runs": records})
         return
 
     def metric(each: dict[str, Any], name: str) -> str:
@@ -221,12 +189,9 @@ def _show(batch: Sweep, records: Sequence[dict[str, Any]], code: int, *, as_json
         ]
         for each in records
     ]
-    console = output()
     columns = ["run", "status", "majority", "zero-shot", "tuned", "time", "peak memory"]
-    console.print(listing(columns, rows, right=tuple(columns[2:])))
+    print_table(columns, rows, columns[2:])
     statuses = [each["status"] for each in records]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    lines = ["", f"{len(records)} runs: {counts}"]
-    lines += [f"{each['id']}: {each['problem']}" for each in records if each["problem"]]
-    for line in (*lines, f"Summary: {path}"):
-        console.print(printable(line), markup=False, soft_wrap=True)
+    problems = [f"{each['id']}: {each['problem']}" for each in records if each["problem"]]
+    print_lines(["", f"{len(records)} runs: {counts}", *problems, f"Summary: {path}"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core import events
 from ...core.config import RunConfig
-from ...core.formatting import format_metric, format_seconds
+from ...core.formatting import format_seconds
 from ...core.metrics import metric_named
 from ...core.run_history import Measurement
 from .run_record import ComparedRun, Status
@@ -265,7 +265,7 @@ class ComparisonReport:
         if self.examples:
             rows.append(("measured on", f"{self.examples} {self.split} examples"))
         if (majority := self.majority(self.split)) is not None:
-            rows.append(("majority class", format_metric(self.metric, majority)))
+            rows.append(("majority class", metric_named(self.metric).text(majority)))
         environment = next((run.environment for run in self.finished if run.environment), {})
         if environment:
             packages = environment.get("packages", {})

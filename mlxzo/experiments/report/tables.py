@@ -6,37 +6,21 @@ import csv
 import io
 from collections.abc import Callable
 
-from ...core.formatting import format_bytes, format_metric, format_seconds
+from ...core.formatting import format_bytes, format_seconds
+from ...core.metrics import metric_named
 from .summary import ComparisonReport, Contender, Spread
 
 
 def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """Header and one row a contestant; values are means over seeds with their range."""
-
-    def metric(value: float) -> str:
-        return format_metric(report.metric, value)
-
-    header = [
-        "contestant",
-        "runs",
-        "zero-shot",
-        f"{report.split} {report.metric}",
-        "steps",
-        "steps/s",
-        "time to best",
-        "peak footprint",
-        "of it MLX",
-    ]
+    header = ["contestant", "runs", "zero-shot", f"{report.split} {report.metric}"]
+    header += ["steps", "steps/s", "time to best", "peak footprint", "of it MLX"]
     rows = [
         [
             numbered(report, each),
             f"{len(each.finished)} of {len(each.runs)}"
             + ("" if each.status == "finished" else f", {status_text(each)}"),
-            metric(each.zero_shot.mean) if each.zero_shot else "-",
-            spread_text(each.tuned, metric),
-            spread_text(each.steps, _whole),
-            spread_text(each.steps_per_second, _two_digits),
-            spread_text(each.seconds_to_best, format_seconds),
+            *_results(report, each, spread_text),
             _most(each.footprint_bytes),
             _most(each.peak_bytes),
         ]
@@ -47,23 +31,12 @@ def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]
 
 def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """As `summary_table`, for 80 columns: numbers in place of names, and no range but that of the metric."""
-
-    def mean(spread: Spread | None, form: Callable[[float], str]) -> str:
-        return form(spread.mean) if spread else "-"
-
-    def metric(value: float) -> str:
-        return format_metric(report.metric, value)
-
     header = ["", "runs", "zero-\nshot", f"{report.split} {report.metric}", "steps", "steps/s", "to best", "peak"]
     rows = [
         [
             str(number),
             f"{len(each.finished)}/{len(each.runs)}",
-            mean(each.zero_shot, metric),
-            spread_text(each.tuned, metric),
-            mean(each.steps, _whole),
-            mean(each.steps_per_second, _two_digits),
-            mean(each.seconds_to_best, format_seconds),
+            *_results(report, each, _mean_text),
             _most(each.footprint_bytes),
         ]
         for number, each in enumerate(report.contenders, 1)
@@ -71,22 +44,33 @@ def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def _results(
+    report: ComparisonReport, each: Contender, form: Callable[[Spread | None, Callable[[float], str]], str]
+) -> list[str]:
+    """Zero-shot, tuned metric, steps, steps a second and time to best; `form` writes the last three."""
+    metric = metric_named(report.metric).text
+    return [
+        _mean_text(each.zero_shot, metric),
+        spread_text(each.tuned, metric),
+        form(each.steps, "{:,.0f}".format),
+        form(each.steps_per_second, "{:.2f}".format),
+        form(each.seconds_to_best, format_seconds),
+    ]
+
+
+def _mean_text(spread: Spread | None, form: Callable[[float], str]) -> str:
+    return form(spread.mean) if spread else "-"
+
+
 def numbered(report: ComparisonReport, each: Contender) -> str:
     """`2  NAME`: a contestant has the same number in the figure and in every table."""
     return f"{report.contenders.index(each) + 1}  {each.name}"
 
 
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.2f}"
-
-
 def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
     """Header and one row a run."""
     header = ["run", "status", "seed", "best validation", "at step", report.split, "steps", "time", "peak footprint"]
+    metric = metric_named(report.metric).text
     rows = []
     for run in report.runs:
         best, last = run.history.best, run.history.test
@@ -95,9 +79,9 @@ def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
                 run.run.id,
                 run.status,
                 str(run.config.seed),
-                format_metric(report.metric, best.value) if best else "-",
+                metric(best.value) if best else "-",
                 str(best.step) if best else "-",
-                format_metric(report.metric, last.value) if last else "-",
+                metric(last.value) if last else "-",
                 f"{run.steps:,}",
                 format_seconds(run.history.seconds),
                 format_bytes(run.history.footprint_bytes) if run.history.footprint_bytes else "-",
