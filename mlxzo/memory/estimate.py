@@ -369,13 +369,13 @@ class Predictor:
         slots = 3 if backward and self.config.optimizer != "sgd" else 1
         copies = coefficient("adam_copies" if backward else "moved_copies")
 
-        def alive(numbers: int, size: int) -> int:
+        def peak(numbers: int, size: int) -> int:
             chunk = (CHUNK_BYTES if size == 4 else HALF_PRECISION_CHUNK_BYTES) // slots
             # A tensor that is updated whole needs no copy of the old values.
             plain = copies * min(4 * numbers, chunk) * (0.5 if 4 * numbers <= chunk else 1.0)
             return int(plain + (0 if size == 4 else coefficient("rounded_copies") * min(4 * numbers, chunk)))
 
-        return max((alive(numbers, size) for numbers, size in self.trained.sizes), default=0)
+        return max((peak(numbers, size) for numbers, size in self.trained.sizes), default=0)
 
     @functools.cached_property
     def _saved_bytes(self) -> int:

@@ -28,14 +28,14 @@ _SMALL_MICRO_BATCH = 0.25
 
 @dataclass(frozen=True)
 class Fit:
-    """A run settled to a cap.
+    """A run fitted to a cap.
 
     Attributes:
-        config: the run's, with `micro_batch`, `checkpointing` and `activation_cache` settled.
-        estimate: what it is predicted to take.
-        cap_bytes: the cap; None: there is none, and nothing was settled but `checkpointing`.
-        cache_limit_bytes: what to limit MLX's cache of freed buffers to; None leaves MLX's own.
-        notes: what was settled, in words.
+        config: the run's, with values for `micro_batch`, `checkpointing` and `activation_cache`.
+        estimate: its predicted memory.
+        cap_bytes: the cap; None without one, when only `checkpointing` gets a value.
+        cache_limit_bytes: limit of MLX's cache of freed buffers; None: MLX's own limit.
+        notes: the choices, in words.
     """
 
     config: RunConfig
@@ -46,11 +46,11 @@ class Fit:
 
 
 def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | None = None) -> Fit:
-    """The run fitted to its own `memory_cap`, where it has one: what a worker calls before it loads the model.
+    """The run fitted to its own `memory_cap`, if it has one; a worker calls this before it loads the model.
 
     Args:
         config: resolved.
-        data: its encoded examples, which say their sizes: `Data(tuple(train), (*validation, *test))`.
+        data: its encoded examples, which have the fields of a size: `Data(tuple(train), (*validation, *test))`.
 
     Raises:
         DoesNotFit: see `fit`.

@@ -35,8 +35,6 @@ from .lazy_layers import (
 )
 from .slots import Slot, decoder, decoder_layers, parameter_slots, slots_of_kind
 
-_LINEAR_LEAVES = ("weight", "scales", "biases", "bias")
-
 
 @dataclass(frozen=True)
 class LayerCalls:
@@ -284,12 +282,9 @@ class CausalLM:
                     done |= {f"{path}.lora_a", f"{path}.lora_b"}
                 elif path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
                     put(Slot(self.body, "embed_tokens"), EmbeddingRows(self.embedding, path, view))
-                elif linear is not None and isinstance(view, Given) and self._remakes(linear.get(), path, view):
-                    put(linear, RemadeLinear(linear.get(), path, view))
-                    done |= {f"{path}.{leaf}" for leaf in _LINEAR_LEAVES}
-                elif linear is not None and not isinstance(view, Given) and self._makes_rows(linear.get(), path, view):
-                    put(linear, LinearRows(linear.get(), path, view))
-                    done |= {f"{path}.{leaf}" for leaf in _LINEAR_LEAVES}
+                elif linear is not None and (replacement := self._replacement(linear.get(), path, view)) is not None:
+                    put(linear, replacement)
+                    done |= {f"{path}.{leaf}" for leaf in ("weight", "scales", "biases", "bias")}
                 elif view.changes(name, self.slots[name].get()):
                     put(self.slots[name], view.dense(name, self.slots[name].get()))
             yield
@@ -300,19 +295,16 @@ class CausalLM:
     def _embeds_by_rows(self) -> bool:
         return type(self.embedding) is nn.Embedding and self.exposes_hidden
 
-    def _makes_rows(self, linear: nn.Module, path: str, view: View) -> bool:
-        """True if the effective weight of a linear layer is made in chunks of rows."""
-        weight = linear["weight"]
-        if "scales" in linear:
-            # MLX's quantised product on the CPU is some 20 times slower than dequantising and multiplying by BLAS.
-            return self.compute_dtype is not None
-        return 4 * weight.size > CHUNK_BYTES and view.changes(f"{path}.weight", weight)
-
-    def _remakes(self, linear: nn.Module, path: str, view: Given) -> bool:
-        """True if the effective weight of a linear layer is made again in the backward pass instead of being kept."""
-        if "scales" in linear:
-            return self.compute_dtype is not None
-        return linear["weight"].dtype != (self.compute_dtype or linear["weight"].dtype)
+    def _replacement(self, linear: nn.Module, path: str, view: View) -> nn.Module | None:
+        """A module that makes the effective weight of a linear layer as it computes; None if that is made whole."""
+        weight, quantised = linear["weight"], "scales" in linear
+        # MLX's quantised product on the CPU is some 20 times slower than dequantising and multiplying by BLAS.
+        dequantised = quantised and self.compute_dtype is not None
+        if isinstance(view, Given):
+            cast = not quantised and weight.dtype != (self.compute_dtype or weight.dtype)
+            return RemadeLinear(linear, path, view) if dequantised or cast else None
+        large = not quantised and 4 * weight.size > CHUNK_BYTES and view.changes(f"{path}.weight", weight)
+        return LinearRows(linear, path, view) if dequantised or large else None
 
     @contextmanager
     def _layers_replaced(self, layers: list) -> Iterator[None]:

@@ -70,6 +70,11 @@ def weight_rows(module: nn.Module, name: str, rows: mx.array | None, view: View)
     return mx.dequantize(packed, seen("scales"), biases, group_size=module.group_size, bits=module.bits, mode=mode)
 
 
+def add_bias(y: mx.array, module: nn.Module, name: str, view: View) -> mx.array:
+    """Outputs [..., N] of a linear layer with its effective bias, if it has one, in the dtype of `y`."""
+    return y + view.dense(f"{name}.bias", module["bias"]).astype(y.dtype) if "bias" in module else y
+
+
 class EmbeddingRows(nn.Module):
     """Replaces an embedding during a forward pass: only the rows that are looked up are made effective."""
 
@@ -100,9 +105,7 @@ class LinearRows(nn.Module):
             if chunk.size < rows:
                 mx.eval(parts[-1])
         y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
-        if "bias" not in linear:
-            return y
-        return y + self._view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype)
+        return add_bias(y, linear, self._name, self._view)
 
 
 class RemadeLinear(nn.Module):
@@ -123,7 +126,7 @@ class RemadeLinear(nn.Module):
     def _product(self, given: Mapping[str, mx.array], x: mx.array) -> mx.array:
         linear, view = self._linear, Given(given, self._view.dtype)
         y = x @ weight_rows(linear, self._name, None, view).astype(x.dtype).T
-        return y + view.dense(f"{self._name}.bias", linear["bias"]).astype(x.dtype) if "bias" in linear else y
+        return add_bias(y, linear, self._name, view)
 
 
 class StackedLoRA(nn.Module):

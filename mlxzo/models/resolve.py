@@ -33,7 +33,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
 
     Args:
         model: a name in models.yaml, a folder, a `.gguf` file, or a hub repository `organisation/name`.
-        home: where converted models are kept; default `mlxzo_home()`.
+        home: folder of converted models; default `mlxzo_home()`.
         progress: called with a `FileProgress` while something takes long.
 
     A name in models.yaml is looked for in this order: a mirror converted earlier (so that a model, once

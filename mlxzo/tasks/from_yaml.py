@@ -165,7 +165,7 @@ def _words(node: yaml.Node, problems: list[str]) -> dict[str, str]:
         if not key:
             problems.append("labels: a label is empty")
         elif key in words or word in words.values():
-            problems.append(f"labels: {shown(word)} and another label cannot be told apart")
+            problems.append(f"labels: {shown(word)} is used twice")
         else:
             words[key] = word
     if len(words) < 2 and len(problems) == before:

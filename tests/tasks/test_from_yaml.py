@@ -135,7 +135,7 @@ BAD_FILES = [
     (HEAD + "template: {text}", "template must be text (line 3)"),
     (HEAD + "template: '{text}'\nname: u", "line 4: 'name' is given twice"),
     ("name: t\ntemplate: '{x}'\nlabels: {a: x, a: y, b: z}", "line 3: 'a' is given twice"),
-    ("name: t\ntemplate: '{x}'\nlabels: {a: x, b: x}", "labels: 'x' and another label cannot be told apart"),
+    ("name: t\ntemplate: '{x}'\nlabels: {a: x, b: x}", "labels: 'x' is used twice"),
     ("name: t\ntemplate: '{x}'\nlabels: a", "labels must be a mapping of label to word, or a list of words"),
     ("name: t\ntemplate: '{x}'\nlabels: [a, [b]]", "labels: a word must be text (line 3)"),
     ("name: t\ntemplate: '{x}'\nlabels: &l [a, *l]", "labels: a word must be text (line 3)"),

@@ -58,16 +58,10 @@ def kept_plans(tensor: GgufTensor, rows: np.ndarray, name: str) -> list[TensorPl
     def plan(suffix: str, dtype: str, shape: tuple[int, ...], part: Callable[[np.ndarray], np.ndarray]) -> TensorPlan:
         return TensorPlan(f"{base}.{suffix}", dtype, shape, lambda: (part(piece) for piece in pieces_of(rows, columns)))
 
-    def scales(piece: np.ndarray) -> np.ndarray:
-        return cast(_scales_and_biases(piece, tensor.kind)[0], dtype)
-
-    def biases(piece: np.ndarray) -> np.ndarray:
-        return cast(_scales_and_biases(piece, tensor.kind)[1], dtype)
-
     return [
         plan("weight", "U32", (*shape[:-1], columns * bits // 32), lambda piece: _packed(piece, tensor.kind)),
-        plan("scales", dtype, groups, scales),
-        plan("biases", dtype, groups, biases),
+        plan("scales", dtype, groups, lambda piece: cast(_scales_and_biases(piece, tensor.kind)[0], dtype)),
+        plan("biases", dtype, groups, lambda piece: cast(_scales_and_biases(piece, tensor.kind)[1], dtype)),
     ]
 
 
