@@ -33,7 +33,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self.lines: list[LogLine] = []
-        # Training goes on after every evaluation, which has a line of its own: each phase is named once.
+        # `train` returns after every evaluation, which has its own line: each phase is listed once.
         self._phases = {"evaluate", "save"}
 
     def add(self, event: events.Event, time: float, elapsed: float) -> None:

@@ -1,1 +1,1 @@
-"""What every process agrees on: options, events, errors, files and the run directory. Imports no MLX."""
+"""Shared by all processes: options, events, errors, files and the run directory. Imports no MLX."""

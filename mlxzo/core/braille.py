@@ -26,7 +26,7 @@ class Window:
     log: bool = False
 
     def height_of(self, y: np.ndarray) -> np.ndarray:
-        """Where values lie on the vertical axis, 0 at the bottom and 1 at the top; NaN where the log has none."""
+        """Positions on the vertical axis, 0 at the bottom and 1 at the top; NaN for values without a logarithm."""
         y = np.asarray(y, dtype=float)
         low, high = self.y0, self.y1
         if self.log:
@@ -36,7 +36,7 @@ class Window:
         return (y - low) / (high - low)
 
     def across(self, x: np.ndarray) -> np.ndarray:
-        """Where values lie on the horizontal axis, 0 at the left and 1 at the right."""
+        """Positions on the horizontal axis, 0 at the left and 1 at the right."""
         return (np.asarray(x, dtype=float) - self.x0) / (self.x1 - self.x0)
 
 

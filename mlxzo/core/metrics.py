@@ -15,7 +15,7 @@ class Metric:
 
     @property
     def scale(self) -> float:
-        """What a value is multiplied by where it is drawn: 100 for a share, so that it reads as a percentage."""
+        """The factor of values on an axis: 100 for a share, which is drawn in percent."""
         return 100.0 if self.is_share else 1.0
 
     def merit(self, value: float) -> float:
