@@ -98,8 +98,6 @@ class MlxzoApp(App[None]):
         self._race_timer = self.set_interval(_RACE_SECONDS, self._watch_race, pause=True)
         self.switch_mode("monitor" if self.current is not None else "runs")
 
-    # Runs that are open
-
     def feed(self, run: RunDirectory) -> RunFeed:
         """Returns the feed of a run; all screens share it."""
         return self._feeds.setdefault(run.path, RunFeed(run))
@@ -224,8 +222,6 @@ class MlxzoApp(App[None]):
             yield
         except MlxzoError as problem:
             self.report(problem)
-
-    # Actions
 
     def action_go(self, mode: str) -> None:
         """Switches the screen, unless a dialog is open."""

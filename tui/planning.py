@@ -43,10 +43,6 @@ class Prediction:
     def footprint_bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
-    @property
-    def fits(self) -> bool:
-        return self.problem is None
-
 
 def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -> Prediction | None:
     """Predicts the memory of the run with `model` in place of its own, fitted to its cap.

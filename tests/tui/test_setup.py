@@ -33,7 +33,7 @@ def test_models_plan_and_start_are_in_view_at_every_size(root):
     async def scenario(pilot):
         async for size in every_size(pilot):
             pilot.app.screen.query_one("#model-list").focus()
-            for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "together", "Start F9"):
+            for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "total", "Start F9"):
                 await wait_for(pilot, words)
             # The keyboard alone reaches the options.
             await pilot.press(*["tab"] * 5)

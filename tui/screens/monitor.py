@@ -211,8 +211,6 @@ class Monitor(Page):
             rows = facts_rows(feed)
             self.query_one("#facts", Panel).show(pairs_table(rows), key=tuple(rows))
 
-    # Actions
-
     def action_pause(self) -> None:
         feed = self.app.current
         if isinstance(feed, Replay):

@@ -125,8 +125,6 @@ class Runs(Page):
         if self.app.screen is self and not self._reading:
             self._read()
 
-    # Reading
-
     @work(thread=True, exclusive=True, group="runs")
     def _read(self) -> None:
         """Updates the list: adds new runs, reads changed ones, removes deleted ones."""
@@ -167,8 +165,6 @@ class Runs(Page):
         if not nothing and self.focused is None:
             self.query_one(Grid).focus()
 
-    # Showing
-
     def _fill(self) -> None:
         """Fills the table with the runs that match the filter, sorted; the cursor stays on its run."""
         words = self.query_one("#filter", Input).value.lower().split()
@@ -197,9 +193,10 @@ class Runs(Page):
             self._batch = ""
             return None
         found = progress(chosen[0], self._entries.values())
+        left = f"  {found.left}" if found.left else ""
         hint = "only its runs; b: the next batch" if self._batch else "b: only its runs"
         head = (f"batch {printable(chosen[0].name)}", "bold")
-        line.update(Text.assemble(head, f"  {found.left}", (f"  {hint}\n", "dim"), found.text))
+        line.update(Text.assemble(head, left, (f"  {hint}\n", "dim"), found.text))
         return chosen[0]
 
     def _cell(self, path: Path, key: str) -> str:
@@ -226,8 +223,6 @@ class Runs(Page):
     def on_grid_moved(self) -> None:
         entry = self.selected()
         self.query_one("#run-details", Static).update("" if entry is None else _details(entry))
-
-    # Actions
 
     def on_grid_chosen(self) -> None:
         self.action_on_run("open_run")

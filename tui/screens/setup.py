@@ -70,8 +70,6 @@ class Setup(Page):
         self._check_timer: Timer | None = None
         self._total_bytes, _ = system_memory()
 
-    # Layout
-
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="setup"):
             with Vertical(id="choices"):
@@ -155,8 +153,6 @@ class Setup(Page):
             self.query_one("#options").scroll_to(y=1 if self.app.size.width < 100 else 0, animate=False)
         self.query_one("#help-line", Static).update(help_of(self.focused), layout=False)
 
-    # Model and task
-
     def _search_models(self) -> None:
         self._models.search(self.query_one("#model-search", Input).value)
 
@@ -197,8 +193,6 @@ class Setup(Page):
     def on_field_changed(self) -> None:
         self._check_soon()
 
-    # Values
-
     def values(self) -> dict[str, Any]:
         """The options on the screen, without those at their defaults."""
         task = self.query_one("#task-file", Input).value.strip() or self._task_name
@@ -229,8 +223,6 @@ class Setup(Page):
         for field in self.query(Field):
             field.fill(getattr(config, field.name_of_option))
         self._check_soon()
-
-    # Checking
 
     def _check_soon(self) -> None:
         if self._check_timer is not None:
@@ -298,17 +290,14 @@ class Setup(Page):
         table.add_column(ratio=1, overflow="fold")
         table.add_column(justify="right", no_wrap=True)
         for number, part in enumerate(plan.parts):
-            mark = Text(bar.fill(number), bar.component_style(number))
-            table.add_row(mark, part.name, format_bytes(part.bytes))
-        table.add_row("", Text("together", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
+            table.add_row(bar.mark(number), part.name, format_bytes(part.bytes))
+        table.add_row("", Text("total", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
         words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
         if plan.problem is not None:
             # The line below gives the reason already if the run cannot start.
             problem = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
             words.insert(0, Text(printable(problem + plan.problem.fix)))
         self.query_one("#plan-text", LiveText).show(Group(table, "", *words), key=(plan, checked.time))
-
-    # Actions
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         {"start": self.action_start, "race": self.action_race, "save": self.action_save}[str(event.button.id)]()

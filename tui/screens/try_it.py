@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.text import Text
-from textual import work
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -105,17 +105,13 @@ class TryIt(Page):
             self._child.end()
         self._child = self._loaded = None
 
-    def on_button_pressed(self) -> None:
-        self.action_generate()
-
-    def on_input_submitted(self) -> None:
-        self.action_generate()
-
     async def action_stop(self) -> None:
         """Ends the current answer; the models stay loaded."""
         if self._child is not None:
             await self._child.ask({})
 
+    @on(Button.Pressed)
+    @on(Input.Submitted)
     def action_generate(self) -> None:
         """Has both models continue the prompt."""
         run = self.app.tried

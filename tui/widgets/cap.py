@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -121,15 +123,10 @@ class PeakBar(Widget):
         self._parts, self._cap = parts, cap_bytes
         self.refresh()
 
-    @staticmethod
-    def fill(number: int) -> str:
-        """The character of a component."""
-        return FILLS[number % len(FILLS)]
-
-    def component_style(self, number: int) -> str:
-        """The colour of a component, for its row in a legend."""
-        color = self.get_component_rich_style(f"peak--{_COLOURS[number % len(_COLOURS)]}").color
-        return "" if color is None else color.name
+    def mark(self, number: int) -> Text:
+        """The mark of a component in a legend."""
+        colour = self.get_component_rich_style(f"peak--{_COLOURS[number % len(_COLOURS)]}").color
+        return Text(FILLS[number % len(FILLS)], Style(color=colour))
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
@@ -142,7 +139,7 @@ class PeakBar(Widget):
         for number, part in enumerate(self._parts):
             done += part
             upto = round(done / whole * width)
-            cells += [(self.fill(number), _COLOURS[number % len(_COLOURS)])] * (upto - len(cells))
+            cells += [(FILLS[number % len(FILLS)], _COLOURS[number % len(_COLOURS)])] * (upto - len(cells))
         cells += [("·", "free")] * (width - len(cells))
         if self._cap is not None:
             at = min(width - 1, round(self._cap / whole * width))

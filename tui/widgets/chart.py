@@ -93,8 +93,6 @@ class Chart(Widget, can_focus=True):
         self._until = until
         self._draw_again()
 
-    # Actions
-
     def action_zoom(self, factor: float, at: float = 1.0) -> None:
         """Shows `factor` times as much of the horizontal axis; the point `at` (0 left, 1 right) stays in place."""
         if (whole := self._extent()) is None:
@@ -134,8 +132,6 @@ class Chart(Widget, can_focus=True):
             self._pointer = min(max(start + columns, offset), offset + width - 1)
             self._draw_again()
 
-    # Mouse
-
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
         self.action_zoom(0.8, self._place(event))
@@ -173,8 +169,6 @@ class Chart(Widget, can_focus=True):
     def _place(self, event: events.MouseEvent) -> float:
         offset, width = self._plot
         return min(1.0, max(0.0, (event.x - self.gutter.left - offset) / max(1, width)))
-
-    # Drawing
 
     def _draw_again(self) -> None:
         """Draws the chart and refreshes only the rows that changed."""

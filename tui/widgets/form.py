@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -164,11 +164,9 @@ class Field(Vertical):
     def _usual(self) -> str:
         return self._option.auto if self._default is None else _text(self._default)
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        event.stop()
-        self.post_message(self.Changed(self))
-
-    def on_pick_changed(self, event: Pick.Changed) -> None:
+    @on(Input.Changed)
+    @on(Pick.Changed)
+    def _changed(self, event: Message) -> None:
         event.stop()
         self.post_message(self.Changed(self))
 

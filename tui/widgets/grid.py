@@ -133,8 +133,6 @@ class Grid(ScrollView, Generic[Item], can_focus=True):
             if top != round(self.scroll_target_y):
                 self.scroll_to(y=top, animate=False)
 
-    # Drawing
-
     def on_resize(self) -> None:
         self._into_view()
 

@@ -60,4 +60,4 @@ class ModelList(Grid[str]):
 
     def _fit_mark(self, name: str) -> str:
         found = self.predictions.get(name)
-        return "" if found is None else "✓" if found.fits else "✗"
+        return "" if found is None else "✓" if found.problem is None else "✗"
