@@ -31,10 +31,11 @@ _DRAW_SECONDS = 2.0
 _STYLES = ("one", "two", "three", "four", "five", "six")
 _NOTHING = (
     "No race yet.\n\n"
-    "F2  mark two or more runs with the space bar and press c: they are compared here, live or past.\n"
-    "F3  F8 in Setup trains the same run by MeZO and by backpropagation, one after the other,\n"
-    "    under the same memory cap, each with its own learning rate. Started again, the same race\n"
-    "    resumes where it stopped."
+    "F2  mark two or more runs with the space bar and press c: they are\n"
+    "    compared here, live or past.\n"
+    "F3  F8 in Setup trains the same run by MeZO and by backpropagation, one\n"
+    "    after the other, under the same memory cap, each with its own\n"
+    "    learning rate. Started again, the same race resumes where it stopped."
 )
 
 

@@ -32,9 +32,9 @@ from .page import Page, title
 _REFRESH_SECONDS = 2.0
 _EMPTY = (
     "There are no runs in {root} yet.\n\n"
-    "F3  sets one up: choose a model and a task, look at the plan, press Start.\n\n"
-    "Runs started in a shell (`mlxzo quickstart`, `mlxzo train`) appear here as well,\n"
-    "and can be watched live.\n"
+    "F3  sets one up: choose a model and a task, check the plan, press Start.\n\n"
+    "Runs started in a shell (`mlxzo quickstart`, `mlxzo train`) appear\n"
+    "here as well, and can be watched live.\n"
     "`mlxzo tui --demo` plays a recorded run."
 )
 _COLUMNS = (

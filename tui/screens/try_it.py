@@ -32,8 +32,9 @@ _TOKENS = "40"
 _MODELS = {"base": "the model before training", "tuned": "the best checkpoint of the run"}
 _NOTHING = (
     "No run chosen.\n\n"
-    "F2  choose a finished run and press t: the tuned model and its base continue your prompt.\n"
-    "    A stopped run keeps its best checkpoint so far, and can be tried as well."
+    "F2  choose a finished run and press t: the tuned model and its base\n"
+    "    continue your prompt. A stopped run keeps its best checkpoint so far,\n"
+    "    and can be tried as well."
 )
 
 
