@@ -107,18 +107,15 @@ class RunFeed(_Feed):
 
     def __init__(self, run: RunDirectory):
         super().__init__()
-        self.run = run
+        self.run, self.title = run, run.id
         self.label = ""
         """Its name in the race that it was started for."""
         self.supervision: Supervision | None = None
         self._tail = Tail(run.events_path)
         self._lock = threading.Lock()
-        self._alive = False
+        self.running = False
+        """Whether it has a worker, whoever started it, as of the last `poll`."""
         self._checked = -_ALIVE_SECONDS
-
-    @property
-    def title(self) -> str:
-        return self.run.id
 
     @property
     def config(self) -> RunConfig | None:
@@ -129,14 +126,9 @@ class RunFeed(_Feed):
             return None
 
     @property
-    def running(self) -> bool:
-        """Whether it has a worker, whoever started it, as of the last `poll`."""
-        return self._alive
-
-    @property
     def died(self) -> bool:
         """Whether its worker ended without a message."""
-        return not self._alive and self.history.outcome is None and self.history.began is not None
+        return not self.running and self.history.outcome is None and self.history.began is not None
 
     def poll(self) -> None:
         """Adds new events to the history. May be called from any thread."""
@@ -144,14 +136,14 @@ class RunFeed(_Feed):
             now = time.monotonic()
             # Before the file is read, so that the last events of a dead worker are not missed.
             if now - self._checked >= _ALIVE_SECONDS:
-                self._alive, self._checked = self.run.worker_is_alive(), now
+                self.running, self._checked = self.run.worker_is_alive(), now
             relayed = [] if self.supervision is None else self.supervision.take()
             for event, moment in self._tail.read():
                 if self.supervision is not None and isinstance(event, events.Memory):
                     continue
                 self._add(event, moment)
                 if isinstance(event, events.Finished | events.Failed):
-                    self._alive, self._checked = False, now
+                    self.running, self._checked = False, now
             for event, moment in relayed if self.history.outcome is None else []:
                 self._add(event, moment)
 
@@ -163,7 +155,7 @@ class RunFeed(_Feed):
         """
         supervision = Supervision(self.run, resume=resume, _command=_command)
         supervision.start()
-        self.supervision, self._alive, self._checked = supervision, True, time.monotonic()
+        self.supervision, self.running, self._checked = supervision, True, time.monotonic()
 
 
 class Replay(_Feed):

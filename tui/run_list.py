@@ -47,11 +47,6 @@ class Entry:
         return " ".join((self.run.id, self.status, self.model, self.task, self.method, self.scope)).lower()
 
 
-def newest_first(root: str | Path) -> list[RunDirectory]:
-    """The runs in a folder; none if it is missing."""
-    return look(root)[0]
-
-
 def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
     """The runs in a folder, newest first, and its other entries; reads each entry once."""
     found, others = [], []
@@ -71,7 +66,7 @@ def read_entry(run: RunDirectory) -> Entry:
     result = run.result()
     status = "finished" if result is not None and not run.worker_is_alive() else run.status
     before, after = evaluations(result)
-    steps = _whole(config.get("steps"))
+    steps = found if isinstance(found := config.get("steps"), int) else 0
     step, last = steps, None
     if status != "finished":
         reached = run.last_event(events.Step)
@@ -110,7 +105,3 @@ def _config(run: RunDirectory) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0

@@ -15,7 +15,7 @@ from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.registry import get_task, load_task
 
 from .planning import Prediction, predict, sizes, training_time
-from .run_list import newest_first
+from .run_list import look
 from .widgets.text import problem_text
 
 # The newest runs, searched for a finished one of the same kind, whose speed predicts this one's time.
@@ -65,7 +65,7 @@ def check(values: dict[str, Any]) -> CheckResult:
     except MlxzoError as error:
         data_problem = error
     plan = predict(config, config.model, sizes(data, config))
-    time = training_time(config, newest_first(config.out)[:_RUNS_SEARCHED])
+    time = training_time(config, look(config.out)[0][:_RUNS_SEARCHED])
     return CheckResult(config, (), data, data_problem, plan, time)
 
 

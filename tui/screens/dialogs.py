@@ -66,16 +66,13 @@ class FileDialog(ModalScreen[str | None]):
                 yield Button("Cancel", id="cancel", compact=True)
 
     def on_input_submitted(self) -> None:
-        self._answer()
+        self.dismiss(self.query_one(Input).value.strip() or None)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         if event.button.id == "do":
-            self._answer()
+            self.on_input_submitted()
         else:
             self.dismiss(None)
-
-    def _answer(self) -> None:
-        self.dismiss(self.query_one(Input).value.strip() or None)
 
 
 def error_dialog(problem: MlxzoError | events.Failed, **more: str) -> Choice:

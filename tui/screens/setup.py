@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from textual import work
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.timer import Timer
@@ -169,9 +169,6 @@ class Setup(Page):
                 self.query_one("#task-file", Input).value = ""
             self._check_soon()
 
-    def on_grid_chosen(self, event: Grid.Chosen) -> None:
-        self.app.action_focus_next()
-
     def on_input_changed(self, event: Input.Changed) -> None:
         if event.input.id == "model-search":
             self._search_models()
@@ -181,7 +178,9 @@ class Setup(Page):
                 self.query_one(CapSlider).show(parse_bytes(event.value) if event.value.strip() else None)
         self._check_soon()
 
-    def on_input_submitted(self) -> None:
+    @on(Grid.Chosen)
+    @on(Input.Submitted)
+    def _focus_next(self) -> None:
         self.app.action_focus_next()
 
     def on_cap_slider_changed(self, event: CapSlider.Changed) -> None:
