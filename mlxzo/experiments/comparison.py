@@ -1,18 +1,8 @@
 """Comparisons: contestants on one task, under one memory cap and one budget, each with several seeds.
 
-A comparison is read from flags or from a YAML file of options that all contestants share and a list of contestants:
-
-    name: sst2-under-2gb          # optional, as are seeds (0), minutes and every option of a run
-    task: sst2
-    memory_cap: 2GB
-    minutes: 10
-    seeds: [0, 1, 2]
-    contestants:
-      - {name: backpropagation, model: smollm2-135m, method: bp, scope: lora, lr: 1e-3}
-      - gemma-3-270m mezo norms/last-6
-
-Its runs are ordinary run directories whose names follow from it, so that the same comparison asked for again finds what
-is done. Imports no MLX.
+A comparison is read from flags or from a YAML file (cli/commands/compare.py shows one): options that all contestants
+share, and a list of contestants. Its runs are ordinary run directories whose names follow from it, so that the same
+comparison asked for again finds what is done. Imports no MLX.
 """
 
 from __future__ import annotations

@@ -1,14 +1,4 @@
-"""Sweeps: runs in a YAML file, named one by one or spanned by grids, each with every seed.
-
-    name: rates                   # optional: the file's own name
-    out: runs
-    seeds: [0, 1]
-    defaults: {task: sst2, memory_cap: 2GB, steps: 2000}
-    runs:
-      - {name: backpropagation, method: bp, scope: lora}
-    grid:
-      lr: [1e-3, 3e-4]
-      scope: [lora, norms/last-6]
+"""Sweeps: runs in a YAML file (cli/commands/sweep.py shows one), listed or spanned by grids, each with every seed.
 
 The name of a run follows from the name of the sweep, the options that its grid varies (or its own name) and its seed,
 so that the same file finds its runs again. Imports no MLX.

@@ -1,1 +1,1 @@
-"""What runs did, read from their events: curves, tables, figures, pages. Nothing here imports MLX."""
+"""Results of runs, read from their events: summaries, tables, figures, pages. Imports no MLX."""

@@ -78,11 +78,6 @@ class Contender:
         return next((run.failed for run in self.runs if run.failed and run.status != "interrupted"), None)
 
     @property
-    def metric(self) -> str | None:
-        measured = next((run.history.zero_shot["validation"] for run in self.runs if run.history.zero_shot), None)
-        return measured.metric if measured else None
-
-    @property
     def needed_bytes(self) -> int | None:
         """The predicted memory of a contestant that does not fit; None for others."""
         return next((run.needed_bytes for run in self.runs if run.needed_bytes is not None), None)
@@ -171,7 +166,7 @@ class ComparisonReport:
 
     @cached_property
     def metric(self) -> str:
-        return next((each.metric for each in self.contenders if each.metric), "accuracy")
+        return next((run.history.metric for run in self.runs if run.history.metric), "accuracy")
 
     @cached_property
     def examples(self) -> int | None:
