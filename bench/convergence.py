@@ -65,7 +65,7 @@ def run(
     caches = {"train": ActivationCache(), "validation": shared.setdefault(session.scorer.layers, ActivationCache())}
     method = MeZO(session.scorer, session.trainable, config)
     examples = session.splits["train"]
-    passes_a_step = 2 * config.queries if config.estimator == "spsa" else 1 + config.queries
+    passes_a_step = config.point_count
     curve: list[dict[str, float]] = []
     seconds, losses, derivatives = 0.0, [], []
     for step in range(config.steps + 1):

@@ -126,7 +126,7 @@ def _draw_loss(chart: Chart, feed: RunFeed | Replay) -> None:
 
 
 def _tie_share(feed: RunFeed | Replay) -> float:
-    return feed.history.tie_share(1 if feed.config is None else feed.config.queries or 1)
+    return feed.history.tie_share(1 if feed.config is None else feed.config.direction_count)
 
 
 def _draw_metric(chart: Chart, feed: RunFeed | Replay) -> None:

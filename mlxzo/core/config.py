@@ -1,29 +1,26 @@
-"""RunConfig: the one definition of every option of a run.
+"""RunConfig: the definition of every option of a run.
 
-The command-line flags, the YAML schema and the terminal UI's form are generated from the fields below, so a
-default, a unit or a help text is written once. Nothing here imports MLX.
+Command-line flags, YAML schema and the terminal UI's form are generated from its fields. Nothing here imports MLX.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from .config_checks import combination_problems, configuration_error, no_such_option, parse_values, without_auto
+from .defaults import default_queries, default_values
 from .errors import ConfigError
 from .formatting import parse_bytes
-from .options import current_name, option_field, parse_value, value_problems
-from .scope import STEP_SIZES, Scope, bp_defaults, mezo_defaults
+from .options import current_name, option_field, parse_value, value_problems, yaml_text
+from .scope import STEP_SIZES, Scope
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run. (config, seed, base weights) fix every bit of a MeZO run."""
+    """All options of a run. With the base weights they determine every bit of a MeZO run."""
 
     # What is trained, and on what.
     model: str = option_field(
@@ -312,54 +309,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         problems = [text for f in options() for text in value_problems(f, getattr(self, f.name))]
-        if self.estimator == "fzoo" and self.queries == 1:
-            problems.append("queries: fzoo needs at least 2 random directions a step")
-        if self.sides == "stacked" and not self.scope.startswith("lora"):
-            problems.append("sides: only the scope lora can be stacked; use separate")
-        if self.sides == "stacked" and self.parallel == "directions":
-            problems.append("parallel: stacked copies of the weights run in one pass: use data, or separate sides")
-        problems += self._problems_of_the_objective()
-        if self.objective != "loss" and self.probe != "off":
-            problems.append(f"probe: it measures the loss, which is not what {self.objective} minimises; give --lr")
-        if self.method == "bp":
-            problems += self._problems_of_backpropagation()
-        if problems:
-            raise _configuration_error(problems)
-
-    def _problems_of_the_objective(self) -> list[str]:
-        problems = []
-        judges = [name for name in ("reward_command", "reward_function") if getattr(self, name) is not None]
-        if self.objective == "reward" and len(judges) != 1:
-            problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
-        if self.objective != "reward" and judges:
-            problems.append(f"{judges[0]}: it is for the objective reward")
-        if self.reward_function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.reward_function):
-            problems.append(f"reward_function: expected MODULE:FUNCTION, not {self.reward_function!r}")
-        if self.temperature and not self.writes:
-            problems.append(f"temperature: with the objective {self.objective} no answers are written in steps")
-        if self.top_p < 1.0 and not self.temperature:
-            problems.append("top_p: it is for drawn answers: give a temperature as well")
-        if self.writes and self.sides == "stacked":
-            problems.append(
-                f"sides: the answers that {self.objective} judges are written one copy of the weights at a time"
-            )
-        return problems
-
-    def _problems_of_backpropagation(self) -> list[str]:
-        problems = []
-        if self.probe != "off":
-            problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
-        if self.objective != "loss":
-            problems.append(
-                f"objective: {self.objective} is for the method mezo: backpropagation follows the gradient of the loss"
-            )
-        if self.sides == "stacked":
-            problems.append("sides: only the method mezo has two sides; use separate")
-        if self.parallel == "directions":
-            problems.append("parallel: only the method mezo has directions; use data")
-        if self.optimizer == "sgd" and self.lr is None:
-            problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
-        return problems
+        if problems := problems + combination_problems(self):
+            raise configuration_error(problems)
 
     @property
     def parsed_scope(self) -> Scope:
@@ -371,7 +322,7 @@ class RunConfig:
 
     @property
     def writes(self) -> bool:
-        """Whether the objective is of answers that the model writes."""
+        """Whether the objective is a function of generated answers."""
         return self.objective in ("f1", "exact_match", "reward")
 
     @property
@@ -379,45 +330,32 @@ class RunConfig:
         """Whether the learning rate is still to be measured."""
         return self.probe != "off" and self.lr is None
 
+    @property
+    def direction_count(self) -> int:
+        """Random directions per step of mezo."""
+        return self.queries or default_queries(self.estimator)
+
+    @property
+    def point_count(self) -> int:
+        """Forward passes per step of mezo and sequence, one at each point of the estimator."""
+        return 2 * self.direction_count if self.estimator == "spsa" else self.direction_count + 1
+
     def resolved(self) -> RunConfig:
-        """The same configuration with every `None` that depends on the scope filled in, but what a probe chooses."""
-        defaults = bp_defaults(self.parsed_scope, self.optimizer) if self.method == "bp" else self._mezo_defaults()
-        return dataclasses.replace(
-            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
-        )
+        """The configuration as config.yaml holds it: with every default that depends on other options.
 
-    def _mezo_defaults(self) -> dict[str, Any]:
-        defaults = mezo_defaults(self.parsed_scope, self.update, self.direction_scale)
-        defaults["weight_decay"] = 0.0
-        defaults["queries"] = 8 if self.estimator == "fzoo" else 1
-        # Two losses that happen to lie close together would make a step of fzoo as long as you like.
-        if defaults["update"] == "adaptive" or self.estimator == "fzoo":
-            defaults["clip"] = 3.0
-        if self.awaits_probe:
-            # Where a probe finds nothing, `unprobed` fills these in.
-            del defaults["lr"], defaults["eps"]
-        return defaults
-
-    def unprobed(self) -> RunConfig:
-        """The same, resolved as if there were no probe."""
-        return dataclasses.replace(dataclasses.replace(self, probe="off").resolved(), probe=self.probe)
+        Values that a probe will choose stay None, as do those of the other method.
+        """
+        left = ("lr", "eps") if self.awaits_probe else ()
+        missing = {name for name, value in self.to_dict().items() if value is None}.difference(left)
+        defaults = {name: value for name, value in default_values(self).items() if name in missing}
+        return dataclasses.replace(self, **defaults)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back, options grouped and explained."""
-        lines = ["# mlxzo run configuration: `mlxzo train --config FILE` reads it"]
-        group = None
-        for f in options():
-            option = f.metadata["option"]
-            if option.group != group:
-                group = option.group
-                lines.append(f"\n# {group}")
-            value = yaml.safe_dump(getattr(self, f.name), default_flow_style=True, allow_unicode=True)
-            value = value.removesuffix("...\n").strip()
-            lines.append(f"{f.name}: {value}  # {option.help}")
-        return "\n".join(lines) + "\n"
+        """YAML text that `from_mapping` reads back, options grouped and explained."""
+        return yaml_text(options(), self.to_dict())
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any], *, source: str = "") -> RunConfig:
@@ -428,42 +366,20 @@ class RunConfig:
         """
         known = {f.name: f for f in options()}
         problems: list[str] = []
-        parsed: dict[str, Any] = {}
-        # Of two spellings the later one counts: files are merged in the order of their precedence.
+        # Of two spellings the later one counts: mappings are merged in the order of their precedence.
         current = {current_name(key): raw for key, raw in values.items()}
-        for key, raw in _words_for_the_probe(current, problems).items():
-            if key not in known:
-                problems.append(_no_such_option(key))
-                continue
-            try:
-                parsed[key] = parse_value(known[key], raw)
-            except ValueError as error:
-                problems.append(f"{key}: {error}")
+        parsed = parse_values(known, without_auto(current, problems), problems)
         try:
             config = RunConfig(**parsed)
         except ConfigError as error:
             problems += error.details or [error.message]
         if problems:
-            raise _configuration_error(problems, source)
+            raise configuration_error(problems, source)
         return config
 
 
-def _words_for_the_probe(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """`lr: auto` and `scope: auto` in terms of the option `probe`; adds to `problems` where they do not go together."""
-    values = dict(values)
-    auto = {key for key in ("lr", "scope") if str(values.get(key)).lower() == "auto"}
-    if "scope" in auto:
-        if "lr" not in auto and values.get("lr") is not None:
-            problems.append("scope: auto chooses the learning rate as well: leave lr out, or name a scope")
-        del values["scope"]
-        values["probe"] = "scope"
-    elif "lr" in auto and values.get("probe") != "scope":
-        values["probe"] = "lr"
-    return values
-
-
 DATA_OPTIONS = ("task", "data", "train_examples", "train_per_label", "validation_examples", "test_examples")
-"""The options that say which rows a run sees; training rows depend on its seed as well."""
+"""Options that determine the rows of a run; training rows depend on its seed as well."""
 
 
 def options() -> tuple[dataclasses.Field, ...]:
@@ -472,27 +388,13 @@ def options() -> tuple[dataclasses.Field, ...]:
 
 
 def option_problems(name: Any, raw: Any) -> list[str]:
-    """What is wrong with an option and a value of it, text or Python's, whatever the other options are."""
+    """Problems of an option's name and value, a text or a Python value, regardless of the other options."""
     f = next((f for f in options() if f.name == current_name(name)), None)
     if f is None:
-        return [_no_such_option(name)]
+        return [no_such_option(name, [f.name for f in options()])]
     if name in ("lr", "scope") and str(raw).lower() == "auto":
         return []
     try:
         return value_problems(f, parse_value(f, raw))
     except ValueError as error:
         return [f"{name}: {error}"]
-
-
-def _no_such_option(name: Any) -> str:
-    near = difflib.get_close_matches(str(name).replace("-", "_"), [f.name for f in options()], n=1, cutoff=0.5)
-    return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def _configuration_error(problems: Iterable[str], source: str = "") -> ConfigError:
-    problems = list(problems)
-    where = f"{source}: " if source else ""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")
-    fix = "`mlxzo train --help` lists every option with its range"
-    return ConfigError(message, fix, problems if len(problems) > 1 else ())

@@ -1,4 +1,4 @@
-"""One option of a run: its type, range and help, and how a text becomes its value."""
+"""One option of a run: its type, range and help, parsing and checking of its values."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml
 
 from .errors import ConfigError
 from .formatting import parse_bytes
@@ -25,7 +28,7 @@ GROUP_TITLES = {
 }
 
 
-# Names that options had before, and have now; files and command lines may use either.
+# Former and present names of options; files and command lines may use either.
 _RENAMED = {"prefix_cache": "activation_cache"}
 
 
@@ -49,7 +52,7 @@ def flag(name: str) -> str:
 
 @dataclass(frozen=True)
 class Option:
-    """What a user needs to know of one option, beside its type and default."""
+    """Help, group, unit and range of one option."""
 
     help: str
     group: str
@@ -59,7 +62,7 @@ class Option:
     maximum: float | None = None
     exclusive_minimum: bool = False
     auto: str = ""
-    """What `None` stands for, in words; empty where the option must have a value."""
+    """The meaning of None, in words; empty where the option must have a value."""
 
 
 def option_field(default: Any, help: str, group: str, **more: Any) -> Any:
@@ -87,7 +90,7 @@ def value_type(f: dataclasses.Field) -> type:
 
 
 def parse_value(f: dataclasses.Field, raw: Any) -> Any:
-    """Turns a raw value (text from the command line or a form, or a YAML scalar) into the option's type.
+    """Converts a raw value (text from the command line or a form, or a YAML scalar) to the option's type.
 
     Raises:
         ValueError: with a sentence naming what is expected.
@@ -112,7 +115,9 @@ def parse_value(f: dataclasses.Field, raw: Any) -> Any:
     if not math.isfinite(number) or number != int(number):
         raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
     # Integers beyond 2**53 must not pass through a float.
-    return raw if isinstance(raw, int) else int(raw) if re.fullmatch(r"[+-]?\d+", str(raw).strip()) else int(number)
+    if isinstance(raw, int):
+        return raw
+    return int(raw) if re.fullmatch(r"[+-]?\d+", str(raw).strip()) else int(number)
 
 
 def _describe(kind: type, option: Option) -> str:
@@ -128,7 +133,7 @@ def _describe(kind: type, option: Option) -> str:
 
 
 def value_problems(f: dataclasses.Field, value: Any) -> list[str]:
-    """What is wrong with an option's value, in sentences: its type and range, then the grammar of a text."""
+    """Problems of an option's value, in sentences: its type and range, then the grammar of a text."""
     if problem := _problem(f, value):
         return [problem]
     try:
@@ -164,6 +169,21 @@ def _problem(f: dataclasses.Field, value: Any) -> str | None:
         ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
     if ok and option.maximum is not None:
         ok = value <= option.maximum
-    if ok and kind is str and not value.strip():
+    if isinstance(value, str) and not value.strip():
         ok = False
     return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {value!r}"
+
+
+def yaml_text(fields: Iterable[dataclasses.Field], values: Mapping[str, Any]) -> str:
+    """The content of a configuration file: one option per line, grouped and explained."""
+    lines = ["# mlxzo run configuration: `mlxzo train --config FILE` reads it"]
+    group = None
+    for f in fields:
+        option: Option = f.metadata["option"]
+        if option.group != group:
+            group = option.group
+            lines.append(f"\n# {group}")
+        value = yaml.safe_dump(values[f.name], default_flow_style=True, allow_unicode=True)
+        value = value.removesuffix("...\n").strip()
+        lines.append(f"{f.name}: {value}  # {option.help}")
+    return "\n".join(lines) + "\n"

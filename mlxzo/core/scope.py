@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .errors import ConfigError
 
@@ -138,27 +138,3 @@ class Scope:
     def bp_rate_ratio(self, kind: str) -> float:
         """The same for backpropagation: what the learning rate is multiplied by for parameters of `kind`."""
         return self.step_sizes(kind).bp_lr / self.step_sizes(self.kinds[0]).bp_lr
-
-
-def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:
-    """Default update rule, learning rate and eps of a scope.
-
-    Several kinds take the rate of the first, and an eps that perturbs none of them by more than its own would. Where
-    `direction_scale` makes direction entries longer or shorter than `auto` does, the rate and eps of the first kind are
-    converted, so that typical weights are perturbed and moved by as much.
-    """
-    update = update or "adaptive"
-    first = scope.step_sizes(scope.kinds[0])
-    lr = first.adaptive_lr if update == "adaptive" else first.sgd_lr
-    if direction_scale == "auto":
-        eps = min(scope.step_sizes(kind).eps / scope.rate_ratio(kind) for kind in scope.kinds)
-        return {"update": update, "lr": lr, "eps": eps}
-    shorter = first.typical_length / (1.0 if direction_scale == "none" else first.typical_rms)
-    # The derivative along z grows with z: a step of sgd does so twice.
-    lr *= shorter if update == "adaptive" else shorter**2
-    return {"update": update, "lr": lr, "eps": first.eps * shorter}
-
-
-def bp_defaults(scope: Scope, optimizer: str) -> dict[str, Any]:
-    """Default learning rate and weight decay of backpropagation; several kinds take the rate of the first."""
-    return {"lr": scope.step_sizes(scope.kinds[0]).bp_lr, "weight_decay": 0.01 if optimizer == "adamw" else 0.0}

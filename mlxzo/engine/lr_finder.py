@@ -22,6 +22,7 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
 from ..core.lr_schedule import learning_rate
+from ..core.resolved_config import ResolvedConfig
 from ..tasks.sampling import stable_permutation
 from ..zo.curvature import Group, Sensitivity, Value, passes, probe
 from ..zo.perturb import Direction
@@ -108,7 +109,7 @@ def probe_session(
     Raises:
         TooFewExamples: there are fewer than two minibatches of training examples.
     """
-    config, causal, scorer = session.config.unprobed(), session.causal, session.scorer
+    config, causal, scorer = session.config, session.causal, session.scorer
     examples = session.splits["train"]
     batches = min(BATCHES, len(examples) // config.batch_size)
     if batches < 2:
@@ -169,15 +170,14 @@ def probe_session(
 def _settings(session: Session, measured: Sensitivity, parameters: int, work: int) -> Probed:
     """The row of a measurement, with the settings for a run of the session's configuration."""
     config = session.config
-    resolved = config.unprobed()
     # fzoo divides by the losses' standard deviation, so its lr is the length of a step whatever the update.
-    normalised = resolved.update == "adaptive" or config.estimator == "fzoo"
+    normalised = config.update == "adaptive" or config.estimator == "fzoo"
     share = schedule_share(config)
     first = measured.length if normalised else measured.rate
     best = Value(share * first.value, share * first.error)
     if not measured.known:
         return Probed(config.scope, parameters, work, measured, best, None, None, None)
-    eps = config.eps if config.eps is not None else measured.eps_range.nearest(resolved.eps)
+    eps = config.eps if session.asked.eps is not None else measured.eps_range.nearest(config.eps)
     # Of the parabola lr |grad|^2 - lr^2 / 2 E[g^2 h], with lr the share of its best.
     decrease = measured.decrease.value * share * (2.0 - share)
     return Probed(config.scope, parameters, work, measured, best, eps, best.value, decrease)
@@ -202,11 +202,11 @@ def choose_rate(session: Session, emit: events.Emit) -> tuple[RunConfig, dict[st
     try:
         report = probe_session(session, {"all": session.trainable.names}, emit)
     except TooFewExamples as error:
-        return _unknown(session.config, None, error.message, emit)
+        return _unknown(session.asked, None, error.message, emit)
     (row,) = report.rows
     if row.lr is None:
-        return _unknown(session.config, report, row.measured.problem(), emit)
-    return _chosen(session.config, report, row, emit)
+        return _unknown(session.asked, report, row.measured.problem(), emit)
+    return _chosen(session.asked, report, row, emit)
 
 
 def choose_scope(config: RunConfig, emit: events.Emit) -> tuple[RunConfig, dict[str, Any]]:
@@ -278,9 +278,9 @@ def probe_scope(config: RunConfig, emit: events.Emit, *, by: str = "scope", samp
     config = dataclasses.replace(config, validation_examples=1, test_examples=1)
     session = open_session(config, lambda event: None if isinstance(event, events.Loaded) else emit(event))
     # A cache pays if the minibatches of the probe, and not of a run, read examples more than once.
-    repeated = dataclasses.replace(session.config, steps=samples * BATCHES)
+    repeated = dataclasses.replace(session.asked, steps=samples * BATCHES)
     with tempfile.TemporaryDirectory(prefix="mlxzo-probe-") as folder:
-        open_activation_cache(dataclasses.replace(session, config=repeated), Path(folder), emit)
+        open_activation_cache(dataclasses.replace(session, asked=repeated), Path(folder), emit)
         return probe_session(session, group_names(session.trainable, by), emit, samples)
 
 
@@ -300,7 +300,7 @@ def _chosen(config: RunConfig, report: ProbeReport, row: Probed, emit: events.Em
 def _unknown(
     config: RunConfig, report: ProbeReport | None, why: str, emit: events.Emit
 ) -> tuple[RunConfig, dict[str, Any]]:
-    default = config.unprobed()
+    default = ResolvedConfig.of(config)
     why = f"the probe is inconclusive ({why}): scope {default.scope}, lr {default.lr:g} and eps {default.eps:g} stay"
     emit(events.Note(why))
     return default, {**(report.to_dict() if report else {"schema": 1}), "chosen": _choice(default), "fallback": why}

@@ -22,6 +22,7 @@ from ..core.errors import ConfigError
 from ..core.files import FileProgress, need_free_space
 from ..core.formatting import format_bytes
 from ..core.meter import mlx_memory, return_freed_memory, system_memory
+from ..core.resolved_config import ResolvedConfig
 from ..models.causal import CausalLM
 from ..models.folder import context_length
 from ..models.loading import LoadedModel, count_parameters, load_model, load_tokenizer, weights_fingerprint
@@ -50,6 +51,8 @@ class Session:
     """A run ready to compute.
 
     Attributes:
+        asked: the configuration as config.yaml holds it.
+        config: the same to compute with.
         resolved: the model's files.
         shapes: bounds of the micro-batches; `shrink` makes them smaller.
         weights_sha256: fingerprint of the weights before adapters are added.
@@ -57,7 +60,7 @@ class Session:
         team: the ranks that share the work.
     """
 
-    config: RunConfig
+    asked: RunConfig
     resolved: ResolvedModel
     loaded: LoadedModel
     causal: CausalLM
@@ -69,6 +72,10 @@ class Session:
     weights_sha256: str
     judge: Judge | None = None
     team: Communicator = field(default_factory=Communicator)
+    config: ResolvedConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.config = ResolvedConfig.of(self.asked)
 
     @property
     def metric(self) -> str:
@@ -274,7 +281,7 @@ def make_session(
 
 
 def open_session(config: RunConfig, emit: events.Emit) -> Session:
-    """Opens a resolved configuration with the parameters of its scope trainable.
+    """Opens a configuration with the parameters of its scope trainable.
 
     Raises:
         MlxzoError: data or model cannot be had (exit code 4), or the scope does not suit the model (2).

@@ -109,7 +109,7 @@ class Trainer:
         for loss in past.losses:
             smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
-        detector = TieDetector(config.queries or 1)
+        detector = TieDetector(config.queries)
         for step in range(past.step, config.steps):
             self._serve_requests(step)
             began, sent = time.perf_counter(), self.team.bytes_sent
@@ -265,7 +265,7 @@ class Trainer:
                 "steps_averaged": window,
             },
             "objective": config.objective,
-            "tie_share": past.ties / (past.step * (config.queries or 1)),
+            "tie_share": past.ties / (past.step * config.queries),
             "final_sha256": sha256,
             "train_seconds": past.train_seconds,
             "validation_seconds": past.validation_seconds,

@@ -187,8 +187,7 @@ class Predictor:
         config = self.config
         if config.sides != "stacked":
             return micro
-        queries = config.queries or 1
-        copies = 2 * queries if config.estimator == "spsa" else queries + 1
+        copies = config.point_count
         return replace(micro, tokens=copies * micro.tokens, rows=copies * micro.rows)
 
     def _resident(self, settings: Settings) -> list[Component]:

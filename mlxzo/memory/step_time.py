@@ -105,12 +105,10 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
     share = 1.0 - moves.frozen_layers / shape.layers if shape.layers else 1.0
     forward = _forward_seconds(shape, config, tokens, length, rates)
     if config.method == "mezo":
-        queries = config.queries or 1
-        passes = 2 * queries if config.estimator == "spsa" else queries + 1
         # Frozen layers run once a step for all passes, and their output is cached if examples are read repeatedly.
         frozen = 0.0 if config.activation_cache in ("ram", "disk", "auto") else (1.0 - share) * forward
         noise = moves.numbers * _NOISE_BYTES / rates.bytes_per_second
-        return passes * (share * forward + noise) + frozen + queries * noise
+        return config.point_count * (share * forward + noise) + frozen + config.direction_count * noise
     matrices = sum(tensor.size for tensor, _ in moves.tensors if tensor.rows > 1)
     passed = max(1.0, share * shape.layers * shape.layer_parameters)
     backward = share * forward * (1.0 + min(1.0, matrices / passed))

@@ -56,7 +56,7 @@ def join(run: RunDirectory, control: RunControl, resume: bool, emit: events.Emit
     return communicator
 
 
-def settled(run: RunDirectory, communicator: Communicator, config: RunConfig) -> RunConfig:
+def broadcast_config(run: RunDirectory, communicator: Communicator, config: RunConfig) -> RunConfig:
     """Rank 0's configuration for all ranks, with the paths of each; saved with the run.
 
     Ranks that measured or predicted something by themselves may have found different values.

@@ -31,7 +31,7 @@ from ..memory.watch import Watch
 from ..models.architecture import of_folder
 from .control import RunControl
 from .event_writer import EventWriter
-from .handshake import begin, join, settled
+from .handshake import begin, broadcast_config, join
 
 if TYPE_CHECKING:
     from ..engine.session import Inputs
@@ -132,13 +132,13 @@ def train(
     from ..models.trainable import prepare
     from .environment import environment
 
-    if run.config.awaits_probe and run.config.probe == "scope":
+    config = run.config
+    if config.awaits_probe and config.probe == "scope":
         # The cap is held, not fitted: the scope is not known yet.
-        hold_to_cap(run.config, watch)
-        settle(run, *choose_scope(run.config, emit))
-        settled(run, team, run.config)
-    data = load_data(run.config, emit)
-    inputs = fetch(run.config, data, emit)
+        hold_to_cap(config, watch)
+        config = save_choice(run, team, *choose_scope(config, emit))
+    data = load_data(config, emit)
+    inputs = fetch(config, data, emit)
     inputs = replace(inputs, config=fit_to_cap(run, inputs, emit, watch, team))
     base = load_base(inputs)
     trainable = prepare(base.loaded.model, inputs.config)
@@ -149,9 +149,8 @@ def train(
         check_same(run, here)
     run.write_json("environment.json", here)
     open_activation_cache(session, run.path, emit)
-    if run.config.awaits_probe:
-        settle(run, *choose_rate(session, emit))
-        session = replace(session, config=settled(run, team, run.config))
+    if session.asked.awaits_probe:
+        session = replace(session, asked=save_choice(run, team, *choose_rate(session, emit)))
     method = make_method(session.scorer, trainable, session.config, Evaluator(session).of_answers(), team)
     checkpoints = Checkpoints(run, session, method, emit)
     return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
@@ -166,14 +165,14 @@ def fit_to_cap(run: RunDirectory, inputs: Inputs, emit: events.Emit, watch: Watc
     config, splits = inputs.config, inputs.splits
     if config.memory_cap_bytes is None or os.environ.get(SKIP_PLAN):
         hold_to_cap(config, watch)
-        return settled(run, team, config)
+        return broadcast_config(run, team, config)
     sizes = Data(tuple(splits["train"]), (*splits["validation"], *splits["test"]))
     found = plan.fit(config, of_folder(inputs.model.path), sizes, config.memory_cap_bytes)
     hold_to_cap(config, watch, found.cache_limit_bytes)
     run.update_config(found.config)
     predicted, cap = format_bytes(found.estimate.footprint_bytes), format_bytes(config.memory_cap_bytes)
     emit(events.Note(f"predicted to take {predicted} of the memory cap of {cap}: {', '.join(found.notes)}"))
-    return settled(run, team, found.config)
+    return broadcast_config(run, team, found.config)
 
 
 def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None = None) -> None:
@@ -185,10 +184,11 @@ def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None =
         watch.hold(config.memory_cap_bytes)
 
 
-def settle(run: RunDirectory, config: RunConfig, found: dict[str, Any]) -> None:
-    """Saves the configuration that a probe chose, and its report."""
-    run.write_json("probe.json", found)
+def save_choice(run: RunDirectory, team: Communicator, config: RunConfig, report: dict[str, Any]) -> RunConfig:
+    """Saves the configuration that a probe chose, and its report; returns rank 0's configuration."""
+    run.write_json("probe.json", report)
     run.update_config(config)
+    return broadcast_config(run, team, config)
 
 
 def explain(error: Exception) -> MlxzoError | None:

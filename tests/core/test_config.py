@@ -7,6 +7,7 @@ import yaml
 
 from mlxzo.core.config import RunConfig, Scope, mezo_defaults, option_problems, options
 from mlxzo.core.errors import ConfigError
+from mlxzo.core.resolved_config import ResolvedConfig
 from mlxzo.core.yaml_file import read_yaml
 
 
@@ -116,7 +117,7 @@ def test_auto_asks_for_a_probe_and_nothing_else_does(values, probe, scope, lr):
     config = RunConfig.from_mapping(values).resolved()
     assert (config.probe, config.scope, config.lr) == (probe, scope, lr)
     assert config.awaits_probe == (lr is None and probe != "off")
-    assert config.unprobed().lr is not None and config.unprobed().probe == probe
+    assert ResolvedConfig.of(config).lr is not None and ResolvedConfig.of(config).probe == probe
     assert RunConfig.from_mapping(config.to_dict()) == config
 
 

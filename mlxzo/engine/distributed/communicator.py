@@ -237,11 +237,9 @@ def check_ranks(config: RunConfig, size: int) -> None:
     Raises:
         ConfigError: it has fewer, or `shares` does not name one share a rank.
     """
-    queries = config.queries or 1
-    points = 2 * queries if config.estimator == "spsa" else queries + 1
     most, what, fix = config.batch_size, "examples", "--batch-size"
     if shares_points(config):
-        most, what, fix = points, "perturbed copies of the weights", "--queries"
+        most, what, fix = config.point_count, "perturbed copies of the weights", "--queries"
     problems = []
     if size > most:
         problems.append(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ...core.config import RunConfig
+from ...core.resolved_config import ResolvedConfig
 from ..batching import Batch
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Method:
 def make_method(
     scorer: Scorer,
     trainable: Trainable,
-    config: RunConfig,
+    config: ResolvedConfig,
     of_answers: OfAnswers | None = None,
     team: Communicator | None = None,
 ) -> Method:

@@ -26,9 +26,9 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from ...core.config import RunConfig
 from ...core.errors import ConfigError
 from ...core.lr_schedule import learning_rate
+from ...core.resolved_config import ResolvedConfig
 from ...models.slots import Slot
 from ...models.trainable import Trainable
 from ...zo.inplace import rewrite
@@ -59,7 +59,7 @@ class Backprop(Method):
             something that may depend on weights that train.
     """
 
-    def __init__(self, scorer: Scorer, trainable: Trainable, config: RunConfig, team: Communicator | None = None):
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
         self.scorer, self.slots = scorer, scorer.causal.slots
         self.team = team or Communicator()
         self.trainable, self.config = trainable, config
@@ -104,7 +104,7 @@ class Backprop(Method):
             losses = []
             for i, part in enumerate(own.parts):
                 self.scorer.causal.interrupt()
-                found = add(self.scorer, part, given, prefix and prefix[i], 1.0 / batch.size, total)
+                found = add(self.scorer, part, given, None if prefix is None else prefix[i], 1.0 / batch.size, total)
                 losses.append(np.array(found, np.float64))
             return losses
 
@@ -158,7 +158,7 @@ class Backprop(Method):
         return state
 
 
-def _optimizer(config: RunConfig) -> optimizers.Optimizer:
+def _optimizer(config: ResolvedConfig) -> optimizers.Optimizer:
     if config.optimizer == "sgd":
         return optimizers.SGD(config.lr)
     return optimizers.Adam(config.lr, bias_correction=True)

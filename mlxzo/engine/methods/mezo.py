@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config import RunConfig
 from ...core.lr_schedule import learning_rate
+from ...core.resolved_config import ResolvedConfig
 from ...models.trainable import Trainable
 from ...zo.apply import Terms, Update, apply_updates
 from ...zo.estimators import ESTIMATORS, Point
@@ -45,7 +45,7 @@ class MeZO(Method):
         self,
         scorer: Scorer,
         trainable: Trainable,
-        config: RunConfig,
+        config: ResolvedConfig,
         of_answers: OfAnswers | None = None,
         team: Communicator | None = None,
     ):

@@ -1,0 +1,119 @@
+"""Problems of a configuration as a whole: options that do not go together, unknown names, and the error of them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
+from .options import parse_value
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+
+def combination_problems(config: RunConfig) -> list[str]:
+    """Problems of options that do not go together, one sentence each."""
+    problems = []
+    if config.estimator == "fzoo" and config.queries == 1:
+        problems.append("queries: fzoo needs at least 2 random directions a step")
+    if config.sides == "stacked" and not config.scope.startswith("lora"):
+        problems.append("sides: only the scope lora can be stacked; use separate")
+    if config.sides == "stacked" and config.parallel == "directions":
+        problems.append("parallel: stacked copies of the weights run in one pass: use data, or separate sides")
+    problems += _problems_of_objective(config)
+    if config.objective != "loss" and config.probe != "off":
+        problems.append(f"probe: it measures the loss, which is not what {config.objective} minimises; give --lr")
+    if config.method == "bp":
+        problems += _problems_of_backpropagation(config)
+    return problems
+
+
+def _problems_of_objective(config: RunConfig) -> list[str]:
+    problems = []
+    judges = [name for name in ("reward_command", "reward_function") if getattr(config, name) is not None]
+    if config.objective == "reward" and len(judges) != 1:
+        problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
+    if config.objective != "reward" and judges:
+        problems.append(f"{judges[0]}: it is for the objective reward")
+    function = config.reward_function
+    if function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
+        problems.append(f"reward_function: expected MODULE:FUNCTION, not {function!r}")
+    if config.temperature and not config.writes:
+        problems.append(f"temperature: with the objective {config.objective} no answers are written in steps")
+    if config.top_p < 1.0 and not config.temperature:
+        problems.append("top_p: it is for drawn answers: give a temperature as well")
+    if config.writes and config.sides == "stacked":
+        problems.append(
+            f"sides: the answers that {config.objective} judges are written one copy of the weights at a time"
+        )
+    return problems
+
+
+def _problems_of_backpropagation(config: RunConfig) -> list[str]:
+    problems = []
+    if config.probe != "off":
+        problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
+    if config.objective != "loss":
+        problems.append(
+            f"objective: {config.objective} is for the method mezo: backpropagation follows the gradient of the loss"
+        )
+    if config.sides == "stacked":
+        problems.append("sides: only the method mezo has two sides; use separate")
+    if config.parallel == "directions":
+        problems.append("parallel: only the method mezo has directions; use data")
+    if config.optimizer == "sgd" and config.lr is None:
+        problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
+    return problems
+
+
+def without_auto(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Expresses `lr: auto` and `scope: auto` by the option `probe`; adds to `problems` where they contradict it."""
+    values = dict(values)
+    auto = {key for key in ("lr", "scope") if str(values.get(key)).lower() == "auto"}
+    if "scope" in auto:
+        if "lr" not in auto and values.get("lr") is not None:
+            problems.append("scope: auto chooses the learning rate as well: leave lr out, or name a scope")
+        del values["scope"]
+        values["probe"] = "scope"
+    elif "lr" in auto and values.get("probe") != "scope":
+        values["probe"] = "lr"
+    return values
+
+
+def parse_values(
+    known: Mapping[str, dataclasses.Field], values: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any]:
+    """Parses the values of known options; adds unknown names and bad values to `problems`."""
+    parsed: dict[str, Any] = {}
+    for key, raw in values.items():
+        if key not in known:
+            problems.append(no_such_option(key, known))
+            continue
+        try:
+            parsed[key] = parse_value(known[key], raw)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    return parsed
+
+
+def no_such_option(name: Any, known: Iterable[str]) -> str:
+    """The problem of an unknown option, with the nearest name among the known ones."""
+    near = difflib.get_close_matches(str(name).replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def configuration_error(problems: Sequence[str], source: str = "") -> ConfigError:
+    """The error that lists all problems of a configuration.
+
+    Args:
+        source: the file of the configuration; empty without one.
+    """
+    where = f"{source}: " if source else ""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")
+    fix = "`mlxzo train --help` lists every option with its range"
+    return ConfigError(message, fix, problems if len(problems) > 1 else ())

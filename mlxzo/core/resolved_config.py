@@ -1,0 +1,35 @@
+"""A configuration to compute with: step sizes, update rule and directions have values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import RunConfig
+from .defaults import default_values, mezo_defaults
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(RunConfig):
+    """A configuration whose defaults are filled in.
+
+    Where a probe is still to choose them, `lr` and `eps` are the defaults of the scope. The options of the other
+    method have values as well, which nothing reads.
+    """
+
+    # These defaults are out of range: values must be given.
+    lr: float = 0.0
+    eps: float = 0.0
+    update: str = ""
+    queries: int = 0
+    weight_decay: float = -1.0
+
+    @staticmethod
+    def of(config: RunConfig) -> ResolvedConfig:
+        """Fills in the defaults of a configuration."""
+        defaults = {
+            **mezo_defaults(config.parsed_scope, config.update, config.direction_scale),
+            "queries": config.direction_count,
+            **default_values(config),
+        }
+        given = {name: value for name, value in config.to_dict().items() if value is not None}
+        return ResolvedConfig(**{**config.to_dict(), **defaults, **given})
