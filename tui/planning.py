@@ -16,7 +16,7 @@ from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.components import Component
 from mlxzo.memory.estimate import Predictor, estimate
 from mlxzo.memory.forecast import sizes_of
-from mlxzo.memory.plan import settle, try_fit
+from mlxzo.memory.plan import fit_own_cap, try_fit
 from mlxzo.memory.sizes import Data
 from mlxzo.models.resolve import shape_of
 from mlxzo.tasks.base import TaskData
@@ -61,7 +61,7 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
     try:
         cap = config.memory_cap_bytes
         if advise or cap is None:
-            fit = settle(config, shape, data)
+            fit = fit_own_cap(config, shape, data)
         else:
             fit = try_fit(Predictor(shape, config, data), cap)
             if fit is None:

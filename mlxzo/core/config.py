@@ -22,7 +22,7 @@ from .scope import STEP_SIZES, Scope
 class RunConfig:
     """All options of a run. With the base weights they determine every bit of a MeZO run."""
 
-    # What is trained, and on what.
+    # Model, task and data.
     model: str = option_field(
         "smollm2-135m", "model: a name from `mlxzo models`, a Hugging Face id, a folder or a .gguf file", "model"
     )
@@ -63,7 +63,7 @@ class RunConfig:
     max_tokens: int = option_field(
         512, "longest sequence; longer prompts are cut at the start", "task", unit="tokens", minimum=8, maximum=131072
     )
-    # How it is trained.
+    # Training.
     method: str = option_field(
         "mezo",
         "optimisation method: mezo (forward passes only) or bp (backpropagation)",
@@ -322,12 +322,12 @@ class RunConfig:
 
     @property
     def writes(self) -> bool:
-        """Whether the objective is a function of generated answers."""
+        """Returns whether the objective is a function of generated answers."""
         return self.objective in ("f1", "exact_match", "reward")
 
     @property
     def awaits_probe(self) -> bool:
-        """Whether the learning rate is still to be measured."""
+        """Returns whether a probe is still to choose the learning rate."""
         return self.probe != "off" and self.lr is None
 
     @property

@@ -1,4 +1,4 @@
-"""The scope of a run: what trains, as users write it, and the step sizes that suit it. Nothing here imports MLX."""
+"""The scope of a run: the parameters that train, and the step sizes that suit them. Nothing here imports MLX."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Where the step sizes of one kind of parameter start from.
+    """Default step sizes of one kind of parameter.
 
     Attributes:
         length: length of one direction entry, relative to eps and lr; None: the rms of the tensor it belongs to.
-        typical_rms: about what the rms of such a tensor is.
+        typical_rms: typical rms of such a tensor.
         eps: perturbation scale.
         adaptive_lr, sgd_lr: learning rates of MeZO's two update rules.
         bp_lr: learning rate of Adam on exact gradients.
@@ -62,11 +62,11 @@ SCOPE_FORMS = (
 
 @dataclass(frozen=True)
 class Scope:
-    """Which parameters train: one or several kinds, restricted to the last `last_layers` decoder layers (None: all).
+    """The parameters that train: one or several kinds, in the last `last_layers` decoder layers (None: in all).
 
     Attributes:
-        kinds: of `KINDS`, in the order written; `full` stands alone.
-        last_layers: of `norms` 0 leaves the final norm alone.
+        kinds: a selection of `KINDS`, in the order given; `full` only alone.
+        last_layers: 0, with `norms` only, is the final norm alone.
         globs: of `match`: shell patterns over dotted parameter names; empty without it.
     """
 
@@ -79,7 +79,7 @@ class Scope:
         """Parses `KIND[+KIND...][/last-K]`, or `last-K` for every weight of the last K layers.
 
         Raises:
-            ConfigError: the text is neither, a kind comes twice, `full` comes with another, or K is 0 and the kind not
+            ConfigError: the text is neither, a kind is repeated, `full` is combined, or K is 0 for another kind than
                 `norms`.
         """
 
@@ -128,7 +128,7 @@ class Scope:
         return STEP_SIZES["last" if kind == "full" and self.last_layers else kind]
 
     def rate_ratio(self, kind: str) -> float:
-        """How much longer direction entries of `kind` are here than in a scope of their own.
+        """Length of direction entries of `kind`, relative to a scope of that kind alone.
 
         A run has one lr, that of its first kind: the entries of the others are made longer or shorter, so that each
         kind moves as fast as it would alone.
@@ -136,5 +136,5 @@ class Scope:
         return self.step_sizes(kind).adaptive_lr / self.step_sizes(self.kinds[0]).adaptive_lr
 
     def bp_rate_ratio(self, kind: str) -> float:
-        """The same for backpropagation: what the learning rate is multiplied by for parameters of `kind`."""
+        """Factor of backpropagation's learning rate for parameters of `kind`."""
         return self.step_sizes(kind).bp_lr / self.step_sizes(self.kinds[0]).bp_lr

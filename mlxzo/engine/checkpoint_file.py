@@ -1,4 +1,4 @@
-"""Saved states: the trainable parameters of a run as one safetensors file, written whole or not at all."""
+"""Checkpoint files: the trainable parameters of a run as one safetensors file, written atomically."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PIECE_ELEMENTS = 1 << 22
 
 
 def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) -> int:
-    """Writes parameters to `path` atomically, and flushes them to the disk; returns the file's bytes.
+    """Writes parameters to `path` atomically and flushes them to the disk; returns the file's size in bytes.
 
     Args:
-        step: how many steps they have taken.
+        step: number of steps they have taken.
 
     Raises:
         DoesNotFit: the disk is full; an earlier file of that name is still whole.
@@ -50,12 +50,12 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
 
 
 def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> int:
-    """Puts a saved state into the parameters `names` of a model; returns how many steps it has taken.
+    """Loads a saved state into the parameters `names` of a model; returns the number of steps it has taken.
 
-    It is checked in small pieces before anything changes, and no parameter is held twice.
+    The file is checked in small pieces before anything changes, and no parameter is in memory twice.
 
     Raises:
-        ModelError: the file is missing or damaged, or is not of this model and scope (every difference is listed).
+        ModelError: the file is missing or damaged, or is of another model or scope (every difference is listed).
     """
     if not path.is_file():
         raise ModelError(f"there is no saved state at {path}", "the run saved none: train it again")
@@ -71,13 +71,13 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
     if problems:
         raise ModelError(f"the saved state {path} is of another model or scope", "name the run's own model", problems)
     step = int(metadata["step"]) if metadata.get("step", "").isdecimal() else -1
-    # The header is looked at as well: every byte of the file is then one that was saved.
+    # With the header, every byte of the file is checked.
     header = safetensors_header(_plans(state), _metadata(_fingerprint_of_file(path, state), step))
     with path.open("rb") as file:
         if file.read(len(header)) != header:
             raise _damaged(path, "its content differs from what was saved")
     for name in names:
-        # The old value goes before the new one is read.
+        # The old value is freed before the new one is read.
         slots[name].set(state.pop(name))
         mx.eval(slots[name].get())
     return step
@@ -97,7 +97,7 @@ def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 
 def _fingerprint_of_file(path: Path, tensors: Mapping[str, mx.array]) -> str:
-    """What `fingerprint` gives for the tensors of a file, which need not be in memory for it."""
+    """The `fingerprint` of the tensors of a file, which is read in pieces."""
     digest = hashlib.sha256()
     for name, pieces in tensor_pieces(path, sorted(tensors)):
         digest.update(described(name, tensors[name]))
@@ -115,7 +115,7 @@ def _plans(parameters: Mapping[str, mx.array]) -> list[TensorPlan]:
 
 
 def _metadata(sha256: str, step: int) -> dict[str, str]:
-    """What the header says: the step, and a check of it and of the fingerprint of the tensors."""
+    """Metadata of the header: the step, and a checksum of it and of the fingerprint of the tensors."""
     check = hashlib.sha256(f"{step} {sha256}".encode()).hexdigest()
     return {"step": str(step), "sha256": check}
 
@@ -123,7 +123,7 @@ def _metadata(sha256: str, step: int) -> dict[str, str]:
 def _pieces_of(parameter: mx.array):
     def pieces() -> Iterator[np.ndarray]:
         flat = parameter.reshape(-1)
-        # numpy has no bfloat16: its bits travel as uint16, as safetensors wants them.
+        # numpy has no bfloat16: safetensors takes its bits as uint16.
         flat = flat.view(mx.uint16) if parameter.dtype == mx.bfloat16 else flat
         for start in range(0, flat.size, _PIECE_ELEMENTS):
             yield np.array(flat[start : start + _PIECE_ELEMENTS])

@@ -16,7 +16,7 @@ from ..models.resolve import shape_of
 from ..tasks.base import Example, TaskData
 from ..tasks.registry import load_task
 from .estimate import Predictor
-from .plan import needed_bytes, settle, smallest, try_fit
+from .plan import fit_own_cap, needed_bytes, smallest, try_fit
 from .sizes import Data, ExampleSize
 from .step_time import Calibration, seconds_per_step
 
@@ -77,7 +77,7 @@ def forecast(config: RunConfig, calibration: Calibration | None) -> Forecast:
     if isinstance(data, MlxzoError):
         return Forecast(None, cap, None, None, data.message)
     predictor = Predictor(shape, config, data)
-    found = settle(config, shape, data) if cap is None else try_fit(predictor, cap)
+    found = fit_own_cap(config, shape, data) if cap is None else try_fit(predictor, cap)
     predicted = smallest(predictor) if found is None else found.estimate
     step = seconds_per_step(shape, found.config if found else config, data, calibration) if calibration else None
     reservation = needed_bytes(predicted) if cap is None else cap

@@ -21,8 +21,8 @@ from .components import MemoryEstimate, component_lines
 from .estimate import Predictor
 from .sizes import Data, Settings
 
-# With fewer sequences than this share of what suits the device, a micro-batch wastes its matrix products: gradient
-# checkpointing, which costs a third more computation, is then the better way to save memory.
+# Micro-batches below this share of the size that suits the device compute inefficiently: gradient checkpointing, at a
+# third more computation, is then the better way to save memory.
 _SMALL_MICRO_BATCH = 0.25
 
 
@@ -45,7 +45,7 @@ class Fit:
     notes: tuple[str, ...] = ()
 
 
-def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | None = None) -> Fit:
+def fit_own_cap(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | None = None) -> Fit:
     """The run fitted to its own `memory_cap`, if it has one; a worker calls this before it loads the model.
 
     Args:
@@ -64,7 +64,7 @@ def settle(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | N
 
 
 def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool | None = None) -> Fit:
-    """The run with the largest micro-batch whose predicted footprint, and a margin, stay under the cap.
+    """Fits a run to a cap, with the largest micro-batch whose predicted footprint plus a margin stays below the cap.
 
     Options set to `auto` are reduced in this order: MLX's cache of freed buffers, the micro-batch down to a quarter of
     the size that suits the device, the activation cache in memory, activations (gradient checkpointing), the
@@ -230,13 +230,13 @@ def _fit(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit:
     if settings.keeps_prefix and config.activation_cache == "auto":
         notes.append("the output of frozen layers kept in memory")
     notes.append(f"MLX's cache of freed buffers limited to {format_bytes(limit)}")
-    settled = dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
         micro_batch=settings.micro_batch,
         checkpointing="on" if settings.checkpointing else "off",
         activation_cache=_activation_cache(predictor, settings),
     )
-    return Fit(settled, predictor.estimate(settings), cap_bytes, limit, tuple(notes))
+    return Fit(resolved, predictor.estimate(settings), cap_bytes, limit, tuple(notes))
 
 
 def _activation_cache(predictor: Predictor, settings: Settings) -> str:

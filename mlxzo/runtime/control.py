@@ -1,9 +1,9 @@
 """Control of a run while it runs: commands that any process sends, and the worker's end that acts on them.
 
-Commands are lines appended to a file in the run directory, so whoever started the run may be gone. The worker reads
-the file between steps, while it evaluates and while it is paused. Signals and the memory cap add requests of their
-own. The run acts on requests between steps; in a run over several processes they travel with what these exchange, so
-that all ranks act after the same step. Nothing here imports MLX.
+Commands are lines appended to a file in the run directory, so that any process can send them. The worker reads the file
+between steps, while it evaluates and while it is paused. Signals and the memory cap add requests of their own. The run
+acts on requests between steps; ranks exchange them with their other data, so that all act after the same step. Nothing
+here imports MLX.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def send(run: RunDirectory, command: str) -> None:
             f"the run {run.id} is not running, so it cannot {command}",
             "`mlxzo runs ls` lists the runs and their status",
         )
-    # One write, so that lines of several senders do not mix. The newline before it ends what a sender that died in
-    # the middle of a line may have left.
+    # One write, so that lines of several senders do not mix. The newline before it ends a line that a sender may have
+    # left incomplete.
     line = "\n" + json.dumps({"command": command, "time": time.time()}) + "\n"
     try:
         descriptor = os.open(run.commands_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -79,7 +79,7 @@ class Inbox:
             if size == self._read_bytes:
                 return []
             if size < self._read_bytes:
-                # Somebody emptied the file.
+                # The file was emptied.
                 self._read_bytes = 0
             with self._path.open("rb") as file:
                 file.seek(self._read_bytes)

@@ -57,9 +57,9 @@ def join(run: RunDirectory, control: RunControl, resume: bool, emit: events.Emit
 
 
 def broadcast_config(run: RunDirectory, communicator: Communicator, config: RunConfig) -> RunConfig:
-    """Rank 0's configuration for all ranks, with the paths of each; saved with the run.
+    """Gives all ranks rank 0's configuration, each with its own paths, and saves it with the run.
 
-    Ranks that measured or predicted something by themselves may have found different values.
+    Ranks may have measured or predicted different values.
     """
     if communicator.size == 1:
         return config

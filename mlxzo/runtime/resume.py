@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: what may change, and what must stay as it was. Nothing here imports MLX."""
+"""Resuming an interrupted run: the options that may change and those that must not. Nothing here imports MLX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.run_directory import RunDirectory
 
-# Options that leave the steps that are done as they are, and the weights that follow from them.
+# Options that change neither the steps already done nor the weights that follow from them.
 CHANGEABLE = (
     *("steps", "eval_every", "memory_cap", "micro_batch", "activation_cache", "checkpointing"),
     *("parallel", "shares", "check_every", "stall_seconds"),
@@ -17,13 +17,13 @@ CHANGEABLE = (
 
 
 def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration that `run` goes on with: its own, with changed values of options that may change.
+    """The configuration with which `run` resumes: its own, with changed values of options that may change.
 
-    More steps than before are allowed; a schedule that falls to zero then falls by the new number of steps from where
-    the run stands.
+    More steps than before are allowed; a schedule that falls to zero then uses the new number of steps from the current
+    step on.
 
     Raises:
-        ConfigError: the run is running, or finished and not to get more steps, or an option would change that must not
+        ConfigError: the run is running, or finished without more steps to do, or options would change that must not
             (all of them are named).
     """
     before = run.config

@@ -1,7 +1,7 @@
 """The child process that trains one run: `python -m mlxzo.runtime.worker RUN_DIRECTORY [--resume] [--allow-code]`.
 
-Events go to events.jsonl in the run directory and, line by line, to stdout; whoever started the worker may close the
-pipe or die without ending the run. SIGINT and SIGTERM end it after the step in hand; `control` has further commands.
+Events go to events.jsonl in the run directory and, line by line, to stdout; the run continues if the process that reads
+the pipe closes it or ends. SIGINT and SIGTERM end the run after the current step; `control` has further commands.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from mlxzo.core.config import RunConfig, Scope, mezo_defaults, option_problems, options
+from mlxzo.core.config import RunConfig, Scope, option_problems, options
+from mlxzo.core.defaults import mezo_defaults
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.resolved_config import ResolvedConfig
 from mlxzo.core.yaml_file import read_yaml

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from mlxzo.core.config import RunConfig, Scope, mezo_defaults
+from mlxzo.core.config import RunConfig, Scope
+from mlxzo.core.defaults import mezo_defaults
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.scope import KINDS, STEP_SIZES
 

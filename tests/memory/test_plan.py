@@ -8,7 +8,7 @@ import pytest
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit
 from mlxzo.memory.estimate import Predictor
-from mlxzo.memory.plan import alternatives, fit, needed_bytes, settle, smallest
+from mlxzo.memory.plan import alternatives, fit, fit_own_cap, needed_bytes, smallest
 from mlxzo.memory.plan_table import WAYS, PlanRow, largest, recommend, table
 from mlxzo.memory.sizes import Data, Settings
 from mlxzo.models.registry import find, load_registry
@@ -89,10 +89,10 @@ def test_only_the_micro_batch_of_a_mezo_run_depends_on_the_cap():
 
 def test_a_run_without_a_cap_is_left_as_it_is():
     run = config(method="bp", scope="lora")
-    found = settle(run, SHAPE, DATA)
+    found = fit_own_cap(run, SHAPE, DATA)
     assert found.config == dataclasses.replace(run, checkpointing="off")
     assert (found.cap_bytes, found.cache_limit_bytes) == (None, None)
-    assert settle(config(memory_cap="8GB"), SHAPE, DATA).cap_bytes == 8_000_000_000
+    assert fit_own_cap(config(memory_cap="8GB"), SHAPE, DATA).cap_bytes == 8_000_000_000
 
 
 def test_what_does_not_fit_is_told_with_its_components_and_what_would():

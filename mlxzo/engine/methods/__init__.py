@@ -1,4 +1,4 @@
-"""Optimisation methods: each takes a batch and moves the trainable parameters by one step."""
+"""Optimisation methods: each makes one step of the trainable parameters per batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Method:
     """
 
     has_journal: ClassVar[bool] = False
-    """Whether a journal of the steps gives the weights of any step; otherwise a run resumes from its last snapshot."""
+    """True if a journal of the steps gives the weights of any step; otherwise a run resumes from its last snapshot."""
 
     def step(self, step: int, batch: Batch) -> StepResult:
         """Moves the parameters once; `step` counts from 0. A loss that is not finite moves nothing."""

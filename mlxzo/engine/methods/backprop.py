@@ -1,20 +1,19 @@
-"""Backpropagation: exact gradients of the same loss on the same batches, and a step of SGD, Adam or AdamW.
+"""Backpropagation: exact gradients of the same loss on the same batches, and steps of SGD, Adam or AdamW.
 
-What is alive at the peak, beside the weights at rest:
+In memory at the peak, beside the weights at rest:
 
-- the optimiser's state: two float32 numbers a trained weight for Adam, none for SGD;
-- the gradient of everything that trains, in the dtype of the weights, or in float32 where several micro-batches are
+- the optimiser's state: two float32 values per trained weight for Adam, none for SGD;
+- the gradients of all trained weights, in the dtype of the weights, or in float32 where several micro-batches are
   summed;
-- activations of one micro-batch, from the first layer that trains on: without checkpointing all that the backward pass
-  needs; with it the input of each layer, and forward and backward pass of the one layer that is computed again. The
-  inputs go while the gradients come, so for whole layers the peak is at the first of them or at the last, whichever is
-  larger;
-- of the supervised positions' logits a few chunks of 4 MB at a time (where label words are read at one place, theirs
-  only); they are gone before the first layer's backward pass. A head that trains has its gradient from two parts there,
-  and a moment of two or three arrays of its own size.
+- activations of one micro-batch from the first trained layer on: without checkpointing all that the backward pass
+  needs; with checkpointing the input of each layer, and forward and backward pass of the one layer being recomputed.
+  Inputs are freed as gradients are made, so for whole layers the peak is at the first or at the last layer;
+- logits of the supervised positions, a few chunks of 4 MB at a time (only those of the label words, where these are
+  single tokens); they are freed before the first layer's backward pass. A head that trains has a gradient in two parts
+  at that moment, two or three arrays of its own size.
 
-Gradients are whole before the first weight moves. The update then goes through them a tensor and 16 MB at a time, and
-drops each when it is done.
+All gradients are complete before the first weight moves. The update then goes through them by tensor and 16 MB at a
+time, and frees each when it is done.
 """
 
 from __future__ import annotations
@@ -43,20 +42,19 @@ from .gradients import Arrays, GradientSum, add_checkpointed_gradients, add_grad
 class Backprop(Method):
     """First-order steps on the parameters in `trainable`, with MLX's own optimisers.
 
-    Adam corrects the bias of its means (Kingma & Ba 2015, Algorithm 1), which MLX leaves out by default. Weight decay
-    is decoupled from the gradient (Loshchilov & Hutter 2019) and taken from matrices only, as in MeZO's steps; so Adam
-    with weight decay is AdamW. The optimiser's state is float32; half-precision weights have no float32 copy, but are
-    rounded stochastically, with random bits that follow from the seed and the step.
+    Adam corrects the bias of its means (Kingma & Ba 2015, Algorithm 1), which MLX omits by default. Weight decay is
+    decoupled from the gradient (Loshchilov & Hutter 2019) and applies to matrices only, as in MeZO; so Adam with weight
+    decay is AdamW. The optimiser's state is float32; half-precision weights have no float32 copy and are rounded
+    stochastically, with random bits derived from the seed and the step.
 
     Args:
-        scorer: its frozen layers, and what it keeps of their output, are used here as well.
-        trainable: what moves.
-        config: resolved.
-        team: who shares the micro-batches; None for nobody.
+        scorer: with its frozen layers and activation cache.
+        trainable: the parameters that move.
+        team: the ranks that share the micro-batches; None for a run in one process.
 
     Raises:
-        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time, or they are passed
-            something that may depend on weights that train.
+        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time, or get an input that may
+            depend on trained weights.
     """
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
@@ -89,10 +87,10 @@ class Backprop(Method):
         return StepResult(loss, lr)
 
     def gradients(self, batch: Batch) -> tuple[float, Arrays]:
-        """Mean loss of the batch, and its gradient by name, summed over the micro-batches one after the other.
+        """Mean loss of the batch, and its gradients by name, summed over the micro-batches in order.
 
-        A team shares out the micro-batches. Each rank sums those of its own, and the sums are added over the network,
-        so that the last bits depend on how many ranks there are.
+        Each rank sums the gradients of its micro-batches, and the sums are added over the network, so that the last
+        bits depend on the number of ranks.
         """
         add = add_checkpointed_gradients if self.checkpointing else add_gradients
         given = {name: self.slots[name].get() for name in self.trainable.names}
@@ -115,7 +113,7 @@ class Backprop(Method):
         losses = np.empty(batch.size)
         for places, found in zip(batch.places, self.team.scatter_gather(pieces, compute, steady=True), strict=True):
             losses[list(places)] = found
-        # A rank without a micro-batch adds nothing.
+        # A rank without a micro-batch adds zeros.
         total.fill(given)
         return float(losses.mean()), dict(self.team.sum(total.arrays))
 
@@ -142,11 +140,11 @@ class Backprop(Method):
         rewrite([self.slots[name], *(Slot(state, key) for key in state)], moved)
 
     def state(self) -> Arrays:
-        """The optimiser's means, `optimizer.<parameter>.<mean>` each in the shape of its parameter."""
+        """The optimiser's means as `optimizer.<parameter>.<mean>`, each in the shape of its parameter."""
         return {f"optimizer.{name}.{key}": mean for name, means in self.states.items() for key, mean in means.items()}
 
     def restore(self, state: Mapping[str, mx.array], step: int) -> None:
-        """Takes back what `state` gave after `step` steps."""
+        """Takes back the state that `state` returned after `step` steps."""
         for name, means in self.states.items():
             means.update({key: state[f"optimizer.{name}.{key}"] for key in means})
         self.optimizer.state["step"] = mx.array(step, self.optimizer.step.dtype)

@@ -1,10 +1,10 @@
 """Gradients of a micro-batch's losses by reverse-mode differentiation, with and without checkpointing.
 
-Without, a micro-batch is one graph, and MLX keeps of it what the backward pass needs. With checkpointing the input of
-every layer is kept and nothing else (Chen et al. 2016, arXiv 1604.06174, one segment a layer): the backward pass takes
-the layers from the last to the first, computes each again, and evaluates its gradients before it goes on.
-`mx.checkpoint` around each layer does not bound memory so: MLX may put off the gradients of weights, and keeps what
-they need of all layers until then.
+Without, a micro-batch is one graph, and MLX keeps all that the backward pass needs. With checkpointing only the input
+of every layer is kept (Chen et al. 2016, arXiv 1604.06174, one segment per layer): the backward pass takes the layers
+from the last to the first, recomputes each, and evaluates its gradients before the next. `mx.checkpoint` around each
+layer does not bound memory in this way: MLX may delay the gradients of weights, and keeps all that they need until
+then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GradientSum:
     """Gradients by name, summed and evaluated as they come.
 
     Args:
-        float32: sum in float32; otherwise in the dtype they come in, which is enough for a single micro-batch.
+        float32: sum in float32; otherwise in their own dtype, which is enough for a single micro-batch.
     """
 
     def __init__(self, float32: bool):
@@ -29,11 +29,11 @@ class GradientSum:
         self._float32 = float32
 
     def add(self, gradients: Arrays, *others: mx.array) -> None:
-        """Adds gradients of whole parameters, which it takes out of the mapping; evaluates `others` with them."""
+        """Adds gradients of whole parameters and evaluates them and `others`; empties the mapping to free them."""
         names = list(gradients)
         for name in names:
             gradient = self._cast(gradients.pop(name))
-            # A sum that nothing else refers to is written over.
+            # MLX reuses the buffer of a sum that nothing else refers to.
             self.arrays[name] = self.arrays.pop(name) + gradient if name in self.arrays else gradient
             del gradient
         mx.eval([self.arrays[name] for name in names], *others)
@@ -47,7 +47,7 @@ class GradientSum:
         mx.eval(self.arrays[name])
 
     def fill(self, parameters: Arrays) -> None:
-        """Gives parameters that have no gradient yet one of zeros."""
+        """Adds zero gradients for parameters that have none."""
         for name in parameters.keys() - self.arrays.keys():
             self.arrays[name] = self._cast(mx.zeros_like(parameters[name]))
 
@@ -62,8 +62,8 @@ def add_gradients(
 
     Args:
         given: the parameters that train.
-        prefix: what the scorer's `prefix` gives for this micro-batch.
-        share: of each example in the loss that is differentiated: 1 / examples of the batch.
+        prefix: hidden states of this micro-batch from the scorer's `prefix`; None without frozen layers.
+        share: weight of each example in the differentiated loss: 1 / examples of the batch.
     """
     causal, tokens = scorer.causal, mx.array(part.tokens)
 
@@ -88,7 +88,7 @@ def add_gradients(
 def add_checkpointed_gradients(
     scorer: Scorer, part: MicroBatch, given: Arrays, prefix: mx.array | None, share: float, total: GradientSum
 ) -> mx.array:
-    """The same, a layer at a time. The model must be one that can be split (`CausalLM.splits`)."""
+    """As `add_gradients`, with checkpointing; the model's layers must run one at a time (`CausalLM.splits`)."""
     causal, tokens = scorer.causal, mx.array(part.tokens)
     by_layer = [{n: given[n] for n in causal.layer_names(i) if n in given} for i in range(len(causal.layers))]
     others = {name: value for name, value in given.items() if not any(name in own for own in by_layer)}
@@ -96,7 +96,7 @@ def add_checkpointed_gradients(
     inputs = [calls.embedded if prefix is None else prefix]
     for number in range(scorer.layers, len(causal.layers)):
         inputs.append(causal.layer(number, {}, inputs[-1], calls))
-        # One layer is under way while the next one's graph is made.
+        # One layer computes while the graph of the next one is built.
         mx.async_eval(inputs[-1])
         mx.eval(inputs[-2])
 
