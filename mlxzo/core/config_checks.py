@@ -19,7 +19,7 @@ def combination_problems(config: RunConfig) -> list[str]:
     """Problems of options that do not go together, one sentence each."""
     problems = []
     if config.estimator == "fzoo" and config.queries == 1:
-        problems.append("queries: fzoo needs at least 2 random directions a step")
+        problems.append("queries: fzoo needs at least 2 random directions per step")
     if config.sides == "stacked" and not config.scope.startswith("lora"):
         problems.append("sides: only the scope lora can be stacked; use separate")
     if config.sides == "stacked" and config.parallel == "directions":
@@ -38,17 +38,18 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
     if config.objective == "reward" and len(judges) != 1:
         problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
     if config.objective != "reward" and judges:
-        problems.append(f"{judges[0]}: it is for the objective reward")
+        problems.append(f"{judges[0]}: only the objective reward uses it")
     function = config.reward_function
     if function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
         problems.append(f"reward_function: expected MODULE:FUNCTION, not {function!r}")
     if config.temperature and not config.writes:
-        problems.append(f"temperature: with the objective {config.objective} no answers are written in steps")
+        problems.append(f"temperature: with the objective {config.objective} no answers are generated in steps")
     if config.top_p < 1.0 and not config.temperature:
-        problems.append("top_p: it is for drawn answers: give a temperature as well")
+        problems.append("top_p: it applies to sampling: give a temperature as well")
     if config.writes and config.sides == "stacked":
         problems.append(
-            f"sides: the answers that {config.objective} judges are written one copy of the weights at a time"
+            f"sides: the objective {config.objective} generates answers with one copy of the weights at a time; use "
+            "separate"
         )
     return problems
 
@@ -56,7 +57,7 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
 def _problems_of_backpropagation(config: RunConfig) -> list[str]:
     problems = []
     if config.probe != "off":
-        problems.append("probe: it measures what mezo needs to know; with the method bp give --lr and --scope")
+        problems.append("probe: it is for the method mezo; with bp give --lr and --scope")
     if config.objective != "loss":
         problems.append(
             f"objective: {config.objective} is for the method mezo: backpropagation follows the gradient of the loss"

@@ -92,11 +92,11 @@ def test_many_directions_without_signal_are_reported_once():
         ({"objective": "reward"}, "reward needs a judge"),
         ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "either --reward-command or"),
         ({"objective": "reward", "reward_function": "__import__('os')"}, "expected MODULE:FUNCTION"),
-        ({"temperature": 0.7}, "temperature: with the objective accuracy no answers are written"),
-        ({"objective": "f1", "top_p": 0.9}, "top_p: it is for drawn answers"),
+        ({"temperature": 0.7}, "temperature: with the objective accuracy no answers are generated"),
+        ({"objective": "f1", "top_p": 0.9}, "top_p: it applies to sampling"),
         ({"objective": "f1", "temperature": 0.7, "top_p": 0.0}, "top_p: expected a number above 0 and at most 1"),
-        ({"reward_command": "a"}, "it is for the objective reward"),
-        ({"objective": "f1", "scope": "lora", "sides": "stacked"}, "written one copy of the weights at a time"),
+        ({"reward_command": "a"}, "only the objective reward uses it"),
+        ({"objective": "f1", "scope": "lora", "sides": "stacked"}, "with one copy of the weights at a time"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, says):
