@@ -46,7 +46,7 @@ class Fit:
 
 
 def fit_own_cap(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: bool | None = None) -> Fit:
-    """The run fitted to its own `memory_cap`, if it has one; a worker calls this before it loads the model.
+    """Fits a run to its own `memory_cap`, if it has one.
 
     Args:
         config: resolved.
