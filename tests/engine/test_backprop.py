@@ -60,7 +60,8 @@ def backprop(
 def on_model(model: nn.Module, compute_dtype: mx.Dtype | None = None, **config) -> Backprop:
     run = RunConfig(method="bp", **config).resolved()
     trainable = prepare(model, run)
-    method = make_method(Scorer(CausalLM(model, compute_dtype), trainable.frozen_layers), trainable, run)
+    scorer = Scorer(CausalLM(model, compute_dtype), trainable.frozen_layers, ActivationCache())
+    method = make_method(scorer, trainable, run)
     assert isinstance(method, Backprop)
     return method
 
@@ -370,7 +371,9 @@ def test_a_head_with_a_bias_is_differentiated_in_chunks(options, scope, monkeypa
     assert difference(gradient, expected) < 1e-5
 
 
-@pytest.mark.parametrize(("bits", "checkpointing"), [(None, "off"), (None, "on"), (4, "on")])
+@pytest.mark.parametrize(
+    ("bits", "checkpointing"), [(None, "off"), (None, "on"), pytest.param(4, "on", marks=pytest.mark.slow)]
+)
 def test_neither_all_logits_nor_the_whole_effective_head_are_alive(bits, checkpointing, monkeypatch):
     vocabulary = 8_000
     monkeypatch.setattr(lazy_layers, "CHUNK_BYTES", 2**16)

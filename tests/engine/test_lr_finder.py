@@ -14,6 +14,7 @@ import pytest
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.label_offsets import fit_offsets
 from mlxzo.engine.lr_finder import (
     CANDIDATES,
@@ -41,7 +42,7 @@ def test_gradient_and_trace_of_a_model_agree_with_exact_ones():
     run = RunConfig(scope="norms/last-1").resolved()
     trainable = prepare(model, run)
     causal = CausalLM(model)
-    scorer, batch = Scorer(causal, trainable.frozen_layers), BATCHES["single"]()
+    scorer, batch = Scorer(causal, trainable.frozen_layers, ActivationCache()), BATCHES["single"]()
 
     @cache
     def loss_at(sample, names, eps):

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlxzo.core.config import RunConfig
+from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer
 from mlxzo.models.causal import CausalLM
@@ -34,7 +35,7 @@ def mezo(model_options, options) -> MeZO:
     model = tiny_model("llama", **model_options)
     config = RunConfig(seed=3, steps=21, **options).resolved()
     trainable = prepare(model, config)
-    return MeZO(Scorer(CausalLM(model, None), trainable.frozen_layers), trainable, config)
+    return MeZO(Scorer(CausalLM(model, None), trainable.frozen_layers, ActivationCache()), trainable, config)
 
 
 def trained(method: MeZO) -> dict[str, mx.array]:
