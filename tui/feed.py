@@ -127,7 +127,7 @@ class RunFeed(_Feed):
 
     @property
     def died(self) -> bool:
-        """Whether its worker ended without a message."""
+        """True if its worker ended without a message."""
         return not self.running and self.history.outcome is None and self.history.began is not None
 
     def poll(self) -> None:

@@ -1,4 +1,4 @@
-"""Two themes beside Textual's own, and the colours of curves, which colour-blind readers can tell apart.
+"""Two themes beside Textual's own, and the colours of curves, which colour-blind readers can distinguish.
 
 Curves take the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), darker on light backgrounds.
 """

@@ -21,7 +21,7 @@ class Throttle:
         self._drawn = float("-inf")
 
     def is_due(self, state: object, happened: object) -> bool:
-        """Whether to draw now.
+        """True if it is time to draw.
 
         Args:
             state: differs whenever there is anything new to draw.

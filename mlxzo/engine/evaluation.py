@@ -57,7 +57,7 @@ class Evaluation:
     more: dict[str, float] = field(default_factory=dict)
 
     def better_than(self, other: Evaluation | None) -> bool:
-        """Compares two evaluations by the metric, and by the loss where a share cannot tell them apart.
+        """Compares two evaluations by the metric, and by the loss where their shares are equal.
 
         Shares within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5 points, so
         the higher accuracy would often be luck, while the loss sees small changes of every example. A mean of F1 values

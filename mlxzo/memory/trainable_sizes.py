@@ -28,7 +28,7 @@ class Trained:
 
     @cached_property
     def sizes(self) -> Counter[tuple[int, int]]:
-        """How many tensors have so many numbers of so many bytes: the layers of a model are alike."""
+        """Number of tensors for each pair of size and bytes per number: the layers of a model are alike."""
         return Counter((tensor.size, size) for tensor, size in self.tensors)
 
     @cached_property

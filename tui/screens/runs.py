@@ -308,7 +308,7 @@ class Runs(Page):
 
 
 def _is_due(entry: Entry | None, run: RunDirectory) -> bool:
-    """Whether a run has to be read, or read again."""
+    """True if a run has to be read, or read again."""
     return entry is None or entry.status == "running" or entry.stamp != changed(run)
 
 
