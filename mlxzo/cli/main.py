@@ -59,7 +59,14 @@ class Parser(argparse.ArgumentParser):
         """
         found, unknown = self.parse_known_args(arguments)
         if unknown:
-            known = sorted({name for parser in _with_subparsers(self) for name in parser._option_string_actions})
+            known = sorted(
+                {
+                    name
+                    for parser in _with_subparsers(self)
+                    for name, action in parser._option_string_actions.items()
+                    if action.help != argparse.SUPPRESS
+                }
+            )
             options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
             problems = [f"unknown option {text}{_nearest(text, known)}" for text in options]
             self.error("; ".join(problems) or f"unexpected argument {unknown[0]!r}")

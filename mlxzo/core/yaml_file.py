@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
+from .options import current_name
 
 # Aliases let a small file expand to a huge one; a thousand runs of thirty options each stay below this.
 MOST_VALUES = 100_000
@@ -101,7 +102,10 @@ class YamlFile:
         return mark.line + 1 if mark else None
 
     def repeated(self, *path: Any) -> Iterator[tuple[str, int]]:
-        """The repeated keys of a mapping, of which YAML silently takes the last, with their lines."""
+        """The repeated keys of a mapping, of which YAML silently takes the last, with their lines.
+
+        The former and the present name of an option are one key.
+        """
         node: yaml.Node | None = self.root
         for part in path:
             node = (_inside(node, part) or (None, None))[1]
@@ -110,9 +114,9 @@ class YamlFile:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
+                if current_name(key.value) in seen:
                     yield key.value, key.start_mark.line + 1
-                seen.add(key.value)
+                seen.add(current_name(key.value))
 
 
 def _text(path: str | Path, kind: str, most_bytes: int) -> str:

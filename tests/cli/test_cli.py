@@ -25,6 +25,7 @@ def run_cli(*arguments, **more):
         ("--jsn", 2, "unknown option --jsn"),
         ("train --batchsize 4", 2, "unknown option --batchsize; did you mean --batch-size?"),
         ("train --batchsize=4 --sede 1", 2, "did you mean --seed?"),
+        ("train --activation_cache off", 2, "did you mean --activation-cache?"),
         ("train --batch-size", 2, "expected one argument"),
         ("train extra", 2, "unexpected argument 'extra'"),
         ("train --batch-size 0", 2, "expected a whole number of at least 1 and at most 4096, not 0"),
@@ -76,6 +77,11 @@ def test_a_mistake_is_named_with_its_exit_code(arguments, code, stderr, capsys, 
     assert stderr in captured.err and "Traceback" not in captured.err
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_spelling_of_an_option_is_accepted_and_not_suggested(capsys):
+    assert main(["train", "--prefix-cash", "off"]) == 2
+    assert "--prefix-cache" not in capsys.readouterr().err
 
 
 def test_an_error_is_a_json_document_where_json_was_asked_for(capsys):

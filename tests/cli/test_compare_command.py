@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from mlxzo.cli.commands.compare import read_comparison
+from mlxzo.cli.main import command_parser
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.command import ctrl_c, mlxzo, once
@@ -82,6 +84,14 @@ def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
         "report.html",
     ):
         assert words in done.stdout
+
+
+def test_a_comparison_has_the_name_in_its_file_unless_a_flag_gives_another(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: mine\ncontestants:\n  - smollm2-135m mezo lora\n  - smollm2-135m bp lora\n")
+    parser = command_parser("compare")
+    for more, name in (([], "mine"), (["--name", "other"], "other")):
+        assert read_comparison(parser.parse_arguments(["--config", str(path), *more])).name == name
 
 
 def test_runs_of_these_names_with_other_options_are_refused(contest, model):

@@ -24,6 +24,9 @@ def write(tmp_path):
 def test_a_key_that_is_given_twice_is_reported_with_its_line(write):
     with pytest.raises(ConfigError, match=r"file.yaml: line 3: steps: it is given more than once"):
         read_yaml(write("steps: 1\nlr: 2\nsteps: 3\n"))
+    # Of an option that was renamed, both names are one key.
+    with pytest.raises(ConfigError, match=r"file.yaml: line 2: activation_cache: it is given more than once"):
+        read_yaml(write("prefix_cache: ram\nactivation_cache: off\n"))
     with pytest.raises(ConfigError) as caught:
         read_yaml(write("a: 1\nb: 1\nb: 2\na: 2\na: 3\n"))
     assert [text.split(":")[:2] for text in caught.value.details] == [

@@ -33,8 +33,8 @@ _MODELS = {"base": "the model before training", "tuned": "the best checkpoint of
 _NOTHING = (
     "No run chosen.\n\n"
     "F2  choose a finished run and press t: the tuned model and its base\n"
-    "    continue your prompt. A stopped run keeps its best checkpoint so far,\n"
-    "    and can be tried as well."
+    "    continue your prompt. A stopped run keeps its best checkpoint so\n"
+    "    far, and can be tried as well."
 )
 
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
@@ -88,7 +88,8 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
     """
     from ...experiments.comparison import OWN_KEYS, Comparison
 
-    flags: dict[str, Any] = config_values(arguments)
+    # --name without a value must not replace the name in the file.
+    flags = {key: value for key, value in config_values(arguments).items() if value is not None}
     flags |= {key: value for key in OWN_KEYS if (value := getattr(arguments, key)) is not None}
     return Comparison.read(arguments.config, flags) if arguments.config else Comparison.from_mapping(flags)
 
