@@ -79,7 +79,9 @@ def test_a_cap_20_percent_under_the_need_of_a_real_run_is_held(tmp_path):
 
 def uncapped(root, *options):
     """The footprint's peak in each phase of a run without a cap, in bytes."""
-    done = mlxzo("train", *options, "--out", root, "--name", "free", "--json")
+    # A process of its own, as the run under the cap is: a worker forked from a warm one takes less memory of its own.
+    command = ["train", *options, "--out", root, "--name", "free", "--json"]
+    done = subprocess.run([sys.executable, "-m", "mlxzo", *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout)["memory"]["footprint_peak_by_phase"]
 
@@ -109,9 +111,8 @@ def over_its_cap(cap, root, *options):
     print(
         f"cap {cap / 1e6:.1f} MB, reported {taken / 1e6:.1f}, seen {max(highest) / 1e6:.1f}, growth {growth / 1e6:.1f}"
     )
-    # The first reading over the cap asks the run to stop, the next one ends the process, which then reports why;
-    # a slow machine grows before each. Figures in messages are rounded to a tenth of their unit.
-    assert cap < taken and max(highest) <= 1.001 * (cap + 3 * growth)
+    # What is told is rounded to a tenth of its unit.
+    assert cap < taken and max(highest) <= 1.001 * (cap + growth)
     assert "--memory-cap well above" in error["fix"] and "the best state, of step" in error["details"][-2]
     assert "Traceback" not in problems and run.log_path.read_text() == ""
     assert run.status == "failed" and run.last_event(events.Memory).cap_bytes == cap
