@@ -21,7 +21,8 @@ SAMPLE_SECONDS = 0.05
 NEAR_SAMPLE_SECONDS = 0.02
 # From this share of the cap on, the run is asked to use less memory.
 NEAR_SHARE = 0.92
-# A run over its cap ends by itself within this time, unless it grows by more than this share of the cap meanwhile.
+# A run over its cap ends by itself within this time. It is ended at once if it has grown by more than this share of the
+# cap since the last reading under the cap: the next reading may be one more growth above the cap.
 _GRACE_SECONDS = 0.5
 _GRACE_SHARE = 0.005
 
@@ -208,11 +209,12 @@ class Watch:
 
     def _sample(self, kept: bool = False) -> None:
         with self._lock:
+            before = self.gauge.last_bytes
             seen = self.gauge.read(self._phase)
             if self._is_near():
                 self.near = True
             if self.cap_bytes is not None and seen > self.cap_bytes and not self.over:
-                self._over = time.monotonic(), seen + _GRACE_SHARE * self.cap_bytes
+                self._over = time.monotonic(), before + _GRACE_SHARE * self.cap_bytes
                 self.over = True
             shown, keep = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
             if shown or kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -28,7 +29,9 @@ class EventWriter:
             self._write(event, not isinstance(event, events.Progress), self._pipe)
 
     def offer(self, event: events.Event, kept: bool) -> None:
-        """Writes an event unless another thread holds the lock or the pipe is full.
+        """Writes an event unless another thread holds the lock, the pipe is full or the disk is.
+
+        A full disk is left to the run's own events and states to report: it must not end the thread that holds the cap.
 
         Args:
             kept: write it to the file as well.
@@ -36,7 +39,8 @@ class EventWriter:
         if self._lock.acquire(timeout=_OFFER_SECONDS):
             try:
                 # A pipe that is ready takes a line of up to 4096 bytes at once.
-                self._write(event, kept, self._pipe and bool(select.select([], [sys.stdout], [], 0)[1]))
+                with contextlib.suppress(OSError):
+                    self._write(event, kept, self._pipe and bool(select.select([], [sys.stdout], [], 0)[1]))
             finally:
                 self._lock.release()
 
