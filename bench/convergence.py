@@ -37,7 +37,7 @@ from mlxzo.engine.session import open_session
 GRID = {
     f"{estimator} {update} {scope}": {"estimator": estimator, "update": update, "scope": scope}
     for scope in ("full", "lora", "last-6")
-    for estimator in ("spsa", "fzoo")
+    for estimator in ("spsa",)
     for update in ("sgd", "adaptive")
 }
 RACE = {

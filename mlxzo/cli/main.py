@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
+from ..core.removed_options import removed_problem
 
 # Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
@@ -68,7 +69,11 @@ class Parser(argparse.ArgumentParser):
                 }
             )
             options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
-            problems = [f"unknown option {text}{_nearest(text, known)}" for text in options]
+            gone = {text: removed_problem(text.lstrip("-").replace("-", "_")).partition(": ")[2] for text in options}
+            problems = [
+                f"{text}: {gone[text]}" if gone[text] else f"unknown option {text}{_nearest(text, known)}"
+                for text in options
+            ]
             self.error("; ".join(problems) or f"unexpected argument {unknown[0]!r}")
         return found
 

@@ -15,6 +15,7 @@ from .defaults import default_queries, default_values
 from .errors import ConfigError
 from .formatting import parse_bytes
 from .options import current_name, option_field, parse_value, value_problems, yaml_text
+from .removed_options import removed_problem, without_removed
 from .scope import STEP_SIZES, Scope
 
 
@@ -209,20 +210,12 @@ class RunConfig:
     )
     estimator: str = option_field(
         "spsa",
-        "spsa: the loss on both sides of each direction; fzoo: on one side, against a shared clean loss, divided by "
-        "the losses' standard deviation",
+        "estimator of the derivatives; spsa: the loss on both sides of each direction",
         "mezo",
-        choices=("spsa", "fzoo"),
+        choices=("spsa",),
     )
     queries: int | None = option_field(
-        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 8 for fzoo"
-    )
-    sides: str = option_field(
-        "separate",
-        "separate: one forward pass per perturbed copy of the weights; stacked: all copies of LoRA adapters in one "
-        "pass, which takes more memory for activations",
-        "mezo",
-        choices=("separate", "stacked"),
+        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa"
     )
     clip: float | None = option_field(
         None,
@@ -231,14 +224,7 @@ class RunConfig:
         minimum=0.0,
         exclusive_minimum=True,
         maximum=1e6,
-        auto="3 for adaptive and fzoo, no limit for sgd",
-    )
-    momentum: float = option_field(
-        0.0,
-        "momentum (heavy ball); past directions are generated again, so each step costs more noise",
-        "mezo",
-        minimum=0.0,
-        maximum=0.99,
+        auto="3 for adaptive, no limit for sgd",
     )
     update: str | None = option_field(
         None,
@@ -338,7 +324,7 @@ class RunConfig:
     @property
     def point_count(self) -> int:
         """Forward passes per step of mezo and sequence, one at each point of the estimator."""
-        return 2 * self.direction_count if self.estimator == "spsa" else self.direction_count + 1
+        return 2 * self.direction_count
 
     def resolved(self) -> RunConfig:
         """The configuration as config.yaml holds it: with every default that depends on other options.
@@ -367,7 +353,7 @@ class RunConfig:
         known = {f.name: f for f in options()}
         problems: list[str] = []
         # Of two spellings the later one counts: mappings are merged in the order of their precedence.
-        current = {current_name(key): raw for key, raw in values.items()}
+        current = without_removed({current_name(key): raw for key, raw in values.items()}, problems)
         parsed = parse_values(known, without_auto(current, problems), problems)
         try:
             config = RunConfig(**parsed)
@@ -389,6 +375,8 @@ def options() -> tuple[dataclasses.Field, ...]:
 
 def option_problems(name: Any, raw: Any) -> list[str]:
     """Problems of an option's name and value, a text or a Python value, regardless of the other options."""
+    if gone := removed_problem(name, raw):
+        return [gone]
     f = next((f for f in options() if f.name == current_name(name)), None)
     if f is None:
         return [no_such_option(name, [f.name for f in options()])]

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 def combination_problems(config: RunConfig) -> list[str]:
     """Problems of options that do not go together, one sentence each."""
-    problems = []
-    if config.estimator == "fzoo" and config.queries == 1:
-        problems.append("queries: fzoo needs at least 2 random directions per step")
-    if config.sides == "stacked" and not config.scope.startswith("lora"):
-        problems.append("sides: only the scope lora can be stacked; use separate")
-    if config.sides == "stacked" and config.parallel == "directions":
-        problems.append("parallel: stacked copies of the weights run in one pass: use data, or separate sides")
-    problems += _problems_of_objective(config)
+    problems = _problems_of_objective(config)
     if config.objective != "loss" and config.probe != "off":
         problems.append(f"probe: it measures the loss, which is not what {config.objective} minimises; give --lr")
     if config.method == "bp":
@@ -46,11 +39,6 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
         problems.append(f"temperature: with the objective {config.objective} no answers are generated in steps")
     if config.top_p < 1.0 and not config.temperature:
         problems.append("top_p: it applies to sampling: give a temperature as well")
-    if config.writes and config.sides == "stacked":
-        problems.append(
-            f"sides: the objective {config.objective} generates answers with one copy of the weights at a time; use "
-            "separate"
-        )
     return problems
 
 
@@ -62,8 +50,6 @@ def _problems_of_backpropagation(config: RunConfig) -> list[str]:
         problems.append(
             f"objective: {config.objective} is for the method mezo: backpropagation follows the gradient of the loss"
         )
-    if config.sides == "stacked":
-        problems.append("sides: only the method mezo has two sides; use separate")
     if config.parallel == "directions":
         problems.append("parallel: only the method mezo has directions; use data")
     if config.optimizer == "sgd" and config.lr is None:

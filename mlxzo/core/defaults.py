@@ -16,15 +16,14 @@ def default_values(config: RunConfig) -> dict[str, Any]:
         return bp_defaults(config.parsed_scope, config.optimizer)
     defaults = mezo_defaults(config.parsed_scope, config.update, config.direction_scale)
     defaults |= {"weight_decay": 0.0, "queries": default_queries(config.estimator)}
-    # Two losses of fzoo that happen to lie close together would make a step of any length.
-    if defaults["update"] == "adaptive" or config.estimator == "fzoo":
+    if defaults["update"] == "adaptive":
         defaults["clip"] = 3.0
     return defaults
 
 
 def default_queries(estimator: str) -> int:
-    """Default number of random directions per step."""
-    return 8 if estimator == "fzoo" else 1
+    """Default number of random directions per step of an estimator."""
+    return {"spsa": 1}[estimator]
 
 
 def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Checkpoints:
             self.begin()
             return self._progress(0)
         except JournalError as error:
-            raise DataError(str(error), "start a new run: its weights cannot be restored") from None
+            raise DataError(str(error), error.fix or "start a new run: its weights cannot be restored") from None
         if snapshot > len(journal):
             raise DataError(
                 f"{path.name} ends at step {len(journal)}, before the snapshot of step {snapshot}",

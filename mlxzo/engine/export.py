@@ -16,7 +16,7 @@ from ..models.loading import fingerprint, weights_fingerprint
 from ..models.model_card import card
 from .session import open_model
 from .tuned_model import TunedModel
-from .tuned_source import Source, read_journal
+from .tuned_source import Source, read_journal, recorded_options
 
 
 def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_event: events.Emit) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def replay_job(
     """
     journal = read_journal(path)
     overrides = {} if model is None else {"model": model}
-    config = RunConfig.from_mapping({**journal.header.config, **overrides}, source=path.name)
+    config = RunConfig.from_mapping({**recorded_options(journal), **overrides}, source=path.name)
     _, loaded = open_model(config, on_event)
     tuned = TunedModel(loaded, config, Source("journal", path))
     sha256 = tuned.replay(journal, on_event)

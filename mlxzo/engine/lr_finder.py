@@ -170,10 +170,8 @@ def probe_session(
 def _settings(session: Session, measured: Sensitivity, parameters: int, work: int) -> Probed:
     """The row of a measurement, with the settings for a run of the session's configuration."""
     config = session.config
-    # fzoo divides by the losses' standard deviation, so its lr is the length of a step whatever the update.
-    normalised = config.update == "adaptive" or config.estimator == "fzoo"
     share = schedule_share(config)
-    first = measured.length if normalised else measured.rate
+    first = measured.length if config.update == "adaptive" else measured.rate
     best = Value(share * first.value, share * first.error)
     if not measured.known:
         return Probed(config.scope, parameters, work, measured, best, None, None, None)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..models.causal import CausalLM, at_positions
 from ..models.lazy_layers import Given
-from ..zo.perturb import StackedView, View
+from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
 from .batching import Batch, MicroBatch, Shapes
 from .encoding import Row
@@ -177,34 +177,6 @@ class Scorer:
         """As `losses_after_layers`, from the logits of all positions, for models that expose no hidden states."""
         logits = self.causal.logits(mx.array(part.tokens), Given(given, self.causal.compute_dtype))
         return _losses(_values_from_logits(logits, part), part)
-
-    def stacked_losses(
-        self,
-        batch: Batch,
-        views: Sequence[View],
-        prefix: Sequence[mx.array] | None = None,
-        measure: Measure | None = None,
-    ) -> list[np.ndarray]:
-        """As `losses`, under several views that differ in LoRA adapters alone, in one pass: float64 [B] per view.
-
-        One matrix product multiplies the shared weights with the tokens of all views. Memory for activations grows
-        with the number of views.
-        """
-        causal, count = self.causal, len(views)
-        tokens = [mx.tile(mx.array(part.tokens), (count, 1)) for part in batch.parts]
-        prefix = self.prefix(batch) if prefix is None else prefix
-        copies = prefix and [mx.tile(states, (count, 1, 1)) for states in prefix]
-        positions = [
-            mx.concatenate([mx.array(part.positions) + copy * part.tokens.size for copy in range(count)])
-            for part in batch.parts
-        ]
-        hidden = causal.hidden(tokens, positions, StackedView(views), copies, self.layers)
-        # The head has no adapter, so every view reads the same one.
-        grids = [
-            [_scores(_values_from_hidden(causal, own, part, causal.view()), part) for own in mx.split(states, count)]
-            for part, states in zip(batch.parts, hidden, strict=True)
-        ]
-        return [_by_example(batch, of_view, measure) for of_view in zip(*grids, strict=True)]
 
     def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:
         """Output of the frozen layers for some micro-batches, [R, T, D] each.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import ConfigError, DataError
+from ..core.removed_options import without_removed
 from ..core.run_directory import RunDirectory
 from ..models.adapter_folder import adapter_config
 from ..zo.journal import Journal, JournalError, read
@@ -30,7 +31,7 @@ class Source:
         if self.kind == "run":
             return RunDirectory(self.path).config.to_dict()
         if self.kind == "journal":
-            return dict(read_journal(self.path).header.config)
+            return recorded_options(read_journal(self.path))
         model = adapter_config(self.path).get("model")
         return {"model": model} if isinstance(model, str) else {}
 
@@ -50,4 +51,9 @@ def read_journal(path: Path) -> Journal:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path") from None
     except JournalError as error:
-        raise DataError(str(error), "copy it again from where it came from") from None
+        raise DataError(str(error), error.fix or "copy it again from where it came from") from None
+
+
+def recorded_options(journal: Journal) -> dict[str, Any]:
+    """The options of a journal's run that there still are; replaying its factors depends on no other."""
+    return without_removed(journal.header.config)

@@ -131,7 +131,7 @@ class Predictor:
         if writing := self._writing(settings):
             phases["writing"] = writing
         if self.config.method == "mezo":
-            phases["forward pass"] = self._forward(self._stacked(train), perturbed=True)
+            phases["forward pass"] = self._forward(train, perturbed=True)
         else:
             phases["backward pass"] = self._backward(train, settings)
         phases["update"] = self._update(train)
@@ -181,14 +181,6 @@ class Predictor:
             scored=max(sum(batch[i].scored for i in part) for part in parts),
             shared=all(size.shared for size in batch),
         )
-
-    def _stacked(self, micro: _Micro) -> _Micro:
-        """The micro-batches of a stacked forward pass, which holds several copies of the batch."""
-        config = self.config
-        if config.sides != "stacked":
-            return micro
-        copies = config.point_count
-        return replace(micro, tokens=copies * micro.tokens, rows=copies * micro.rows)
 
     def _resident(self, settings: Settings) -> list[Component]:
         """Components present throughout the run."""

@@ -17,10 +17,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.lora import LoRALinear
 
 from ..zo.chunks import CHUNK_BYTES
-from ..zo.perturb import Direction, Perturbation, StackedView, View
+from ..zo.perturb import Direction, Perturbation, View
 from .head import Head
 from .lazy_layers import (
     EagerLayer,
@@ -31,7 +30,6 @@ from .lazy_layers import (
     PassThrough,
     Recorder,
     RemadeLinear,
-    StackedLoRA,
 )
 from .slots import Slot, decoder, decoder_layers, parameter_slots, slots_of_kind
 
@@ -86,7 +84,6 @@ class CausalLM:
         tied = "lm_head" not in owner
         self.head = Head(self.embedding, self.embedding_name) if tied else Head(owner["lm_head"], f"{path}lm_head")
         self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
-        self._adapters = slots_of_kind(model, LoRALinear)
         self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
         # True during the check already, so that the embedding is read by rows: it may be the largest matrix.
         self.exposes_hidden, self.splits, self.plain_calls = True, False, False
@@ -276,11 +273,8 @@ class CausalLM:
                 if name in done:
                     continue
                 path, _, leaf = name.rpartition(".")
-                linear, adapter = self._linears.get(path), self._adapters.get(path)
-                if adapter is not None and isinstance(view, StackedView):
-                    put(adapter, StackedLoRA(adapter.get(), path, view))
-                    done |= {f"{path}.lora_a", f"{path}.lora_b"}
-                elif path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
+                linear = self._linears.get(path)
+                if path == self.embedding_name and leaf == "weight" and self._embeds_by_rows():
                     put(Slot(self.body, "embed_tokens"), EmbeddingRows(self.embedding, path, view))
                 elif linear is not None and (replacement := self._replacement(linear.get(), path, view)) is not None:
                     put(linear, replacement)

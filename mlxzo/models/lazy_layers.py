@@ -8,10 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.lora import LoRALinear
 
 from ..zo.chunks import CHUNK_BYTES
-from ..zo.perturb import StackedView, View
+from ..zo.perturb import View
 
 
 class Given(View):
@@ -127,21 +126,6 @@ class RemadeLinear(nn.Module):
         linear, view = self._linear, Given(given, self._view.dtype)
         y = x @ weight_rows(linear, self._name, None, view).astype(x.dtype).T
         return add_bias(y, linear, self._name, view)
-
-
-class StackedLoRA(nn.Module):
-    """Replaces a LoRA layer: the rows of its input are S copies of a batch, each with its own adapters."""
-
-    def __init__(self, layer: LoRALinear, name: str, view: StackedView):
-        super().__init__()
-        self._layer = layer
-        self._a, self._b = (view.each(f"{name}.{leaf}", layer[leaf]) for leaf in ("lora_a", "lora_b"))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        layer, copies = self._layer, x.reshape(self._a.shape[0], -1, x.shape[-1])
-        y = layer.linear(x)
-        z = (copies @ self._a.astype(x.dtype)) @ self._b.astype(x.dtype)
-        return y + (layer.scale * z).astype(x.dtype).reshape(y.shape)
 
 
 class LazyLayer:

@@ -1,6 +1,6 @@
 """Gradient estimators: the points whose losses they need, and the derivatives that follow from these losses.
 
-A method evaluates the points as it likes: in one process or several, one after the other or stacked.
+A method evaluates the points as it likes: in one process or several, in any order.
 """
 
 from __future__ import annotations
@@ -50,23 +50,4 @@ class Spsa:
         return GradientEstimate(statistics.fmean(losses), tuple(difference / (2.0 * eps) for difference in differences))
 
 
-class Fzoo:
-    """One-sided differences that share the loss at w, divided by the losses' standard deviation.
-
-    After FZOO (arXiv 2506.09034): d_i = (L(w + eps z_i) - L(w)) / std_i L(w + eps z_i), one forward pass per direction
-    and one for the shared loss, which is the loss reported. The d_i have no unit, and eps cancels in them. At least
-    two directions are needed.
-    """
-
-    def points(self, directions: Sequence[Direction], eps: float) -> list[Point]:
-        return [(None, 0.0), *((direction, eps) for direction in directions)]
-
-    def combine(self, losses: Sequence[float], eps: float) -> GradientEstimate:
-        clean, *sides = losses
-        deviation = statistics.stdev(sides)
-        if deviation == 0.0:
-            return GradientEstimate(clean, (0.0,) * len(sides))
-        return GradientEstimate(clean, tuple((side - clean) / deviation for side in sides))
-
-
-ESTIMATORS: dict[str, Estimator] = {"spsa": Spsa(), "fzoo": Fzoo()}
+ESTIMATORS: dict[str, Estimator] = {"spsa": Spsa()}

@@ -48,7 +48,15 @@ _LARGEST_HEADER = 1 << 24
 
 
 class JournalError(ValueError):
-    """A journal that cannot be used; the text is one sentence."""
+    """A journal that cannot be used; the text is one sentence.
+
+    Attributes:
+        fix: the advice that goes with it; empty where the file is damaged, and its reader knows best what to do.
+    """
+
+    def __init__(self, text: str, fix: str = ""):
+        super().__init__(text)
+        self.fix = fix
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Header:
     """The header of a journal.
 
     Attributes:
-        config: the run's resolved configuration; seed, kind of directions, queries and momentum are read from it.
+        config: the run's resolved configuration; seed, kind of directions, queries and weight decay are read from it.
         base_sha256: fingerprint of the base weights.
         parameters: trained parameters, sorted by name.
         noise: version of the noise definition.
@@ -169,11 +177,18 @@ def read(path: Path) -> Journal:
     """Reads a journal and checks every byte of it.
 
     Raises:
-        JournalError: the file is no journal, of another version, or damaged before its last step.
+        JournalError: the file is no journal, of another version, or damaged before its last step; or its run had
+            momentum.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
     header, start = _read_header(data, path.name)
+    # An option of version 0.1: its updates do not follow from the factors of one step alone.
+    if momentum := header.config.get("momentum"):
+        raise JournalError(
+            f"{path.name} is of a run with momentum {momentum}: this mlxzo has no momentum, and version 0.1 replays it",
+            "use mlxzo 0.1 for this journal",
+        )
     whole = (len(data) - start) // RECORD_BYTES
     records = np.frombuffer(data, _RECORD, whole, start)
     wrong = np.flatnonzero(records["check"] != _checks(records, data[:start]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -76,21 +76,6 @@ class Perturbation(View):
             return super().rows(name, weight, rows)
         delta = self.direction.scaled(name, weight.shape, self.eps, rows)
         return self._cast(_rows(weight, rows).astype(mx.float32) + delta, weight.dtype)
-
-
-class StackedView(View):
-    """Several views at once, for copies of a batch that are stacked in one forward pass.
-
-    LoRA adapters are read under each view, one copy each; all other weights under the first view.
-    """
-
-    def __init__(self, views: Sequence[View]):
-        super().__init__(views[0].dtype)
-        self.views = views
-
-    def each(self, name: str, weight: mx.array) -> mx.array:
-        """The effective weight under each view: [views, ...]."""
-        return mx.stack([view.dense(name, weight) for view in self.views])
 
 
 def _rows(weight: mx.array, rows: mx.array) -> mx.array:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .apply import Terms, Update, apply_updates
+from .apply import Update, apply_updates
 from .inplace import Slot
 from .journal import Header, Journal, JournalStep
 from .perturb import Direction
-from .update_rules import Momentum
 
 # Steps that share a pass, so that reading and writing the weights is a small part of the work.
 _STEPS_A_PASS = 16
@@ -33,35 +32,18 @@ def replay(
         on_progress: called after each pass with the steps done and their total.
     """
     stop = len(journal) if stop is None else stop
-    past = Replayed(journal.header)
     names = [parameter.name for parameter in journal.header.parameters]
-    # Momentum refers to steps before `start`, whose own updates are applied already.
-    for step in range(max(0, start - past.window), start):
-        past.update(step, journal[step])
+    seed = int(journal.header.config["seed"])
     for first in range(start, stop, _STEPS_A_PASS):
         last = min(stop, first + _STEPS_A_PASS)
-        apply_updates(slots, names, [past.update(step, journal[step]) for step in range(first, last)], past.seed)
+        updates = [_update(journal.header, step, journal[step]) for step in range(first, last)]
+        apply_updates(slots, names, updates, seed)
         on_progress(last - start, stop - start)
 
 
-class Replayed:
-    """The updates of a run, from the recorded steps in order."""
-
-    def __init__(self, header: Header):
-        config = header.config
-        self.seed = int(config["seed"])
-        self._kind = config["directions"]
-        self._lengths = {parameter.name: parameter.length for parameter in header.parameters}
-        self._momentum = Momentum(float(config["momentum"]))
-        self.window = self._momentum.window
-
-    def update(self, step: int, recorded: JournalStep) -> Update:
-        """The update of the step numbered `step`; to be called in order of steps."""
-        return Update(step, self._momentum.terms(self.own_terms(step, recorded)), recorded.decay)
-
-    def own_terms(self, step: int, recorded: JournalStep) -> Terms:
-        """The step's own terms, without the momentum of earlier steps."""
-        return [
-            (Direction(self.seed, step, index, self._kind, self._lengths), factor)
-            for index, factor in enumerate(recorded.factors)
-        ]
+def _update(header: Header, step: int, recorded: JournalStep) -> Update:
+    """The update of the step numbered `step`."""
+    seed, kind = int(header.config["seed"]), header.config["directions"]
+    lengths = {parameter.name: parameter.length for parameter in header.parameters}
+    terms = [(Direction(seed, step, index, kind, lengths), factor) for index, factor in enumerate(recorded.factors)]
+    return Update(step, terms, recorded.decay)

@@ -1,18 +1,13 @@
-"""Step lengths from directional derivatives: plain and adaptive rules, clipping, momentum.
+"""Step lengths from directional derivatives: plain and adaptive rules, clipping.
 
 The state is a few scalars: the factors of an update follow from the derivatives so far.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from .apply import Terms
 
 
 @dataclass
@@ -55,30 +50,3 @@ class UpdateRule:
         limit = math.inf if self.clip is None else self.clip * rms
         unit = rms if self.adaptive else 1.0
         return [lr * max(-limit, min(limit, d)) / (unit * len(derivatives)) for d in derivatives]
-
-
-class Momentum:
-    """Heavy-ball momentum without a buffer: past directions are generated again from their names.
-
-    m_t = beta m_(t-1) + (1 - beta) u_t and w -= m_t, with u_t the update without momentum. m_t is a sum of past updates
-    with decreasing weights, truncated where they fall below 1 % of the first, so it needs the last few factors only.
-    Each of them costs the noise of its direction again.
-    """
-
-    def __init__(self, beta: float):
-        self.beta = beta
-        self.window = math.ceil(math.log(0.01) / math.log(beta)) if beta > 0.0 else 1
-        # By repeated products, which round identically on every machine, unlike powers.
-        self._weights = list(itertools.accumulate([1.0 - beta, *[beta] * (self.window - 1)], operator.mul))
-        self._past: deque[Terms] = deque(maxlen=self.window)
-
-    def terms(self, update: Terms) -> Terms:
-        """The update to apply, newest directions first."""
-        if self.beta == 0.0:
-            return update
-        self._past.appendleft(update)
-        return [
-            (direction, weight * factor)
-            for weight, past in zip(self._weights, self._past, strict=False)
-            for direction, factor in past
-        ]

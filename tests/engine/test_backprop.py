@@ -427,7 +427,6 @@ def test_an_update_makes_no_second_copy_of_weights_or_state(monkeypatch):
 def test_a_configuration_that_backpropagation_cannot_have_is_refused():
     for wrong, named in (
         ({"probe": "lr"}, "probe"),
-        ({"sides": "stacked", "scope": "lora"}, "sides"),
         ({"optimizer": "sgd"}, "lr"),
     ):
         with pytest.raises(ConfigError, match=f"^{named}:"):

@@ -92,14 +92,6 @@ def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, m
 
 
 @pytest.mark.slow
-def test_directions_of_one_sided_differences_are_shared_out_as_well(model, data, tmp_path):
-    options = {"estimator": "fzoo", "queries": 4, "scope": "lora", "steps": 20}
-    expected = alone(configuration(model, data, tmp_path, name="one", **options))
-    shared = configuration(model, data, tmp_path, name="two", parallel="directions", **options)
-    assert known(finish(arguments(shared, 2))) == known(expected)
-
-
-@pytest.mark.slow
 def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))

@@ -307,16 +307,14 @@ def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, s
 
 
 @pytest.mark.parametrize(
-    ("estimator", "update", "momentum", "lr"),
+    ("estimator", "update", "lr"),
     [
-        ("spsa", "sgd", 0.5, 10.0),
-        ("spsa", "adaptive", 0.0, 2.0),
-        ("fzoo", "sgd", 0.0, 1.0),
-        ("fzoo", "adaptive", 0.5, 2.0),
+        ("spsa", "sgd", 10.0),
+        ("spsa", "adaptive", 2.0),
     ],
 )
-def test_every_estimator_and_update_lowers_the_loss(estimator, update, momentum, lr):
-    rules = {"estimator": estimator, "update": update, "momentum": momentum, "weight_decay": 1e-3}
+def test_every_estimator_and_update_lowers_the_loss(estimator, update, lr):
+    rules = {"estimator": estimator, "update": update, "weight_decay": 1e-3}
     method = mezo(scope="norms/last-2", queries=2, lr=lr, eps=0.1, **rules)
     batch = BATCHES["single"]()
     before = loss(method, batch)
@@ -336,30 +334,6 @@ def test_norms_of_a_half_precision_model_are_promoted_and_its_activations_are_no
     # A half-precision norm could not be perturbed by 1e-3 at all.
     plus, minus = both_sides(method, batch, direction(method), 0.1)
     assert plus != minus
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
-@pytest.mark.parametrize(
-    ("scope", "bits", "estimator"),
-    [
-        ("lora", None, "spsa"),
-        ("lora/last-1", 4, "fzoo"),
-        # An estimator names points, and how these are computed does not depend on it.
-        pytest.param("lora", None, "fzoo", marks=pytest.mark.slow),
-        pytest.param("lora/last-1", 4, "spsa", marks=pytest.mark.slow),
-    ],
-)
-def test_stacked_sides_are_the_separate_ones(kind, scope, bits, estimator):
-    options = {"scope": scope, "estimator": estimator, "queries": 3}
-    separate, stacked = (
-        mezo(kind, {"bits": bits}, compute_dtype=mx.float32, sides=sides, **options)
-        for sides in ("separate", "stacked")
-    )
-    for batch in BATCHES.values():
-        for step in range(2):
-            one, other = (method.step(step, batch()) for method in (separate, stacked))
-            assert one.loss == pytest.approx(other.loss, abs=1e-5)
-            assert one.directional_derivative == pytest.approx(other.directional_derivative, rel=0.01, abs=1e-2)
 
 
 def test_a_loss_that_is_not_finite_moves_nothing():

@@ -126,7 +126,6 @@ def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path
         task="custom",
         data=str(data),
         scope="full",
-        momentum=0.5,
         steps=12,
         eval_every=4,
         batch_size=4,
@@ -145,7 +144,7 @@ def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path
     "case",
     [
         # With the record of weight decay, the last one of a step.
-        "momentum and weight decay",
+        "weight decay",
         *(pytest.param(case, marks=pytest.mark.slow) for case in ("full float32", "two directions")),
     ],
 )

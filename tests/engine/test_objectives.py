@@ -96,7 +96,6 @@ def test_many_directions_without_signal_are_reported_once():
         ({"objective": "f1", "top_p": 0.9}, "top_p: it applies to sampling"),
         ({"objective": "f1", "temperature": 0.7, "top_p": 0.0}, "top_p: expected a number above 0 and at most 1"),
         ({"reward_command": "a"}, "only the objective reward uses it"),
-        ({"objective": "f1", "scope": "lora", "sides": "stacked"}, "with one copy of the weights at a time"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, says):

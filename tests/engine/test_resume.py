@@ -22,7 +22,7 @@ SLOW = pytest.mark.slow
 STEPS = 24
 METHODS = {
     "mezo": {"scope": "full", "lr": 1e-3},
-    "lora": {"scope": "lora/last-2", "momentum": 0.8, "queries": 2},
+    "lora": {"scope": "lora/last-2", "queries": 2},
     "bp": {"method": "bp", "scope": "last-2", "dtype": "bfloat16"},
 }
 

@@ -160,15 +160,15 @@ def test_values_that_are_no_file_or_replace_those_of_one_have_no_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^steps: expected a whole number"):
         Comparison.from_mapping(values)
     path = tmp_path / "file.yaml"
-    path.write_text("contestants: [smollm2-135m]\nsteps: 0\nsides: stacked\n")
+    path.write_text("contestants: [smollm2-135m]\nsteps: 0\ntop_p: 0.5\n")
     with pytest.raises(ConfigError) as caught:
         Comparison.read(path, {"steps": "-1"})
-    sides = "sides: only the scope lora can be stacked; use separate"
+    top_p = "top_p: it applies to sampling: give a temperature as well"
     assert [text.split(" of at least")[0] for text in caught.value.details] == [
         "steps: expected a whole number",
-        f"line 3: {sides}",
+        f"line 3: {top_p}",
     ]
-    assert Comparison.read(path, {"steps": "1", "sides": "separate"}).shared["steps"] == 1
+    assert Comparison.read(path, {"steps": "1", "top_p": "1"}).shared["steps"] == 1
 
 
 def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_path):

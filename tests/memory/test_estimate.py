@@ -131,15 +131,6 @@ def test_mezo_takes_the_memory_of_a_forward_pass_and_backpropagation_more():
     assert peaks["mezo", "off"] < 1.4 * SMALL.weight_bytes()
 
 
-def test_stacked_sides_take_as_many_times_the_activations():
-    def activations(**options):
-        config = RunConfig(scope="lora", batch_size=2, **options)
-        predicted = estimate(SMALL, config, Data.uniform(128, 10, 1), on_cpu=False)
-        return predicted.bytes_of("activations")
-
-    assert activations(sides="stacked", queries=4) == 8 * activations()
-
-
 def test_attention_scores_count_where_they_are_made_whole():
     def scores(shape, on_cpu, method):
         config = RunConfig(method=method, scope="lora", batch_size=1)

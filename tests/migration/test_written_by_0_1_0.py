@@ -1,7 +1,8 @@
 """A user's files of version 0.1.0, from before modules moved: runs, a journal, an adapter, a batch file.
 
 `written_by_0.1.0/` was written by the code of commit 7f636ba: on a two-layer model, runs that finished, one killed by
-SIGKILL after step 5, one interrupted by SIGINT, a batch of four, an exported adapter and an exported journal.
+SIGKILL after step 5, one interrupted by SIGINT, a batch of four, an exported adapter and an exported journal; and the
+journals of two more runs, with estimator `fzoo` and with momentum 0.5.
 `@FOLDER@` in its text files stands for where the folder lies.
 """
 
@@ -16,6 +17,7 @@ import pytest
 from mlxzo.cli import main
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import DataError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.core.yaml_file import read_yaml
 from mlxzo.engine.tuned_source import read_journal
@@ -68,6 +70,22 @@ def test_a_run_that_was_cut_goes_on_to_the_weights_of_the_whole_one(mlxzo, cut, 
 def test_a_journal_is_replayed_to_the_weights_that_it_names(mlxzo, folder):
     mlxzo("replay", "tuned.mlxzo", "--to", "fused", "--out", "tuned")
     assert (folder / "tuned" / "model.safetensors").is_file()
+
+
+def test_a_journal_of_an_estimator_that_was_removed_is_replayed_to_the_weights_that_it_names(mlxzo, folder):
+    found = mlxzo("replay", "fzoo.mlxzo", "--to", "fused", "--out", "tuned")
+    assert found["verified"] and found["steps"] == 12
+    assert found["sha256"] == read_journal(folder / "fzoo.mlxzo").header.sha256
+    mlxzo("eval", "--journal", "fzoo.mlxzo", "--data", "data", "--split", "validation")
+
+
+def test_a_journal_with_momentum_is_refused_with_the_version_that_replays_it(folder, capsys):
+    assert main(["replay", "momentum.mlxzo", "--to", "fused", "--out", "tuned", "--json"]) == DataError.exit_code
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == (
+        "momentum.mlxzo is of a run with momentum 0.5: this mlxzo has no momentum, and version 0.1 replays it"
+    )
+    assert error["fix"] == "use mlxzo 0.1 for this journal" and not (folder / "tuned").exists()
 
 
 def test_an_adapter_evaluates_as_the_run_that_it_was_exported_from(mlxzo):

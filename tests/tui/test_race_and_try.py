@@ -61,14 +61,14 @@ def test_a_race_measured_by_its_loss_has_numbers_on_its_axis(make_run, root):
 
 
 def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
-    values = {"lr": "0.02", "batch_size": "4", "estimator": "fzoo", "optimizer": "adamw", "memory_cap": "2GB"}
+    values = {"lr": "0.02", "batch_size": "4", "update": "sgd", "optimizer": "adamw", "memory_cap": "2GB"}
     values |= {"steps": "50", "seed": "3", "out": str(tmp_path), "method": "mezo", "activation_cache": "off"}
     mezo, bp = (each.config for each in race(values).runs())
-    assert (mezo.method, mezo.lr, mezo.estimator, mezo.optimizer) == ("mezo", 0.02, "fzoo", "adam")
-    assert (bp.method, bp.lr, bp.estimator, bp.optimizer) == (
+    assert (mezo.method, mezo.lr, mezo.update, mezo.optimizer) == ("mezo", 0.02, "sgd", "adam")
+    assert (bp.method, bp.lr, bp.update, bp.optimizer) == (
         "bp",
         RunConfig(method="bp").resolved().lr,
-        "spsa",
+        None,
         "adamw",
     )
     for config in (mezo, bp):
@@ -76,7 +76,7 @@ def test_a_race_gives_each_method_its_own_defaults_and_both_the_rest(tmp_path):
         assert shared == (4, "2GB", 50, 3, "off")
     # A rate given for backpropagation is none for MeZO.
     mezo, bp = (each.config for each in race({**values, "method": "bp", "max_seconds": "90"}).runs())
-    assert (bp.lr, mezo.lr) == (0.02, RunConfig(estimator="fzoo").resolved().lr)
+    assert (bp.lr, mezo.lr) == (0.02, RunConfig(update="sgd").resolved().lr)
     assert mezo.max_seconds == bp.max_seconds == 90
 
 

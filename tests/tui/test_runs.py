@@ -148,7 +148,7 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
         {},
         {"scope": "lora", "lr": 0.002, "steps": 50, "memory_cap": "2GB", "seed": 3},
         {"method": "bp", "scope": "lora/last-8", "train_examples": "all"},
-        {"task": "my task.yaml", "estimator": "fzoo", "queries": 4, "activation_cache": "off"},
+        {"task": "my task.yaml", "update": "sgd", "queries": 4, "activation_cache": "off"},
     ):
         config = RunConfig.from_mapping(values).resolved()
         parser = Parser()

@@ -17,7 +17,7 @@ PARAMETERS = (Parameter("model.norm.weight", "float32", (8,), 0.05), Parameter("
 
 
 def header(queries: int = 2, weight_decay: float = 0.0) -> Header:
-    config = {"seed": 7, "directions": "sign", "queries": queries, "momentum": 0.0, "weight_decay": weight_decay}
+    config = {"seed": 7, "directions": "sign", "queries": queries, "weight_decay": weight_decay}
     return Header(config, "ab" * 32, PARAMETERS, noise=1)
 
 

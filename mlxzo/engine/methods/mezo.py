@@ -20,8 +20,8 @@ from ...zo.estimators import ESTIMATORS, Point
 from ...zo.journal import Header, Journal, JournalStep, JournalWriter, Parameter, as_float32
 from ...zo.noise import NOISE_VERSION
 from ...zo.perturb import Direction
-from ...zo.replay import Replayed, replay
-from ...zo.update_rules import Momentum, UpdateRule
+from ...zo.replay import replay
+from ...zo.update_rules import UpdateRule
 from ..batching import Batch
 from ..distributed.communicator import Communicator, Piece, shares_points
 from ..objectives import SCORE_OBJECTIVES, OfAnswers
@@ -61,7 +61,6 @@ class MeZO(Method):
         self.of_answers = of_answers
         self.of_scores = SCORE_OBJECTIVES.get(config.objective)
         self.rule = UpdateRule(config.update == "adaptive", config.clip)
-        self.momentum = Momentum(config.momentum)
         self.scales = {name: trainable.scales.get(name, 1.0) for name in trainable.names}
 
     def step(self, step: int, batch: Batch) -> StepResult:
@@ -78,8 +77,7 @@ class MeZO(Method):
             *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
             if self.journal is not None:
                 self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
-            terms = self.momentum.terms(list(zip(directions, factors, strict=True)))
-            self.apply_updates(terms, step, decay)
+            self.apply_updates(list(zip(directions, factors, strict=True)), step, decay)
         return StepResult(loss, lr, _summary(derivatives), ties=sum(d == 0.0 for d in derivatives))
 
     def open_journal(self, path: Path, base_sha256: str, after: Journal | None = None) -> None:
@@ -101,10 +99,8 @@ class MeZO(Method):
     def resume(self, journal: Journal, step: int) -> None:
         """Replays the steps of a journal from `step` on, and rebuilds the state of the update rule from all of them."""
         replay(self.causal.slots, journal, step)
-        past = Replayed(journal.header)
-        for number, recorded in enumerate(journal):
+        for recorded in journal:
             self.rule.rms.update(recorded.derivatives)
-            self.momentum.terms(past.own_terms(number, recorded))
 
     def losses(self, batch: Batch, points: Sequence[Point]) -> list[float]:
         """Means of the objective at w + eps z for each point (z, eps); the stored weights keep their bits.
@@ -137,8 +133,6 @@ class MeZO(Method):
             return [self.of_answers(batch, view) for view in views]
         # Frozen first layers give every point the same hidden states: they run once.
         prefix = self.scorer.prefix(batch)
-        if self.config.sides == "stacked":
-            return self.scorer.stacked_losses(batch, views, prefix, self.of_scores)
         return [self.scorer.losses(batch, view, prefix, self.of_scores) for view in views]
 
     def apply_updates(self, terms: Terms, step: int, decay: float = 0.0) -> None:

@@ -1,0 +1,46 @@
+"""Options and values of version 0.1 that are gone, and the advice to those who still name one.
+
+What a run of version 0.1 recorded is read as long as it means what every run does today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Option -> its former default, which asks for nothing, and the advice.
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    "momentum": (0.0, "leave it out, or train with mlxzo 0.1"),
+    "sides": ("separate", "leave it out: each perturbed copy of the weights has its own forward pass"),
+}
+# Option and value -> the advice.
+_VALUES: dict[tuple[str, str], str] = {
+    ("estimator", "fzoo"): "use spsa, the default",
+}
+
+
+def removed_problem(name: Any, raw: Any = None) -> str:
+    """The problem of naming an option, or one of its values, that is gone; empty where neither is."""
+    if name in _OPTIONS:
+        return f"{name}: this option was removed; {_OPTIONS[name][1]}"
+    if isinstance(raw, str) and (name, raw.lower()) in _VALUES:
+        return f"{name}: its value {raw.lower()} was removed; {_VALUES[name, raw.lower()]}"
+    return ""
+
+
+def without_removed(values: Mapping[Any, Any], problems: list[str] | None = None) -> dict[Any, Any]:
+    """The options that there still are.
+
+    Args:
+        problems: what was removed is added to it, but for options with their former default; None to leave it out in
+            silence, where nothing depends on it any more.
+    """
+    kept = {name: raw for name, raw in values.items() if not removed_problem(name, raw)}
+    if problems is not None:
+        gone = {name: raw for name, raw in values.items() if name not in kept}
+        problems += [removed_problem(name, raw) for name, raw in gone.items() if not _asks_for_nothing(name, raw)]
+    return kept
+
+
+def _asks_for_nothing(name: str, raw: Any) -> bool:
+    return name in _OPTIONS and raw == _OPTIONS[name][0]
