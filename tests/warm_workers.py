@@ -26,7 +26,7 @@ from unittest import mock
 
 from mlxzo.runtime import supervisor
 
-WARM = ("mlx_lm.models.llama", "mlxzo.engine.lr_finder", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
+WARM = ("mlx_lm.models.llama", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
 WORKERS = ("mlxzo.runtime.worker", "tests.eager_worker")
 _PR_SET_CHILD_SUBREAPER = 36
 # Read once, by libraries that the server has imported: a worker for which they differ is started cold.

@@ -10,7 +10,6 @@ from mlxzo.core.formatting import evaluated_line, format_seconds, loaded_line
 # Words for the phases of a run, as the log and the status line say them.
 PHASES = {
     "load": "loading",
-    "probe": "probing",
     "baseline": "zero-shot",
     "train": "training",
     "evaluate": "evaluating",

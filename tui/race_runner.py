@@ -16,7 +16,7 @@ from mlxzo.experiments.spec import PlannedRun
 
 METHODS = ("mezo", "bp")
 # Options whose defaults depend on the method, so that a value suits only the method that it was given for.
-_OF_ONE_METHOD = ("lr", "weight_decay", "probe")
+_OF_ONE_METHOD = ("lr", "weight_decay")
 # Options that a comparison sets by other keys.
 _REPLACED = ("method", "max_seconds", "seed", "name")
 # Options of MeZO's group that apply to backpropagation too.

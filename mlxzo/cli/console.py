@@ -34,7 +34,6 @@ from ..core.run_history import RunHistory
 _PLAIN_SECONDS = 10.0
 _PHASES = {
     "load": "Loading the model and the data",
-    "probe": "Probing gradient and curvature",
     "baseline": "Zero-shot, before training",
     "train": "Training",
     "evaluate": "Evaluating",

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
-from ..core.removed_options import removed_problem
+from ..core.removed_options import removed_command, removed_problem
 
 # Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
@@ -22,7 +22,6 @@ COMMANDS = {
     "train": ("train", "fine-tune a model on a task"),
     "compare": ("compare", "models, methods and scopes side by side, under one cap and one budget"),
     "batch": ("sweep", "many runs from one file: finished ones are skipped, interrupted ones resume"),
-    "probe": ("probe", "measure which scope and learning rate suit a model and a task"),
     "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
     "generate": ("generate", "try a tuned model beside its base"),
@@ -154,6 +153,8 @@ def _overview(arguments: list[str]) -> int:
     for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary)
     word = arguments[0]
+    if gone := removed_command(word):
+        raise UsageError(gone, "`mlxzo --help` lists the commands")
     if not word.startswith("-"):
         raise UsageError(
             f"unknown command {word!r}{_nearest(word, list(COMMANDS))}", f"choose one of {', '.join(COMMANDS)}"

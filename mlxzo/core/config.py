@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config_checks import combination_problems, configuration_error, no_such_option, parse_values, without_auto
+from .config_checks import combination_problems, configuration_error, no_such_option, parse_values
 from .defaults import default_queries, default_values
 from .errors import ConfigError
 from .formatting import parse_bytes
@@ -106,7 +106,7 @@ class RunConfig:
         minimum=0.0,
         maximum=1e6,
         exclusive_minimum=True,
-        auto="by method, scope and update; auto: measured (see --probe)",
+        auto="by method, scope and update",
     )
     schedule: str = option_field(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
@@ -129,13 +129,6 @@ class RunConfig:
         "held to it",
         "method",
         auto="no cap",
-    )
-    probe: str = option_field(
-        "off",
-        "where lr is not given, measure gradient and curvature before training, by a few hundred forward passes, "
-        "and choose lr from them (the same as --lr auto), or scope and lr (the same as --scope auto)",
-        "method",
-        choices=("off", "lr", "scope"),
     )
     seed: int = option_field(
         0, "seed of data order, directions and initial adapters", "method", minimum=0, maximum=2**63 - 1
@@ -312,11 +305,6 @@ class RunConfig:
         return self.objective in ("f1", "exact_match", "reward")
 
     @property
-    def awaits_probe(self) -> bool:
-        """Returns whether a probe is still to choose the learning rate."""
-        return self.probe != "off" and self.lr is None
-
-    @property
     def direction_count(self) -> int:
         """Random directions per step of mezo."""
         return self.queries or default_queries(self.estimator)
@@ -329,10 +317,9 @@ class RunConfig:
     def resolved(self) -> RunConfig:
         """The configuration as config.yaml holds it: with every default that depends on other options.
 
-        Values that a probe will choose stay None, as do those of the other method.
+        Values of the other method stay None.
         """
-        left = ("lr", "eps") if self.awaits_probe else ()
-        missing = {name for name, value in self.to_dict().items() if value is None}.difference(left)
+        missing = {name for name, value in self.to_dict().items() if value is None}
         defaults = {name: value for name, value in default_values(self).items() if name in missing}
         return dataclasses.replace(self, **defaults)
 
@@ -354,7 +341,7 @@ class RunConfig:
         problems: list[str] = []
         # Of two spellings the later one counts: mappings are merged in the order of their precedence.
         current = without_removed({current_name(key): raw for key, raw in values.items()}, problems)
-        parsed = parse_values(known, without_auto(current, problems), problems)
+        parsed = parse_values(known, current, problems)
         try:
             config = RunConfig(**parsed)
         except ConfigError as error:
@@ -380,8 +367,6 @@ def option_problems(name: Any, raw: Any) -> list[str]:
     f = next((f for f in options() if f.name == current_name(name)), None)
     if f is None:
         return [no_such_option(name, [f.name for f in options()])]
-    if name in ("lr", "scope") and str(raw).lower() == "auto":
-        return []
     try:
         return value_problems(f, parse_value(f, raw))
     except ValueError as error:

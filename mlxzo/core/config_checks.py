@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 def combination_problems(config: RunConfig) -> list[str]:
     """Problems of options that do not go together, one sentence each."""
     problems = _problems_of_objective(config)
-    if config.objective != "loss" and config.probe != "off":
-        problems.append(f"probe: it measures the loss, which is not what {config.objective} minimises; give --lr")
     if config.method == "bp":
         problems += _problems_of_backpropagation(config)
     return problems
@@ -44,8 +42,6 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
 
 def _problems_of_backpropagation(config: RunConfig) -> list[str]:
     problems = []
-    if config.probe != "off":
-        problems.append("probe: it is for the method mezo; with bp give --lr and --scope")
     if config.objective != "loss":
         problems.append(
             f"objective: {config.objective} is for the method mezo: backpropagation follows the gradient of the loss"
@@ -55,20 +51,6 @@ def _problems_of_backpropagation(config: RunConfig) -> list[str]:
     if config.optimizer == "sgd" and config.lr is None:
         problems.append("lr: sgd has no rate that suits every model; give one, such as 0.01, or use adam")
     return problems
-
-
-def without_auto(values: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Expresses `lr: auto` and `scope: auto` by the option `probe`; adds to `problems` where they contradict it."""
-    values = dict(values)
-    auto = {key for key in ("lr", "scope") if str(values.get(key)).lower() == "auto"}
-    if "scope" in auto:
-        if "lr" not in auto and values.get("lr") is not None:
-            problems.append("scope: auto chooses the learning rate as well: leave lr out, or name a scope")
-        del values["scope"]
-        values["probe"] = "scope"
-    elif "lr" in auto and values.get("probe") != "scope":
-        values["probe"] = "lr"
-    return values
 
 
 def parse_values(

@@ -26,7 +26,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Phase(Event):
-    """The run enters a phase: `load`, `probe`, `baseline`, `train`, `evaluate`, `test` or `save`."""
+    """The run enters a phase: `load`, `baseline`, `train`, `evaluate`, `test` or `save`."""
 
     name: ClassVar[str] = "phase"
     phase: str

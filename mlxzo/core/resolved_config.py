@@ -12,8 +12,7 @@ from .defaults import default_values, mezo_defaults
 class ResolvedConfig(RunConfig):
     """A configuration whose defaults are filled in.
 
-    Where a probe is still to choose them, `lr` and `eps` are the defaults of the scope. The options of the other
-    method have values as well, which nothing reads.
+    The options of the other method have values as well, which nothing reads.
     """
 
     # These defaults are out of range: values must be given.

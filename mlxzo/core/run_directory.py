@@ -38,7 +38,7 @@ LAST_STATE = Path("checkpoints") / "last.safetensors"
 # Every step of a MeZO run (see zo.journal).
 JOURNAL = Path("journal.bin")
 # Files that a worker writes before its first step.
-_BEFORE_WORK = ("events.jsonl", "environment.json", "probe.json")
+_BEFORE_WORK = ("events.jsonl", "environment.json")
 _LONGEST_ID = 100
 _TAIL_BYTES = 1 << 16
 
@@ -384,8 +384,7 @@ def is_run(path: Path) -> bool:
 def _automatic_names(config: RunConfig) -> Iterator[str]:
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
     model, task = (Path(text.rstrip("/")).name for text in (config.model, config.task))
-    scope = "auto" if config.probe == "scope" else config.scope
-    words = f"{model}-{Path(task).stem}-{config.method}-{scope}-s{config.seed}"
+    words = f"{model}-{Path(task).stem}-{config.method}-{config.scope}-s{config.seed}"
     words = re.sub(r"[^A-Za-z0-9._]+", "-", words).lstrip("._-")[: _LONGEST_ID - len(moment) - 5]
     yield f"{words}-{moment}"
     # For runs of one configuration created within a second.

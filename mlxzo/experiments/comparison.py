@@ -265,8 +265,8 @@ def _seconds(minutes: Any) -> float:
 
 
 def _described(chosen: Mapping[str, Any]) -> str:
-    scope = "scope chosen by probe" if chosen.get("probe") == "scope" else chosen.get("scope", RunConfig.scope)
-    words = [base_name(str(chosen.get("model", ""))), chosen.get("method", RunConfig.method), scope]
+    words = [base_name(str(chosen.get("model", ""))), chosen.get("method", RunConfig.method)]
+    words.append(chosen.get("scope", RunConfig.scope))
     words += [f"{key}={value}" for key, value in chosen.items() if key not in ("model", "method", "scope")]
     return " ".join(str(word) for word in words)
 

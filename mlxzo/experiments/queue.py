@@ -246,14 +246,13 @@ def _refuse(problems: Sequence[str]) -> None:
 def changes(run: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Options in which an existing run differs from the wanted one: the value of each in both.
 
-    A value that `wanted` leaves open (auto) may have been resolved by a probe or by the memory cap, which may also have
-    made micro-batches smaller. The folder and the name of the run do not count.
+    A value that `wanted` leaves open (auto) may have been resolved by the memory cap, which may also have made
+    micro-batches smaller. The folder and the name of the run do not count.
     """
     found = {}
     for name in (field.name for field in options()):
         have, want = getattr(run, name), getattr(wanted, name)
-        is_open = want in (None, "auto") or (name == "scope" and wanted.probe == "scope")
-        is_open = is_open or (name == "micro_batch" and wanted.memory_cap is not None)
+        is_open = want in (None, "auto") or (name == "micro_batch" and wanted.memory_cap is not None)
         if have != want and not is_open and name not in ("out", "name"):
             found[name] = (have, want)
     return found

@@ -67,8 +67,6 @@ class Forecast:
 def forecast(config: RunConfig, calibration: Calibration | None) -> Forecast:
     """The forecast of a resolved configuration. Reads its task's rows, once for all runs that share them."""
     cap = config.memory_cap_bytes
-    if config.probe == "scope":
-        return Forecast(None, cap, None, None, "its scope is chosen when it starts")
     try:
         shape = shape_of(config.model)
     except MlxzoError as error:

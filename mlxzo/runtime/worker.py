@@ -125,7 +125,6 @@ def train(
     # These import MLX.
     from ..engine.checkpoints import Checkpoints, check_same
     from ..engine.evaluation import Evaluator
-    from ..engine.lr_finder import choose_rate, choose_scope
     from ..engine.methods import make_method
     from ..engine.session import fetch, load_base, load_data, make_session, open_activation_cache
     from ..engine.trainer import Trainer
@@ -133,10 +132,6 @@ def train(
     from .environment import environment
 
     config = run.config
-    if config.awaits_probe and config.probe == "scope":
-        # The cap is held, not fitted: the scope is not known yet.
-        hold_to_cap(config, watch)
-        config = save_choice(run, team, *choose_scope(config, emit))
     data = load_data(config, emit)
     inputs = fetch(config, data, emit)
     inputs = replace(inputs, config=fit_to_cap(run, inputs, emit, watch, team))
@@ -149,8 +144,6 @@ def train(
         check_same(run, here)
     run.write_json("environment.json", here)
     open_activation_cache(session, run.path, emit)
-    if session.asked.awaits_probe:
-        session = replace(session, asked=save_choice(run, team, *choose_rate(session, emit)))
     method = make_method(session.scorer, trainable, session.config, Evaluator(session).of_answers(), team)
     checkpoints = Checkpoints(run, session, method, emit)
     return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
@@ -182,13 +175,6 @@ def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None =
     set_limits(config.memory_cap_bytes, cache_limit_bytes)
     if config.memory_cap_bytes is not None:
         watch.hold(config.memory_cap_bytes)
-
-
-def save_choice(run: RunDirectory, team: Communicator, config: RunConfig, report: dict[str, Any]) -> RunConfig:
-    """Saves the configuration that a probe chose, and its report; returns rank 0's configuration."""
-    run.write_json("probe.json", report)
-    run.update_config(config)
-    return broadcast_config(run, team, config)
 
 
 def explain(error: Exception) -> MlxzoError | None:

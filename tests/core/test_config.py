@@ -8,7 +8,6 @@ import yaml
 from mlxzo.core.config import RunConfig, Scope, option_problems, options
 from mlxzo.core.defaults import mezo_defaults
 from mlxzo.core.errors import ConfigError
-from mlxzo.core.resolved_config import ResolvedConfig
 from mlxzo.core.yaml_file import read_yaml
 
 
@@ -100,30 +99,6 @@ def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
     assert resolved.lr == mezo_defaults(Scope.parse("lora"), "sgd")["lr"]
     assert dataclasses.replace(resolved, lr=None, queries=None, weight_decay=None) == config
     assert resolved.resolved() == resolved
-
-
-@pytest.mark.parametrize(
-    ("values", "probe", "scope", "lr"),
-    [
-        ({}, "off", RunConfig.scope, 0.4),
-        ({"lr": "auto", "scope": "last-4"}, "lr", "last-4", None),
-        ({"lr": "auto", "probe": "off"}, "lr", RunConfig.scope, None),
-        ({"scope": "auto"}, "scope", RunConfig.scope, None),
-        ({"scope": "Auto", "lr": "auto"}, "scope", RunConfig.scope, None),
-        # What a run measured is in its configuration, and is not measured again.
-        ({"probe": "scope", "scope": "last-4", "lr": 3e-5, "eps": 1e-3}, "scope", "last-4", 3e-5),
-    ],
-)
-def test_auto_asks_for_a_probe_and_nothing_else_does(values, probe, scope, lr):
-    config = RunConfig.from_mapping(values).resolved()
-    assert (config.probe, config.scope, config.lr) == (probe, scope, lr)
-    assert config.awaits_probe == (lr is None and probe != "off")
-    assert ResolvedConfig.of(config).lr is not None and ResolvedConfig.of(config).probe == probe
-    assert RunConfig.from_mapping(config.to_dict()) == config
-
-
-def test_a_scope_is_not_looked_for_with_a_rate_that_is_given():
-    assert "scope: auto chooses the learning rate as well" in problems_of({"scope": "auto", "lr": 0.1})[0]
 
 
 @pytest.mark.parametrize("name", ["prefix_cache", "activation_cache"])

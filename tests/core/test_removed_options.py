@@ -16,7 +16,10 @@ GONE = {
         "stacked",
         "sides: this option was removed; leave it out: each perturbed copy of the weights has its own forward pass",
     ),
+    "probe": ("lr", "probe: this option was removed; leave it out, and give --lr, or keep the default"),
     "estimator": ("fzoo", "estimator: its value fzoo was removed; use spsa, the default"),
+    "lr": ("auto", "lr: its value auto was removed; give a number, or leave it out for the default of the scope"),
+    "scope": ("Auto", "scope: its value auto was removed; name a scope, or leave it out for the default"),
 }
 each = pytest.mark.parametrize(("name", "value", "sentence"), [(name, *gone) for name, gone in GONE.items()])
 
@@ -36,8 +39,15 @@ def test_all_that_a_configuration_names_is_told_at_once():
 
 
 def test_former_defaults_are_read_without_a_word():
-    former = {"momentum": 0.0, "sides": "separate", "estimator": "spsa"}
-    assert RunConfig.from_mapping(former) == RunConfig()
+    former = {"momentum": 0.0, "sides": "separate", "estimator": "spsa", "probe": "off"}
+    assert RunConfig.from_mapping(former) == RunConfig.from_mapping({"probe": False}) == RunConfig()
+
+
+@pytest.mark.parametrize("probe", ["lr", "scope"])
+def test_a_probe_that_chose_its_rate_is_in_the_configuration_of_its_run(probe):
+    """Version 0.1 did not measure again either."""
+    chosen = {"scope": "last-4", "lr": 3e-5, "eps": 1e-3}
+    assert RunConfig.from_mapping({"probe": probe, **chosen}) == RunConfig.from_mapping(chosen)
 
 
 @each
@@ -45,7 +55,7 @@ def test_a_comparison_and_a_batch_name_the_line(name, value, sentence, tmp_path)
     comparison = tmp_path / "comparison.yaml"
     comparison.write_text(f"contestants: [smollm2-135m]\n{name}: {value}\n")
     batch = tmp_path / "batch.yaml"
-    batch.write_text(f"grid:\n  lr: [0.1, 0.2]\n  {name}: [{value}]\n")
+    batch.write_text(f"grid:\n  eps: [0.1, 0.2]\n  {name}: [{value}]\n")
     for read, line in ((lambda: Comparison.read(comparison, {}), 2), (lambda: Sweep.read(batch), 3)):
         with pytest.raises(ConfigError) as caught:
             read()

@@ -88,7 +88,6 @@ def test_many_directions_without_signal_are_reported_once():
     "options, says",
     [
         ({"method": "bp"}, "objective: accuracy is for the method mezo"),
-        ({"probe": "lr"}, "probe: it measures the loss"),
         ({"objective": "reward"}, "reward needs a judge"),
         ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "either --reward-command or"),
         ({"objective": "reward", "reward_function": "__import__('os')"}, "expected MODULE:FUNCTION"),

@@ -81,13 +81,13 @@ def test_the_name_follows_from_what_is_shared_so_that_seeds_and_contestants_can_
 
 
 def test_its_yaml_gives_the_same_comparison_again(tmp_path):
-    contestants = [*TWO, {"name": "a: 'b'", "model": "org/name", "scope": "auto", "checkpointing": True}]
+    contestants = [*TWO, {"name": "a: 'b'", "model": "org/name", "scope": "lora", "checkpointing": True}]
     comparison = read(tmp_path, minutes=0.7, seeds=[2], contestants=contestants, data=str(tmp_path))
     path = tmp_path / "c.yaml"
     path.write_text(comparison.to_yaml())
     again = Comparison.from_mapping(read_yaml(path))
     assert again.runs() == comparison.runs() and again.name == comparison.name
-    assert again.runs()[2].config.checkpointing == "on" and again.runs()[2].config.probe == "scope"
+    assert again.runs()[2].config.checkpointing == "on" and again.runs()[2].config.scope == "lora"
 
 
 def test_names_that_are_long_or_in_other_letters_still_make_runs_apart(tmp_path):

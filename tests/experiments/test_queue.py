@@ -78,17 +78,16 @@ def quiet(run, event):
 
 
 def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_settled(tmp_path):
-    wanted = config(tmp_path, "r", probe="lr", batch_size=4)
-    run = existing(tmp_path, probe="lr", batch_size=4)
-    run.update_config(
-        RunConfig(out=str(tmp_path), name="r", probe="lr", batch_size=4, lr=0.7, micro_batch=2).resolved()
-    )
+    wanted = config(tmp_path, "r", memory_cap="1GB", batch_size=4)
+    run = existing(tmp_path, memory_cap="1GB", batch_size=4)
+    settled = {"memory_cap": "1GB", "batch_size": 4, "micro_batch": 2, "activation_cache": "off"}
+    run.update_config(RunConfig(out=str(tmp_path), name="r", **settled).resolved())
     assert changes(run.config, wanted) == {}
     RunQueue([wanted], quiet).check()
-    other = config(tmp_path, "r", batch_size=8, lr=0.1)
+    other = config(tmp_path, "r", memory_cap="1GB", batch_size=8, lr=0.1)
     with pytest.raises(ConfigError) as caught:
         RunQueue([other], quiet).check()
-    assert caught.value.details == ["r: batch_size: 4, not 8", "r: lr: 0.7, not 0.1", "r: probe: lr, not off"]
+    assert caught.value.details == ["r: batch_size: 4, not 8", "r: lr: 0.4, not 0.1"]
 
 
 def test_what_may_change_goes_on_with_the_new_value_unless_it_would_change_a_result(tmp_path, worker):

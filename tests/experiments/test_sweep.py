@@ -89,7 +89,7 @@ def test_runs_one_by_one_and_several_grids_with_names(read):
           - {batch_size: 4}
         grid:
           - {name: small, lr: [1e-3], scope: [lora]}
-          - {name: auto, lr: [auto, 1e-2]}
+          - {name: auto, eps: [auto, 1e-2]}
           - {seed: [5, 6], steps: 9}
         """
     )
@@ -97,12 +97,12 @@ def test_runs_one_by_one_and_several_grids_with_names(read):
         "mine-back-forth-s0",
         "mine-batch-size-4-s0",
         "mine-small-scope-lora-lr-0.001-s0",
-        "mine-auto-lr-auto-s0",
-        "mine-auto-lr-0.01-s0",
+        "mine-auto-eps-auto-s0",
+        "mine-auto-eps-0.01-s0",
         "mine-s5",
         "mine-s6",
     ]
-    assert batch.runs[3].config.probe == "lr" and batch.runs[6].config.steps == 9
+    assert batch.runs[3].config.eps == RunConfig().resolved().eps and batch.runs[6].config.steps == 9
 
 
 def test_seeds_alone_make_runs_and_a_long_name_is_cut_apart_from_others(read):
@@ -210,7 +210,6 @@ def test_memory_is_told_against_the_cap_and_time_only_with_a_calibration(tmp_pat
     ("options", "why"),
     [
         ({"model": "someone/unheard-of"}, "not known before it is downloaded"),
-        ({"scope": "auto"}, "its scope is chosen when it starts"),
         ({"task": "custom"}, "no data of its own"),
     ],
 )
