@@ -6,13 +6,13 @@ Losses are float64, one per example in the order of the batch, so that sums over
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from ..models.causal import CausalLM, at_positions
+from ..models.causal import CausalLM
 from ..models.lazy_layers import Given
 from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
@@ -55,7 +55,7 @@ class Scorer:
         states = []
         for part, rows in zip(batch.parts, cached, strict=True):
             if rows is None:
-                rows = self._needed(part, next(computed))
+                rows = next(computed)
                 self._keep(part, rows)
             states.append(self._assembled(part, rows))
         mx.eval(states)
@@ -74,11 +74,6 @@ class Scorer:
         """For each sequence, a key of the bits of its hidden states and of the positions needed."""
         length = part.tokens.shape[1]
         return [(tokens, length, first) for tokens, first in zip(part.rows, self._firsts(part), strict=True)]
-
-    def _needed(self, part: MicroBatch, hidden: mx.array) -> list[mx.array]:
-        """The needed positions of each sequence, [positions, D] without padding, from hidden [R, T, D]."""
-        spans = zip(part.rows, self._firsts(part), strict=True)
-        return [hidden[i, first : len(tokens)] for i, (tokens, first) in enumerate(spans)]
 
     def _firsts(self, part: MicroBatch) -> tuple[int, ...]:
         """The first position needed of each sequence."""
@@ -163,14 +158,13 @@ class Scorer:
 
         Args:
             given: parameters that replace those of the model, by name.
-            states: hidden states [R, T, D], or [S, D] where every layer is frozen, as from `prefix`.
+            states: hidden states [S, D] at the scored positions.
 
         Returns:
             float32 [B], not evaluated.
         """
         causal, view = self.causal, Given(given, self.causal.compute_dtype)
-        scored = states if self._behind else at_positions(mx.array(part.positions), states)
-        hidden = causal.finished(scored, view)
+        hidden = causal.finished(states, view)
         return _losses(_values_from_hidden(causal, hidden, part, view), part)
 
     def losses_from_logits(self, part: MicroBatch, given: Mapping[str, mx.array]) -> mx.array:
@@ -178,8 +172,8 @@ class Scorer:
         logits = self.causal.logits(mx.array(part.tokens), Given(given, self.causal.compute_dtype))
         return _losses(_values_from_logits(logits, part), part)
 
-    def _compute(self, parts: Sequence[MicroBatch]) -> list[mx.array]:
-        """Output of the frozen layers for some micro-batches, [R, T, D] each.
+    def _compute(self, parts: Sequence[MicroBatch]) -> list[list[mx.array]]:
+        """Output of the frozen layers at the needed positions of each sequence, [positions, D], of some micro-batches.
 
         The result of a sequence is bit-identical whatever else is in the batch, so a cache does not change a run.
         """
@@ -189,9 +183,25 @@ class Scorer:
             [part.tokens] if self._is_batch_invariant(part.tokens.shape[1]) else [row[None] for row in part.tokens]
             for part in parts
         ]
+        causal, view = self.causal, self.causal.view()
         tokens = [mx.array(piece) for part in pieces for piece in part]
-        hidden = iter(self.causal.prefix(tokens, self.causal.view(), self.layers))
-        return [mx.concatenate([next(hidden) for _ in part]) for part in pieces]
+        hidden = causal.prefix(tokens, view, self._whole_layers)
+        rows = [(part, i) for part in parts for i in range(len(part.rows))]
+        states = [state[i : i + 1] for state in hidden for i in range(len(state))]
+        if not self._behind:
+            found = [state[0, : len(part.rows[i])] for state, (part, i) in zip(states, rows, strict=True)]
+        else:
+            # So few positions are computed that the kernels depend on their number: each sequence runs alone.
+            positions = [mx.arange(part.firsts[i], len(part.rows[i])) for part, i in rows]
+            own = [mx.array(part.tokens[i : i + 1]) for part, i in rows]
+            found = causal.after_layers(own, positions, view, states, self._whole_layers)
+        of_rows = iter(found)
+        return [list(islice(of_rows, len(part.rows))) for part in parts]
+
+    @property
+    def _whole_layers(self) -> int:
+        """Number of frozen layers whose output is needed at every position."""
+        return self.layers - 1 if self._behind else self.layers
 
     def _is_batch_invariant(self, length: int) -> bool:
         """True if sequences padded to `length` give the same bits alone and in a batch, as measured on two layers.
@@ -205,7 +215,7 @@ class Scorer:
             everything = mx.array(tokens.astype(np.int32))
             split = [everything[: rows // 2], everything[rows // 2 :]]
             single = [everything[i : i + 1] for i in range(rows)]
-            layers, view = min(2, self.layers), self.causal.view()
+            layers, view = min(2, self._whole_layers), self.causal.view()
             whole, *others = (
                 mx.concatenate(self.causal.prefix(pieces, view, layers)) for pieces in ([everything], split, single)
             )

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 from ..zo.chunks import CHUNK_BYTES
 from ..zo.perturb import Direction, Perturbation, View
 from .head import Head
+from .last_layer import TRIAL_TOKENS, agrees, at_positions, output_at
 from .lazy_layers import (
     EagerLayer,
     EmbeddingRows,
@@ -31,7 +32,7 @@ from .lazy_layers import (
     Recorder,
     RemadeLinear,
 )
-from .slots import Slot, decoder, decoder_layers, parameter_slots, slots_of_kind
+from .slots import Slot, decoder, decoder_layers, names_by_layer, parameter_slots, slots_of_kind
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,13 @@ class CausalLM:
             need the head; otherwise full logits are computed.
         hidden_size: width D of the hidden states.
         splits: the layers can be run one at a time, over several micro-batches, and from any layer on.
+        splits_last: the last layer can be run at some positions only (see `last_layer`); otherwise it is run whole.
         plain_calls: the hidden states are the only floating array that layers are passed, so the only argument that
             depends on weights.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        compute_dtype: mx.Dtype | None = None,
-        interrupt: Callable[[], None] = lambda: None,
+        self, model: nn.Module, compute_dtype: mx.Dtype | None = None, interrupt: Callable[[], None] = lambda: None
     ):
         model.eval()
         self.model = model
@@ -84,11 +83,12 @@ class CausalLM:
         tied = "lm_head" not in owner
         self.head = Head(self.embedding, self.embedding_name) if tied else Head(owner["lm_head"], f"{path}lm_head")
         self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
-        self._layer_names, self._other_names = self._names_by_layer(f"{path}model.layers.")
+        self._layer_names, self._other_names = names_by_layer(self.slots, f"{path}model.layers.", len(self.layers))
         # True during the check already, so that the embedding is read by rows: it may be the largest matrix.
-        self.exposes_hidden, self.splits, self.plain_calls = True, False, False
+        self.exposes_hidden, self.splits, self.splits_last, self.plain_calls = True, False, False, False
         self.hidden_size = 0
         self.exposes_hidden, self.splits = self._check()
+        self.splits_last = self.splits and self._check_last()
 
     def view(self, direction: Direction | None = None, eps: float = 0.0) -> View:
         """Weights at w + eps * z, or without a direction as they are stored, cast to the compute dtype."""
@@ -128,12 +128,27 @@ class CausalLM:
         if prefix is not None and layers == len(self.layers):
             states = list(prefix)
         else:
-            calls = [self._layer_calls(t, view) for t in tokens]
-            hidden = self._through(calls, prefix, view, layers, len(self.layers))
-            states = [at_positions(p, h) for p, h in zip(positions, hidden, strict=True)]
+            states = self.after_layers(tokens, positions, view, prefix, layers)
         # The final norm treats each position by itself, so those of all micro-batches can share one call.
         ends = np.cumsum([len(s) for s in states])[:-1].tolist()
         return list(mx.split(self.finished(mx.concatenate(states), view), ends))
+
+    def after_layers(
+        self,
+        tokens: Sequence[mx.array],
+        positions: Sequence[mx.array],
+        view: View,
+        prefix: Sequence[mx.array] | None = None,
+        layers: int = 0,
+    ) -> list[mx.array]:
+        """Hidden states after the last layer, before the final norm, at some positions: [S, D] per micro-batch.
+
+        Args:
+            tokens, positions: as for `hidden`.
+            prefix: the result of `prefix` for `layers` layers, fewer than all.
+        """
+        calls = [self._layer_calls(t, view) for t in tokens]
+        return self._through(calls, prefix, view, layers, len(self.layers), positions)
 
     def looked_up(self, tokens: mx.array, given: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The embedding rows of `tokens`, [N, columns] under the embedding's name, if that is in `given`; else {}.
@@ -151,10 +166,24 @@ class CausalLM:
         """The arguments of the layers for `tokens` [R, T], as functions of the weights `given` and `looked_up`."""
         return self._layer_calls(tokens, Given(given, self.compute_dtype, looked_up))
 
-    def layer(self, number: int, given: Mapping[str, mx.array], hidden: mx.array, calls: LayerCalls) -> mx.array:
-        """Output [R, T, D] of one decoder layer, as a function of `given` and its input; not evaluated."""
+    def layer(
+        self,
+        number: int,
+        given: Mapping[str, mx.array],
+        hidden: mx.array,
+        calls: LayerCalls,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """Output of one decoder layer as a function of `given` and its input; not evaluated.
+
+        Args:
+            positions: int32 [S], into the flattened [R * T], of the states needed after the last layer.
+
+        Returns:
+            [R, T, D]; [S, D] of the last layer if `positions` are given.
+        """
         with self._installed(Given(given, self.compute_dtype), self._layer_names[number]):
-            return self.layers[number](hidden, *calls.args[number], **calls.kwargs[number])
+            return self._output(number, hidden, calls, positions)
 
     def layer_names(self, number: int) -> list[str]:
         """Names of a decoder layer's parameters."""
@@ -180,16 +209,23 @@ class CausalLM:
         return hidden
 
     def _through(
-        self, calls: list[LayerCalls], hidden: Sequence[mx.array] | None, view: View, first: int, last: int
+        self,
+        calls: list[LayerCalls],
+        hidden: Sequence[mx.array] | None,
+        view: View,
+        first: int,
+        last: int,
+        positions: Sequence[mx.array] | None = None,
     ) -> list[mx.array]:
-        """Hidden states before layer `last`, from those before layer `first` (None: the embedded tokens)."""
+        """Hidden states before layer `last`, from those before layer `first` (None: the embedded tokens); after the
+        last layer of all, [S, D] at `positions` if they are given."""
+        wanted = positions or [None] * len(calls)
         hidden = [call.embedded for call in calls] if hidden is None else list(hidden)
         before: list[mx.array] = []
         for number in range(first, last):
             self.interrupt()
             with self._installed(view, self._layer_names[number]):
-                layer = self.layers[number]
-                hidden = [layer(h, *c.args[number], **c.kwargs[number]) for h, c in zip(hidden, calls, strict=True)]
+                hidden = [self._output(number, *of_part) for of_part in zip(hidden, calls, wanted, strict=True)]
             # One layer computes while the graph of the next is built, and micro-batches follow one another: that bounds
             # the memory. Evaluated in one call, all micro-batches would be in flight together.
             for states in hidden:
@@ -197,6 +233,15 @@ class CausalLM:
             mx.eval(before)
             before = hidden
         return hidden
+
+    def _output(self, number: int, hidden: mx.array, calls: LayerCalls, positions: mx.array | None) -> mx.array:
+        """As `layer`, with the weights that are in place."""
+        layer, args, kwargs = self.layers[number], calls.args[number], calls.kwargs[number]
+        if positions is None or number + 1 < len(self.layers):
+            return layer(hidden, *args, **kwargs)
+        if self.splits_last:
+            return output_at(positions, layer, hidden, args, kwargs)
+        return at_positions(positions, layer(hidden, *args, **kwargs))
 
     def _by_layer(self, module: nn.Module, tokens: mx.array, view: View, **more: Any) -> mx.array:
         """The output of the model or its body, evaluated layer by layer: in one graph, MLX would cast or dequantise the
@@ -216,15 +261,6 @@ class CausalLM:
         with self._installed(view, self._other_names), self._layers_replaced(recorders):
             self.body(tokens)
         return LayerCalls(recorders[0].seen, [r.args for r in recorders], [r.kwargs for r in recorders])
-
-    def _names_by_layer(self, prefix: str) -> tuple[list[list[str]], list[str]]:
-        """Parameter names of each decoder layer, and all other names."""
-        by_layer: list[list[str]] = [[] for _ in self.layers]
-        others = []
-        for name in self.slots:
-            number = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else ""
-            (by_layer[int(number)] if number.isdigit() else others).append(name)
-        return by_layer, others
 
     def logits(self, tokens: mx.array, view: View) -> mx.array:
         """The model's own logits for every position: [R, T, V]."""
@@ -346,7 +382,11 @@ class CausalLM:
             return True, False
         return True, True
 
-
-def at_positions(positions: mx.array, hidden: mx.array) -> mx.array:
-    """[S, D] from hidden states [R, T, D] and positions [S] in the flattened [R * T]."""
-    return hidden.reshape(-1, hidden.shape[-1])[positions]
+    def _check_last(self) -> bool:
+        """The value of `splits_last`, tried on two short rows."""
+        tokens, last = mx.array(TRIAL_TOKENS, mx.int32), len(self.layers) - 1
+        # In float32, so that only a real difference exceeds rounding, whatever the dtype of the weights.
+        view = View(mx.float32)
+        (states,), calls = self.prefix([tokens], view, last), self._layer_calls(tokens, view)
+        with self._installed(view, self._layer_names[last]):
+            return agrees(self.layers[last], states, calls.args[last], calls.kwargs[last])

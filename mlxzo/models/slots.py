@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +53,13 @@ def decoder(model: nn.Module) -> tuple[str, nn.Module]:
 def decoder_layers(model: nn.Module) -> list[Any]:
     """The decoder layers of a model, the list that its forward pass reads; [] if it shows none."""
     return getattr(getattr(decoder(model)[1], "model", None), "layers", None) or []
+
+
+def names_by_layer(names: Iterable[str], prefix: str, layers: int) -> tuple[list[list[str]], list[str]]:
+    """The parameter names of each decoder layer, which begin with `prefix` and its number, and all other names."""
+    by_layer: list[list[str]] = [[] for _ in range(layers)]
+    others = []
+    for name in names:
+        number = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else ""
+        (by_layer[int(number)] if number.isdigit() else others).append(name)
+    return by_layer, others

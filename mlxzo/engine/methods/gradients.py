@@ -65,7 +65,7 @@ def add_gradients(
         prefix: hidden states of this micro-batch from the scorer's `prefix`; None without frozen layers.
         share: weight of each example in the differentiated loss: 1 / examples of the batch.
     """
-    causal, tokens = scorer.causal, mx.array(part.tokens)
+    causal, tokens, positions = scorer.causal, mx.array(part.tokens), mx.array(part.positions)
 
     def loss(own: Arrays, looked_up: Arrays) -> tuple[mx.array, mx.array]:
         if not causal.splits:
@@ -74,7 +74,7 @@ def add_gradients(
             calls = causal.layer_calls(tokens, own, looked_up)
             states = calls.embedded if prefix is None else prefix
             for number in range(scorer.layers, len(causal.layers)):
-                states = causal.layer(number, own, states, calls)
+                states = causal.layer(number, own, states, calls, positions)
             losses = scorer.losses_after_layers(part, own, states)
         return losses.sum() * share, losses
 
@@ -89,13 +89,13 @@ def add_checkpointed_gradients(
     scorer: Scorer, part: MicroBatch, given: Arrays, prefix: mx.array | None, share: float, total: GradientSum
 ) -> mx.array:
     """As `add_gradients`, with checkpointing; the model's layers must run one at a time (`CausalLM.splits`)."""
-    causal, tokens = scorer.causal, mx.array(part.tokens)
+    causal, tokens, positions = scorer.causal, mx.array(part.tokens), mx.array(part.positions)
     by_layer = [{n: given[n] for n in causal.layer_names(i) if n in given} for i in range(len(causal.layers))]
     others = {name: value for name, value in given.items() if not any(name in own for own in by_layer)}
     calls = causal.layer_calls(tokens, {})
     inputs = [calls.embedded if prefix is None else prefix]
     for number in range(scorer.layers, len(causal.layers)):
-        inputs.append(causal.layer(number, {}, inputs[-1], calls))
+        inputs.append(causal.layer(number, {}, inputs[-1], calls, positions))
         # One layer computes while the graph of the next one is built.
         mx.async_eval(inputs[-1])
         mx.eval(inputs[-2])
@@ -109,7 +109,7 @@ def add_checkpointed_gradients(
     for number in reversed(range(scorer.layers, len(causal.layers))):
 
         def through(own: Arrays, states: mx.array, number: int = number, slope: mx.array = slope) -> mx.array:
-            return (causal.layer(number, own, states, calls) * slope).sum()
+            return (causal.layer(number, own, states, calls, positions) * slope).sum()
 
         gradients, slope = mx.grad(through, argnums=(0, 1))(by_layer[number], inputs.pop())
         total.add(gradients, slope)
