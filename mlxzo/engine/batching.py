@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise, takewhile
 from typing import Protocol
 
@@ -118,10 +118,18 @@ class MicroBatch:
     rows: tuple[tuple[int, ...], ...]
     firsts: tuple[int, ...]
 
+    @cached_property
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct scored tokens int32 [N], and the index of each entry of `entry_target` among them, [K * L]."""
+        distinct, which = np.unique(self.entry_target, return_inverse=True)
+        return distinct, which.reshape(-1).astype(np.int32)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Examples of one step or one piece of an evaluation, cut into micro-batches.
+
+    A batch that does not change from step to step is one object: what follows from it is kept with it.
 
     Attributes:
         parts: the micro-batches, shortest first.
@@ -132,6 +140,7 @@ class Batch:
     parts: tuple[MicroBatch, ...]
     places: tuple[tuple[int, ...], ...]
     examples: tuple[EncodedExample, ...] = ()
+    _picked: dict[tuple[int, ...], Batch] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -140,15 +149,48 @@ class Batch:
 
     def picked(self, numbers: Sequence[int]) -> Batch:
         """A batch of the micro-batches at these indices, with their examples in their order."""
-        ends = list(accumulate((len(self.places[i]) for i in numbers), initial=0))
-        return Batch(tuple(self.parts[i] for i in numbers), tuple(tuple(range(*span)) for span in pairwise(ends)))
+        key = tuple(numbers)
+        if key not in self._picked:
+            ends = list(accumulate((len(self.places[i]) for i in key), initial=0))
+            self._picked.clear()
+            self._picked[key] = Batch(
+                tuple(self.parts[i] for i in key), tuple(tuple(range(*span)) for span in pairwise(ends))
+            )
+        return self._picked[key]
 
-    @property
+    @cached_property
+    def joined(self) -> MicroBatch | None:
+        """All micro-batches as one, to score states at the positions of one after the other; it has no `tokens`.
+
+        None unless all are `shared`, with as many candidates, so that each example's loss has the same bits.
+        """
+        parts = self.parts
+        if not all(part.shared for part in parts) or len({part.candidate.shape[1] for part in parts}) != 1:
+            return None
+
+        def after(name: str, counted: str) -> np.ndarray:
+            """Indices into arrays that are joined as well."""
+            starts = accumulate((len(getattr(part, counted)) for part in parts), initial=0)
+            return np.concatenate([getattr(part, name) + start for part, start in zip(parts, starts, strict=False)])
+
+        same = ("entry_target", "entry_mask", "candidate_mask", "target")
+        return replace(
+            parts[0],
+            tokens=np.zeros((0, 0), np.int32),
+            positions=np.arange(sum(len(part.positions) for part in parts), dtype=np.int32),
+            entry_position=after("entry_position", "positions"),
+            candidate=after("candidate", "entry_target"),
+            rows=tuple(row for part in parts for row in part.rows),
+            firsts=tuple(first for part in parts for first in part.firsts),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in same},
+        )
+
+    @cached_property
     def token_count(self) -> int:
         """Number of tokens, without padding."""
         return sum(len(row) for part in self.parts for row in part.rows)
 
-    @property
+    @cached_property
     def padded_token_count(self) -> int:
         """Number of tokens, padding included."""
         return sum(part.tokens.size for part in self.parts)
@@ -234,8 +276,11 @@ def _epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
     """The indices of the examples of one step (from 0), a function of its arguments alone, so any step can be repeated.
 
-    Examples are drawn without replacement within an epoch; a batch may straddle two epochs.
+    Examples are drawn without replacement within an epoch; a batch may straddle two epochs. A batch of all examples has
+    them in one order in every step, so that it is assembled once.
     """
+    if batch_size == count:
+        return list(range(count))
     first = step * batch_size
     return [_epoch_order(count, seed, i // count)[i % count] for i in range(first, first + batch_size)]
 

@@ -6,8 +6,9 @@ Losses are float64, one per example in the order of the batch, so that sums over
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -41,6 +42,7 @@ class Scorer:
         self.layers = layers if causal.splits else 0
         self.cache = cache
         self._batch_invariant: dict[int, bool] = {}
+        self._assembled_states: WeakKeyDictionary[Batch, list[mx.array]] = WeakKeyDictionary()
 
     def prefix(self, batch: Batch) -> list[mx.array] | None:
         """Input of the first trainable layer for each micro-batch, evaluated; None if no layer is frozen.
@@ -50,6 +52,9 @@ class Scorer:
         """
         if not self.layers:
             return None
+        in_memory = isinstance(self.cache, ActivationCache)
+        if in_memory and batch in self._assembled_states:
+            return self._assembled_states[batch]
         cached = [None if self.cache is None else self.cache.get(self._keys(part)) for part in batch.parts]
         computed = iter(self._compute([part for part, rows in zip(batch.parts, cached, strict=True) if rows is None]))
         states = []
@@ -59,6 +64,9 @@ class Scorer:
                 self._keep(part, rows)
             states.append(self._assembled(part, rows))
         mx.eval(states)
+        if self._behind and in_memory:
+            # Few states, at the scored positions alone: they stay assembled as long as the batch is in use.
+            self._assembled_states[batch] = states
         return states
 
     def kept_positions(self, row: Row) -> int:
@@ -68,7 +76,7 @@ class Scorer:
     @property
     def _behind(self) -> bool:
         """True if only parameters behind the last layer train, so that positions are independent of one another."""
-        return self.layers == len(self.causal.layers)
+        return 0 < self.layers == len(self.causal.layers)
 
     def _keys(self, part: MicroBatch) -> list[Hashable]:
         """For each sequence, a key of the bits of its hidden states and of the positions needed."""
@@ -151,7 +159,15 @@ class Scorer:
         measure: Measure | None = None,
     ) -> np.ndarray:
         """Loss of each example, or another measure of its scores (see `objectives`): float64 [B]."""
-        return _by_example(batch, self.scores(batch, view, prefix), measure)
+        if not self._behind or batch.joined is None:
+            return _by_example(batch, self.scores(batch, view, prefix), measure)
+        # Behind the last layer nothing depends on the micro-batches any more.
+        prefix = self.prefix(batch) if prefix is None else prefix
+        hidden = self.causal.finished(mx.concatenate(prefix), view)
+        scores = _scores(_values_from_hidden(self.causal, hidden, batch.joined, view), batch.joined)
+        losses = np.empty(batch.size)
+        losses[list(chain.from_iterable(batch.places))] = (measure or example_losses)(scores, batch.joined.target)
+        return losses
 
     def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
         """Losses of a micro-batch's examples as a function of some parameters and of the last layer's output.
@@ -281,7 +297,11 @@ def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, vi
     Args:
         hidden: [S, D], at the scored positions.
     """
-    position, target = (mx.array(entry.reshape(-1)) for entry in (part.entry_position, part.entry_target))
+    position, (labels, which) = mx.array(part.entry_position.reshape(-1)), part.labels
+    if part.shared and len(labels) * len(part.positions) <= len(which):
+        # The same few label words everywhere: their rows of the head are read once.
+        return causal.head.label_logits(hidden, mx.array(labels), view)[position, mx.array(which)]
+    target = mx.array(part.entry_target.reshape(-1))
     values = causal.head.token_logits(hidden[position], target, view)
     return values if part.shared else values - causal.head.log_normaliser(hidden, view)[position]
 

@@ -193,7 +193,11 @@ class Predictor:
             parts.append(Component("optimiser state", 8 * self.trained.numbers, why))
         if settings.keeps_prefix:
             why = "output of the frozen layers, one per example"
-            parts.append(Component("activation cache", self.prefix_bytes, why))
+            size = self.prefix_bytes
+            if self.trained.frozen_layers == self.shape.layers:
+                # The states of the batch in use stay assembled.
+                size += self.c * self.shape.hidden * sum(example.scored for example in self._batch)
+            parts.append(Component("activation cache", size, why))
         return parts
 
     def _forward(self, micro: _Micro, perturbed: bool) -> list[Component]:

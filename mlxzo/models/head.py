@@ -33,6 +33,15 @@ class Head:
         logits = (hidden.astype(mx.float32) * weight.astype(mx.float32)).sum(-1)
         return self._with_bias(logits, tokens, view)
 
+    def label_logits(self, hidden: mx.array, tokens: mx.array, view: View) -> mx.array:
+        """Logits of a few tokens at every position: float32 [S, N] for hidden [S, D] and tokens int32 [N].
+
+        They have the bits that `token_logits` gives, whatever the other positions and tokens are.
+        """
+        states, weight = hidden.astype(mx.float32), weight_rows(self.module, self.name, tokens, view).astype(mx.float32)
+        columns = [(states * row).sum(-1) for row in weight]
+        return self._with_bias(mx.stack(columns, axis=-1), tokens, view)
+
     def logits(self, hidden: mx.array, view: View) -> mx.array:
         """Logits of all tokens: float32 [S, V] for float32 hidden [S, D]."""
         weight = self.module["weight"]

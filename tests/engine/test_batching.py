@@ -153,6 +153,30 @@ def test_any_step_can_be_asked_for_alone_and_the_seed_matters():
     assert set(counts.values()) <= {2, 3}
 
 
+def test_a_batch_of_all_examples_has_one_order():
+    assert batch_indices(10, 10, 0, 0) == batch_indices(10, 10, 5, 7) == list(range(10))
+
+
+def test_micro_batches_joined_hold_the_same_candidates():
+    words = ("!", ".", "?")
+    examples = [Example(f"{'The old clock. ' * (1 + i % 4)}It was", words, i % 3) for i in range(12)]
+    batch = make_batch([encode(example, TOKENIZER, 64) for example in examples], Shapes(rows=2))
+    joined = batch.joined
+    assert len(batch.parts) > 4 and batch.joined is joined
+    tokens = np.concatenate([part.tokens.reshape(-1)[part.positions] for part in batch.parts])
+    seen = []
+    for part in batch.parts:
+        flat = part.tokens.reshape(-1)[part.positions]
+        for row, target in zip(part.candidate, part.target, strict=True):
+            seen.append((flat[part.entry_position[row]].tolist(), part.entry_target[row].tolist(), target))
+    for (before, targets, target), row, ours in zip(seen, joined.candidate, joined.target, strict=True):
+        assert tokens[joined.entry_position[row]].tolist() == before
+        assert joined.entry_target[row].tolist() == targets and ours == target
+    # Losses of candidates of several tokens, or of unequal number, are taken by micro-batch.
+    assert make_batch([encode(e, TOKENIZER, 64) for e in several_token_examples()], Shapes()).joined is None
+    assert batch.picked([1, 2]) is batch.picked((1, 2)) and batch.picked([2]).parts == batch.parts[2:3]
+
+
 def test_by_length_covers_all_examples_once():
     encoded = [encode(example, TOKENIZER, 64) for example in 4 * several_token_examples()]
     parts = [part for part, _ in by_length(encoded, 5, lambda part: make_batch(part, Shapes()))]

@@ -20,6 +20,7 @@ from mlxzo.engine.scoring import Scorer
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.trainable import prepare
 from mlxzo.tasks.base import Example
+from mlxzo.zo.perturb import Direction
 from tests.engine.examples import (
     BATCHES,
     TEXTS,
@@ -237,6 +238,35 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
         for batch, losses in zip(batches, expected, strict=True):
             assert np.array_equal(losses, kept.losses(batch, view))
             assert kept.cache is cache and cache.nbytes == stored
+
+
+@pytest.mark.parametrize("name", ("llama", "llama-untied-4bit", "gemma3"))
+@pytest.mark.parametrize("words", [("!", "."), ("!", ".", "?")])
+def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, words, monkeypatch):
+    causal = CausalLM(tiny_model(**MODELS[name]), mx.float32)
+    examples = [Example(f"{text} {'so ' * i}It was", words, i % 2) for i, text in enumerate(TEXTS)]
+    encoded = [encode(example, TOKENIZER, 64) for example in examples]
+    scorer, layers = Scorer(causal, len(causal.layers), ActivationCache()), len(causal.layers)
+    batch = make_batch(encoded, Shapes(rows=2))
+    assert len(batch.parts) > 1
+    view = causal.view(Direction(1, 2, 0, "sign", {"model.norm.weight": 1.0}), 1e-2)
+    # Each candidate by itself, from the states and rows of the head that its own micro-batch reads.
+    states = Scorer(causal, layers).prefix(batch)
+    expected = np.empty(batch.size)
+    for part, places, own in zip(batch.parts, batch.places, states, strict=True):
+        hidden = causal.finished(own, view)[mx.array(part.entry_position.reshape(-1))]
+        values = causal.head.token_logits(hidden, mx.array(part.entry_target.reshape(-1)), view)
+        grid = np.array(values, np.float64)[part.candidate]
+        losses = np.log(np.exp(grid - grid.max(1, keepdims=True)).sum(1)) + grid.max(1)
+        expected[list(places)] = losses - grid[np.arange(len(grid)), part.target]
+    first = scorer.losses(batch, view)
+    assert np.array_equal(first, expected)
+    monkeypatch.setattr(scorer, "_keys", lambda part: pytest.fail("the batch was assembled again"))
+    assert np.array_equal(scorer.losses(batch, view), first)
+    assert scorer.prefix(batch) is scorer.prefix(batch)
+    # Without a cache nothing is kept: a run that drops it to save memory keeps no assembled states either.
+    scorer.cache = None
+    assert np.array_equal(scorer.losses(batch, view), first)
 
 
 def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):

@@ -95,6 +95,8 @@ def test_long_spans_are_read_by_the_whole_layer(calls):
 class Block(nn.Module):
     """A layer that reads no cache: each position sees the mean of those before."""
 
+    use_sliding = False
+
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.inner = layer.mlp
@@ -106,6 +108,8 @@ class Block(nn.Module):
 
 class Forgetful(nn.Module):
     """A layer that gives its queries the positions of a row's beginning, whatever the cache says."""
+
+    use_sliding = False
 
     def __init__(self, layer: nn.Module):
         super().__init__()
