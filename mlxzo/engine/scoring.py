@@ -162,8 +162,8 @@ class Scorer:
         if not self._behind or batch.joined is None:
             return _by_example(batch, self.scores(batch, view, prefix), measure)
         # Behind the last layer nothing depends on the micro-batches any more.
-        prefix = self.prefix(batch) if prefix is None else prefix
-        hidden = self.causal.finished(mx.concatenate(prefix), view)
+        states = list(prefix or self.prefix(batch) or ())
+        hidden = self.causal.finished(mx.concatenate(states), view)
         scores = _scores(_values_from_hidden(self.causal, hidden, batch.joined, view), batch.joined)
         losses = np.empty(batch.size)
         losses[list(chain.from_iterable(batch.places))] = (measure or example_losses)(scores, batch.joined.target)

@@ -91,7 +91,7 @@ def agrees(layer: Any, hidden: mx.array, args: tuple, kwargs: dict[str, Any]) ->
     theirs = at_positions(positions, layer(hidden, *args, **kwargs))
     # The layer's own share of its output counts: the residual stream may be much larger.
     share = mx.linalg.norm(theirs - at_positions(positions, hidden), axis=-1)
-    return mx.all(mx.linalg.norm(ours - theirs, axis=-1) <= 1e-2 * share).item()
+    return bool(mx.all(mx.linalg.norm(ours - theirs, axis=-1) <= 1e-2 * share).item())
 
 
 class _Stop(Exception):
