@@ -90,7 +90,13 @@ class RunConfig:
         exclusive_minimum=True,
         auto="no limit",
     )
-    batch_size: int = option_field(16, "training examples per step", "method", minimum=1, maximum=4096)
+    batch_size: int = option_field(
+        16,
+        "training examples per step; a number as large as the training set, or larger, takes all of it in every step",
+        "method",
+        minimum=1,
+        maximum=1_000_000,
+    )
     micro_batch: int | None = option_field(
         None,
         "most sequences in one forward pass; a smaller number takes less memory and gives the same losses",
@@ -203,12 +209,13 @@ class RunConfig:
     )
     estimator: str = option_field(
         "spsa",
-        "estimator of the derivatives; spsa: the loss on both sides of each direction",
+        "spsa: the loss on both sides of each direction (MeZO as published); rsgn: the scores along many directions, "
+        "and a Gauss-Newton step in their span, which needs no learning rate",
         "mezo",
-        choices=("spsa",),
+        choices=("spsa", "rsgn"),
     )
     queries: int | None = option_field(
-        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa"
+        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 16 for rsgn"
     )
     clip: float | None = option_field(
         None,
@@ -312,7 +319,7 @@ class RunConfig:
     @property
     def point_count(self) -> int:
         """Forward passes per step of mezo and sequence, one at each point of the estimator."""
-        return 2 * self.direction_count
+        return self.direction_count + 2 if self.estimator == "rsgn" else 2 * self.direction_count
 
     def resolved(self) -> RunConfig:
         """The configuration as config.yaml holds it: with every default that depends on other options.

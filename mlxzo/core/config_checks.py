@@ -20,6 +20,22 @@ def combination_problems(config: RunConfig) -> list[str]:
     problems = _problems_of_objective(config)
     if config.method == "bp":
         problems += _problems_of_backpropagation(config)
+    elif config.estimator == "rsgn":
+        problems += _problems_of_rsgn(config)
+    return problems
+
+
+def _problems_of_rsgn(config: RunConfig) -> list[str]:
+    problems = []
+    if config.objective != "loss":
+        problems.append(f"estimator: rsgn minimises the loss; with the objective {config.objective} use spsa")
+    problems += [
+        f"{name}: the estimator rsgn has no learning rate; leave it out, or use --estimator spsa"
+        for name in ("lr", "update", "clip")
+        if getattr(config, name) is not None
+    ]
+    if config.weight_decay:
+        problems.append("weight_decay: the estimator rsgn has none; leave it out, or use --estimator spsa")
     return problems
 
 

@@ -16,6 +16,8 @@ def default_values(config: RunConfig) -> dict[str, Any]:
         return bp_defaults(config.parsed_scope, config.optimizer)
     defaults = mezo_defaults(config.parsed_scope, config.update, config.direction_scale)
     defaults |= {"weight_decay": 0.0, "queries": default_queries(config.estimator)}
+    if config.estimator == "rsgn":
+        return {name: defaults[name] for name in ("eps", "queries", "weight_decay")}
     if defaults["update"] == "adaptive":
         defaults["clip"] = 3.0
     return defaults
@@ -23,7 +25,7 @@ def default_values(config: RunConfig) -> dict[str, Any]:
 
 def default_queries(estimator: str) -> int:
     """Default number of random directions per step of an estimator."""
-    return {"spsa": 1}[estimator]
+    return {"spsa": 1, "rsgn": 16}[estimator]
 
 
 def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:

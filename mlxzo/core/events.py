@@ -70,10 +70,12 @@ class Step(Event):
     Attributes:
         step: from 1; `steps` is their number in the end, estimated where `max_seconds` ends the run.
         loss: the value minimised on the batch (see the option `objective`).
+        lr: learning rate; 0 for a method that has none.
         directional_derivative: the rms over the directions of the step; None for a method without directions.
         padded_tokens: `tokens` and the padding.
         ties: directions with the same loss on both sides, which gave no signal.
         bytes_sent: to other ranks.
+        damping: RSGN's, for the next step; 0 for the other methods.
     """
 
     name: ClassVar[str] = "step"
@@ -94,6 +96,7 @@ class Step(Event):
     padded_tokens: int = 0
     ties: int = 0
     bytes_sent: int = 0
+    damping: float = 0.0
 
 
 @dataclass(frozen=True)

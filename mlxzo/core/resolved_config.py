@@ -22,6 +22,9 @@ class ResolvedConfig(RunConfig):
     queries: int = 0
     weight_decay: float = -1.0
 
+    def __post_init__(self) -> None:
+        """Checks nothing: the configuration was checked before its defaults were filled in."""
+
     @staticmethod
     def of(config: RunConfig) -> ResolvedConfig:
         """Fills in the defaults of a configuration."""

@@ -124,6 +124,11 @@ class MicroBatch:
         distinct, which = np.unique(self.entry_target, return_inverse=True)
         return distinct, which.reshape(-1).astype(np.int32)
 
+    @property
+    def answer_tokens(self) -> np.ndarray:
+        """Number of tokens of the first candidate of each example, float32 [B]."""
+        return self.entry_mask.sum(axis=-1)[self.candidate[:, 0]]
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -135,11 +140,13 @@ class Batch:
         parts: the micro-batches, shortest first.
         places: for each micro-batch, the indices of its examples in the batch.
         examples: all of them, in the order of the batch.
+        repeats: it is the batch of every step of the run.
     """
 
     parts: tuple[MicroBatch, ...]
     places: tuple[tuple[int, ...], ...]
     examples: tuple[EncodedExample, ...] = ()
+    repeats: bool = False
     _picked: dict[tuple[int, ...], Batch] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -276,10 +283,10 @@ def _epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> list[int]:
     """The indices of the examples of one step (from 0), a function of its arguments alone, so any step can be repeated.
 
-    Examples are drawn without replacement within an epoch; a batch may straddle two epochs. A batch of all examples has
-    them in one order in every step, so that it is assembled once.
+    Examples are drawn without replacement within an epoch; a batch may straddle two epochs. A batch of as many or
+    more is all of them in one order, so that it is assembled once.
     """
-    if batch_size == count:
+    if batch_size >= count:
         return list(range(count))
     first = step * batch_size
     return [_epoch_order(count, seed, i // count)[i % count] for i in range(first, first + batch_size)]

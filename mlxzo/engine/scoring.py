@@ -6,7 +6,7 @@ Losses are float64, one per example in the order of the batch, so that sums over
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -120,6 +120,11 @@ class Scorer:
                 for t, part in zip(tokens, batch.parts, strict=True)
             ]
         prefix = self.prefix(batch) if prefix is None else prefix
+        if self._behind and batch.joined is not None and prefix is not None:
+            # Behind the last layer nothing depends on the micro-batches any more.
+            hidden = causal.finished(mx.concatenate(list(prefix)), view)
+            scores = _scores(_values_from_hidden(causal, hidden, batch.joined, view), batch.joined)
+            return np.split(scores, np.cumsum([len(part.target) for part in batch.parts])[:-1])
         positions = [mx.array(part.positions) for part in batch.parts]
         hidden = causal.hidden(tokens, positions, view, prefix, self.layers)
         return [
@@ -159,15 +164,7 @@ class Scorer:
         measure: Measure | None = None,
     ) -> np.ndarray:
         """Loss of each example, or another measure of its scores (see `objectives`): float64 [B]."""
-        if not self._behind or batch.joined is None:
-            return _by_example(batch, self.scores(batch, view, prefix), measure)
-        # Behind the last layer nothing depends on the micro-batches any more.
-        states = list(prefix or self.prefix(batch) or ())
-        hidden = self.causal.finished(mx.concatenate(states), view)
-        scores = _scores(_values_from_hidden(self.causal, hidden, batch.joined, view), batch.joined)
-        losses = np.empty(batch.size)
-        losses[list(chain.from_iterable(batch.places))] = (measure or example_losses)(scores, batch.joined.target)
-        return losses
+        return by_example(batch, self.scores(batch, view, prefix), measure)
 
     def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
         """Losses of a micro-batch's examples as a function of some parameters and of the last layer's output.
@@ -239,7 +236,7 @@ class Scorer:
         return self._batch_invariant[length]
 
 
-def _by_example(batch: Batch, scores: Sequence[np.ndarray], measure: Measure | None) -> np.ndarray:
+def by_example(batch: Batch, scores: Sequence[np.ndarray], measure: Measure | None = None) -> np.ndarray:
     """The loss or measure of each example, float64 [B] in the order of the batch, from scores by micro-batch."""
     losses = np.empty(batch.size)
     for part, places, grid in zip(batch.parts, batch.places, scores, strict=True):

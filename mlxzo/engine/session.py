@@ -73,7 +73,7 @@ class Session:
     judge: Judge | None = None
     team: Communicator = field(default_factory=Communicator)
     config: ResolvedConfig = field(init=False)
-    _last_batch: Batch | None = field(init=False, default=None)
+    _whole: Batch | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.config = ResolvedConfig.of(self.asked)
@@ -88,11 +88,12 @@ class Session:
         return {name: self.causal.slots[name].get() for name in self.trainable.names}
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
-        """Examples cut into the micro-batches of this run; the same batch again for the examples of the last call."""
-        last = self._last_batch
-        if last is None or [*map(id, last.examples)] != [*map(id, examples)]:
-            last = self._last_batch = make_batch(examples, self.shapes)
-        return last
+        """Examples cut into the micro-batches of this run; all training examples are the same batch each time."""
+        if [*map(id, examples)] != [*map(id, self.splits["train"])]:
+            return make_batch(examples, self.shapes)
+        if self._whole is None:
+            self._whole = replace(make_batch(examples, self.shapes), repeats=True)
+        return self._whole
 
     def shrink(self) -> str:
         """Makes the run take less memory from here on.
@@ -104,7 +105,7 @@ class Session:
         Returns:
             A description of the change; empty if nothing more can be done.
         """
-        self._last_batch = None
+        self._whole = None
         mx.clear_cache()
         return_freed_memory()
         examples = [example for split in self.splits.values() for example in split]

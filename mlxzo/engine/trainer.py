@@ -151,6 +151,7 @@ class Trainer:
                     cache_bytes=memory.cache_bytes,
                     ties=outcome.ties,
                     bytes_sent=self.team.bytes_sent - sent,
+                    damping=outcome.damping,
                 )
             )
             if (news := self.team.rank_stats()) is not None:

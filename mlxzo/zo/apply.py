@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import mlx.core as mx
 
 from .inplace import Slot, rewrite
-from .perturb import Direction
+from .perturb import Direction, View
 from .rounding import rounded
 
 # Pieces of a tensor with fewer elements than this need negligible memory, however many are in flight.
@@ -51,14 +51,58 @@ def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequ
     if not effective:
         return
     for name in names:
-        rewrite([slots[name]], partial(_moved, name, slots[name].get().shape, effective, seed))
+        rewrite([slots[name]], partial(_moved_range, name, slots[name].get().shape, effective, seed))
+
+
+class Moved(View):
+    """The weights after an update that is not applied yet, computed when they are read.
+
+    They have the bits that `apply_updates` would store, cast to the compute dtype; the stored weights do not change.
+
+    Args:
+        update: the update; one without terms gives the stored weights, by the same forward pass as any other update.
+        names: the parameters that it moves.
+        seed: seed of the run.
+    """
+
+    def __init__(self, update: Update, names: Collection[str], seed: int, dtype: mx.Dtype | None = None):
+        super().__init__(dtype)
+        terms = [(direction, factor) for direction, factor in update.terms if factor != 0.0]
+        self.update, self.names, self.seed = replace(update, terms=terms), names, seed
+
+    def changes(self, name: str, weight: mx.array) -> bool:
+        return name in self.names or super().changes(name, weight)
+
+    def dense(self, name: str, weight: mx.array) -> mx.array:
+        if name not in self.names or not self.update.terms:
+            return super().dense(name, weight)
+        table = weight.reshape(-1, weight.shape[-1] if weight.shape else 1)
+        moved = _moved(name, weight.shape, [self.update], self.seed, mx.arange(len(table)), table)
+        return self._cast(moved.reshape(weight.shape), weight.dtype)
+
+    def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
+        if name not in self.names or not self.update.terms:
+            return super().rows(name, weight, rows)
+        before = weight.reshape(-1, weight.shape[-1])[rows]
+        return self._cast(_moved(name, weight.shape, [self.update], self.seed, rows, before), weight.dtype)
+
+
+def _moved_range(
+    name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, rows: range, weight: mx.array
+) -> list[mx.array]:
+    """As `_moved`, for the rows of a range."""
+    return [_moved(name, shape, updates, seed, mx.arange(rows.start, rows.stop), weight)]
 
 
 def _moved(
-    name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, rows: range, weight: mx.array
-) -> list[mx.array]:
-    """The `rows` of a tensor of shape `shape` after the updates; `weight` [N, columns] holds them before."""
-    numbers = mx.arange(rows.start, rows.stop)
+    name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, numbers: mx.array, weight: mx.array
+) -> mx.array:
+    """Some rows of a tensor of shape `shape` after the updates.
+
+    Args:
+        numbers: numbers of the rows, int [N].
+        weight: these rows before the updates, [N, columns].
+    """
     # Otherwise MLX would generate the noise of all directions before it adds the first.
     one_by_one = weight.size >= _LARGE and sum(len(update.terms) for update in updates) > 1
     for update in updates:
@@ -71,4 +115,4 @@ def _moved(
                 mx.eval(moved)
         weight = rounded(moved, weight.dtype, name, shape, numbers, seed, update.step)
         del moved
-    return [weight]
+    return weight

@@ -8,9 +8,12 @@ Format 1, all numbers little-endian
     size     uint32: bytes of the header that follows
     header   zlib-compressed JSON in UTF-8 (see `Header`)
     check    uint32: CRC-32 of everything before it
-    records  16 bytes each, a fixed number a step: one per direction, and one for weight decay if the run has it
-        float32  derivative g_i of the estimator (0 in a decay record)
-        float32  factor c_i of the step's update (learning rate times weight decay in a decay record)
+    records  16 bytes each, a fixed number a step: one per direction, then one for weight decay if the run has it, and
+             one for the damping of RSGN
+        float32  derivative g_i of the estimator (0 in a decay record, the curvature a.A a along the move in a damping
+                 record)
+        float32  factor c_i of the step's update (learning rate times weight decay in a decay record, the damping of the
+                 next step in a damping record)
         float32  loss of the batch
         uint32   CRC-32 of the record's number (uint64) and the 12 bytes before, begun with the header's check
 
@@ -101,8 +104,13 @@ class Header:
         return bool(self.config["weight_decay"])
 
     @property
+    def damps(self) -> bool:
+        """True if each step has a record of the damping."""
+        return self.config.get("estimator") == "rsgn"
+
+    @property
     def records_a_step(self) -> int:
-        return self.directions + self.decays
+        return self.directions + self.decays + self.damps
 
     def encode(self) -> bytes:
         """Everything before the records."""
@@ -114,12 +122,21 @@ class Header:
 
 @dataclass(frozen=True)
 class JournalStep:
-    """One recorded step: derivative and factor of each direction, loss, and learning rate times weight decay."""
+    """One recorded step.
+
+    Attributes:
+        derivatives, factors: of each direction.
+        decay: learning rate times weight decay.
+        damping: RSGN's, for the next step.
+        along: the curvature along the move of RSGN, a.A a.
+    """
 
     derivatives: tuple[float, ...]
     factors: tuple[float, ...]
     loss: float
     decay: float = 0.0
+    damping: float = 0.0
+    along: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,7 @@ class Journal:
             tuple(records["factor"][:directions].tolist()),
             float(records["loss"][0]),
             float(records["factor"][directions]) if self.header.decays else 0.0,
+            *((float(records["factor"][-1]), float(records["derivative"][-1])) if self.header.damps else ()),
         )
 
     def __iter__(self) -> Iterator[JournalStep]:
@@ -233,7 +251,7 @@ class JournalWriter:
             OSError: the file cannot be written, or a new one exists already.
         """
         self._head = header.encode()
-        self._decays = header.decays
+        self._decays, self._damps = header.decays, header.damps
         self._count, self._end = 0, len(self._head)
         if after is not None:
             self._count, self._end = len(after) * header.records_a_step, after.end
@@ -256,6 +274,8 @@ class JournalWriter:
         rows = [*zip(step.derivatives, step.factors, strict=True)]
         if self._decays:
             rows.append((0.0, step.decay))
+        if self._damps:
+            rows.append((step.along, step.damping))
         records = np.zeros(len(rows), _RECORD)
         records["derivative"], records["factor"] = np.array(rows, np.float32).T
         records["loss"] = step.loss

@@ -28,13 +28,15 @@ class StepResult:
         loss: mean of the objective over the batch.
         lr: learning rate of this step.
         directional_derivative: MeZO's; the rms of several; None for backpropagation.
-        ties: directions with the same loss on both sides, which carry no signal.
+        ties: directions that change no value, which carry no signal.
+        damping: RSGN's, for the next step; 0 for the other methods.
     """
 
     loss: float
     lr: float
     directional_derivative: float | None = None
     ties: int = 0
+    damping: float = 0.0
 
 
 class Method:
@@ -97,7 +99,10 @@ def make_method(
     """
     from .backprop import Backprop
     from .mezo import MeZO
+    from .rsgn import RSGN
 
     if config.method == "bp":
         return Backprop(scorer, trainable, config, team)
+    if config.estimator == "rsgn":
+        return RSGN(scorer, trainable, config, team)
     return MeZO(scorer, trainable, config, of_answers, team)

@@ -1,0 +1,143 @@
+"""RSGN: random-subspace Gauss-Newton steps, from the scores that forward passes return (`zo.gauss_newton`).
+
+A step takes one pass at w, one at w + eps z_j for each of its k directions, and one for each trial of the move. It has
+no learning rate: the k x k system gives the length of the move, and the damping adapts to what the last moves brought.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...core.resolved_config import ResolvedConfig
+from ...models.trainable import Trainable
+from ...zo.apply import Moved, Update
+from ...zo.gauss_newton import Damping, Part, System, make_system
+from ...zo.journal import Journal, JournalStep, as_float32
+from ...zo.perturb import Direction, View
+from ..batching import Batch
+from ..distributed.communicator import Communicator, Piece
+from ..scoring import Scorer, by_example
+from . import StepResult
+from .zeroth_order import ZerothOrder, rms
+
+# A batch that stays the same: trials of a move along the same directions, each with more damping than the one before.
+_TRIALS = 4
+# Damping of the first step. A smaller batch fits its own noise, and needs more.
+_WHOLE_DAMPING, _BATCH_DAMPING = 1.0, 3.0
+
+
+class RSGN(ZerothOrder):
+    """Gauss-Newton steps in the span of random directions.
+
+    A batch that is the whole training set stays the same in every step. Then a move is tried before it is made: the
+    loss must fall, or the damping rises and the move becomes shorter. The scores at the point accepted are those at w
+    of the next step, so a step takes k + 1 passes if its first trial is accepted.
+
+    Where each step has another batch, the loss of that batch falls almost always, also where the move harms all other
+    examples. There the next batch judges a move: its loss before and after it, which takes one more pass.
+    """
+
+    def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
+        """
+        Args:
+            team: the ranks that share the forward passes; None for a run in one process.
+        """
+        super().__init__(scorer, trainable, config, team)
+        self.damping: Damping | None = None
+        # The way back from the last move, and the curvature along it.
+        self._last: tuple[Update, float] | None = None
+        # The last batch, where it repeats, and its scores at w.
+        self._scored: tuple[Batch, list[np.ndarray]] | None = None
+
+    def step(self, step: int, batch: Batch) -> StepResult:
+        if self.damping is None:
+            self.damping = Damping(_WHOLE_DAMPING if batch.repeats else _BATCH_DAMPING)
+        directions = self.directions(step)
+        views = [self.causal.view(direction, self.config.eps) for direction in directions]
+        if batch.repeats:
+            clean, sides = self._scores_at_w(step, batch), self.scores(batch, views)
+        else:
+            clean, sides = self._judged(step, batch, views, self.damping)
+        parts = [
+            Part(before, after, part.target, part.answer_tokens)
+            for before, after, part in zip(clean, sides, batch.parts, strict=True)
+        ]
+        system = make_system(parts, self.config.eps)
+        loss, *gradient = as_float32([system.loss, *system.gradient.tolist()])
+        finite = bool(np.isfinite([loss, *gradient]).all() and np.isfinite(system.curvature).all())
+        if finite:
+            if batch.repeats:
+                factors = self._tried(step, batch, system, directions, self.damping)
+            else:
+                factors = self._factors(system, self.damping)
+            along, self.damping.value = as_float32([system.along(np.array(factors)), self.damping.value])
+            if self.journal is not None:
+                record = JournalStep(tuple(gradient), tuple(factors), loss, damping=self.damping.value, along=along)
+                self.journal.append(record)
+            terms = list(zip(directions, factors, strict=True))
+            self.apply_updates(terms, step)
+            self._last = Update(step, [(direction, -factor) for direction, factor in terms]), along
+        ties = sum(
+            all(np.array_equal(after[i], before) for before, after in zip(clean, sides, strict=True))
+            for i in range(len(directions))
+        )
+        return StepResult(loss if finite else math.nan, 0.0, rms(gradient), ties, self.damping.value)
+
+    def resume(self, journal: Journal, step: int) -> None:
+        super().resume(journal, step)
+        if len(journal):
+            last = journal[len(journal) - 1]
+            terms = [
+                (direction, -factor)
+                for direction, factor in zip(self.directions(len(journal) - 1), last.factors, strict=True)
+            ]
+            self.damping, self._last = Damping(last.damping), (Update(len(journal) - 1, terms), last.along)
+
+    def _judged(
+        self, step: int, batch: Batch, views: Sequence[View], damping: Damping
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Scores at w and at `views`; the damping adapts to the last move, judged by this batch."""
+        at_w = self._moved(Update(step, []))
+        if self._last is None:
+            grids = self.scores(batch, [at_w, *views])
+            return [grid[0] for grid in grids], [grid[1:] for grid in grids]
+        move, along = self._last
+        grids = self.scores(batch, [at_w, self._moved(move), *views])
+        now, before = (float(by_example(batch, [grid[i] for grid in grids]).mean()) for i in (0, 1))
+        damping.judged(before - now, along)
+        return [grid[0] for grid in grids], [grid[2:] for grid in grids]
+
+    def _scores_at_w(self, step: int, batch: Batch) -> list[np.ndarray]:
+        """Scores of a batch that repeats, which the last step knows already."""
+        if self._scored is None or self._scored[0] is not batch:
+            self._scored = batch, [grid[0] for grid in self.scores(batch, [self._moved(Update(step, []))])]
+        return self._scored[1]
+
+    def _tried(
+        self, step: int, batch: Batch, system: System, directions: Sequence[Direction], damping: Damping
+    ) -> list[float]:
+        """Factors of the first trial that lowers the loss of the batch; zeros if none does."""
+        for _ in range(_TRIALS):
+            factors = self._factors(system, damping)
+            trial = Update(step, list(zip(directions, factors, strict=True)))
+            scores = [grid[0] for grid in self.scores(batch, [self._moved(trial)])]
+            decrease = system.loss - float(by_example(batch, scores).mean())
+            predicted = system.decrease(-np.array(factors))
+            damping.tried(decrease, predicted)
+            if decrease > 0.0:
+                self._scored = batch, scores
+                return factors
+        return [0.0] * len(directions)
+
+    def _factors(self, system: System, damping: Damping) -> list[float]:
+        """Factors of the damped step, w -= sum_j c_j z_j, as the journal stores them; the same on all ranks."""
+        (step,) = self.team.scatter_gather(
+            [Piece(1.0, (len(system.gradient),))], lambda _: [system.step(damping.value)]
+        )
+        return as_float32((-step).tolist())
+
+    def _moved(self, update: Update) -> View:
+        return Moved(update, set(self.trainable.names), self.config.seed, self.causal.compute_dtype)

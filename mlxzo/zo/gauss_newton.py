@@ -1,0 +1,160 @@
+"""Gauss-Newton systems in the span of a few random directions, from the scores of forward passes (RSGN).
+
+A forward pass returns a score for each candidate of each example, of which a zeroth-order gradient keeps one number.
+The differences of all scores along k directions are the Jacobian J of the model in their span, and with it the gradient
+b and the Gauss-Newton matrix A of the mean loss there. The step solves a k x k system, and has no learning rate.
+
+Kin: random-subspace Gauss-Newton without derivatives (Cartis and Roberts, arXiv 2206.03371); damping after Marquardt
+(1963) and Levenberg (1944). Everything is NumPy float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+# A direction along which no score changes must not make the system singular.
+_FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class System:
+    """The loss near the weights w in the span of k directions: L(w + sum_j a_j z_j) = loss + b.a + a.A a / 2.
+
+    Attributes:
+        loss: mean loss at w.
+        gradient: b, [k].
+        curvature: A, symmetric and positive semidefinite, [k, k].
+    """
+
+    loss: float
+    gradient: np.ndarray
+    curvature: np.ndarray
+
+    def step(self, damping: float) -> np.ndarray:
+        """The coefficients a [k] of the damped step: a = -(A + damping diag A)^-1 b."""
+        diagonal = np.diag(self.curvature)
+        used = diagonal > _FLOOR * max(diagonal.max(), _FLOOR)
+        step = np.zeros(len(self.gradient))
+        if used.any():
+            damped = self.curvature[np.ix_(used, used)] + np.diag((damping + _FLOOR) * diagonal[used])
+            step[used] = -np.linalg.solve(damped, self.gradient[used])
+        return step
+
+    def along(self, step: np.ndarray) -> float:
+        """The curvature along a step a [k]: a.A a."""
+        return float(step @ self.curvature @ step)
+
+    def decrease(self, step: np.ndarray) -> float:
+        """The decrease of the loss that the quadratic predicts for a step [k]."""
+        return float(-(self.gradient @ step)) - 0.5 * self.along(step)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Scores of some examples of a batch; the score of a candidate that an example does not have is -inf.
+
+    Attributes:
+        clean: scores at w, float64 [B, C].
+        sides: scores at w + eps z_j, [k, B, C].
+        target: the right candidate of each example, int [B].
+        tokens: number of tokens of each example's answer, [B]; of use where it is the only candidate.
+    """
+
+    clean: np.ndarray
+    sides: np.ndarray
+    target: np.ndarray
+    tokens: np.ndarray
+
+
+def make_system(parts: Iterable[Part], eps: float) -> System:
+    """The system of a batch.
+
+    Of several candidates the loss is the cross-entropy over their scores, and A its Gauss-Newton matrix. Of a single
+    one it is the mean negative log-likelihood of its T tokens. The other tokens' scores are unknown, so A is the
+    empirical Fisher matrix: T times the product of the example's derivatives, which for independent tokens is on
+    average the mean of the products of each token's.
+    """
+    losses, gradient, curvature, count = 0.0, 0.0, 0.0, 0
+    for part in parts:
+        add = _of_single if part.clean.shape[1] == 1 else _of_several
+        loss, b, a = add(part, eps)
+        losses, gradient, curvature, count = losses + loss, gradient + b, curvature + a, count + len(part.target)
+    return System(losses / count, np.asarray(gradient) / count, np.asarray(curvature) / count)
+
+
+def _of_single(part: Part, eps: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sums of loss, gradient and curvature over examples with one candidate each."""
+    slopes = (part.clean - part.sides)[:, :, 0] / eps
+    weighted = slopes * np.sqrt(part.tokens)
+    return -float(part.clean.sum()), slopes.sum(axis=1), _products("kb,lb->kl", weighted, weighted)
+
+
+def _of_several(part: Part, eps: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sums of loss, gradient and curvature over examples with several candidates."""
+    clean, rows = part.clean, np.arange(len(part.target))
+    top = clean.max(axis=1, keepdims=True)
+    weights = np.exp(clean - top)
+    total = weights.sum(axis=1, keepdims=True)
+    chance = weights / total
+    loss = float((np.log(total) + top).sum() - clean[rows, part.target].sum())
+    with np.errstate(invalid="ignore"):
+        jacobian = np.where(np.isneginf(clean), 0.0, (part.sides - clean) / eps)
+    residual = chance.copy()
+    residual[rows, part.target] -= 1.0
+    # Centred by the mean under p, so that J^T (diag p - p p^T) J is a sum of squares.
+    centred = (jacobian - (jacobian * chance).sum(axis=2, keepdims=True)) * np.sqrt(chance)
+    return loss, _products("kbc,bc->k", jacobian, residual), _products("kbc,lbc->kl", centred, centred)
+
+
+def _products(subscripts: str, *arrays: np.ndarray) -> np.ndarray:
+    """Sums of products in one order, whatever the number of threads: not by BLAS."""
+    return np.einsum(subscripts, *arrays, optimize=False)
+
+
+class Damping:
+    """Levenberg-Marquardt damping that adapts to what the last moves brought.
+
+    Attributes:
+        value: the damping of the next step.
+    """
+
+    # Bounds of the damping. At the lower one it no longer matters, at the upper one a move changes nothing.
+    _LEAST, _MOST = 1e-6, 1e6
+    # On another batch a single move says little: its noise is many times its effect.
+    _RATE = 0.1
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def tried(self, actual: float, predicted: float) -> None:
+        """Adapts to a move on the batch that the system was made of (Marquardt 1963).
+
+        Args:
+            actual, predicted: the decrease of the loss.
+        """
+        ratio = actual / predicted if predicted > 0.0 else 0.0
+        if not ratio >= 0.25:
+            self.value = min(4.0 * self.value, self._MOST)
+        elif ratio > 0.75:
+            self.value = max(self.value / 3.0, self._LEAST)
+
+    def judged(self, actual: float, curvature: float) -> None:
+        """Adapts to a move on examples that the system was not made of.
+
+        Along a move a the loss of all examples is L - g s + s^2 a.A a / 2, with s = 1 for the move itself. The decrease
+        found on other examples gives an unbiased estimate of g, and g / a.A a is the best s. The damping follows it in
+        small steps (stochastic approximation, Robbins and Monro 1951): it settles where moves are neither too long nor
+        too short on average.
+
+        Args:
+            actual: the decrease of the loss of the other examples.
+            curvature: a.A a.
+        """
+        if curvature > 0.0:
+            best = (actual + 0.5 * curvature) / curvature
+            change = min(1.0, max(-1.0, best - 1.0)) if math.isfinite(best) else -1.0
+            self.value = min(max((1.0 + self.value) * math.exp(-self._RATE * change) - 1.0, 0.01), self._MOST)
