@@ -1,34 +1,45 @@
-"""Workers that start at once, on Linux: forked from a process that has imported what a worker imports.
+"""Workers and commands that start at once, on Linux: forked from a process that has imported what they import.
 
 The imports, transformers above all, take most of the time that a worker takes to start, and the tests start many.
-A forked worker has an environment, a session, pipes and an exit code of its own, as any other.
+A forked worker has an environment, a session, pipes and an exit code of its own, as any other. So has a command that
+`warm_python` starts, in place of the interpreter; its own workers are warm as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
+import io
 import json
 import os
 import runpy
+import select
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from mlxzo.core.child_process import worker_environment
 from mlxzo.runtime import supervisor
 
 WARM = ("mlx_lm.models.llama", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
 WORKERS = ("mlxzo.runtime.worker", "tests.eager_worker")
-_PR_SET_CHILD_SUBREAPER = 36
+WORKER_NAME = "mlxzo-worker"
+"""The name of a forked worker in the table of processes."""
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_SOCKET = "MLXZO_WARM_SOCKET"
+"""Variable with the address of the server that commands are forked from."""
 # Read once, by libraries that the server has imported: a worker for which they differ is started cold.
 _READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON")
 
@@ -66,14 +77,29 @@ class ForkedWorker:
 
 
 class Server:
-    """The process that forks workers; it ends with this one."""
+    """The process that forks workers; it ends with this one.
 
-    def __init__(self, environment: Mapping[str, str]):
+    Args:
+        environment: that it has imported in.
+        process: to be waited for, if it is a child that this process started.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        environment: Mapping[str, str],
+        process: subprocess.Popen[bytes] | None = None,
+    ):
+        self._connection = connection
+        self._process = process
         self._environment = _read_at_import(environment)
         self._lock = threading.Lock()
-        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+
+    @staticmethod
+    def start(environment: Mapping[str, str]) -> Server:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm_workers", str(theirs.fileno())],
             cwd=Path(__file__).parents[1],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
@@ -82,6 +108,12 @@ class Server:
             start_new_session=True,
         )
         theirs.close()
+        return Server(ours, environment, process)
+
+    def end(self) -> None:
+        self._connection.close()
+        if self._process is not None:
+            self._process.wait()
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether a worker of this environment would import as the server did."""
@@ -112,9 +144,14 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
 
 
-@cache
-def _server(pid: int) -> Server:
-    return Server(supervisor.worker_environment())
+_servers: dict[int, Server] = {}
+"""The server of each process, by its id."""
+
+
+def _server() -> Server:
+    if os.getpid() not in _servers:
+        _servers[os.getpid()] = Server.start(worker_environment())
+    return _servers[os.getpid()]
 
 
 def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | ForkedWorker:
@@ -124,7 +161,7 @@ def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | F
     """
     if list(command[:3]) != [sys.executable, "-P", "-m"] or command[3] not in WORKERS or sys.platform != "linux":
         return subprocess.Popen(command, **options)
-    server = _server(os.getpid())
+    server = _server()
     if not server.suits(options["env"]):
         return subprocess.Popen(command, **options)
     with Path(os.devnull).open("rb") as nothing:
@@ -132,16 +169,61 @@ def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | F
         return ForkedWorker(server.fork(command[3:], options["env"], descriptors))
 
 
+def _subprocess() -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+
+
 @contextlib.contextmanager
 def warm_workers() -> Iterator[None]:
     """Has supervisors start their workers warm, where the system is able to."""
-    with mock.patch.object(supervisor, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen})):
-        yield
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, mock.patch.dict(os.environ):
+        os.environ[_SOCKET] = f"{folder}/socket"
+        with mock.patch.object(supervisor, "subprocess", _subprocess()):
+            yield
+        if server := _servers.pop(os.getpid(), None):
+            server.end()
 
 
-def serve(connection: socket.socket) -> None:
-    """Forks a worker for each job that comes, and returns in the worker, ready to begin."""
+def warm_python() -> str:
+    """The path of a program that runs `-m mlxzo ...` as the interpreter does, in a forked process."""
+    if sys.platform != "linux":
+        return sys.executable
+    address = Path(os.environ[_SOCKET])
+    program = address.with_name("python")
+    if not program.exists():
+        _server()
+        limit = time.monotonic() + 60
+        while not address.exists() and time.monotonic() < limit:
+            time.sleep(0.01)
+        client = Path(__file__).with_name("warm_client.py")
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S {shlex.quote(str(client))} "$@"\n')
+        program.chmod(0o700)
+    return str(program)
+
+
+def serve(connection: socket.socket, listener: socket.socket | None = None) -> None:
+    """Forks a process for each job that comes, and returns in it, ready to begin.
+
+    Args:
+        connection: to the process whose children the workers become.
+        listener: for the clients that want commands.
+    """
+    sources = [connection, *filter(None, [listener])]
     while True:
+        ready, _, _ = select.select(sources, [], [], 1.0)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if listener in ready:
+            client, _ = listener.accept()
+            if os.fork() == 0:
+                connection.close()
+                listener.close()
+                keep(client)
+                return
+            client.close()
+        if connection not in ready:
+            continue
         message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 16)
         if not message:
             sys.exit()
@@ -151,7 +233,9 @@ def serve(connection: socket.socket) -> None:
                 connection.send(str(worker).encode())
                 os._exit(0)
             become(json.loads(message), descriptors)
-            connection.close()
+            ctypes.CDLL(None).prctl(_PR_SET_NAME, WORKER_NAME.encode(), 0, 0, 0)
+            for source in sources:
+                source.close()
             return
         os.waitpid(between, 0)
         connection.send(b"ended")
@@ -171,13 +255,67 @@ def become(job: dict[str, Any], descriptors: Sequence[int]) -> None:
     sys.argv[:] = job["words"]
 
 
+def keep(client: socket.socket) -> None:
+    """Forks the process of a command, returns in it, and beside it passes on signals and at last its exit code."""
+    message, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 16)
+    command = os.fork()
+    if command == 0:
+        client.close()
+        before = _read_at_import(os.environ)
+        become(json.loads(message), descriptors)
+        # Those of before know whether they can seek.
+        sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(os.fdopen(number, "wb", closefd=False), line_buffering=number == 2, errors=errors)
+            for number, errors in ((1, "strict"), (2, "backslashreplace"))
+        )
+        if before not in (_read_at_import(os.environ), _read_at_import(worker_environment())):
+            os.execv(sys.executable, [sys.executable, "-m", *sys.argv])
+        nest()
+        return
+    for each in descriptors:
+        os.close(each)
+    ended = os.pidfd_open(command)
+    while True:
+        ready, _, _ = select.select([client, ended], [], [])
+        if ended in ready:
+            code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+            with contextlib.suppress(OSError):
+                client.send(str(code).encode())
+            os._exit(0)
+        # A client that is gone was killed.
+        os.kill(command, int(client.recv(16) or signal.SIGKILL))
+
+
+def nest() -> None:
+    """Gives this process a server of its own, forked from it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        os.close(nothing)
+        serve(theirs)
+        return
+    theirs.close()
+    _servers[os.getpid()] = Server(ours, worker_environment())
+    supervisor.subprocess = _subprocess()
+
+
 if __name__ == "__main__":
     from mlxzo.core.blas import load_fast_blas
 
     load_fast_blas()
     for module in WARM:
         importlib.import_module(module)
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    # Else each collection in a forked process would copy the pages of all that is imported.
+    gc.freeze()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(os.environ[_SOCKET])
+    listening.listen()
+    serve(socket.socket(fileno=int(sys.argv[1])), listening)
     # Else `runpy` would warn that it runs a module which is imported already.
     sys.modules.pop(sys.argv[0], None)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -18,6 +18,7 @@ from mlxzo.core.run_directory import RunDirectory, list_runs
 from mlxzo.core.yaml_file import read_yaml
 from tests.command import mlxzo, once
 from tests.tiny import tiny_folder
+from tests.warm_workers import warm_python
 from tests.workers import kill_workers
 
 
@@ -165,7 +166,7 @@ def in_training(root):
 @contextlib.contextmanager
 def training(model, root):
     """The command in a process of its own, once its run has made its third step."""
-    command = [sys.executable, "-m", "mlxzo", *long_run(model, root)]
+    command = [warm_python(), "-m", "mlxzo", *long_run(model, root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         limit = time.monotonic() + 60

@@ -32,6 +32,7 @@ from tests.engine.examples import (
     single_token_examples,
 )
 from tests.tiny import tiny_model
+from tests.variants import crossed, mostly_slow, slow
 
 CASES = [
     ("llama", {}, "full", None),
@@ -117,8 +118,10 @@ def difference(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
     return max(norms) / largest
 
 
-@pytest.mark.parametrize(("kind", "options", "scope", "compute_dtype"), CASES)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("kind", "options", "scope", "compute_dtype", "batch"),
+    crossed(CASES, [(batch,) for batch in ("several", "single", "completion")]),
+)
 def test_gradients_are_those_of_the_plain_loss_with_and_without_checkpointing(
     kind, options, scope, compute_dtype, batch
 ):
@@ -166,8 +169,9 @@ def test_micro_batches_of_one_sequence_give_the_gradient_of_the_whole_batch(scop
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("scope", ["full", "lora"])
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
+@pytest.mark.parametrize(
+    ("scope", "checkpointing"), [("full", "off"), slow("lora", "off"), slow("full", "on"), ("lora", "on")]
+)
 def test_losses_are_those_of_mlx_lms_trainer_step_by_step(tied, scope, checkpointing):
     """Answers of one length, so that the mean over the batch's tokens is the mean over its examples."""
     from mlx_lm.tuner.trainer import default_loss
@@ -371,9 +375,7 @@ def test_a_head_with_a_bias_is_differentiated_in_chunks(options, scope, monkeypa
     assert difference(gradient, expected) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("bits", "checkpointing"), [(None, "off"), (None, "on"), pytest.param(4, "on", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("bits", "checkpointing"), [(None, "off"), (None, "on"), slow(4, "on")])
 def test_neither_all_logits_nor_the_whole_effective_head_are_alive(bits, checkpointing, monkeypatch):
     vocabulary = 8_000
     monkeypatch.setattr(lazy_layers, "CHUNK_BYTES", 2**16)
@@ -385,7 +387,7 @@ def test_neither_all_logits_nor_the_whole_effective_head_are_alive(bits, checkpo
     assert peak_of_gradients(method, batch) < head < logits
 
 
-@pytest.mark.parametrize("scope", ["lora", "full"])
+@pytest.mark.parametrize("scope", mostly_slow(["lora", "full"], ["lora"]))
 def test_checkpointing_keeps_the_input_of_each_layer_and_nothing_else(scope):
     batch = long_batch(8, Shapes())
     layer_input = 4 * batch.padded_token_count * 64

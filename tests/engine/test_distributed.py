@@ -14,19 +14,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import pytest
 
+from mlxzo.cli import distributed as launching
 from mlxzo.core import events
 from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.zo.journal import steps_in
-from tests.command import mlxzo
+from tests.command import ctrl_c, mlxzo, once
 from tests.engine.test_resume import told
-from tests.workers import interrupt
+from tests.variants import mostly_slow, slow
+from tests.warm_workers import WORKER_NAME, warm_python
 
 STEPS = 24
 # Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
@@ -45,8 +49,10 @@ def arguments(config: RunConfig, ranks: int) -> list[str]:
     return ["train", "--hosts", str(ranks), "--config", str(path)]
 
 
-def command(config: RunConfig, ranks: int) -> list[str]:
-    return [sys.executable, "-m", "mlxzo", *arguments(config, ranks)]
+@pytest.fixture(autouse=True)
+def _warm_ranks(monkeypatch):
+    """Ranks are forked from a process that has imported MLX."""
+    monkeypatch.setattr(launching, "sys", SimpleNamespace(**{**vars(sys), "executable": warm_python()}))
 
 
 def finish(arguments: list[str]) -> dict:
@@ -78,10 +84,11 @@ def one_process(model, data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("ranks", "more"),
     [
-        (2, {}),
-        pytest.param(4, {}, marks=pytest.mark.slow),
-        pytest.param(2, {"parallel": "directions"}, marks=pytest.mark.slow),
-        pytest.param(3, {"shares": "1,4,1", "check_every": 1}, marks=pytest.mark.slow),
+        # Two ranks, one of which is killed, go on to these weights in the default suite (below).
+        slow(2, {}),
+        slow(4, {}),
+        slow(2, {"parallel": "directions"}),
+        slow(3, {"shares": "1,4,1", "check_every": 1}),
     ],
 )
 def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, model, data, tmp_path, one_process):
@@ -107,55 +114,50 @@ def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_
     assert result["bytes_sent"] > options["steps"] * gradients
 
 
-def workers_of(folder: Path, ranks: int) -> list[int]:
-    """Process ids of a run's workers that are alive, whichever rank each is."""
+def workers() -> list[psutil.Process]:
+    """The workers of this process's runs that are alive, whichever rank each is."""
     found = []
-    for process in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
-        with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            environment = (process / "environ").read_bytes()
-            if b"mlxzo.runtime.worker" in words and str(folder).encode() in environment:
-                found.append(int(process.name))
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == WORKER_NAME and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
-def test_when_a_rank_is_killed_all_end_with_the_reason_and_nothing_is_lost(
-    trial, model, data, tmp_path, monkeypatch, one_process
-):
-    # Every process of this run can be told by it.
-    monkeypatch.setenv("MLXZO_TEST_RUN", str(tmp_path))
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks by the name of forked workers")
+@pytest.mark.parametrize("trial", mostly_slow(range(5), [0]))
+def test_when_a_rank_is_killed_all_end_with_the_reason_and_nothing_is_lost(trial, model, data, tmp_path, one_process):
     config = configuration(model, data, tmp_path, name="run")
     run, chance = RunDirectory(tmp_path / "run"), random.Random(trial)
     until, victim = chance.randrange(1, STEPS // 2), chance.randrange(2)
-    process = subprocess.Popen(command(config, 2), stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: reached(run) >= until, process)
-        workers = workers_of(tmp_path, 2)
-        assert len(workers) == 2
+    ranks, killed_at = [], []
+
+    def kill() -> None:
+        ranks.extend(workers())
         leader = int(run.lock_path.read_text())
-        killed = leader if victim == 0 else next(pid for pid in workers if pid != leader)
+        killed = leader if victim == 0 else next(rank.pid for rank in ranks if rank.pid != leader)
         os.kill(killed, signal.SIGKILL)
-        began = time.monotonic()
-        _, said = process.communicate(timeout=90)
-        print(f"rank {victim} killed after step {until}: all ended in {time.monotonic() - began:.1f} s")
-    finally:
-        process.kill()
-    assert process.returncode == 3
-    assert f"rank {victim}" in said and "ended by SIGKILL" in said
-    assert workers_of(tmp_path, 2) == []
+        killed_at.append(time.monotonic())
+
+    with once(lambda: reached(run) >= until, kill):
+        done = mlxzo(*arguments(config, 2))
+    print(f"rank {victim} killed after step {until}: all ended in {time.monotonic() - killed_at[0]:.1f} s")
+    assert done.returncode == 3
+    assert f"rank {victim}" in done.stderr and "ended by SIGKILL" in done.stderr
+    assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks) and workers() == []
     assert "SIGKILL" in run.outcome[0].message
     # As many ranks as before, or one more.
     resumed = finish(["train", "--resume", str(run.path), "--hosts", str(2 + trial % 2)])
     assert known(resumed) == known(one_process)
+    assert resumed["ranks"] == 2 + trial % 2
 
 
 def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(model, data, tmp_path, one_process):
     config = configuration(model, data, tmp_path, name="run")
     run = RunDirectory(tmp_path / "run")
-    code, _, said = interrupt(command(config, 2), tmp_path, lambda: reached(run) >= 3)
-    assert code == 130 and "the run was stopped" in said
+    with once(lambda: reached(run) >= 3, ctrl_c):
+        stopped = mlxzo(*arguments(config, 2))
+    assert stopped.returncode == 130 and "the run was stopped" in stopped.stderr
     done = reached(run)
     assert done < STEPS and steps_in(run.path / JOURNAL) == done
     assert known(finish(["train", "--resume", str(run.path), "--hosts", "1"])) == known(one_process)
@@ -164,14 +166,6 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(mo
 def reached(run: RunDirectory) -> int:
     step = run.last_event(events.Step)
     return step.step if isinstance(step, events.Step) else 0
-
-
-def wait_for(ready, process: subprocess.Popen) -> None:
-    limit = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from mlxzo.models.trainable import prepare
 from mlxzo.zo.journal import JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder
+from tests.variants import mostly_slow
 
 TOKENS = mx.array([[5, 9, 200, 31, 7, 77]])
 STEPS = 4
@@ -73,7 +74,7 @@ def base_logits(model: Path) -> mx.array:
     return mlx_lm.load(str(model))[0](TOKENS)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", mostly_slow(SCOPES, ("full", "lora", "norms+gains/last-1")))
 def test_mlx_lm_computes_the_same_with_an_adapter_and_with_the_fused_model(scope, tmp_path):
     model = folder_of(tmp_path)
     run, expected = tuned_run(tmp_path / "runs", scope, model)
@@ -100,7 +101,7 @@ def test_an_adapter_holds_what_was_trained_and_no_more(tmp_path):
     assert json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())["fine_tune_type"] == "full"
 
 
-@pytest.mark.parametrize("scope", ["scales", "gains", "lora"])
+@pytest.mark.parametrize("scope", mostly_slow(["scales", "gains", "lora"], ("scales", "lora")))
 def test_a_quantised_base_stays_exact_where_it_can(scope, tmp_path):
     model = folder_of(tmp_path, bits=4)
     run, expected = tuned_run(tmp_path / "runs", scope, model)
@@ -132,7 +133,7 @@ def test_residual_biases_make_a_model_with_biases_or_say_why_not(tmp_path):
         export(run, "fused", tmp_path / "gemma-fused")
 
 
-@pytest.mark.parametrize("scope", ["full", "lora", "biases"])
+@pytest.mark.parametrize("scope", mostly_slow(["full", "lora", "biases"], ("full", "lora")))
 def test_a_journal_of_kilobytes_rebuilds_the_best_state(scope, tmp_path):
     model = folder_of(tmp_path)
     run, expected = tuned_run(tmp_path / "runs", scope, model)

@@ -18,6 +18,7 @@ from mlxzo.models.loading import load_model
 from mlxzo.models.resolve import resolve
 from mlxzo.tasks.registry import get_task
 from tests.tiny import VOCABULARY, tiny_folder
+from tests.variants import slow
 
 LONGEST = 12
 SHAPES = Shapes(tokens=160, written_share=2)
@@ -63,9 +64,9 @@ def loss_of(causal: CausalLM, prompt: Prompt) -> float:
     ("kind", "bits", "dtype"),
     [
         ("llama", None, mx.float32),
-        ("llama", None, mx.bfloat16),
-        ("qwen3", 4, mx.float32),
-        ("gemma3", None, mx.float32),
+        slow("llama", None, mx.bfloat16),
+        slow("qwen3", 4, mx.float32),
+        slow("gemma3", None, mx.float32),
         ("gemma3", None, mx.bfloat16),
     ],
 )

@@ -19,6 +19,7 @@ from mlxzo.zo import inplace, rounding
 from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, TEXTS, batch_of, parameters
 from tests.tiny import tiny_model
+from tests.variants import crossed, mostly_slow, slow
 
 CASES = [
     ("llama", {}, "full"),
@@ -33,6 +34,11 @@ CASES = [
     ("gemma3", {}, "full"),
     ("gemma3", {}, "norms/last-1"),
 ]
+# Of each architecture and kind of scope at least one.
+DEFAULT = [CASES[i] for i in (0, 3, 5, 6, 7, 10)]
+case = pytest.mark.parametrize(
+    ("kind", "options", "scope"), [each if each in DEFAULT else slow(*each) for each in CASES]
+)
 
 
 def mezo(kind: str = "llama", options: dict | None = None, *, compute_dtype=None, **config) -> MeZO:
@@ -97,15 +103,10 @@ def exact_derivative(method: MeZO, batch, z: Direction) -> float:
     return derivative[0].item()
 
 
-@pytest.mark.parametrize(("kind", "options", "scope"), CASES)
 @pytest.mark.parametrize(
-    ("batch", "directions"),
-    [
-        *((batch, "sign") for batch in BATCHES),
-        ("several", "gaussian"),
-        # How a direction is drawn and what kind of batch it is tried on have nothing to do with each other.
-        *(pytest.param(batch, "gaussian", marks=pytest.mark.slow) for batch in ("single", "completion")),
-    ],
+    ("kind", "options", "scope", "batch", "directions"),
+    # How a direction is drawn, what kind of batch it is tried on and what trains have little to do with each other.
+    crossed(CASES, [(batch, kind) for kind in ("sign", "gaussian") for batch in ("several", "single", "completion")]),
 )
 def test_the_two_sided_difference_is_the_directional_derivative(kind, options, scope, batch, directions):
     method, data = mezo(kind, options, scope=scope, directions=directions), BATCHES[batch]()
@@ -127,7 +128,7 @@ def test_the_two_sided_difference_is_the_directional_derivative(kind, options, s
     assert measured == pytest.approx(exact, rel=0.02, abs=1e-4 if "norms" in scope else 5e-3)
 
 
-@pytest.mark.parametrize(("kind", "options", "scope"), CASES)
+@case
 def test_evaluating_the_loss_leaves_every_weight_bit_as_it_was(kind, options, scope):
     method = mezo(kind, options, scope=scope)
     before = weights(method)
@@ -210,7 +211,7 @@ def numpy_losses(weights: dict[str, np.ndarray], part) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("kind", "options", "scope"), CASES)
+@case
 def test_a_step_moves_what_trains_along_z_and_nothing_else(kind, options, scope):
     method = mezo(kind, options, scope=scope)
     before = {n: mx.array(w) for n, w in parameters(method.causal).items()}
@@ -224,7 +225,7 @@ def test_a_step_moves_what_trains_along_z_and_nothing_else(kind, options, scope)
             assert mx.allclose(moved, z.scaled(name, weight.shape, -0.01), atol=1e-6).item()
 
 
-@pytest.mark.parametrize("scope", ["full", "last-2", "lora", "norms/last-2"])
+@pytest.mark.parametrize("scope", mostly_slow(["full", "last-2", "lora", "norms/last-2"], ["full", "lora"]))
 def test_training_is_the_same_to_the_bit_when_repeated_and_whatever_the_global_seed(scope):
     outcomes = []
     for global_seed in (1, 2):
@@ -241,7 +242,9 @@ def test_training_is_the_same_to_the_bit_when_repeated_and_whatever_the_global_s
     assert not all(np.array_equal(outcomes[0][n], w) for n, w in weights(other).items())
 
 
-@pytest.mark.parametrize(("scope", "lr"), [("full", 3e-4), ("last-2", 1e-3), ("lora", 1e-2), ("norms/last-2", 1.0)])
+@pytest.mark.parametrize(
+    ("scope", "lr"), [("full", 3e-4), slow("last-2", 1e-3), slow("lora", 1e-2), ("norms/last-2", 1.0)]
+)
 def test_training_lowers_the_loss(scope, lr):
     method = mezo(scope=scope, lr=lr)
     batch = BATCHES["single"]()
@@ -289,10 +292,17 @@ def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "scope"),
-    [("llama", {}, "full"), ("gemma3", {}, "full"), ("llama", {"tied": False}, "full"), ("llama", {"bits": 4}, "lora")],
+    ("kind", "options", "scope", "batch"),
+    crossed(
+        [
+            ("llama", {}, "full"),
+            ("gemma3", {}, "full"),
+            ("llama", {"tied": False}, "full"),
+            ("llama", {"bits": 4}, "lora"),
+        ],
+        [(batch,) for batch in BATCHES],
+    ),
 )
-@pytest.mark.parametrize("batch", BATCHES)
 def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, scope, batch, monkeypatch):
     outcomes = []
     for chunk_bytes in (inplace.CHUNK_BYTES, 4 * 64 * 40):

@@ -27,6 +27,7 @@ from mlxzo.zo import inplace
 from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
 from tests.command import mlxzo
 from tests.engine.examples import BATCHES
+from tests.variants import slow
 from tests.warm_workers import ForkedWorker, popen
 from tests.zo.test_replay import CASES, mezo, same_bits, trained
 
@@ -140,15 +141,18 @@ def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path
     assert to_the_end(run)["final_sha256"] == expected["final_sha256"]
 
 
+ANY_BYTE = range(1, RECORD_BYTES + 1)
+
+
 @pytest.mark.parametrize(
-    "case",
+    ("case", "made_again"),
     [
         # With the record of weight decay, the last one of a step.
-        "weight decay",
-        *(pytest.param(case, marks=pytest.mark.slow) for case in ("full float32", "two directions")),
+        ("weight decay", (1, RECORD_BYTES // 2, RECORD_BYTES)),
+        *(slow(case, ANY_BYTE) for case in ("weight decay", "full float32", "two directions")),
     ],
 )
-def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
+def test_a_record_torn_at_any_byte_is_made_again(case, made_again, tmp_path):
     batch = BATCHES["single"]()
     whole = mezo(*CASES[case])
     whole.journal = JournalWriter(tmp_path / "whole", whole.header("ab" * 32))
@@ -156,11 +160,13 @@ def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
         whole.step(step, batch)
     whole.journal.close()
     written = (tmp_path / "whole").read_bytes()
-    for torn in range(1, RECORD_BYTES + 1):
+    for torn in ANY_BYTE:
         path = tmp_path / f"torn{torn}"
         path.write_bytes(written[:-torn])
         journal = read(path)
         assert len(journal) == 2
+        if torn not in made_again:
+            continue
         again: MeZO = mezo(*CASES[case])
         again.resume(journal, 0)
         again.journal = JournalWriter(path, journal.header, after=journal)
@@ -169,7 +175,15 @@ def test_a_record_torn_at_any_byte_is_made_again(case, tmp_path):
         assert same_bits(trained(again), trained(whole)) and path.read_bytes() == written
 
 
-def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "2"},
+        slow({"MLX_DISABLE_COMPILE": "1"}),
+        slow({"OPENBLAS_NUM_THREADS": "2"}),
+    ],
+)
+def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(more, model, data, tmp_path, monkeypatch):
     config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=5, batch_size=4)
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     expected = to_the_end(run)["final_sha256"]
@@ -185,10 +199,9 @@ def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(model, data, tm
                           dequantise=False, on_event=lambda event: None)
         print(done["sha256"])
     """
-    for number, more in enumerate(({"MLX_DISABLE_COMPILE": "1"}, {"OPENBLAS_NUM_THREADS": "2"})):
-        environment = {**worker_environment(), "OUT": str(tmp_path / str(number)), **more}
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-        assert done.stdout.split()[-1:] == [expected], (more, done.stderr)
+    environment = {**worker_environment(), "OUT": str(tmp_path / "apart"), **more}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stdout.split()[-1:] == [expected], done.stderr
     monkeypatch.setattr(inplace, "CHUNK_BYTES", 3000)
     options = {"model": None, "form": "adapter", "dequantise": False, "on_event": lambda event: None}
     assert replay_job(run.path / JOURNAL, out=tmp_path / "chunks", **options)["sha256"] == expected
@@ -218,7 +231,7 @@ def fill(disk: Path, leave: int = 0) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("scope, eager", [("full", False), ("full", True), ("norms/last-1", True)])
+@pytest.mark.parametrize("scope, eager", [("full", False), slow("full", True), ("norms/last-1", True)])
 def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager, model, data, tmp_path, small_disk):
     """Journal and events without snapshots; snapshots too large for what is left; and small ones that still fit."""
     config = RunConfig(model=str(model), task="custom", data=str(data), scope=scope, steps=4000, batch_size=4)

@@ -17,6 +17,7 @@ import pytest
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 from tests.command import mlxzo
+from tests.variants import slow
 
 THIRTY = ("--steps", 30, "--eval-every", 10)
 
@@ -119,7 +120,7 @@ def test_a_program_s_prompts_are_answered_as_a_person_s(finished, model):
     assert wrong.returncode == 2 and "is no request" in wrong.stderr
 
 
-@pytest.mark.parametrize("scope", ["norms/last-1", "lora", "biases+gains+match:*.o_proj.weight/last-1"])
+@pytest.mark.parametrize("scope", [slow("norms/last-1"), slow("lora"), "biases+gains+match:*.o_proj.weight/last-1"])
 def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 3, "--name", "small", "--scope", scope)
     assert done.returncode == 0, done.stderr
@@ -128,7 +129,7 @@ def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_
     assert {"base", "tuned"} <= json.loads(spoken.stdout).keys()
 
 
-@pytest.mark.parametrize("more", [("--scope", "lora", "--checkpointing", "on"), ("--optimizer", "adamw")])
+@pytest.mark.parametrize("more", [("--scope", "lora", "--checkpointing", "on"), slow(("--optimizer", "adamw"))])
 def test_backpropagation_trains_in_the_same_loop(more, finished, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 20, "--name", "bp", "--method", "bp", "--lr", "3e-3", *more)
     assert done.returncode == 0, done.stderr

@@ -23,18 +23,19 @@ from mlxzo.zo.perturb import Direction
 from tests.engine.examples import BATCHES, parameters
 from tests.engine.test_mezo import both_sides, direction, exact_derivative, loss, mezo, weights
 from tests.tiny import tiny_config, tiny_model
+from tests.variants import mostly_slow, slow
 
 CASES = [
     ("llama", {}, "biases/last-2"),
-    ("llama", {}, "gains"),
-    ("llama", {"bits": 4}, "scales"),
-    ("llama", {"bits": 4, "tied": False}, "scales"),
+    slow("llama", {}, "gains"),
+    slow("llama", {"bits": 4}, "scales"),
+    slow("llama", {"bits": 4, "tied": False}, "scales"),
     ("llama", {"bits": 4}, "scales/last-2"),
-    ("llama", {"bits": 4}, "biases+gains/last-1"),
-    ("llama", {"bits": 4}, "norms+lora+scales/last-2"),
+    slow("llama", {"bits": 4}, "biases+gains/last-1"),
+    slow("llama", {"bits": 4}, "norms+lora+scales/last-2"),
     ("llama", {}, "match:*.mlp.down_proj.weight/last-2"),
     ("llama", {}, "lora+gains+norms/last-2"),
-    ("llama", {}, "biases+gains+match:*.v_proj.weight,model.norm.weight"),
+    slow("llama", {}, "biases+gains+match:*.v_proj.weight,model.norm.weight"),
     ("qwen3", {}, "norms+biases+gains"),
     ("gemma3", {}, "biases+gains/last-1"),
 ]
@@ -209,8 +210,9 @@ def base_losses(kind: str, **options) -> dict[str, float]:
     return {batch: loss_of(base, batch) for batch in BATCHES}
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("compute_dtype", [None, mx.float32])
+@pytest.mark.parametrize(
+    ("bits", "compute_dtype"), [(None, None), slow(None, mx.float32), slow(4, None), (4, mx.float32)]
+)
 def test_half_precision_models_get_float32_parameters_and_keep_the_dtype_of_their_activations(bits, compute_dtype):
     options = {"dtype": mx.bfloat16, "bits": bits}
     method = mezo(options=options, scope="norms+lora+biases+gains/last-2", compute_dtype=compute_dtype)
@@ -333,8 +335,8 @@ def test_a_step_moves_what_trains_along_z_and_nothing_else(kind, options, scope)
     assert np.mean(factors) != 0.0
 
 
-@pytest.mark.parametrize("compute_dtype", [None, mx.float32])
-@pytest.mark.parametrize("scope", ["scales", "norms+lora+biases+gains+scales/last-2"])
+@pytest.mark.parametrize("compute_dtype", [slow(None), mx.float32])
+@pytest.mark.parametrize("scope", mostly_slow(["scales", "norms+lora+biases+gains+scales/last-2"], ["scales"]))
 def test_quantised_models_give_the_same_losses_however_their_products_are_computed(scope, compute_dtype):
     method, native = (mezo(options={"bits": 4}, scope=scope, compute_dtype=d) for d in (compute_dtype, None))
     for batch in BATCHES.values():
@@ -418,10 +420,10 @@ def test_adapters_start_where_the_base_model_is_and_do_not_depend_on_global_rand
     ("scope", "options", "lr"),
     [
         ("biases", {}, 0.3),
-        ("gains", {}, 0.5),
-        ("scales/last-2", {"bits": 4}, 1e-2),
-        ("match:*.mlp.down_proj.weight", {}, 1e-3),
-        ("norms+biases+gains", {}, 0.3),
+        slow("gains", {}, 0.5),
+        slow("scales/last-2", {"bits": 4}, 1e-2),
+        slow("match:*.mlp.down_proj.weight", {}, 1e-3),
+        slow("norms+biases+gains", {}, 0.3),
     ],
 )
 def test_training_lowers_the_loss(scope, options, lr):

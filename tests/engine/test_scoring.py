@@ -30,6 +30,7 @@ from tests.engine.examples import (
     single_token_examples,
 )
 from tests.tiny import tiny_config, tiny_model
+from tests.variants import crossed, mostly_slow
 
 MODELS = {
     "llama": {"kind": "llama"},
@@ -121,7 +122,7 @@ def test_candidates_that_share_a_row_score_as_each_by_itself(name):
             assert np.allclose(ours, [plain_score(causal.model, example, word) for word in words], atol=2e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ("llama", "llama-untied-4bit", "qwen3", "gemma3")))
 def test_what_candidates_and_prompts_begin_with_in_common_may_be_read_once(name):
     causal = CausalLM(tiny_model(**MODELS[name]))
     shown = "The film was a moving story. It was great\n\n" * 2
@@ -215,8 +216,7 @@ def some_examples() -> list:
     return [encode(example, TOKENIZER, 64) for example in examples]
 
 
-@pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
-@pytest.mark.parametrize("layers", (1, 3))
+@pytest.mark.parametrize(("kind", "layers"), crossed([("llama",), ("qwen3",), ("gemma3",)], [(3,), (1,)]))
 def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, tmp_path):
     causal, examples = CausalLM(tiny_model(kind)), some_examples()
     uncut, shared = Scorer(causal), Scorer(causal, layers)
@@ -299,8 +299,7 @@ def test_frozen_layers_run_alone_where_company_changes_bits(alone, monkeypatch):
             assert mx.array_equal(single[: len(row)], state[: len(row)]).item()
 
 
-@pytest.mark.parametrize("kind", ("llama", "qwen3", "gemma3"))
-@pytest.mark.parametrize("bits", (None, 4))
+@pytest.mark.parametrize(("kind", "bits"), crossed([("llama",), ("qwen3",), ("gemma3",)], [(None,), (4,)]))
 def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):
     causal, examples = CausalLM(tiny_model(kind, bits=bits), mx.float32), some_examples()
     scorer = Scorer(causal)

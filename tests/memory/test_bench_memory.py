@@ -4,9 +4,10 @@ import pytest
 
 from bench.memory import Cell, measure_in_child
 from tests.tiny import tiny_folder
+from tests.variants import mostly_slow
 
 
-@pytest.mark.parametrize("method", ["mezo", "bp"])
+@pytest.mark.parametrize("method", mostly_slow(["mezo", "bp"], ["mezo"]))
 def test_a_cell_is_measured_near_its_prediction(tmp_path, method):
     cell = Cell(str(tiny_folder(tmp_path / "tiny")), method, "full", batch_size=2, tokens=16)
     figures = measure_in_child(cell)

@@ -19,9 +19,11 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.experiments import queue
 from mlxzo.runtime.supervisor import Supervisor
+from tests.warm_workers import warm_python
 from tests.workers import PRELUDE
 from tui import feed
 from tui.app import DEMO
+from tui.child import Child
 from tui.feed import RunFeed
 
 
@@ -30,6 +32,12 @@ def _own_preferences(request, monkeypatch, tmp_path):
     """What one test chooses in the app is not chosen in the next."""
     if "slow" not in request.keywords:
         monkeypatch.setenv("MLXZO_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def _warm_commands(monkeypatch):
+    """The app's child processes are forked from one that has imported MLX."""
+    monkeypatch.setitem(Child.start.__kwdefaults__, "_command", (warm_python(), "-P", "-m", "mlxzo"))
 
 
 @pytest.fixture

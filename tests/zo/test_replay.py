@@ -16,6 +16,7 @@ from mlxzo.zo.journal import JournalWriter, read
 from mlxzo.zo.replay import replay
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_model
+from tests.variants import mostly_slow
 
 CASES = {
     "full float32": ({}, {"scope": "full"}),
@@ -29,6 +30,7 @@ CASES = {
     "scales": ({"bits": 4}, {"scope": "scales/last-2"}),
     "rms lengths": ({}, {"scope": "last-1", "direction_scale": "rms", "directions": "gaussian"}),
 }
+DEFAULT = ("full float32", "weight decay", "two directions")
 
 
 def mezo(model_options, options) -> MeZO:
@@ -49,7 +51,7 @@ def same_bits(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow(CASES, DEFAULT))
 def test_replayed_weights_are_the_trained_ones_to_the_bit(case, tmp_path, monkeypatch):
     run = mezo(*CASES[case])
     start = trained(run)
