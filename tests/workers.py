@@ -1,13 +1,11 @@
-"""Workers without models, for tests to go on with, and commands that are interrupted in the middle of a run."""
+"""Workers without models, for tests to go on with, and how what is left of workers is ended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlxzo.core.run_directory import list_runs
@@ -46,23 +44,3 @@ def kill_workers(root: Path) -> None:
     for run in list_runs(root):
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
-
-
-def interrupt(command: Sequence[str], root: Path, ready: Callable[[], object]) -> tuple[int, str, str]:
-    """Presses Ctrl-C on a command once `ready` says something; returns its exit code, its output and its errors.
-
-    Workers of runs in `root` end with the test, whatever comes of it.
-    """
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        limit = time.monotonic() + 90
-        while not ready() and time.monotonic() < limit:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        shown, told = process.communicate(timeout=90)
-        return process.returncode, shown, told
-    finally:
-        kill_workers(root)
-        process.kill()
-        process.communicate()

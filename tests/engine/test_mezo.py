@@ -243,13 +243,14 @@ def test_training_is_the_same_to_the_bit_when_repeated_and_whatever_the_global_s
 
 
 @pytest.mark.parametrize(
-    ("scope", "lr"), [("full", 3e-4), slow("last-2", 1e-3), slow("lora", 1e-2), ("norms/last-2", 1.0)]
+    ("scope", "lr", "steps"),
+    [("full", 3e-4, 60), slow("last-2", 1e-3, 60), slow("lora", 1e-2, 80), ("norms/last-2", 1.0, 30)],
 )
-def test_training_lowers_the_loss(scope, lr):
+def test_training_lowers_the_loss(scope, lr, steps):
     method = mezo(scope=scope, lr=lr)
     batch = BATCHES["single"]()
     before = loss(method, batch)
-    for step in range(80):
+    for step in range(steps):
         method.step(step, batch)
     assert loss(method, batch) < 0.9 * before
 
