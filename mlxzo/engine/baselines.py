@@ -1,4 +1,4 @@
-"""Evaluation of a model zero-shot, in context and calibrated: the baselines of fine-tuning.
+"""Evaluation of a model zero-shot, in context, calibrated and by a probe: the baselines of fine-tuning.
 
 In-context learning puts labelled examples before the question (Brown et al. 2020). Contextual calibration divides the
 labels' probabilities by those after inputs without content (Zhao et al. 2021, arXiv 2102.09690).
@@ -23,6 +23,7 @@ from ..tasks.sampling import stable_permutation
 from .data_summary import share_candidates
 from .encoding import encode
 from .evaluation import Evaluation, Evaluator, Scored
+from .layer_probe import measure_probe, obstacle
 from .prefix_sharing import MAX_NEW_TOKENS
 from .scoring import example_losses
 from .session import Session, fetch, load_base, load_data, make_session
@@ -66,14 +67,17 @@ def evaluate_job(
     split: str,
     on_event: events.Emit,
     ways: Callable[[Task], Sequence[Baseline]] = lambda task: (Baseline(),),
+    probe: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures the base model, or the model that a source tuned, on one split of the task.
 
     Args:
         ways: returns the ways of prompting the model for a task.
+        probe: measure a ridge probe as well, where task and model allow it; else a note says why not.
 
     Returns:
-        For each way, the model, data and way, and the fields of its `Evaluation`.
+        For each way, the model, data and way, and the fields of its `Evaluation`. The probe comes last, with the same
+        keys (its loss is None) and the further fields of its `LayerProbe`.
 
     Raises:
         MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
@@ -96,10 +100,16 @@ def evaluate_job(
         "split": split,
         "data_sha256": session.data.sha256,
     }
-    return [
+    results = [
         {**facts, "asked": way.name, **asdict(way), **asdict(measure(session, split, way, on_event))}
         for way in ways(session.data.task)
     ]
+    if probe and (reason := obstacle(session, split)):
+        on_event(events.Note(reason))
+    elif probe:
+        found = asdict(measure_probe(session, split, on_event))
+        results.append({**facts, "asked": "ridge probe", **asdict(Baseline()), "loss": None, "more": {}, **found})
+    return results
 
 
 def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit) -> Evaluation:

@@ -201,6 +201,13 @@ class CausalLM:
         """The input of layer `layers` of several micro-batches: [R, T, D] each. Later layers are not computed."""
         return self._through([self._layer_calls(t, view) for t in tokens], None, view, 0, layers)
 
+    def states_after_layers(self, tokens: Sequence[mx.array], view: View) -> Iterator[list[mx.array]]:
+        """Hidden states after each layer in turn, [R, T, D] per micro-batch; the caller evaluates what it uses."""
+        calls, states = [self._layer_calls(t, view) for t in tokens], None
+        for number in range(len(self.layers)):
+            states = self._through(calls, states, view, number, number + 1)
+            yield states
+
     def _whole(self, tokens: mx.array, view: View) -> mx.array:
         with self._installed(view, self.slots):
             hidden = self.body(tokens)

@@ -9,7 +9,9 @@
 
 Model and task come from the run or journal, the model from the adapter; flags override them. Demonstrations are
 training examples, drawn by --seed; those that do not fit into --max-tokens are left out. Calibration divides the
-probabilities of the labels by those that they have after inputs without content (Zhao et al. 2021).
+probabilities of the labels by those that they have after inputs without content (Zhao et al. 2021). The ridge probe is
+a linear map from the hidden state at the end of the prompt to the labels; its layer and strength are chosen by the
+leave-one-out error on the training rows.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="print a table: majority class, zero-shot and in-context, and both calibrated where the task has labels",
+        help="print a table: majority class, zero-shot and in-context; where the task has labels, both calibrated, "
+        "and a ridge probe of the hidden states fitted to the training rows",
     )
     add_json(parser)
     add_config_options(parser, _OPTIONS)
@@ -68,11 +71,19 @@ def run(arguments: argparse.Namespace) -> int:
         return [Baseline(shots or 0, arguments.calibrate)]
 
     with RunView() as view:
-        results = evaluate_job(config, source=source, split=arguments.split, on_event=view.show, ways=ways)
+        results = evaluate_job(
+            config,
+            source=source,
+            split=arguments.split,
+            on_event=view.show,
+            ways=ways,
+            probe=arguments.baselines,
+        )
     if arguments.json:
         print_json(results if arguments.baselines else results[0])
     elif arguments.baselines:
         output().print(listing(["", results[0]["metric"], "loss", "time"], _table(results), right=("loss", "time")))
+        output().print(_remark(results))
     else:
         output().print(key_values(rows(results[0], config.model, source)))
     return EXIT_DONE
@@ -116,5 +127,23 @@ def _table(results: list[dict]) -> list[list[str]]:
         table.append(["majority class", format_metric(first["metric"], first["majority"]), "-", "-"])
     for result in results:
         value = format_metric(result["metric"], result["value"]) + more_metrics_text(result["more"])
-        table.append([result["asked"], value, format_loss(result["loss"]), format_seconds(result["seconds"])])
+        loss = "-" if _is_probe(result) else format_loss(result["loss"])
+        table.append([result["asked"], value, loss, format_seconds(result["seconds"])])
     return table
+
+
+def _remark(results: list[dict]) -> str:
+    """The rows measured, and what the probe chose."""
+    *_, last = results
+    text = f"{last['examples']:,} {last['split']} examples"
+    if not _is_probe(last):
+        return text
+    return (
+        f"{text}; standard error of the probe {100 * last['standard_error']:.1f} points. The probe reads layer "
+        f"{last['layer']} of {last['model_layers']} with ridge strength {last['strength']:.2g} per row, both chosen on "
+        f"{last['train_examples']:,} training rows."
+    )
+
+
+def _is_probe(result: dict) -> bool:
+    return "layer" in result
