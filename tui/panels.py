@@ -202,7 +202,7 @@ def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
         counts = f"{loaded.train_examples} training, {loaded.validation_examples} validation"
         rows.append(("examples", f"{counts}, {loaded.test_examples} test"))
     if step is not None:
-        rows.append(("lr", f"{step.lr:.3g}"))
+        rows.append(("damping", f"{step.damping:.3g}") if step.damping else ("lr", f"{step.lr:.3g}"))
     return rows or [("", "The facts of the run appear when the model is loaded.")]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxzo.core.config import RunConfig
+from mlxzo.core.defaults import step_limit
 from mlxzo.core.errors import DoesNotFit, ModelError
 from mlxzo.core.formatting import format_bytes, format_seconds
 from mlxzo.core.meter import system_memory
@@ -92,11 +93,14 @@ _sizes = functools.lru_cache(maxsize=4)(sizes_of)
 
 
 def training_time(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
-    """The expected time of the training steps, in words: at the speed of the first finished one of `runs` with the same
-    model, method and scope."""
+    """The expected time of the training steps, in words: the limit of the run, or its steps at the speed of the first
+    finished one of `runs` with the same model, method and scope."""
+    limit, seconds = step_limit(config), config.resolved().max_seconds
+    if limit is None:
+        return "trains until you stop it" if seconds is None else f"at most {format_seconds(seconds)} of training"
     for run in runs:
         result = run.result() or {}
         same = all(result.get(name) == getattr(config, name) for name in ("method", "scope"))
         if same and result.get("model") == Path(config.model).name and (speed := result.get("steps_per_second")):
-            return f"about {format_seconds(config.steps / speed)} of training at the speed of {run.id}"
+            return f"about {format_seconds(limit / speed)} of training at the speed of {run.id}"
     return "time: unknown until a run with this model, method and scope has finished here"

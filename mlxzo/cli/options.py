@@ -32,6 +32,14 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
             metavar=_metavar(field, option),
             help=help_text(field).replace("%", "%%"),
         )
+        if field.name == "max_seconds":
+            groups[option.group].add_argument(
+                "--minutes",
+                dest="max_minutes",
+                default=argparse.SUPPRESS,
+                metavar="NUMBER",
+                help="the same as --max-seconds, in minutes",
+            )
         if (former := former_name(field.name)) != field.name:
             parser.add_argument(flag(former), dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -39,7 +47,18 @@ def add_config_options(parser: argparse.ArgumentParser, names: Collection[str] |
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a run that were given as flags."""
     given = vars(arguments)
-    return {field.name: given[field.name] for field in options() if field.name in given}
+    values = {field.name: given[field.name] for field in options() if field.name in given}
+    if "max_minutes" in given:
+        values["max_seconds"] = _in_seconds(given["max_minutes"])
+    return values
+
+
+def _in_seconds(minutes: str) -> float | str:
+    """Minutes in seconds; a text that is no number as it is, so that it is reported with all other problems."""
+    try:
+        return 60.0 * float(minutes)
+    except ValueError:
+        return minutes
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config_checks import combination_problems, configuration_error, no_such_option, parse_values
-from .defaults import default_queries, default_values
+from . import defaults
+from .config_checks import combination_problems, configuration_error, parse_values
 from .errors import ConfigError
 from .formatting import parse_bytes
-from .options import current_name, option_field, parse_value, value_problems, yaml_text
-from .removed_options import removed_problem, without_removed
+from .options import current_name, option_field, value_problems, yaml_text
+from .removed_options import without_removed
 from .scope import STEP_SIZES, Scope
 
 
@@ -72,37 +72,54 @@ class RunConfig:
         choices=("mezo", "bp"),
     )
     scope: str = option_field(
-        "norms/last-6",
+        "norms/last-0",
         "what trains: last-K (all weights of the last K layers), or full, lora, norms, scales (of a quantised "
         "model), biases, gains or match:GLOB[,GLOB...] (parameters by name); kinds join with +, and /last-K "
         "restricts them to the last K layers (norms/last-0: the final norm alone)",
         "method",
     )
-    steps: int = option_field(300, "optimisation steps", "method", minimum=1, maximum=10_000_000)
     max_seconds: float | None = option_field(
         None,
-        "training time: the run ends after the step that reaches it. Steps and evaluations on the validation split "
-        "count; loading, zero-shot and test do not. The schedule follows --steps, never the clock",
+        "training time (or --minutes): the run ends after the step that reaches it. Steps, the first pass through "
+        "frozen layers and evaluations on the validation split count; loading, zero-shot and test do not. A schedule "
+        "follows --steps, never the clock",
         "method",
         unit="seconds",
         minimum=0.0,
         maximum=1e9,
         exclusive_minimum=True,
-        auto="no limit",
+        auto=f"{defaults.DEFAULT_SECONDS:g} for rsgn without --steps, no limit for all else",
     )
-    batch_size: int = option_field(
-        16,
+    steps: int | None = option_field(
+        None,
+        "optimisation steps",
+        "method",
+        minimum=1,
+        maximum=defaults.UNLIMITED_STEPS,
+        auto=f"as many as the time allows for rsgn, {defaults.DEFAULT_STEPS} for all else",
+    )
+    patience: int | None = option_field(
+        None,
+        "the run ends after so many evaluations without a lower validation loss (by 0.1 % at least); 0: never",
+        "method",
+        minimum=0,
+        maximum=1_000_000,
+        auto=f"{defaults.DEFAULT_PATIENCE} for rsgn without --steps, 0 for all else",
+    )
+    batch_size: int | None = option_field(
+        None,
         "training examples per step; a number as large as the training set, or larger, takes all of it in every step",
         "method",
         minimum=1,
-        maximum=1_000_000,
+        maximum=defaults.ALL_EXAMPLES,
+        auto="16; for rsgn 64, or all where the final norm alone trains and every label is one token",
     )
     micro_batch: int | None = option_field(
         None,
         "most sequences in one forward pass; a smaller number takes less memory and gives the same losses",
         "method",
         minimum=1,
-        maximum=4096,
+        maximum=defaults.MOST_ROWS,
         auto="as many as suit the device",
     )
     lr: float | None = option_field(
@@ -207,12 +224,13 @@ class RunConfig:
         "mezo",
         choices=("auto", "none", "rms"),
     )
-    estimator: str = option_field(
-        "spsa",
-        "spsa: the loss on both sides of each direction (MeZO as published); rsgn: the scores along many directions, "
-        "and a Gauss-Newton step in their span, which needs no learning rate",
+    estimator: str | None = option_field(
+        None,
+        "rsgn: the scores along many directions, and a Gauss-Newton step in their span, which needs no learning rate; "
+        "spsa: the loss on both sides of each direction (MeZO as published)",
         "mezo",
-        choices=("spsa", "rsgn"),
+        choices=("rsgn", "spsa"),
+        auto="rsgn; spsa for objectives other than the loss, and with --lr, --update, --clip or --weight-decay",
     )
     queries: int | None = option_field(
         None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 16 for rsgn"
@@ -289,7 +307,13 @@ class RunConfig:
         maximum=86400.0,
     )
     # Evaluation and output.
-    eval_every: int = option_field(50, "steps between evaluations on the validation split", "run", minimum=1)
+    eval_every: int | None = option_field(
+        None,
+        "steps between evaluations on the validation split",
+        "run",
+        minimum=1,
+        auto="5 for rsgn, 50 for all else",
+    )
     out: str = option_field("runs", "folder that holds the run directories", "run")
     name: str | None = option_field(None, "name of the run", "run", auto="made of model, task, method and seed")
 
@@ -312,14 +336,19 @@ class RunConfig:
         return self.objective in ("f1", "exact_match", "reward")
 
     @property
+    def gauss_newton(self) -> bool:
+        """Returns whether the method is mezo with the estimator rsgn."""
+        return self.method == "mezo" and defaults.default_estimator(self) == "rsgn"
+
+    @property
     def direction_count(self) -> int:
         """Random directions per step of mezo."""
-        return self.queries or default_queries(self.estimator)
+        return self.queries or defaults.default_queries(defaults.default_estimator(self))
 
     @property
     def point_count(self) -> int:
         """Forward passes per step of mezo and sequence, one at each point of the estimator."""
-        return self.direction_count + 2 if self.estimator == "rsgn" else 2 * self.direction_count
+        return self.direction_count + 2 if self.gauss_newton else 2 * self.direction_count
 
     def resolved(self) -> RunConfig:
         """The configuration as config.yaml holds it: with every default that depends on other options.
@@ -327,8 +356,8 @@ class RunConfig:
         Values of the other method stay None.
         """
         missing = {name for name, value in self.to_dict().items() if value is None}
-        defaults = {name: value for name, value in default_values(self).items() if name in missing}
-        return dataclasses.replace(self, **defaults)
+        found = {name: value for name, value in defaults.default_values(self).items() if name in missing}
+        return dataclasses.replace(self, **found)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -365,16 +394,3 @@ DATA_OPTIONS = ("task", "data", "train_examples", "train_per_label", "validation
 def options() -> tuple[dataclasses.Field, ...]:
     """The fields of RunConfig, in order; each carries its Option under metadata['option']."""
     return dataclasses.fields(RunConfig)
-
-
-def option_problems(name: Any, raw: Any) -> list[str]:
-    """Problems of an option's name and value, a text or a Python value, regardless of the other options."""
-    if gone := removed_problem(name, raw):
-        return [gone]
-    f = next((f for f in options() if f.name == current_name(name)), None)
-    if f is None:
-        return [no_such_option(name, [f.name for f in options()])]
-    try:
-        return value_problems(f, parse_value(f, raw))
-    except ValueError as error:
-        return [f"{name}: {error}"]

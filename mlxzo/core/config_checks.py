@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
-from .options import parse_value
+from .options import current_name, parse_value, value_problems
+from .removed_options import removed_problem
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -83,6 +84,20 @@ def parse_values(
         except ValueError as error:
             problems.append(f"{key}: {error}")
     return parsed
+
+
+def option_problems(known: Iterable[dataclasses.Field], name: Any, raw: Any) -> list[str]:
+    """Problems of an option's name and value, a text or a Python value, regardless of the other options."""
+    if gone := removed_problem(name, raw):
+        return [gone]
+    by_name = {f.name: f for f in known}
+    f = by_name.get(current_name(name))
+    if f is None:
+        return [no_such_option(name, by_name)]
+    try:
+        return value_problems(f, parse_value(f, raw))
+    except ValueError as error:
+        return [f"{name}: {error}"]
 
 
 def no_such_option(name: Any, known: Iterable[str]) -> str:

@@ -10,17 +10,59 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 
+# Limits that stand for none.
+UNLIMITED_STEPS = 10_000_000
+ALL_EXAMPLES = 1_000_000
+MOST_ROWS = 4096
+
+# Batch size of RSGN, where a step does not take all examples.
+RSGN_BATCH = 64
+
+DEFAULT_SECONDS = 900.0
+DEFAULT_PATIENCE = 10
+DEFAULT_STEPS = 300
+
+
 def default_values(config: RunConfig) -> dict[str, Any]:
     """Defaults of the configuration's method, by option; a clip that is not among them means no limit."""
     if config.method == "bp":
-        return bp_defaults(config.parsed_scope, config.optimizer)
-    defaults = mezo_defaults(config.parsed_scope, config.update, config.direction_scale)
-    defaults |= {"weight_decay": 0.0, "queries": default_queries(config.estimator)}
-    if config.estimator == "rsgn":
-        return {name: defaults[name] for name in ("eps", "queries", "weight_decay")}
-    if defaults["update"] == "adaptive":
-        defaults["clip"] = 3.0
-    return defaults
+        return {**_BY_STEPS, **bp_defaults(config.parsed_scope, config.optimizer)}
+    estimator, scope = default_estimator(config), config.parsed_scope
+    found = {"estimator": estimator, "queries": default_queries(estimator), "weight_decay": 0.0}
+    found |= mezo_defaults(scope, config.update, config.direction_scale)
+    if estimator == "rsgn":
+        del found["lr"], found["update"]
+        return {**found, **_rsgn_defaults(config)}
+    if found["update"] == "adaptive":
+        found["clip"] = 3.0
+    return {**_BY_STEPS, **found}
+
+
+_BY_STEPS = {"steps": DEFAULT_STEPS, "patience": 0, "batch_size": 16, "eval_every": 50}
+
+
+def _rsgn_defaults(config: RunConfig) -> dict[str, Any]:
+    """Default limits and batches of RSGN: a budget of time, and a batch size where it does not depend on the data."""
+    found: dict[str, Any] = {"steps": UNLIMITED_STEPS, "eval_every": 5}
+    if config.parsed_scope.last_layers != 0:
+        found["batch_size"] = RSGN_BATCH
+    if config.steps is not None:
+        return {**found, "patience": 0}
+    return {**found, "patience": DEFAULT_PATIENCE, "max_seconds": DEFAULT_SECONDS}
+
+
+def step_limit(config: RunConfig) -> int | None:
+    """The number of steps that ends a run; None where only time or a plateau does."""
+    steps = default_values(config)["steps"] if config.steps is None else config.steps
+    return None if steps >= UNLIMITED_STEPS else steps
+
+
+def default_estimator(config: RunConfig) -> str:
+    """The estimator of a configuration of mezo: its own, or the one that its other options need."""
+    if config.estimator is not None:
+        return config.estimator
+    needs_rate = any(getattr(config, name) is not None for name in ("lr", "update", "clip")) or config.weight_decay
+    return "spsa" if config.objective != "loss" or needs_rate else "rsgn"
 
 
 def default_queries(estimator: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .config import RunConfig
-from .defaults import default_values, mezo_defaults
+from .defaults import ALL_EXAMPLES, default_estimator, default_values, mezo_defaults
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class ResolvedConfig(RunConfig):
     update: str = ""
     queries: int = 0
     weight_decay: float = -1.0
+    estimator: str = ""
+    steps: int = 0
+    patience: int = -1
+    batch_size: int = 0
+    eval_every: int = 0
 
     def __post_init__(self) -> None:
         """Checks nothing: the configuration was checked before its defaults were filled in."""
@@ -31,6 +36,9 @@ class ResolvedConfig(RunConfig):
         defaults = {
             **mezo_defaults(config.parsed_scope, config.update, config.direction_scale),
             "queries": config.direction_count,
+            # Of RSGN on the final norm alone; `engine.session.fetch` knows whether the data allow it.
+            "batch_size": ALL_EXAMPLES,
+            "estimator": default_estimator(config),
             **default_values(config),
         }
         given = {name: value for name, value in config.to_dict().items() if value is not None}

@@ -38,7 +38,9 @@ class TrainingProgress:
         unsettled: `step` was evaluated; it is unknown whether its state was saved as the best.
         losses: of the batch of each step.
         train_seconds, tokens, padded_tokens, ties: sums over the steps.
+        stopped_by: the reason for the end of the run: `steps`, `time` or `plateau`.
         validation_seconds: total time of evaluations on the validation split.
+        validation_losses: of the validation split, by step, the zero-shot one under 0.
     """
 
     step: int = 0
@@ -49,9 +51,11 @@ class TrainingProgress:
     losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     validation_seconds: float = 0.0
+    validation_losses: dict[int, float] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
     ties: int = 0
+    stopped_by: str = "steps"
 
 
 class Checkpoints:
@@ -175,6 +179,7 @@ class Checkpoints:
             ties=history.total("ties"),
         )
         past.best = past.zero_shot.get("validation")
+        past.validation_losses = {each.evaluation.step: each.evaluation.loss for each in history.validation}
         for event in (each.evaluation for each in history.validation):
             if event.kind == "validation":
                 past.validation_seconds += event.seconds

@@ -127,8 +127,10 @@ class Scorer:
             return np.split(scores, np.cumsum([len(part.target) for part in batch.parts])[:-1])
         positions = [mx.array(part.positions) for part in batch.parts]
         hidden = causal.hidden(tokens, positions, view, prefix, self.layers)
+        normalised = [h for h, part in zip(hidden, batch.parts, strict=True) if not part.shared]
+        normalisers = iter(causal.head.log_normalisers(normalised, view) if normalised else ())
         return [
-            _scores(_values_from_hidden(causal, h, part, view), part)
+            _scores(_values_from_hidden(causal, h, part, view, None if part.shared else next(normalisers)), part)
             for h, part in zip(hidden, batch.parts, strict=True)
         ]
 
@@ -288,11 +290,14 @@ def _losses(values: mx.array, part: MicroBatch) -> mx.array:
     return example_losses(candidate_scores(values.reshape(mask.shape), mask, candidate, candidate_mask), target)
 
 
-def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View) -> mx.array:
+def _values_from_hidden(
+    causal: CausalLM, hidden: mx.array, part: MicroBatch, view: View, normaliser: mx.array | None = None
+) -> mx.array:
     """One value per scored token, float32 [K * L]: its log-likelihood, or in a `shared` micro-batch its logit.
 
     Args:
         hidden: [S, D], at the scored positions.
+        normaliser: their log normaliser [S], if it is known.
     """
     position, (labels, which) = mx.array(part.entry_position.reshape(-1)), part.labels
     if part.shared and len(labels) * len(part.positions) <= len(which):
@@ -300,7 +305,9 @@ def _values_from_hidden(causal: CausalLM, hidden: mx.array, part: MicroBatch, vi
         return causal.head.label_logits(hidden, mx.array(labels), view)[position, mx.array(which)]
     target = mx.array(part.entry_target.reshape(-1))
     values = causal.head.token_logits(hidden[position], target, view)
-    return values if part.shared else values - causal.head.log_normaliser(hidden, view)[position]
+    if part.shared:
+        return values
+    return values - (causal.head.log_normaliser(hidden, view) if normaliser is None else normaliser)[position]
 
 
 def _values_from_logits(logits: mx.array, part: MicroBatch) -> mx.array:

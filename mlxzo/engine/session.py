@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from ..core import events
 from ..core.config import RunConfig
+from ..core.defaults import ALL_EXAMPLES, RSGN_BATCH
 from ..core.errors import ConfigError
 from ..core.files import FileProgress, need_free_space
 from ..core.formatting import format_bytes
@@ -209,7 +210,8 @@ def fetch(config: RunConfig, data: TaskData, emit: events.Emit) -> Inputs:
     config = within_context(config, model, emit)
     tokenizer = load_tokenizer(model)
     return_freed_memory()
-    return Inputs(config, data, model, tokenizer, encode_splits(config, data, tokenizer))
+    splits = encode_splits(config, data, tokenizer)
+    return Inputs(with_batch_size(config, splits), data, model, tokenizer, splits)
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,18 @@ def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit
         return config
     emit(events.Note(f"max_tokens is {context}, the context length of {resolved.name}: longer texts are cut"))
     return replace(config, max_tokens=context)
+
+
+def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
+    """The configuration with a batch size, where that depends on the data.
+
+    Behind the last layer a pass over labels of one token each costs next to nothing, so a step takes all examples.
+    Other answers need the vocabulary's normaliser at each of their tokens.
+    """
+    if ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
+        return config
+    train = splits["train"]
+    return replace(config, batch_size=len(train) if all(example.shared for example in train) else RSGN_BATCH)
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:

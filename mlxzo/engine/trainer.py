@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from .session import Session
 # Decay of the smoothed loss per step; steps over which speed and ETA are averaged.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
+# A validation loss that falls by less than this share does not count as lower.
+_LEAST_GAIN = 1e-3
 
 
 class Control(Protocol):
@@ -95,6 +98,7 @@ class Trainer:
             if self.session.splits[split]:
                 self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
         self.past.best_step, self.past.best = 0, self.past.zero_shot["validation"]
+        self.past.validation_losses[0] = self.past.best.loss
         if not math.isfinite(self.past.best.loss):
             raise Diverged(
                 "the loss of the model is not a finite number even before training",
@@ -117,9 +121,10 @@ class Trainer:
             batch = self.session.batch([examples[i] for i in indices])
             outcome = self.method.step(step, batch)
             if not math.isfinite(outcome.loss):
+                mended = "try --dtype float32" if config.gauss_newton else f"lower --lr (it was {config.lr:g})"
                 raise Diverged(
                     f"the loss of step {step + 1} is not a finite number",
-                    f"lower --lr (it was {config.lr:g}); the best state so far, of step {past.best_step}, is saved",
+                    f"{mended}; the best state so far, of step {past.best_step}, is saved",
                 )
             seconds = time.perf_counter() - began
             past.step = step + 1
@@ -167,6 +172,16 @@ class Trainer:
             self.checkpoints.keep(step + 1)
             # Checked again: evaluations count towards the time.
             if self._out_of_time:
+                past.stopped_by = "time"
+                break
+            if self._on_plateau:
+                past.stopped_by = "plateau"
+                self.emit(
+                    events.Note(
+                        f"the validation loss has not fallen in the last {config.patience} evaluations: the run ends, "
+                        f"and its best state is that of step {past.best_step}"
+                    )
+                )
                 break
 
     def _is_due(self, step: int) -> bool:
@@ -188,6 +203,7 @@ class Trainer:
         self.emit(events.Phase("evaluate"))
         outcome = self._evaluate("validation", "validation", step)
         self.past.validation_seconds += outcome.seconds
+        self.past.validation_losses[step] = outcome.loss
         if outcome.better_than(self.past.best):
             self.past.best_step, self.past.best = step, outcome
             self._save_best(step)
@@ -219,6 +235,16 @@ class Trainer:
         self.emit(events.Phase("save"))
         size = save_state(self.best_path, self.session.trained_parameters(), step)
         self.emit(events.Saved(str(BEST_STATE), step, size))
+
+    @property
+    def _on_plateau(self) -> bool:
+        """Returns whether the last evaluations, as many as `patience`, found no lower validation loss.
+
+        Evaluations that were asked for in between do not count: the run must not end earlier for them.
+        """
+        patience, every = self.session.config.patience, self.session.config.eval_every
+        losses = [loss for step, loss in sorted(self.past.validation_losses.items()) if step % every == 0]
+        return 0 < patience <= evaluations_since_the_lowest(losses)
 
     @property
     def _out_of_time(self) -> bool:
@@ -255,7 +281,7 @@ class Trainer:
             "scope": config.scope,
             "seed": config.seed,
             "steps": past.step,
-            "stopped_by": "steps" if past.step == config.steps else "time",
+            "stopped_by": past.stopped_by,
             "metric": session.metric,
             "zero_shot": {split: asdict(outcome) for split, outcome in past.zero_shot.items()},
             "best": {"step": past.best_step, "validation": asdict(best)},
@@ -275,6 +301,16 @@ class Trainer:
             "ranks": self.team.size,
             "bytes_sent": self.team.bytes_sent,
         }
+
+
+def evaluations_since_the_lowest(losses: Sequence[float]) -> int:
+    """Number of losses after the last one that was lower than all before it, by 0.1 % at least."""
+    lowest, since = math.inf, 0
+    for loss in losses:
+        since += 1
+        if lowest == math.inf or loss < lowest - _LEAST_GAIN * abs(lowest):
+            lowest, since = loss, 0
+    return since
 
 
 def _smooth(mean: float, value: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..core import events
+from ..core.defaults import step_limit
 from ..core.errors import DoesNotFit
 from ..core.formatting import format_bytes
 from ..core.meter import system_memory
@@ -80,7 +81,7 @@ class Prospect:
             "options": dict(self.planned.options),
             "state": self.state,
             "step": self.step,
-            "steps": config.steps,
+            "steps": step_limit(config),
             "memory_cap_bytes": config.memory_cap_bytes,
             "predicted_bytes": self.predicted_bytes,
             "fits": self.fits,

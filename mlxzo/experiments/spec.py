@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..core.config import RunConfig, option_problems
+from ..core.config import RunConfig, options
+from ..core.config_checks import option_problems
 from ..core.errors import ConfigError, MlxzoError
 from ..core.yaml_file import GIVEN_TWICE, YamlFile
 from ..runtime.preflight import check_names
@@ -111,7 +112,7 @@ class SpecReader:
         Args:
             reserved: options that may not be here, and the reason for each.
         """
-        found = [f"{key}: {reserved[key]}"] if key in reserved else option_problems(key, value)
+        found = [f"{key}: {reserved[key]}"] if key in reserved else option_problems(options(), key, value)
         if not found and key in self._names:
             found = _name_problems(key, value)
         for text in found:

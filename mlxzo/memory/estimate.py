@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.config import RunConfig
+from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
 from ..models.architecture import DTYPE_BYTES, ModelShape
@@ -115,7 +116,7 @@ class Predictor:
         # Weights stored in another dtype than the compute dtype are cast or dequantised while their layer computes.
         self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
         multiple = Shapes.suited(self.on_cpu).multiple
-        self._batch = data.largest_batch(config.batch_size, multiple)
+        self._batch = data.largest_batch(ResolvedConfig.of(config).batch_size, multiple)
         largest = data.largest("evaluated", SCORED_AT_ONCE, multiple)
         self._evaluated = largest[: within(SCORED_AT_ONCE, largest)]
 

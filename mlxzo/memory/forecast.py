@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.config import DATA_OPTIONS, RunConfig
 from ..core.errors import MlxzoError
+from ..core.resolved_config import ResolvedConfig
 from ..models.resolve import shape_of
 from ..tasks.base import Example, TaskData
 from ..tasks.registry import load_task
@@ -59,7 +60,7 @@ class Forecast:
         limit = config.max_seconds
         if self.seconds_per_step is None:
             return limit
-        left = (config.steps - done) * self.seconds_per_step
+        left = (ResolvedConfig.of(config).steps - done) * self.seconds_per_step
         # The steps that are done have used up part of the limit.
         return left if limit is None else min(left, max(0.0, limit - done * self.seconds_per_step))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
 from ..core.formatting import format_bytes
+from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import ModelShape
 from ..models.registry import load_registry
 from ..models.resolve import shape_of_entry
@@ -185,7 +186,7 @@ def _ways(predictor: Predictor) -> Iterator[Settings]:
 
 
 def _prefix_choices(predictor: Predictor) -> Sequence[bool]:
-    config = predictor.config
+    config = ResolvedConfig.of(predictor.config)
     if not predictor.prefix_bytes:
         return (False,)
     if config.activation_cache != "auto":

@@ -60,12 +60,11 @@ class Data:
         return sum(size.row_count for size in self.train) / len(self.train)
 
     def largest_batch(self, batch_size: int, multiple: int) -> tuple[Size, ...]:
-        """The largest batch of a step: the longest examples, repeated where the batch is larger than the data.
+        """The largest batch of a step: the longest examples, or all where there are no more.
 
         A batch across two epochs may hold a long example twice; the margin covers that.
         """
-        again, rest = divmod(batch_size, len(self.train)) if self.train else (0, 0)
-        return self.train * again + self.largest("train", rest, multiple)
+        return self.largest("train", batch_size, multiple)
 
     @functools.cache  # noqa: B019 (few instances, which live as long as the process)
     def largest(self, split: str, count: int, multiple: int) -> tuple[Size, ...]:

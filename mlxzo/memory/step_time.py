@@ -24,6 +24,7 @@ from typing import Any
 from ..core.config import RunConfig
 from ..core.errors import InternalError
 from ..core.files import mlxzo_home, write_atomic
+from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import DTYPE_BYTES, ModelShape
 from .coefficients import FUSED_HEAD_DIMS, layer_width
 from .sizes import Data
@@ -100,7 +101,8 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
     activations' gradients, and as much again for the weights' where all train; checkpointing adds a forward pass.
     """
     length = data.mean_length
-    tokens = config.batch_size * length * data.mean_rows
+    size = min(ResolvedConfig.of(config).batch_size, len(data.train))
+    tokens = size * length * data.mean_rows
     moves = trained(shape, config)
     share = 1.0 - moves.frozen_layers / shape.layers if shape.layers else 1.0
     forward = _forward_seconds(shape, config, tokens, length, rates)

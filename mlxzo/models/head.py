@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -71,11 +72,18 @@ class Head:
                 {name: value for name, value in own.items() if value.ndim > 1},
                 {name: value for name, value in own.items() if value.ndim == 1},
             )
-        parts = []
-        for chunk in chunks(self.vocabulary, hidden.shape[-1]):
-            parts.append(mx.logsumexp(self._logits(hidden, chunk, view), axis=-1))
-            mx.eval(parts[-1])
-        return mx.logsumexp(mx.stack(parts), axis=0)
+        return self.log_normalisers([hidden], view)[0]
+
+    def log_normalisers(self, states: Sequence[mx.array], view: View) -> list[mx.array]:
+        """As `log_normaliser` of several arrays of hidden states, with the effective head made once for all of them."""
+        parts: list[list[mx.array]] = [[] for _ in states]
+        for chunk in chunks(self.vocabulary, states[0].shape[-1]):
+            columns = weight_rows(self.module, self.name, chunk, view).astype(mx.float32).T
+            for hidden, own in zip(states, parts, strict=True):
+                logits = self._with_bias(hidden.astype(mx.float32) @ columns, chunk, view)
+                own.append(mx.logsumexp(logits, axis=-1))
+                mx.eval(own[-1])
+        return [mx.logsumexp(mx.stack(own), axis=0) for own in parts]
 
     def _logits(self, hidden: mx.array, chunk: mx.array, view: View) -> mx.array:
         """Logits of the tokens `chunk` [N]: float32 [S, N] for float32 hidden [S, D]."""

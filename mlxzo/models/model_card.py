@@ -32,7 +32,7 @@ def card(config: RunConfig, form: str, step: int, result: dict[str, Any] | None,
         f"# {config.model}, fine-tuned on {config.task}",
         "",
         f"By mlxzo {__version__}: method `{config.method}`, scope `{config.scope}`, seed {config.seed}, "
-        f"state of step {step} of {config.steps}.",
+        f"state of step {step}.",
         "",
         *_figures(result),
         f"Base weights: SHA-256 `{base_sha256}`.",

@@ -15,8 +15,10 @@ from typing import Any
 from .. import __version__
 from ..core import events
 from ..core.config import RunConfig
+from ..core.defaults import MOST_ROWS
 from ..core.files import write_atomic
 from ..core.options import parse_shares
+from ..core.resolved_config import ResolvedConfig
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from ..engine.distributed.communicator import Communicator, check_ranks, rank_of_environment, shares_points
 from .control import RunControl
@@ -94,17 +96,24 @@ def spread(config: RunConfig, size: int) -> RunConfig:
     check_ranks(config, size)
     if shares_points(config) or config.micro_batch is not None:
         return config
-    return dataclasses.replace(config, micro_batch=-(-config.batch_size // size))
+    return dataclasses.replace(config, micro_batch=min(MOST_ROWS, -(-_batch_size(config) // size)))
+
+
+def _batch_size(config: RunConfig) -> int:
+    """Examples of a step, as far as they are known without the data."""
+    batch = ResolvedConfig.of(config).batch_size
+    return batch if config.train_examples is None else min(batch, config.train_examples)
 
 
 def _idle(config: RunConfig, size: int) -> str:
     """A note on micro-batches too large for every rank to get one; empty where they are not."""
-    rows = config.micro_batch or config.batch_size
-    if shares_points(config) or rows * (size - 1) < config.batch_size:
+    batch = _batch_size(config)
+    rows = config.micro_batch or batch
+    if shares_points(config) or rows * (size - 1) < batch:
         return ""
     return (
         f"micro-batches have up to {rows} sequences, so a step may have too few of them for {size} ranks, and some "
-        f"ranks wait: --micro-batch {-(-config.batch_size // size)} gives each one; losses change by float32 rounding"
+        f"ranks wait: --micro-batch {-(-batch // size)} gives each one; losses change by float32 rounding"
     )
 
 

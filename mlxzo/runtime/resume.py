@@ -11,7 +11,16 @@ from ..core.run_directory import RunDirectory
 
 # Options that change neither the steps already done nor the weights that follow from them.
 CHANGEABLE = (
-    *("steps", "eval_every", "memory_cap", "micro_batch", "activation_cache", "checkpointing"),
+    *(
+        "steps",
+        "max_seconds",
+        "patience",
+        "eval_every",
+        "memory_cap",
+        "micro_batch",
+        "activation_cache",
+        "checkpointing",
+    ),
     *("parallel", "shares", "check_every", "stall_seconds"),
 )
 
@@ -41,8 +50,18 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
             f"only {', '.join(CHANGEABLE)} may change; start a new run for the rest",
             problems if len(problems) > 1 else (),
         )
-    if run.result() is not None and after.steps <= before.steps:
+    if (result := run.result()) is not None and not _goes_on(before, after, result.get("stopped_by", "steps")):
         raise ConfigError(
-            f"the run {run.id} is finished, with {before.steps} steps", "give it more with --steps, or start a new run"
+            f"the run {run.id} is finished, with {result.get('steps', before.steps)} steps",
+            "give it more with --steps, --minutes or --patience, or start a new run",
         )
     return after
+
+
+def _goes_on(before: RunConfig, after: RunConfig, stopped_by: str) -> bool:
+    """Returns whether a finished run has more to do with the configuration `after`."""
+    if stopped_by == "time":
+        return after.max_seconds is None or (before.max_seconds is not None and after.max_seconds > before.max_seconds)
+    if stopped_by == "plateau":
+        return after.patience == 0 or (after.patience or 0) > (before.patience or 0)
+    return (after.steps or 0) > (before.steps or 0)

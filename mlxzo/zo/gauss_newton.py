@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -115,32 +116,41 @@ def _products(subscripts: str, *arrays: np.ndarray) -> np.ndarray:
     return np.einsum(subscripts, *arrays, optimize=False)
 
 
+@dataclass
 class Damping:
-    """Levenberg-Marquardt damping that adapts to what the last moves brought.
+    """Levenberg-Marquardt damping in two parts, each of which adapts to what the last moves brought.
 
     Attributes:
-        value: the damping of the next step.
+        trust: for the error of the quadratic model, which the batch of the step itself shows (Marquardt 1963).
+        noise: for the difference between the batch and all other examples, which only another batch shows; 0 where the
+            batch is the whole training set.
     """
 
-    # Bounds of the damping. At the lower one it no longer matters, at the upper one a move changes nothing.
-    _LEAST, _MOST = 1e-6, 1e6
-    # On another batch a single move says little: its noise is many times its effect.
-    _RATE = 0.1
+    trust: float = 1.0
+    noise: float = 3.0
 
-    def __init__(self, value: float):
-        self.value = value
+    # Bounds of the damping. At the lower one it no longer matters, at the upper one a move changes nothing.
+    _LEAST: ClassVar[float] = 1e-6
+    _MOST: ClassVar[float] = 1e6
+    # On another batch a single move says little: its noise is many times its effect.
+    _RATE: ClassVar[float] = 0.1
+
+    @property
+    def value(self) -> float:
+        """The damping of the next move."""
+        return self.trust + self.noise
 
     def tried(self, actual: float, predicted: float) -> None:
-        """Adapts to a move on the batch that the system was made of (Marquardt 1963).
+        """Adapts to a move on the batch that the system was made of.
 
         Args:
             actual, predicted: the decrease of the loss.
         """
         ratio = actual / predicted if predicted > 0.0 else 0.0
         if not ratio >= 0.25:
-            self.value = min(4.0 * self.value, self._MOST)
+            self.trust = min(4.0 * self.trust, self._MOST)
         elif ratio > 0.75:
-            self.value = max(self.value / 3.0, self._LEAST)
+            self.trust = max(self.trust / 3.0, self._LEAST)
 
     def judged(self, actual: float, curvature: float) -> None:
         """Adapts to a move on examples that the system was not made of.
@@ -157,4 +167,4 @@ class Damping:
         if curvature > 0.0:
             best = (actual + 0.5 * curvature) / curvature
             change = min(1.0, max(-1.0, best - 1.0)) if math.isfinite(best) else -1.0
-            self.value = min(max((1.0 + self.value) * math.exp(-self._RATE * change) - 1.0, 0.01), self._MOST)
+            self.noise = min(max((1.0 + self.noise) * math.exp(-self._RATE * change) - 1.0, 0.01), self._MOST)

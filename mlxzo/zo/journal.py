@@ -10,11 +10,10 @@ Format 1, all numbers little-endian
     check    uint32: CRC-32 of everything before it
     records  16 bytes each, a fixed number a step: one per direction, then one for weight decay if the run has it, and
              one for the damping of RSGN
-        float32  derivative g_i of the estimator (0 in a decay record, the curvature a.A a along the move in a damping
-                 record)
-        float32  factor c_i of the step's update (learning rate times weight decay in a decay record, the damping of the
-                 next step in a damping record)
+        float32  derivative g_i of the estimator (0 in a decay record)
+        float32  factor c_i of the step's update (learning rate times weight decay in a decay record)
         float32  loss of the batch
+                 (in a damping record: the curvature along the move, and the two parts of the damping of the next step)
         uint32   CRC-32 of the record's number (uint64) and the 12 bytes before, begun with the header's check
 
 Loss and derivative are rounded to float32 when they are measured, and the factor before it is applied, so the file has
@@ -127,16 +126,14 @@ class JournalStep:
     Attributes:
         derivatives, factors: of each direction.
         decay: learning rate times weight decay.
-        damping: RSGN's, for the next step.
-        along: the curvature along the move of RSGN, a.A a.
+        damping: of RSGN: the curvature a.A a along the move, and `trust` and `noise` of the damping of the next step.
     """
 
     derivatives: tuple[float, ...]
     factors: tuple[float, ...]
     loss: float
     decay: float = 0.0
-    damping: float = 0.0
-    along: float = 0.0
+    damping: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -161,12 +158,13 @@ class Journal:
         """The step numbered from 0."""
         records = self._records[step]
         directions = self.header.directions
+        along, trust, noise = (float(number) for number in records[-1].tolist()[:3])
         return JournalStep(
             tuple(records["derivative"][:directions].tolist()),
             tuple(records["factor"][:directions].tolist()),
             float(records["loss"][0]),
             float(records["factor"][directions]) if self.header.decays else 0.0,
-            *((float(records["factor"][-1]), float(records["derivative"][-1])) if self.header.damps else ()),
+            (along, trust, noise) if self.header.damps else (0.0, 0.0, 0.0),
         )
 
     def __iter__(self) -> Iterator[JournalStep]:
@@ -275,10 +273,12 @@ class JournalWriter:
         if self._decays:
             rows.append((0.0, step.decay))
         if self._damps:
-            rows.append((step.along, step.damping))
+            rows.append(step.damping[:2])
         records = np.zeros(len(rows), _RECORD)
         records["derivative"], records["factor"] = np.array(rows, np.float32).T
         records["loss"] = step.loss
+        if self._damps:
+            records["loss"][-1] = step.damping[2]
         records["check"] = _checks(records, self._head, self._count)
         self._write(records.tobytes())
         self._count += len(rows)

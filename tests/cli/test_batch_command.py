@@ -9,7 +9,8 @@ from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.command import ctrl_c, mlxzo, once
 from tests.tiny import tiny_folder
 
-SMALL = "steps: 4, eval_every: 2, batch_size: 4, train_examples: 16, validation_examples: 8, test_examples: 8"
+SMALL = "estimator: spsa, steps: 4, eval_every: 2, batch_size: 4, "
+SMALL += "train_examples: 16, validation_examples: 8, test_examples: 8"
 
 
 @pytest.fixture(scope="module")

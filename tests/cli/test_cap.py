@@ -59,7 +59,7 @@ def test_a_run_that_goes_over_its_cap_ends_with_3_in_plain_words_and_leaves_a_st
         "--batch-size",
         1,
     ]
-    options += ["--train-examples", 2, "--activation-cache", "off"]
+    options += ["--train-examples", 2, "--activation-cache", "off", "--estimator", "spsa"]
     peaks = uncapped(tmp_path, *options)
     need = max(peaks.values())
     assert need - peaks["load"] > 60 * MB, peaks
@@ -123,7 +123,14 @@ def over_its_cap(cap, root, *options):
 def test_a_run_near_its_cap_takes_smaller_micro_batches_and_goes_on(model, tmp_path, monkeypatch):
     """A cap a little above what the process takes: every reading is near it, and nothing is over it."""
     monkeypatch.setenv(SKIP_PLAN, "1")
-    small = {"steps": 4, "batch_size": 8, "train_examples": 16, "validation_examples": 8, "test_examples": 8}
+    small = {
+        "estimator": "spsa",
+        "steps": 4,
+        "batch_size": 8,
+        "train_examples": 16,
+        "validation_examples": 8,
+        "test_examples": 8,
+    }
     options = {"model": model, "scope": "norms/last-2", "out": str(tmp_path), "activation_cache": "ram", **small}
     free, _ = finished(RunConfig(**options, name="free"))
     need = free.result()["memory"]["footprint_peak_bytes"]
@@ -145,12 +152,20 @@ def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_loaded(model, t
 
 
 def test_a_run_is_fitted_to_its_cap_and_keeps_how(model, tmp_path):
-    small = {"steps": 3, "batch_size": 8, "train_examples": 16, "validation_examples": 8, "test_examples": 8}
+    small = {
+        "estimator": "spsa",
+        "steps": 3,
+        "batch_size": 8,
+        "train_examples": 16,
+        "validation_examples": 8,
+        "test_examples": 8,
+    }
     run, found = finished(RunConfig(model=model, scope="norms/last-2", out=str(tmp_path), memory_cap="1GB", **small))
     assert run.config.activation_cache in ("ram", "off") and run.config.memory_cap == "1GB"
     (note,) = [e.text for e in found if isinstance(e, events.Note) and "predicted to take" in e.text]
     predicted = parse_bytes(re.search(r"predicted to take ([\d.]+ \w+) of", note)[1])
-    assert run.result()["memory"]["footprint_peak_bytes"] == pytest.approx(predicted, rel=0.25)
+    # A worker forked from a warm process takes less memory of its own than one that was started.
+    assert run.result()["memory"]["footprint_peak_bytes"] == pytest.approx(predicted, rel=0.3)
 
 
 def test_the_same_seed_gives_the_same_losses_whatever_the_micro_batch(model, tmp_path):

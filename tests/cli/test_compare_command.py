@@ -12,7 +12,7 @@ from mlxzo.core.run_directory import RunDirectory, list_runs
 from tests.command import ctrl_c, mlxzo, once
 from tests.tiny import tiny_folder
 
-SMALL = ["--steps", "4", "--eval-every", "2", "--batch-size", "4", "--schedule", "constant"]
+SMALL = ["--estimator", "spsa", "--steps", "4", "--eval-every", "2", "--batch-size", "4", "--schedule", "constant"]
 SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8", "--name", "contest"]
 
 

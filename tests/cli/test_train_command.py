@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 SCOPE = ["--scope", "norms/last-2"]
-SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "4"]
+SMALL = ["--estimator", "spsa", "--steps", "6", "--eval-every", "3", "--batch-size", "4"]
 SMALL += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8"]
 
 
@@ -152,7 +152,20 @@ def test_a_disk_that_fills_up_while_saving_is_reported_with_3(model, tmp_path):
 
 def long_run(model, root):
     """Arguments of a run of more steps than any test waits for."""
-    arguments = ["train", "--model", model, "--steps", "100000", "--eval-every", "2", "--batch-size", "2", *SCOPE]
+    arguments = [
+        "train",
+        "--model",
+        model,
+        "--estimator",
+        "spsa",
+        "--steps",
+        "100000",
+        "--eval-every",
+        "2",
+        "--batch-size",
+        "2",
+        *SCOPE,
+    ]
     return [*arguments, "--validation-examples", "4", "--test-examples", "4", "--out", str(root)]
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from mlxzo.core.config import RunConfig, Scope, option_problems, options
+from mlxzo.core.config import RunConfig, Scope, options
+from mlxzo.core.config_checks import option_problems
 from mlxzo.core.defaults import mezo_defaults
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.yaml_file import read_yaml
@@ -36,7 +37,7 @@ def test_every_problem_is_listed_at_once():
     [
         ("steps", 1.5, "a whole number"),
         ("steps", True, "a whole number"),
-        ("steps", None, "a whole number"),
+        ("max_tokens", None, "a whole number"),
         ("steps", [1], "a whole number"),
         ("steps", "1e999", "a whole number"),
         ("lr", "nan", "a number above 0"),
@@ -97,7 +98,9 @@ def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
     resolved = config.resolved()
     assert resolved.eps == 0.5
     assert resolved.lr == mezo_defaults(Scope.parse("lora"), "sgd")["lr"]
-    assert dataclasses.replace(resolved, lr=None, queries=None, weight_decay=None) == config
+    assert (resolved.estimator, resolved.steps, resolved.batch_size) == ("spsa", 300, 16)
+    filled = ("lr", "queries", "weight_decay", "estimator", "steps", "patience", "batch_size", "eval_every")
+    assert dataclasses.replace(resolved, **dict.fromkeys(filled)) == config
     assert resolved.resolved() == resolved
 
 
@@ -107,7 +110,7 @@ def test_an_option_that_was_renamed_is_read_by_either_name(tmp_path, name):
     path.write_text(f"{name}: disk\n")
     config = RunConfig.from_mapping(read_yaml(path))
     assert config.activation_cache == "disk" and "prefix_cache" not in config.to_dict()
-    assert option_problems(name, "disk") == [] and option_problems(name, "tape") != []
+    assert option_problems(options(), name, "disk") == [] and option_problems(options(), name, "tape") != []
 
 
 @pytest.mark.parametrize("names", [("prefix_cache", "activation_cache"), ("activation_cache", "prefix_cache")])

@@ -98,6 +98,21 @@ def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, m
     assert result["ranks"] == ranks
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"scope": "norms/last-0", "batch_size": 1000},
+        slow({"scope": "norms/last-1", "batch_size": 8}),
+        slow({"scope": "norms/last-1", "batch_size": 8, "parallel": "directions"}),
+    ],
+)
+def test_ranks_of_rsgn_end_with_the_weights_of_one_process(more, model, data, tmp_path):
+    options = {"estimator": "rsgn", "queries": 4, "lr": None, "steps": 5, "eval_every": 5, **more}
+    expected = alone(configuration(model, data, tmp_path, name="one", **options))
+    found = finish(arguments(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
+    assert known(found) == known(expected) and found["ranks"] == 2
+
+
 @pytest.mark.slow
 def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}

@@ -43,7 +43,7 @@ case = pytest.mark.parametrize(
 
 def mezo(kind: str = "llama", options: dict | None = None, *, compute_dtype=None, **config) -> MeZO:
     model = tiny_model(kind, **(options or {}))
-    run = RunConfig(**config).resolved()
+    run = RunConfig(**{"estimator": "spsa", **config}).resolved()
     trainable = prepare(model, run)
     causal = CausalLM(model, compute_dtype)
     return MeZO(Scorer(causal, trainable.frozen_layers, ActivationCache()), trainable, run)

@@ -130,6 +130,7 @@ def test_a_kill_between_journal_and_snapshot_loses_nothing(model, data, tmp_path
         steps=12,
         eval_every=4,
         batch_size=4,
+        estimator="spsa",
     )
     expected = to_the_end(RunDirectory.create(replace(config, out=str(tmp_path), name="whole").resolved()))
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="killed").resolved())
@@ -184,7 +185,9 @@ def test_a_record_torn_at_any_byte_is_made_again(case, made_again, tmp_path):
     ],
 )
 def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(more, model, data, tmp_path, monkeypatch):
-    config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=5, batch_size=4)
+    config = RunConfig(
+        model=str(model), task="custom", data=str(data), estimator="spsa", scope="full", steps=5, batch_size=4
+    )
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     expected = to_the_end(run)["final_sha256"]
     program = f"""if True:
@@ -234,7 +237,9 @@ def fill(disk: Path, leave: int = 0) -> Path:
 @pytest.mark.parametrize("scope, eager", [("full", False), slow("full", True), ("norms/last-1", True)])
 def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager, model, data, tmp_path, small_disk):
     """Journal and events without snapshots; snapshots too large for what is left; and small ones that still fit."""
-    config = RunConfig(model=str(model), task="custom", data=str(data), scope=scope, steps=4000, batch_size=4)
+    config = RunConfig(
+        model=str(model), task="custom", data=str(data), estimator="spsa", scope=scope, steps=4000, batch_size=4
+    )
     config = replace(
         config, schedule="constant", eval_every=4000, train_examples=16, validation_examples=4, test_examples=4
     )
@@ -256,7 +261,9 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run_costs_nothing(scope, eager,
 
 
 def test_a_disk_that_is_full_leaves_no_half_of_an_export(model, data, tmp_path, small_disk):
-    config = RunConfig(model=str(model), task="custom", data=str(data), scope="full", steps=2, batch_size=4)
+    config = RunConfig(
+        model=str(model), task="custom", data=str(data), estimator="spsa", scope="full", steps=2, batch_size=4
+    )
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     to_the_end(run)
     filler = fill(small_disk, leave=100_000)

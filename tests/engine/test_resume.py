@@ -22,7 +22,9 @@ SLOW = pytest.mark.slow
 STEPS = 24
 METHODS = {
     "mezo": {"scope": "full", "lr": 1e-3},
-    "lora": {"scope": "lora/last-2", "queries": 2},
+    "rsgn": {"scope": "norms/last-0", "estimator": "rsgn", "batch_size": 1000},
+    "rsgn, batches": {"scope": "lora/last-1", "estimator": "rsgn", "queries": 3},
+    "lora": {"scope": "lora/last-2", "estimator": "spsa", "queries": 2},
     "bp": {"method": "bp", "scope": "last-2", "dtype": "bfloat16"},
 }
 
@@ -34,9 +36,8 @@ def config(model: Path, data: Path, out: Path, method: str, **more) -> RunConfig
         data=str(data),
         out=str(out),
         steps=STEPS,
-        batch_size=8,
         eval_every=5,
-        **METHODS[method],
+        **{"batch_size": 8, **METHODS[method]},
         **more,
     ).resolved()
 
@@ -75,7 +76,9 @@ def uninterrupted(model, data, tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize("method", ["mezo", pytest.param("lora", marks=SLOW), pytest.param("bp", marks=SLOW)])
+@pytest.mark.parametrize(
+    "method", ["mezo", "rsgn", *(pytest.param(name, marks=SLOW) for name in ("rsgn, batches", "lora", "bp"))]
+)
 def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):
     run = RunDirectory.create(config(model, data, tmp_path, method))
     assert isinstance(train(run, until=3), events.Failed)

@@ -157,10 +157,10 @@ def test_another_batch_judges_the_last_move():
     method = rsgn(*CASES["norms"])
     first, second = batch("several", repeats=False), batch("single", repeats=False)
     before = loss(method, second)
-    assert method.step(0, first).damping == 3.0
+    assert method.step(0, first) and method.damping.noise == 3.0
     after = loss(method, second)
-    damping = method.step(1, second).damping
-    assert (damping < 3.0) == (before - after > 0.5 * method_along(method, first)) or damping == 3.0
+    method.step(1, second)
+    assert (method.damping.noise < 3.0) == (before - after > 0.5 * method_along(method, first))
 
 
 def method_along(method: RSGN, given) -> float:

@@ -498,11 +498,11 @@ def test_a_tensor_of_zeros_takes_the_mean_length_of_its_kind_or_the_kind_s_own()
 
 def test_in_a_sum_of_kinds_each_moves_as_fast_as_it_would_alone():
     for scope in ("norms+lora", "lora+norms"):
-        run = RunConfig(scope=scope).resolved()
+        run = RunConfig(scope=scope, estimator="spsa").resolved()
         lengths = prepared(scope).scales
         norms, lora = (
             lengths["model.layers.0.input_layernorm.weight"],
             lengths["model.layers.0.self_attn.q_proj.lora_a"],
         )
-        assert run.lr * norms == pytest.approx(0.01 * RunConfig(scope="norms").resolved().lr)
-        assert run.lr * lora == pytest.approx(RunConfig(scope="lora").resolved().lr)
+        assert run.lr * norms == pytest.approx(0.01 * RunConfig(scope="norms", estimator="spsa").resolved().lr)
+        assert run.lr * lora == pytest.approx(RunConfig(scope="lora", estimator="spsa").resolved().lr)

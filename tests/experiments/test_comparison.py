@@ -2,7 +2,6 @@
 
 import pytest
 
-from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.yaml_file import read_yaml
 from mlxzo.experiments.comparison import Comparison, parse_contestant
@@ -69,7 +68,7 @@ def test_minutes_leave_steps_open_and_the_rate_constant_unless_they_are_given(tm
     (first, _) = read(tmp_path, minutes="0.5", steps=100, schedule="cosine").runs()
     assert (first.config.max_seconds, first.config.steps, first.config.schedule) == (30, 100, "cosine")
     (first, _) = read(tmp_path).runs()
-    assert (first.config.max_seconds, first.config.steps) == (None, RunConfig.steps)
+    assert (first.config.max_seconds, first.config.steps) == (None, 300)
 
 
 def test_the_name_follows_from_what_is_shared_so_that_seeds_and_contestants_can_be_added(tmp_path):

@@ -17,9 +17,12 @@ from mlxzo.memory.forecast import MemoryBudget
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
 
+# Runs that end with their steps.
+BY_STEPS = {"estimator": "spsa", "scope": "norms/last-6"}
+
 
 def config(tmp_path, name, **more):
-    return RunConfig(out=str(tmp_path), name=name, **more).resolved()
+    return RunConfig(out=str(tmp_path), name=name, **{**BY_STEPS, **more}).resolved()
 
 
 def existing(tmp_path, *told, work=True, time=0.0, name="r", **options):
@@ -81,7 +84,7 @@ def test_runs_of_other_options_are_refused_and_what_was_left_open_may_have_been_
     wanted = config(tmp_path, "r", memory_cap="1GB", batch_size=4)
     run = existing(tmp_path, memory_cap="1GB", batch_size=4)
     settled = {"memory_cap": "1GB", "batch_size": 4, "micro_batch": 2, "activation_cache": "off"}
-    run.update_config(RunConfig(out=str(tmp_path), name="r", **settled).resolved())
+    run.update_config(RunConfig(out=str(tmp_path), name="r", **BY_STEPS, **settled).resolved())
     assert changes(run.config, wanted) == {}
     RunQueue([wanted], quiet).check()
     other = config(tmp_path, "r", memory_cap="1GB", batch_size=8, lr=0.1)
@@ -128,7 +131,7 @@ def test_what_failed_before_it_began_begins_anew_and_what_left_work_goes_on(tmp_
     assert begun == ["begin anew", "begin on --resume", "begin first"]
     # The earlier failure is not told again, and the options are those of now.
     anew = RunDirectory(tmp_path / "anew")
-    assert [type(event) for event, _ in anew.events()] == [events.Finished] and anew.config.scope == RunConfig.scope
+    assert [type(event) for event, _ in anew.events()] == [events.Finished] and anew.config.scope == BY_STEPS["scope"]
 
 
 def test_a_failure_keeps_no_other_run_from_going_on(tmp_path, worker):

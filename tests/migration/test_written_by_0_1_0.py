@@ -64,7 +64,20 @@ def test_every_run_is_listed_with_its_status(folder):
 def test_a_run_that_was_cut_goes_on_to_the_weights_of_the_whole_one(mlxzo, cut, whole):
     result = mlxzo("train", "--resume", cut)
     assert result["steps"] == 12
-    assert result["final_sha256"] == RunDirectory.open(whole).result()["final_sha256"]
+    expected = RunDirectory.open(whole).result()
+    assert close(result, expected)
+    if cut.startswith("bp"):
+        assert result["final_sha256"] == expected["final_sha256"]
+
+
+def close(result: dict, expected: dict) -> bool:
+    """Whether two results agree up to the rounding of a forward pass.
+
+    0.1.0 computed the last decoder layer at all positions, this version at the scored ones only: the same numbers, with
+    other last bits, so that the steps of MeZO differ in theirs.
+    """
+    losses = [[each["best"]["validation"]["loss"], each["training_loss"]["last"]] for each in (result, expected)]
+    return losses[0] == pytest.approx(losses[1], rel=1e-3) and result["best"]["step"] == expected["best"]["step"]
 
 
 def test_a_journal_is_replayed_to_the_weights_that_it_names(mlxzo, folder):
@@ -106,7 +119,7 @@ def test_a_configuration_trains_again(mlxzo, folder):
     values = read_yaml(folder / "runs" / "mezo-done" / "config.yaml")
     assert values["prefix_cache"] == "ram"
     again = mlxzo("train", "--config", "runs/mezo-done/config.yaml", "--name", "again")
-    assert again["final_sha256"] == RunDirectory.open("mezo-done").result()["final_sha256"]
+    assert close(again, RunDirectory.open("mezo-done").result())
 
 
 def test_directions_without_signal_are_read_under_their_name_of_today(folder):

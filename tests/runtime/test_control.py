@@ -35,6 +35,7 @@ def training(model, tmp_path):
         steps=100_000,
         eval_every=50_000,
         batch_size=4,
+        estimator="spsa",
         train_examples=16,
         validation_examples=8,
         test_examples=8,
@@ -107,7 +108,15 @@ def test_an_evaluation_can_be_asked_for_at_any_step(training):
 
 
 def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_path):
-    config = RunConfig(model=model, scope="norms/last-2", steps=100_000, batch_size=4, out=str(tmp_path), name="orphan")
+    config = RunConfig(
+        model=model,
+        scope="norms/last-2",
+        steps=100_000,
+        batch_size=4,
+        estimator="spsa",
+        out=str(tmp_path),
+        name="orphan",
+    )
     run = RunDirectory.create(config)
     program = (
         "import sys\nfrom mlxzo.core.run_directory import RunDirectory\n"
@@ -147,7 +156,14 @@ def test_the_inbox_gives_each_command_once_and_passes_over_what_is_none(tmp_path
 
 
 def test_commands_for_an_earlier_worker_are_not_obeyed_by_the_next(model, tmp_path):
-    small = {"steps": 3, "batch_size": 2, "train_examples": 4, "validation_examples": 4, "test_examples": 4}
+    small = {
+        "estimator": "spsa",
+        "steps": 3,
+        "batch_size": 2,
+        "train_examples": 4,
+        "validation_examples": 4,
+        "test_examples": 4,
+    }
     run = RunDirectory.create(RunConfig(model=model, scope="norms/last-2", out=str(tmp_path), **small))
     run.commands_path.write_text('{"command": "stop", "time": 1}\n')
     supervisor = Supervisor(run)

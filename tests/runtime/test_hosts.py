@@ -61,7 +61,10 @@ def test_the_command_line_refuses_hosts_that_cannot_work(tmp_path, capsys):
         (["--hosts", str(tmp_path / "none.json")], "cannot be read"),
         (["--hosts", "0"], "1 to 256"),
         (["--hosts", "4", "--batch-size", "3"], "3 examples: 1 would have nothing to do"),
-        (["--hosts", "4", "--parallel", "directions"], "2 perturbed copies of the weights: 2 would"),
+        (
+            ["--hosts", "4", "--parallel", "directions", "--estimator", "spsa"],
+            "2 perturbed copies of the weights: 2 would",
+        ),
         (["--hosts", "2", "--shares", "1,2,3"], "3 numbers were given for 2 ranks"),
         (["--hosts", "2", "--shares", "1,none"], "positive numbers"),
         (["--hosts", "2", "--method", "bp", "--parallel", "directions"], "only the method mezo has directions"),

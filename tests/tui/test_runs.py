@@ -160,7 +160,7 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
 
 def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
     make_run(name="sweep-a")
-    make_run(name="sweep-b", events=100)
+    make_run(name="sweep-b", events=100, estimator="spsa")
     make_run(name="alone")
     summary = root / "sweep" / "summary.jsonl"
     summary.parent.mkdir()

@@ -115,9 +115,9 @@ def test_of_a_single_candidate_the_system_is_the_empirical_fisher_matrix():
 
 
 def test_damping_falls_after_moves_that_came_out_as_predicted_and_rises_after_others():
-    damping = Damping(1.0)
+    damping = Damping(1.0, 0.0)
     damping.tried(0.9, 1.0)
-    assert damping.value == pytest.approx(1 / 3)
+    assert damping.value == damping.trust == pytest.approx(1 / 3)
     damping.tried(0.5, 1.0)
     assert damping.value == pytest.approx(1 / 3)
     for actual in (0.1, -1.0, float("nan")):
@@ -128,7 +128,7 @@ def test_damping_falls_after_moves_that_came_out_as_predicted_and_rises_after_ot
 
 def test_damping_settles_where_moves_have_the_best_length_for_other_examples():
     """A quadratic whose gradient on other examples is a third of the one that the step was made of."""
-    damping, noise = Damping(0.1), np.random.default_rng(1)
+    damping, noise = Damping(0.0, 0.1), np.random.default_rng(1)
     values = []
     for _ in range(3000):
         # One direction with b = -1 and A = 1: the move is 1 / (1 + damping); other examples have b = -1/3.

@@ -35,7 +35,7 @@ DEFAULT = ("full float32", "weight decay", "two directions")
 
 def mezo(model_options, options) -> MeZO:
     model = tiny_model("llama", **model_options)
-    config = RunConfig(seed=3, steps=21, **options).resolved()
+    config = RunConfig(seed=3, steps=21, estimator="spsa", **options).resolved()
     trainable = prepare(model, config)
     return MeZO(Scorer(CausalLM(model, None), trainable.frozen_layers, ActivationCache()), trainable, config)
 

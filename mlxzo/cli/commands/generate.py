@@ -18,7 +18,8 @@ import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...core.blas import load_fast_blas
-from ...core.config import option_problems, options
+from ...core.config import options
+from ...core.config_checks import option_problems
 from ...core.errors import EXIT_DONE, ConfigError
 from ...core.formatting import printable
 from ...core.options import parse_value
@@ -109,7 +110,7 @@ def _sampling_value(arguments: argparse.Namespace, name: str) -> Any:
         ConfigError: the value is out of range.
     """
     text = getattr(arguments, f"drawn_{name}")
-    if problems := option_problems(name, text):
+    if problems := option_problems(options(), name, text):
         raise ConfigError(f"--{problems[0].replace('_', '-', 1)}", "see `mlxzo generate --help`")
     return parse_value(next(f for f in options() if f.name == name), text)
 

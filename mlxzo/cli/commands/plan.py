@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import RunConfig
+from ...core.defaults import DEFAULT_STEPS
 from ...core.errors import EXIT_DONE, ConfigError, DoesNotFit
 from ...core.formatting import format_bytes, format_count, format_seconds, parse_bytes
 from ..options import add_config_options, add_json, config_values, print_json
@@ -66,11 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser, _OPTIONS)
 
 
+_BASE = {"steps": DEFAULT_STEPS, "batch_size": 16}
+
+
 def run(arguments: argparse.Namespace) -> int:
     from ...memory.plan_table import recommend, table
     from ...memory.step_time import calibrate, load_calibration
 
-    base = RunConfig.from_mapping(config_values(arguments))
+    # All ways are compared at the same number of steps and examples.
+    base = RunConfig.from_mapping({**_BASE, **config_values(arguments)})
     cap = _cap(arguments.cap)
     _check_figure(arguments.figure)
     data, source = _data(arguments, base)
@@ -102,6 +107,10 @@ class _Plan:
     source: str
     advice: str
     calibration: Calibration | None
+
+    @property
+    def steps(self) -> int:
+        return self.base.steps or DEFAULT_STEPS
 
 
 def _cap(text: str | None) -> int:
@@ -171,7 +180,7 @@ def _need_room(rows: Sequence[PlanRow], cap: int) -> None:
 def _document(plan: _Plan) -> dict[str, Any]:
     from ...memory.coefficients import COEFFICIENTS
 
-    steps = plan.base.steps
+    steps = plan.steps
     return {
         "memory_cap_bytes": plan.cap,
         "data": plan.source,
@@ -187,7 +196,7 @@ def _document(plan: _Plan) -> dict[str, Any]:
 def _print(plan: _Plan, *, one: bool) -> None:
     from ..console import listing, output
 
-    console, rows, steps = output(), plan.rows, plan.base.steps
+    console, rows, steps = output(), plan.rows, plan.steps
     console.print(f"Cap {format_bytes(plan.cap)}; {plan.source}; batches of {plan.base.batch_size}", markup=False)
     if one:
         _print_components(rows)

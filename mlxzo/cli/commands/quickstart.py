@@ -18,7 +18,7 @@ from ...core.run_directory import RunDirectory
 from ..options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
-_RUN = {"scope": "norms/last-0", "batch_size": 64, "queries": 8, "steps": 200, "eval_every": 25}
+_RUN = {"scope": "norms/last-0", "max_seconds": 60}
 # A review outside the training data, which ends where the label word comes.
 _PROMPT = "The soup was cold and nobody came to ask. The customer is"
 
@@ -48,5 +48,5 @@ def next_commands(run: RunDirectory) -> list[str]:
     return [
         f"mlxzo generate --run {path} {shlex.quote(_PROMPT)}",
         f"mlxzo runs show {path}",
-        f"mlxzo train --config {path}/config.yaml --steps {2 * run.config.steps} --seed {run.config.seed + 1}",
+        f"mlxzo train --config {path}/config.yaml --seed {run.config.seed + 1}",
     ]

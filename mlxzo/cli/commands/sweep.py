@@ -38,6 +38,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...core.defaults import step_limit
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
 from ..options import add_config_options, add_json, print_json
@@ -124,7 +125,8 @@ def _dry_run(sweep: Sweep, *, as_json: bool) -> int:
 
 def _row(each: Prospect) -> list[str]:
     config = each.planned.config
-    begin = [str(config.name), each.state, f"{each.step}/{config.steps}"]
+    limit = step_limit(config)
+    begin = [str(config.name), each.state, str(each.step) if limit is None else f"{each.step}/{limit}"]
     if each.is_done:
         return [*begin, "", "", "", ""]
     cap = "none" if config.memory_cap_bytes is None else format_bytes(config.memory_cap_bytes)

@@ -19,6 +19,7 @@ from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import ConfigError, RanksDisagree
 from ...core.options import parse_shares
+from ...core.resolved_config import ResolvedConfig
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -237,7 +238,7 @@ def check_ranks(config: RunConfig, size: int) -> None:
     Raises:
         ConfigError: it has fewer, or `shares` does not name one share a rank.
     """
-    most, what, fix = config.batch_size, "examples", "--batch-size"
+    most, what, fix = ResolvedConfig.of(config).batch_size, "examples", "--batch-size"
     if shares_points(config):
         most, what, fix = config.point_count, "perturbed copies of the weights", "--queries"
     problems = []

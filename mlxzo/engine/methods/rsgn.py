@@ -23,21 +23,19 @@ from ..scoring import Scorer, by_example
 from . import StepResult
 from .zeroth_order import ZerothOrder, rms
 
-# A batch that stays the same: trials of a move along the same directions, each with more damping than the one before.
+# Trials of a move along the same directions, each with more damping than the one before.
 _TRIALS = 4
-# Damping of the first step. A smaller batch fits its own noise, and needs more.
-_WHOLE_DAMPING, _BATCH_DAMPING = 1.0, 3.0
 
 
 class RSGN(ZerothOrder):
     """Gauss-Newton steps in the span of random directions.
 
-    A batch that is the whole training set stays the same in every step. Then a move is tried before it is made: the
-    loss must fall, or the damping rises and the move becomes shorter. The scores at the point accepted are those at w
-    of the next step, so a step takes k + 1 passes if its first trial is accepted.
+    A move is tried before it is made: the loss of the batch must fall, or the damping rises and the move becomes
+    shorter. If the first trial is accepted a step takes k + 2 passes. A batch that is the whole training set stays the
+    same in every step, and the scores at the point accepted are those at w of the next step: k + 1 passes.
 
     Where each step has another batch, the loss of that batch falls almost always, also where the move harms all other
-    examples. There the next batch judges a move: its loss before and after it, which takes one more pass.
+    examples. There the next batch judges the move: its loss before and after it, which takes one more pass.
     """
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
@@ -54,7 +52,7 @@ class RSGN(ZerothOrder):
 
     def step(self, step: int, batch: Batch) -> StepResult:
         if self.damping is None:
-            self.damping = Damping(_WHOLE_DAMPING if batch.repeats else _BATCH_DAMPING)
+            self.damping = Damping(noise=0.0) if batch.repeats else Damping()
         directions = self.directions(step)
         views = [self.causal.view(direction, self.config.eps) for direction in directions]
         if batch.repeats:
@@ -69,14 +67,11 @@ class RSGN(ZerothOrder):
         loss, *gradient = as_float32([system.loss, *system.gradient.tolist()])
         finite = bool(np.isfinite([loss, *gradient]).all() and np.isfinite(system.curvature).all())
         if finite:
-            if batch.repeats:
-                factors = self._tried(step, batch, system, directions, self.damping)
-            else:
-                factors = self._factors(system, self.damping)
-            along, self.damping.value = as_float32([system.along(np.array(factors)), self.damping.value])
+            factors = self._tried(step, batch, system, directions, self.damping)
+            along, trust, noise = as_float32([system.along(np.array(factors)), self.damping.trust, self.damping.noise])
+            self.damping = Damping(trust, noise)
             if self.journal is not None:
-                record = JournalStep(tuple(gradient), tuple(factors), loss, damping=self.damping.value, along=along)
-                self.journal.append(record)
+                self.journal.append(JournalStep(tuple(gradient), tuple(factors), loss, damping=(along, trust, noise)))
             terms = list(zip(directions, factors, strict=True))
             self.apply_updates(terms, step)
             self._last = Update(step, [(direction, -factor) for direction, factor in terms]), along
@@ -94,14 +89,15 @@ class RSGN(ZerothOrder):
                 (direction, -factor)
                 for direction, factor in zip(self.directions(len(journal) - 1), last.factors, strict=True)
             ]
-            self.damping, self._last = Damping(last.damping), (Update(len(journal) - 1, terms), last.along)
+            along, trust, noise = last.damping
+            self.damping, self._last = Damping(trust, noise), (Update(len(journal) - 1, terms), along)
 
     def _judged(
         self, step: int, batch: Batch, views: Sequence[View], damping: Damping
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Scores at w and at `views`; the damping adapts to the last move, judged by this batch."""
         at_w = self._moved(Update(step, []))
-        if self._last is None:
+        if self._last is None or not any(factor for _, factor in self._last[0].terms):
             grids = self.scores(batch, [at_w, *views])
             return [grid[0] for grid in grids], [grid[1:] for grid in grids]
         move, along = self._last
@@ -128,7 +124,8 @@ class RSGN(ZerothOrder):
             predicted = system.decrease(-np.array(factors))
             damping.tried(decrease, predicted)
             if decrease > 0.0:
-                self._scored = batch, scores
+                if batch.repeats:
+                    self._scored = batch, scores
                 return factors
         return [0.0] * len(directions)
 

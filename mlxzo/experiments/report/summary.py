@@ -12,6 +12,7 @@ from typing import Any
 
 from ...core import events
 from ...core.config import RunConfig
+from ...core.defaults import step_limit
 from ...core.formatting import format_seconds
 from ...core.metrics import metric_named
 from ...core.run_history import Measurement
@@ -255,8 +256,8 @@ class ComparisonReport:
         rows.append(("memory cap", config.memory_cap or "none"))
         if config.max_seconds is not None:
             rows.append(("time a run", f"{format_seconds(config.max_seconds)} of steps and validation"))
-        else:
-            rows.append(("steps a run", f"{config.steps:,}"))
+        elif (limit := step_limit(config)) is not None:
+            rows.append(("steps a run", f"{limit:,}"))
         if self.examples:
             rows.append(("measured on", f"{self.examples} {self.split} examples"))
         if (majority := self.majority(self.split)) is not None:

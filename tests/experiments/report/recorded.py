@@ -63,6 +63,10 @@ def story(
 def record(root: Path, contestant: str, seed: int, told: Sequence[events.Event] | None, **options) -> ComparedRun:
     """A run directory with these events; None where the run is still to come."""
     name = f"{contestant.replace(' ', '-')}-s{seed}".encode("ascii", "replace").decode().replace("?", "x")
+    # A run that ends with its steps, so that what it names by default is the same for both methods.
+    options = {"steps": 300, "batch_size": 16, "eval_every": 50, **options}
+    if options.get("method") != "bp":
+        options = {"estimator": "spsa", **options}
     config = RunConfig(
         out=str(root), name="".join(c if c.isalnum() else "-" for c in name).strip("-"), seed=seed, **options
     )
