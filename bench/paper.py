@@ -28,11 +28,13 @@ CONTESTANTS = (
     "name='135M BP full, Adam' smollm2-135m bp full",
     "name='135M BP full, SGD, checkpointing' smollm2-135m bp full lr=1e-2 optimizer=sgd checkpointing=on",
     "name='135M BP LoRA, checkpointing' smollm2-135m bp lora checkpointing=on",
-    "name='135M MeZO norms' smollm2-135m mezo norms/last-6",
+    "name='135M MeZO norms' smollm2-135m mezo norms/last-6 estimator=spsa",
+    "name='135M RSGN final norm' smollm2-135m mezo norms/last-0",
     "name='270M BP full, SGD, checkpointing' gemma-3-270m bp full lr=1e-2 optimizer=sgd checkpointing=on",
     "name='270M BP LoRA, checkpointing' gemma-3-270m bp lora checkpointing=on",
-    "name='270M MeZO full' gemma-3-270m mezo full",
-    "name='270M MeZO norms' gemma-3-270m mezo norms/last-6",
+    "name='270M MeZO full' gemma-3-270m mezo full estimator=spsa",
+    "name='270M MeZO norms' gemma-3-270m mezo norms/last-6 estimator=spsa",
+    "name='270M RSGN final norm' gemma-3-270m mezo norms/last-0",
 )
 # BoolQ's passages are long; cut to this many tokens they keep the question, which comes last.
 MAX_TOKENS = {"boolq": 256}

@@ -15,7 +15,7 @@ from ..core.errors import Diverged, DoesNotFit, Interrupted
 from ..core.meter import mlx_memory
 from ..core.run_directory import BEST_STATE
 from ..models.loading import fingerprint
-from .batching import batch_indices
+from .batching import SCORED_AT_ONCE, batch_indices, by_length
 from .checkpoint_file import load_state, save_state
 from .checkpoints import Checkpoints, TrainingProgress
 from .distributed.communicator import Request
@@ -113,6 +113,8 @@ class Trainer:
         for loss in past.losses:
             smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
         recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+        # A part of the first step, which could not be taken without it.
+        cached_seconds = self._fill_cache()
         detector = TieDetector(config.queries)
         for step in range(past.step, config.steps):
             self._serve_requests(step)
@@ -126,7 +128,7 @@ class Trainer:
                     f"the loss of step {step + 1} is not a finite number",
                     f"{mended}; the best state so far, of step {past.best_step}, is saved",
                 )
-            seconds = time.perf_counter() - began
+            seconds, cached_seconds = time.perf_counter() - began + cached_seconds, 0.0
             past.step = step + 1
             past.train_seconds += seconds
             past.losses.append(outcome.loss)
@@ -183,6 +185,22 @@ class Trainer:
                     )
                 )
                 break
+
+    def _fill_cache(self) -> float:
+        """Computes the frozen layers of all training examples, where the first step needs them all, and reports how far
+        it is; returns the seconds it took."""
+        session, examples = self.session, self.session.splits["train"]
+        scorer, everything = session.scorer, session.config.batch_size >= len(examples)
+        # Several ranks divide the examples among themselves in the first step.
+        if not (scorer.layers and scorer.cache is not None and everything and self.team.size == 1):
+            return 0.0
+        done, began = 0, time.perf_counter()
+        for indices, batch in by_length(examples, SCORED_AT_ONCE, session.batch):
+            scorer.prefix(batch)
+            done += len(indices)
+            self.emit(events.Progress("caching the frozen layers", float(done), float(len(examples)), "examples"))
+            self._shrink_if_requested()
+        return time.perf_counter() - began
 
     def _is_due(self, step: int) -> bool:
         """Returns whether an evaluation is due after `step` steps."""
