@@ -112,7 +112,7 @@ class RunConfig:
         "method",
         minimum=1,
         maximum=defaults.ALL_EXAMPLES,
-        auto="16; for rsgn 64, or all where the final norm alone trains and every label is one token",
+        auto="16; for rsgn 64, or where the final norm alone trains all, or 32 if a label has several tokens",
     )
     micro_batch: int | None = option_field(
         None,

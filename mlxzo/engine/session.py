@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.defaults import ALL_EXAMPLES, RSGN_BATCH
+from ..core.defaults import ALL_EXAMPLES, RSGN_BATCH_BEHIND
 from ..core.errors import ConfigError
 from ..core.files import FileProgress, need_free_space
 from ..core.formatting import format_bytes
@@ -317,7 +317,7 @@ def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
     if ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
         return config
     train = splits["train"]
-    return replace(config, batch_size=len(train) if all(example.shared for example in train) else RSGN_BATCH)
+    return replace(config, batch_size=len(train) if all(example.shared for example in train) else RSGN_BATCH_BEHIND)
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
