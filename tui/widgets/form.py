@@ -19,6 +19,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from mlxzo.core.config import options
+from mlxzo.core.defaults import UNLIMITED_STEPS
 from mlxzo.core.options import GROUP_TITLES, Option
 
 # Cells for the names of options, to the left of all values.
@@ -157,7 +158,8 @@ class Field(Vertical):
             self.query(".field-problem").remove()
             if problem:
                 self.mount(Static(f"✗ {problem}", classes="field-problem", markup=False))
-        placeholder = self._usual() if usual is None else _text(usual)
+        # A number that stands for no limit is told in words.
+        placeholder = self._usual() if usual in (None, UNLIMITED_STEPS) else _text(usual)
         if isinstance(self.control, Input) and self.control.placeholder != placeholder:
             self.control.placeholder = placeholder
 
