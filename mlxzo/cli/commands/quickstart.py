@@ -3,8 +3,9 @@
   mlxzo quickstart
 
 A 135-million-parameter model learns to tell good reviews from bad with forward passes alone. Only its final norm
-trains: all layers before it run once for each review, and a step takes a fraction of a second. The run saves its
-options as config.yaml, for `mlxzo train --config`. The model is downloaded once; no account and no data are needed.
+trains: all layers before it run once for each review, and a step takes a fraction of a second. The run ends when the
+loss of the validation reviews no longer falls: it is `mlxzo train` with all its defaults. It saves its options as
+config.yaml, for `mlxzo train --config`. The model is downloaded once; no account and no data are needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from ...core.run_directory import RunDirectory
 from ..options import add_config_options, add_json, config_values
 
 _OPTIONS = ("seed", "steps", "out")
-_RUN = {"scope": "norms/last-0", "max_seconds": 60}
 # A review outside the training data, which ends where the label word comes.
 _PROMPT = "The soup was cold and nobody came to ask. The customer is"
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..foreground import train
     from .train import read_config
 
-    run = RunDirectory.create(read_config({**_RUN, **config_values(arguments)}, None))
+    run = RunDirectory.create(read_config(config_values(arguments), None))
     train(run, as_json=arguments.json)
     if not arguments.json:
         print("\nNext, try:")
