@@ -9,8 +9,8 @@ import pytest
 
 
 def slow(*values: Any) -> Any:
-    """One set of parameters, marked slow."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+    """One set of parameters, marked slow; as a variant, several of which run at a time."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.variant])
 
 
 def mostly_slow(values: Iterable[Any], default: Container[Any]) -> list[Any]:
