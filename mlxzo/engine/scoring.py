@@ -22,6 +22,9 @@ from .encoding import Row
 from .prefill import Prefill
 from .prefix_sharing import reads
 
+# Micro-batches that go through the frozen layers together; the effective weights of a layer are made once for them.
+_PARTS_AT_ONCE = 8
+
 Array = TypeVar("Array", np.ndarray, mx.array)
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -56,7 +59,11 @@ class Scorer:
         if in_memory and batch in self._assembled_states:
             return self._assembled_states[batch]
         cached = [None if self.cache is None else self.cache.get(self._keys(part)) for part in batch.parts]
-        computed = iter(self._compute([part for part, rows in zip(batch.parts, cached, strict=True) if rows is None]))
+        missing = [part for part, rows in zip(batch.parts, cached, strict=True) if rows is None]
+        # Behind the last layer little is kept of each micro-batch: a large batch need not be in flight as a whole.
+        at_once = _PARTS_AT_ONCE if self._behind else max(1, len(missing))
+        groups = (missing[first : first + at_once] for first in range(0, len(missing), at_once))
+        computed = (rows for group in groups for rows in self._compute(group))
         states = []
         for part, rows in zip(batch.parts, cached, strict=True):
             if rows is None:

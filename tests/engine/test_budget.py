@@ -18,7 +18,14 @@ from mlxzo.runtime.supervisor import Supervisor
 def test_frozen_layers_are_computed_before_the_first_step_and_reported(model, data, tmp_path):
     run = RunDirectory.create(
         RunConfig(
-            model=str(model), task="custom", data=str(data), steps=3, eval_every=3, out=str(tmp_path), name="whole"
+            model=str(model),
+            task="custom",
+            data=str(data),
+            steps=3,
+            batch_size=1000,
+            eval_every=3,
+            out=str(tmp_path),
+            name="whole",
         ).resolved()
     )
     assert run.config.estimator == "rsgn" and run.config.scope == "norms/last-0"
