@@ -107,7 +107,7 @@ class Trainer:
 
     def _train(self) -> None:
         config, examples, past = self.session.config, self.session.splits["train"], self.past
-        if past.step and (past.unsettled or self._is_due(past.step)):
+        if past.step and (past.unsettled or self._is_due(past.step) or self._out_of_time):
             self._validate(past.step)
         smoothed, weight = 0.0, 0.0
         for loss in past.losses:
@@ -117,6 +117,9 @@ class Trainer:
         cached_seconds = self._fill_cache()
         detector = TieDetector(config.queries)
         for step in range(past.step, config.steps):
+            # Before the step: a run that resumes may have been killed after its last one.
+            if self._is_over():
+                break
             self._serve_requests(step)
             began, sent = time.perf_counter(), self.team.bytes_sent
             indices = batch_indices(len(examples), config.batch_size, config.seed, step)
@@ -172,19 +175,6 @@ class Trainer:
             if self._is_due(step + 1) or self._out_of_time:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
-            # Checked again: evaluations count towards the time.
-            if self._out_of_time:
-                past.stopped_by = "time"
-                break
-            if self._on_plateau:
-                past.stopped_by = "plateau"
-                self.emit(
-                    events.Note(
-                        f"the validation loss has not fallen in the last {config.patience} evaluations: the run ends, "
-                        f"and its best state is that of step {past.best_step}"
-                    )
-                )
-                break
 
     def _fill_cache(self) -> float:
         """Computes the frozen layers of all training examples, where the first step needs them all, and reports how far
@@ -200,11 +190,29 @@ class Trainer:
             done += len(indices)
             self.emit(events.Progress("caching the frozen layers", float(done), float(len(examples)), "examples"))
             self._shrink_if_requested()
+            if scorer.cache is None:
+                # The disk is full, or the memory short: the rest is computed in every step.
+                break
         return time.perf_counter() - began
 
     def _is_due(self, step: int) -> bool:
         """Returns whether an evaluation is due after `step` steps."""
         return step % self.session.config.eval_every == 0 or step == self.session.config.steps
+
+    def _is_over(self) -> bool:
+        """Returns whether the run ends before its last step, by time or on a plateau, after at least one step."""
+        past = self.past
+        if past.step and self._out_of_time:
+            past.stopped_by = "time"
+        elif self._on_plateau:
+            past.stopped_by = "plateau"
+            self.emit(
+                events.Note(
+                    f"the validation loss has not fallen in the last {self.session.config.patience} evaluations: the "
+                    f"run ends, and its best state is that of step {past.best_step}"
+                )
+            )
+        return past.stopped_by != "steps"
 
     def _serve_requests(self, step: int) -> None:
         """Carries out the requests since the last step; `step` steps are done."""

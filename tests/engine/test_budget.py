@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +13,16 @@ from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
-from mlxzo.engine.trainer import evaluations_since_the_lowest
+from mlxzo.engine.activation_cache import DiskActivationCache
+from mlxzo.engine.batching import Shapes, make_batch
+from mlxzo.engine.encoding import encode
+from mlxzo.engine.scoring import Scorer
+from mlxzo.engine.trainer import Trainer, evaluations_since_the_lowest
+from mlxzo.models.causal import CausalLM
 from mlxzo.runtime.resume import resume_config
 from mlxzo.runtime.supervisor import Supervisor
+from tests.engine.examples import TOKENIZER, single_token_examples
+from tests.tiny import tiny_model
 
 
 def test_frozen_layers_are_computed_before_the_first_step_and_reported(model, data, tmp_path):
@@ -59,11 +69,24 @@ def test_evaluations_since_the_lowest_loss(losses, since):
     assert evaluations_since_the_lowest(losses) == since
 
 
-def test_a_run_ends_on_a_plateau_and_more_patience_takes_it_on(model, data, tmp_path):
-    config = RunConfig(model=str(model), task="custom", data=str(data), out=str(tmp_path), name="flat", eval_every=1)
-    # Steps without a lower loss from the first one on: eps is so small that no score changes.
+@pytest.fixture(scope="module")
+def flat(model, data, tmp_path_factory):
+    """A finished run without a lower loss from the first step on: eps is so small that no score changes."""
+    out = str(tmp_path_factory.mktemp("flat"))
+    config = RunConfig(model=str(model), task="custom", data=str(data), out=out, name="flat", eval_every=1)
     run = RunDirectory.create(dataclasses.replace(config, patience=2, max_seconds=60, eps=1e-30).resolved())
-    result = finish(run)
+    finish(run)
+    return run
+
+
+@pytest.fixture
+def run(flat, tmp_path):
+    """A copy of it, to resume."""
+    return RunDirectory(shutil.copytree(flat.path, tmp_path / "flat"))
+
+
+def test_a_run_ends_on_a_plateau_and_more_patience_takes_it_on(run):
+    result = run.result()
     assert (result["stopped_by"], result["steps"]) == ("plateau", 2)
     assert any(isinstance(e, events.Note) and "has not fallen in the last 2" in e.text for e, _ in run.events())
     with pytest.raises(ConfigError, match="finished"):
@@ -71,6 +94,44 @@ def test_a_run_ends_on_a_plateau_and_more_patience_takes_it_on(model, data, tmp_
     run.update_config(resume_config(run, {"patience": "4"}))
     result = finish(run, resume=True)
     assert (result["stopped_by"], result["steps"]) == ("plateau", 4)
+
+
+@pytest.mark.parametrize(("stopped_by", "max_seconds"), [("plateau", 60.0), ("time", 1e-6)])
+def test_a_run_killed_on_its_plateau_ends_there(stopped_by, max_seconds, run):
+    """Nor does a run go on that was killed when its time was up."""
+    uninterrupted = run.result()
+    (run.path / "result.json").unlink()
+    path = run.path / "events.jsonl"
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    last = next(i for i, event in enumerate(told) if (event["event"], event.get("step")) == ("evaluated", 2))
+    path.write_text("".join(json.dumps(event) + "\n" for event in told[: last + 1]))
+    run.update_config(dataclasses.replace(run.config, max_seconds=max_seconds))
+    result = finish(run, resume=True)
+    assert (result["steps"], result["stopped_by"]) == (2, stopped_by)
+    assert result["final_sha256"] == uninterrupted["final_sha256"]
+
+
+def test_caching_ends_where_the_disk_is_full(tmp_path, monkeypatch):
+    examples = [encode(example, TOKENIZER, 64) for example in single_token_examples() * 20]
+    causal = CausalLM(tiny_model())
+    scorer = Scorer(causal, len(causal.layers), DiskActivationCache(tmp_path))
+
+    def full(data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scorer.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
+    session = SimpleNamespace(
+        config=SimpleNamespace(batch_size=len(examples)),
+        splits={"train": examples},
+        scorer=scorer,
+        batch=lambda part: make_batch(part, Shapes()),
+        team=SimpleNamespace(size=1),
+        judge=None,
+    )
+    told, checkpoints = [], SimpleNamespace(run=SimpleNamespace(path=tmp_path))
+    trainer = Trainer(session, None, checkpoints, told.append, SimpleNamespace(consume=lambda request: False))
+    trainer._fill_cache()
+    assert len(told) == 1 and told[0].done < len(examples)
 
 
 def finish(run: RunDirectory, resume: bool = False) -> dict:
