@@ -314,7 +314,7 @@ def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
     Behind the last layer a pass over labels of one token each costs next to nothing, so a step takes all examples.
     Other answers need the vocabulary's normaliser at each of their tokens.
     """
-    if ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
+    if config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
         return config
     train = splits["train"]
     return replace(config, batch_size=len(train) if all(example.shared for example in train) else RSGN_BATCH_BEHIND)

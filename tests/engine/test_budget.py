@@ -11,17 +11,19 @@ import pytest
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
+from mlxzo.core.defaults import ALL_EXAMPLES, RSGN_BATCH_BEHIND
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.engine.activation_cache import DiskActivationCache
 from mlxzo.engine.batching import Shapes, make_batch
 from mlxzo.engine.encoding import encode
 from mlxzo.engine.scoring import Scorer
+from mlxzo.engine.session import with_batch_size
 from mlxzo.engine.trainer import Trainer, evaluations_since_the_lowest
 from mlxzo.models.causal import CausalLM
 from mlxzo.runtime.resume import resume_config
 from mlxzo.runtime.supervisor import Supervisor
-from tests.engine.examples import TOKENIZER, single_token_examples
+from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
 from tests.tiny import tiny_model
 
 
@@ -109,6 +111,18 @@ def test_a_run_killed_on_its_plateau_ends_there(stopped_by, max_seconds, run):
     result = finish(run, resume=True)
     assert (result["steps"], result["stopped_by"]) == (2, stopped_by)
     assert result["final_sha256"] == uninterrupted["final_sha256"]
+
+
+@pytest.mark.parametrize("given", [None, RSGN_BATCH_BEHIND, ALL_EXAMPLES, 7])
+def test_a_batch_size_that_is_given_stays(given):
+    config = RunConfig(batch_size=given)
+    for examples, by_default in (
+        (single_token_examples(), 5),
+        (several_token_examples(), RSGN_BATCH_BEHIND),
+        (completion_examples(), RSGN_BATCH_BEHIND),
+    ):
+        train = [encode(example, TOKENIZER, 64) for example in examples]
+        assert with_batch_size(config, {"train": train}).batch_size == (by_default if given is None else given)
 
 
 def test_caching_ends_where_the_disk_is_full(tmp_path, monkeypatch):
