@@ -17,7 +17,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
 }
 # Option and value -> the advice.
 _VALUES: dict[tuple[str, str], str] = {
-    ("estimator", "fzoo"): "use spsa, the default",
+    ("estimator", "fzoo"): "leave it out for rsgn, the default, or use spsa",
     ("lr", "auto"): "give a number, or leave it out for the default of the scope",
     ("scope", "auto"): "name a scope, or leave it out for the default",
 }

@@ -18,7 +18,7 @@ GONE = {
         "sides: this option was removed; leave it out: each perturbed copy of the weights has its own forward pass",
     ),
     "probe": ("lr", "probe: this option was removed; leave it out, and give --lr, or keep the default"),
-    "estimator": ("fzoo", "estimator: its value fzoo was removed; use spsa, the default"),
+    "estimator": ("fzoo", "estimator: its value fzoo was removed; leave it out for rsgn, the default, or use spsa"),
     "lr": ("auto", "lr: its value auto was removed; give a number, or leave it out for the default of the scope"),
     "scope": ("Auto", "scope: its value auto was removed; name a scope, or leave it out for the default"),
 }
