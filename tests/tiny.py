@@ -43,8 +43,9 @@ def tiny_config(
     hidden: int = 64,
     dtype: str = "float32",
 ) -> dict:
-    """config.json of a tiny `llama`, `qwen3` or `gemma3` (text): 4 heads of 16, 2 key-value heads at hidden 64."""
-    if kind not in ("llama", "qwen3", "gemma3"):
+    """config.json of a tiny `llama`, `qwen3`, `gemma3` (text) or one of `ARCHITECTURES`: 4 heads of 16, 2 key-value
+    heads at hidden 64."""
+    if kind not in ("llama", "qwen3", "gemma3", *ARCHITECTURES):
         raise ValueError(f"no tiny model of kind {kind!r}")
     config = {
         "model_type": "gemma3_text" if kind == "gemma3" else kind,
@@ -67,7 +68,103 @@ def tiny_config(
         # mlx-lm looks at the cache of layer `pattern - 1`, so there must be that many layers.
         pattern = 6 if layers >= 6 else min(layers, 2)
         config |= {"query_pre_attn_scalar": hidden // 4, "sliding_window": 16, "sliding_window_pattern": pattern}
+    config |= ARCHITECTURES.get(kind, {})
+    if kind in MULTIMODAL:
+        outer = {key: config[key] for key in ("vocab_size", "tie_word_embeddings", "torch_dtype", "eos_token_id")}
+        return {"model_type": MULTIMODAL[kind], "text_config": config, **outer}
     return config
+
+
+# What their configurations have beside that of a llama, for 3 layers of hidden 64 if nothing else is said.
+ARCHITECTURES = {
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    },
+    # As E2B and E4B: inputs of each layer by token, and layers that read keys and values of earlier ones.
+    "gemma4": {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 5,
+        "layer_types": [
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "sliding_window": 16,
+        "final_logit_softcapping": 5.0,
+    },
+    # As 12B: keys of full attention are its values.
+    "gemma4-keys-as-values": {
+        "model_type": "gemma4_text",
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+        "attention_k_eq_v": True,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 16,
+        "final_logit_softcapping": 5.0,
+    },
+    "lfm2": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "norm_eps": 1e-5,
+        "conv_bias": False,
+        "conv_L_cache": 3,
+        "block_dim": 64,
+        "block_ff_dim": 192,
+        "block_multiple_of": 32,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True,
+    },
+    "smollm3": {"no_rope_layers": [1, 1, 0]},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 16.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+            # Within the lengths of the tests, so that later positions are scaled.
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "granite": {
+        "logits_scaling": 8.0,
+        "attention_multiplier": 0.25,
+        "embedding_multiplier": 4.0,
+        "residual_multiplier": 0.5,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "olmo3": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+}
+# Those whose configuration has the language model's inside it.
+MULTIMODAL = {"qwen3_5": "qwen3_5", "gemma4": "gemma4", "gemma4-keys-as-values": "gemma4"}
 
 
 def tiny_model(
@@ -99,7 +196,7 @@ def tiny_model(
     weights = []
     for (name, old), key in zip(named, keys, strict=True):
         noise = mx.random.normal(old.shape, key=key)
-        if "norm" in name:
+        if "norm" in name or "scalar" in name:
             value = 0.1 * noise + (0.0 if kind == "gemma3" else 1.0)
         elif "embed_tokens" in name:
             value = noise * (1.5 * hidden**-0.5)

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from ..zo.chunks import CHUNK_BYTES
 from ..zo.perturb import Direction, Perturbation, View
-from .head import Head
+from .head import Head, LogitTransform
 from .last_layer import TRIAL_TOKENS, agrees, at_positions, output_at
 from .lazy_layers import (
     EagerLayer,
@@ -81,7 +81,8 @@ class CausalLM:
         self.embedding: Any = self.body.get("embed_tokens") if isinstance(self.body, nn.Module) else None
         self.embedding_name = f"{path}model.embed_tokens"
         tied = "lm_head" not in owner
-        self.head = Head(self.embedding, self.embedding_name) if tied else Head(owner["lm_head"], f"{path}lm_head")
+        head, name = (self.embedding, self.embedding_name) if tied else (owner["lm_head"], f"{path}lm_head")
+        self.head = Head(head, name, LogitTransform.of(owner))
         self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
         self._layer_names, self._other_names = names_by_layer(self.slots, f"{path}model.layers.", len(self.layers))
         # True during the check already, so that the embedding is read by rows: it may be the largest matrix.
