@@ -20,6 +20,11 @@ _ANSWER = "[[the answer]]"
 
 
 class Tokenizer(Protocol):
+    """Of mlx-lm's wrapper what encoding uses. `eos_token_ids` end a text; a model may have several, or none."""
+
+    eos_token_id: int | None
+    eos_token_ids: set[int]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
 
@@ -92,7 +97,8 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
 
     A candidate is tokenised together with its prompt, as the model would read it; where joining changes the last
     tokens of the prompt, the scored part starts at the first token that differs. The first token of a text without a
-    prompt has no context, so it is not scored.
+    prompt has no context, so it is not scored. An end token is appended where the text ends and has none, so that a
+    model that has learned it stops there.
 
     Raises:
         DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`; or the example is a
@@ -115,7 +121,7 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
             )
         if start == 0:
             raise DataError("a prompt is empty", "give every example some text before its answer")
-        split.append((joined[:start], joined[start:]))
+        split.append((joined[:start], _ended(joined[start:], example, tokenizer)))
     cut_texts = whole_text and any(len(context) + len(scored) > max_tokens + 1 for context, scored in split)
     if cut_texts:
         split = [(context, scored[: max_tokens + 1 - len(context)]) for context, scored in split]
@@ -136,6 +142,17 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         truncated=truncated,
         source=example,
     )
+
+
+def _ended(scored: list[int], example: Example, tokenizer: Tokenizer) -> list[int]:
+    """The scored tokens, with an end token if the text ends with them and has none."""
+    ends = tokenizer.eos_token_ids
+    # A template may write a newline behind the end token of a turn; in a text an end token may divide two documents.
+    ended = not ends.isdisjoint(scored) if example.messages else scored[-1] in ends
+    if ended or not ends or not example.ends_text:
+        return scored
+    own = tokenizer.eos_token_id
+    return [*scored, min(ends) if own is None else own]
 
 
 def _rows(asked: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[int, int], ...]]:

@@ -36,6 +36,8 @@ class Example:
     """All right answers, if not just the target: several candidates, or the gold answers to a generated one."""
     messages: tuple[Message, ...] = ()
     """A conversation in place of the prompt, to be formatted by the model's chat template."""
+    ends_text: bool = False
+    """True if the text ends after its only candidate: the model learns to write an end token there."""
 
     @property
     def written(self) -> bool:

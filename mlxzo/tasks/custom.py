@@ -79,7 +79,7 @@ class OwnCompletions(Task):
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         _refuse_other_form(row, _COMPLETION)
         prompt, candidate = append(require_text(row, "prompt"), require_text(row, "completion"))
-        return Example(prompt, (candidate,), 0)
+        return Example(prompt, (candidate,), 0, ends_text=True)
 
 
 class OwnChats(Task):
@@ -102,7 +102,7 @@ class OwnChats(Task):
             raise ValueError("'messages' must end with a message of the assistant that answers another")
         *before, answer = messages
         prompt = "".join(f"{message.role}: {message.content}\n" for message in before) + "assistant:"
-        return Example(prompt, (answer.content,), 0, messages=tuple(before))
+        return Example(prompt, (answer.content,), 0, messages=tuple(before), ends_text=True)
 
 
 class OwnTexts(Task):
@@ -116,7 +116,7 @@ class OwnTexts(Task):
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         _refuse_other_form(row, _TEXT)
-        return Example("", (require_text(row, "text"),), 0)
+        return Example("", (require_text(row, "text"),), 0, ends_text=True)
 
 
 def _message(number: int, item: Any) -> Message:

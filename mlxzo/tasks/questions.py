@@ -1,7 +1,8 @@
 """Questions with generated answers; SQuAD and DROP have the prompts of Malladi et al. 2023.
 
-Training uses the first gold answer and a newline. Evaluation generates an answer up to the end of the line and compares
-it with all gold answers (Rajpurkar et al. 2016).
+Training uses the first gold answer and a newline, which ends it; answers of own data are followed by an end token as
+well. Evaluation generates an answer up to the end of the line and compares it with all gold answers (Rajpurkar et al.
+2016).
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ class Questions(Task):
 
     metric = "f1"
     more_metrics = ("exact_match",)
+    ends_text: bool = True
+    """See `Example.ends_text`."""
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         template = Template(self.template)
         prompt = template.render({name: require_text(row, name).strip() for name in template.fields})
         gold = self.gold_answers(row)
-        return Example(prompt, (append(prompt, gold[0])[1] + "\n",), 0, answers=gold)
+        answer = append(prompt, gold[0])[1] + "\n"
+        return Example(prompt, (answer,), 0, answers=gold, ends_text=self.ends_text)
 
     def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """The gold answers of a row, at least one.
@@ -37,6 +41,8 @@ class Questions(Task):
 class _Held(Questions):
     """Rows: the fields of the template as text, and an object with a list of gold answers."""
 
+    # As in the paper, the end of the line alone ends an answer.
+    ends_text = False
     answers_field: str
     answers_key: str
 

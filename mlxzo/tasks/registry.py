@@ -153,6 +153,8 @@ def _sha256(*splits: Sequence[Example]) -> str:
                 record["a"] = example.answers
             if example.messages:
                 record["m"] = [(message.role, message.content) for message in example.messages]
+            if example.ends_text:
+                record["e"] = True
             digest.update(json.dumps(record).encode() + b"\n")
         digest.update(b"\0")
     return digest.hexdigest()

@@ -14,6 +14,7 @@ class Tokenizer:
     """The tiny tokenizer, with `encode` as mlx-lm's wrapper has it."""
 
     bos_token_id = None
+    eos_token_id, eos_token_ids = 2, {2}
 
     def __init__(self) -> None:
         self._tokenizer = tiny_tokenizer(VOCABULARY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -251,6 +252,39 @@ def test_a_text_without_a_prompt_is_scored_from_its_second_token_and_loses_its_e
     assert encoded.targets == (tuple(tokens[1:]),)
     cut = encode(Example("", (text,), 0), TOKENIZER, 8)
     assert cut.truncated and cut.rows[0].tokens == tuple(tokens[:8]) and cut.targets == (tuple(tokens[1:9]),)
+
+
+@pytest.mark.parametrize(
+    ("example", "ends"),
+    [
+        (Example("Is it true?", (" Yes.",), 0, ends_text=True), [2]),
+        (Example("Is it true?", (" Yes.<|im_end|>",), 0, ends_text=True), [2]),
+        (Example("", ("The rain stopped.",), 0, ends_text=True), [2]),
+        (Example("", ("One.<|im_end|>Two.",), 0, ends_text=True), [2, 2]),
+        (Example("Is it true?", (" Yes.",), 0), []),
+        (Example("Is it true?", (" Yes.", " No."), 0), []),
+    ],
+    ids=["completion", "completion that ends", "text", "two documents", "the right choice alone", "choices"],
+)
+def test_a_text_that_is_learned_ends_in_one_end_token(example, ends):
+    encoded = encode(example, TOKENIZER, 64)
+    assert [token for token in encoded.targets[0] if token == 2] == ends
+    assert not ends or encoded.targets[0][-1] == 2
+    if not example.prompt:
+        cut = encode(example, TOKENIZER, 3)
+        assert cut.truncated and cut.targets[0][-1] != 2
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>\n", "\n"], ids=["template ends turns", "template ends none"])
+def test_a_conversation_ends_in_the_end_token_of_its_template_or_in_one_behind_it(tmp_path, end):
+    folder = tiny_folder(tmp_path)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": settings["chat_template"].replace("<|im_end|>\n", end)}))
+    turns = (Message("user", "Is it true?"),)
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(Example("p", ("Yes.",), 0, messages=turns, ends_text=True), tokenizer, 64)
+    assert tokenizer.decode(encoded.targets[0]) == {"\n": "Yes.\n<|im_end|>"}.get(end, "Yes.<|im_end|>\n")
 
 
 def test_a_prompt_alone_is_what_comes_before_a_candidate_and_loses_its_beginning():
