@@ -27,7 +27,7 @@ from mlxzo.engine.batching import Batch, MicroBatch, Shapes, make_batch
 from mlxzo.engine.encoding import EncodedExample, Row
 from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.methods.mezo import MeZO
-from mlxzo.engine.scoring import Scorer, example_losses
+from mlxzo.engine.scoring import Scorer, by_example, example_losses
 from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import LoadedModel
@@ -180,7 +180,7 @@ class _Recorder(Direction):
 
 def forward(scorer: Scorer, batch: Batch) -> float:
     """A forward pass over the stored weights; returns the mean loss."""
-    return float(scorer.losses(batch, scorer.causal.view()).mean())
+    return float(by_example(batch, scorer.scores(batch, scorer.causal.view())).mean())
 
 
 def textbook_step(causal: CausalLM, part: MicroBatch, eps: float, seed: int) -> float:

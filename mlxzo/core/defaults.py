@@ -31,13 +31,11 @@ def default_values(config: RunConfig) -> dict[str, Any]:
         return {**_BY_STEPS, **bp_defaults(config.parsed_scope, config.optimizer)}
     estimator, scope = default_estimator(config), config.parsed_scope
     found = {"estimator": estimator, "queries": default_queries(estimator), "weight_decay": 0.0}
-    found |= mezo_defaults(scope, config.update, config.direction_scale)
+    step_sizes = mezo_defaults(scope, config.update, config.direction_scale)
     if estimator == "rsgn":
-        del found["lr"], found["update"]
-        return {**found, **_rsgn_defaults(config)}
-    if found["update"] == "adaptive":
-        found["clip"] = 3.0
-    return {**_BY_STEPS, **found}
+        return {**found, "eps": step_sizes["eps"], **_rsgn_defaults(config)}
+    clip = {"clip": 3.0} if step_sizes["update"] == "adaptive" else {}
+    return {**_BY_STEPS, **found, **step_sizes, **clip}
 
 
 _BY_STEPS = {"steps": DEFAULT_STEPS, "patience": 0, "batch_size": 16, "eval_every": 50}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -51,3 +52,8 @@ _METRICS = {
 def metric_named(name: object) -> Metric:
     """The metric of this name; one that a newer version wrote is taken for a share."""
     return _METRICS.get(str(name)) or Metric(str(name))
+
+
+def standard_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent examples (binomial)."""
+    return math.sqrt(share * (1.0 - share) / count)

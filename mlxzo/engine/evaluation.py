@@ -6,7 +6,6 @@ answers and gold answers (see `tasks.metrics`); the loss is that of the candidat
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core import events
-from ..core.metrics import metric_named
+from ..core.metrics import metric_named, standard_error
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
 from ..zo.perturb import View
@@ -66,7 +65,7 @@ class Evaluation:
         if other is None:
             return True
         metric = metric_named(self.metric)
-        error = math.sqrt(other.value * (1.0 - other.value) / other.examples) if metric.is_share else 0.0
+        error = standard_error(other.value, other.examples) if metric.is_share else 0.0
         if abs(self.value - other.value) > error:
             return metric.merit(self.value) > metric.merit(other.value)
         return metric.is_share and self.loss < other.loss

@@ -6,7 +6,6 @@ error on the training rows; the evaluated rows are used once, for the reported a
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from ..core import events
 from ..core.errors import ModelError
 from ..core.meter import system_memory
+from ..core.metrics import standard_error
 from ..models.last_layer import at_positions
 from .batching import SCORED_AT_ONCE, by_length
 from .data_summary import share_candidates
@@ -109,11 +109,6 @@ def measure_probe(session: Session, split: str, emit: events.Emit) -> LayerProbe
         leave_one_out_error=probe.error,
         train_examples=len(train),
     )
-
-
-def standard_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent examples (binomial)."""
-    return math.sqrt(share * (1.0 - share) / count)
 
 
 def layers_within(depth: int, layer_bytes: int, limit: float) -> tuple[int, ...]:

@@ -119,19 +119,19 @@ class Scorer:
             prefix: the result of `prefix` for this batch, if the view does not change the frozen layers.
         """
         causal = self.causal
-        tokens = [mx.array(part.tokens) for part in batch.parts]
-        if not causal.exposes_hidden:
-            # One micro-batch at a time: full logits are large.
-            return [
-                _scores(_values_from_logits(causal.logits(t, view), part), part)
-                for t, part in zip(tokens, batch.parts, strict=True)
-            ]
         prefix = self.prefix(batch) if prefix is None else prefix
         if self._behind and batch.joined is not None and prefix is not None:
             # Behind the last layer nothing depends on the micro-batches any more.
             hidden = causal.finished(mx.concatenate(list(prefix)), view)
             scores = _scores(_values_from_hidden(causal, hidden, batch.joined, view), batch.joined)
             return np.split(scores, np.cumsum([len(part.target) for part in batch.parts])[:-1])
+        if not causal.exposes_hidden:
+            # One micro-batch at a time: full logits are large.
+            return [
+                _scores(_values_from_logits(causal.logits(mx.array(part.tokens), view), part), part)
+                for part in batch.parts
+            ]
+        tokens = [mx.array(part.tokens) for part in batch.parts]
         positions = [mx.array(part.positions) for part in batch.parts]
         hidden = causal.hidden(tokens, positions, view, prefix, self.layers)
         normalised = [h for h, part in zip(hidden, batch.parts, strict=True) if not part.shared]
@@ -164,16 +164,6 @@ class Scorer:
             grids.append(_scores(_values_from_hidden(self.causal, hidden, part, view), part))
             done += len(part.rows)
         return grids
-
-    def losses(
-        self,
-        batch: Batch,
-        view: View,
-        prefix: Sequence[mx.array] | None = None,
-        measure: Measure | None = None,
-    ) -> np.ndarray:
-        """Loss of each example, or another measure of its scores (see `objectives`): float64 [B]."""
-        return by_example(batch, self.scores(batch, view, prefix), measure)
 
     def losses_after_layers(self, part: MicroBatch, given: Mapping[str, mx.array], states: mx.array) -> mx.array:
         """Losses of a micro-batch's examples as a function of some parameters and of the last layer's output.

@@ -90,7 +90,8 @@ class Session:
 
     def batch(self, examples: Sequence[EncodedExample]) -> Batch:
         """Examples cut into the micro-batches of this run; all training examples are the same batch each time."""
-        if [*map(id, examples)] != [*map(id, self.splits["train"])]:
+        train = self.splits["train"]
+        if len(examples) != len(train) or any(a is not b for a, b in zip(examples, train, strict=True)):
             return make_batch(examples, self.shapes)
         if self._whole is None:
             self._whole = replace(make_batch(examples, self.shapes), repeats=True)

@@ -11,17 +11,18 @@ from ..core.run_directory import RunDirectory
 
 # Options that change neither the steps already done nor the weights that follow from them.
 CHANGEABLE = (
-    *(
-        "steps",
-        "max_seconds",
-        "patience",
-        "eval_every",
-        "memory_cap",
-        "micro_batch",
-        "activation_cache",
-        "checkpointing",
-    ),
-    *("parallel", "shares", "check_every", "stall_seconds"),
+    "steps",
+    "max_seconds",
+    "patience",
+    "eval_every",
+    "memory_cap",
+    "micro_batch",
+    "activation_cache",
+    "checkpointing",
+    "parallel",
+    "shares",
+    "check_every",
+    "stall_seconds",
 )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 
 from .inplace import Slot, rewrite
-from .perturb import Direction, View
+from .perturb import Direction, View, weight_rows
 from .rounding import rounded
 
 # Pieces of a tensor with fewer elements than this need negligible memory, however many are in flight.
@@ -83,8 +83,8 @@ class Moved(View):
     def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
         if name not in self.names or not self.update.terms:
             return super().rows(name, weight, rows)
-        before = weight.reshape(-1, weight.shape[-1])[rows]
-        return self._cast(_moved(name, weight.shape, [self.update], self.seed, rows, before), weight.dtype)
+        moved = _moved(name, weight.shape, [self.update], self.seed, rows, weight_rows(weight, rows))
+        return self._cast(moved, weight.dtype)
 
 
 def _moved_range(

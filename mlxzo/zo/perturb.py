@@ -49,7 +49,7 @@ class View:
 
     def rows(self, name: str, weight: mx.array, rows: mx.array) -> mx.array:
         """Rows numbered `rows` (int [N]) of the effective weight: [N, columns]."""
-        return self._cast(_rows(weight, rows), weight.dtype)
+        return self._cast(weight_rows(weight, rows), weight.dtype)
 
     def _cast(self, values: mx.array, stored: mx.Dtype) -> mx.array:
         return values.astype(self.dtype or stored)
@@ -75,8 +75,9 @@ class Perturbation(View):
         if name not in self.direction.scales:
             return super().rows(name, weight, rows)
         delta = self.direction.scaled(name, weight.shape, self.eps, rows)
-        return self._cast(_rows(weight, rows).astype(mx.float32) + delta, weight.dtype)
+        return self._cast(weight_rows(weight, rows).astype(mx.float32) + delta, weight.dtype)
 
 
-def _rows(weight: mx.array, rows: mx.array) -> mx.array:
+def weight_rows(weight: mx.array, rows: mx.array) -> mx.array:
+    """Rows numbered `rows` (int [N]) of a tensor of any shape, seen as a table of its last axis: [N, columns]."""
     return weight.reshape(-1, weight.shape[-1])[rows]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from .apply import Update, apply_updates
 from .inplace import Slot
-from .journal import Header, Journal, JournalStep
+from .journal import Journal
 from .perturb import Direction
 
 # Steps that share a pass, so that reading and writing the weights is a small part of the work.
@@ -36,13 +36,14 @@ def replay(
     seed = int(journal.header.config["seed"])
     for first in range(start, stop, _STEPS_A_PASS):
         last = min(stop, first + _STEPS_A_PASS)
-        updates = [_update(journal.header, step, journal[step]) for step in range(first, last)]
+        updates = [recorded_update(journal, step) for step in range(first, last)]
         apply_updates(slots, names, updates, seed)
         on_progress(last - start, stop - start)
 
 
-def _update(header: Header, step: int, recorded: JournalStep) -> Update:
-    """The update of the step numbered `step`."""
+def recorded_update(journal: Journal, step: int) -> Update:
+    """The update of the step numbered `step`, from 0."""
+    header, recorded = journal.header, journal[step]
     seed, kind = int(header.config["seed"]), header.config["directions"]
     lengths = {parameter.name: parameter.length for parameter in header.parameters}
     terms = [(Direction(seed, step, index, kind, lengths), factor) for index, factor in enumerate(recorded.factors)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from mlxzo.engine.batching import Batch, Shapes, make_batch
 from mlxzo.engine.encoding import encode
+from mlxzo.engine.scoring import Scorer, by_example
 from mlxzo.tasks.base import Example
+from mlxzo.zo.perturb import View
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 
@@ -50,6 +53,11 @@ BATCHES = {
     "several": lambda: batch_of(several_token_examples()),
     "completion": lambda: batch_of(completion_examples()),
 }
+
+
+def losses_of(scorer: Scorer, batch: Batch, view: View) -> np.ndarray:
+    """Loss of each example under a view: float64 [B]."""
+    return by_example(batch, scorer.scores(batch, view))
 
 
 def parameters(causal) -> dict[str, mx.array]:

@@ -26,6 +26,7 @@ from tests.engine.examples import (
     TEXTS,
     TOKENIZER,
     completion_examples,
+    losses_of,
     several_token_examples,
     single_token_examples,
 )
@@ -79,7 +80,7 @@ def part_scores(model, batch) -> list[list[float]]:
 
 
 def loss(causal: CausalLM, batch) -> float:
-    return float(Scorer(causal).losses(batch, causal.view()).mean())
+    return float(losses_of(Scorer(causal), batch, causal.view()).mean())
 
 
 def reference_loss(scores: list[list[float]], target) -> float:
@@ -225,9 +226,9 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
         make_batch([examples[i] for i in picked], Shapes())
         for picked in ([0, 7, 3, 12], [12], list(range(len(examples))))
     ]
-    expected = [shared.losses(batch, view) for batch in batches]
+    expected = [losses_of(shared, batch, view) for batch in batches]
     for batch, losses in zip(batches, expected, strict=True):
-        assert np.allclose(uncut.losses(batch, view), losses, rtol=0, atol=1e-5)
+        assert np.allclose(losses_of(uncut, batch, view), losses, rtol=0, atol=1e-5)
     for cache in (ActivationCache(), DiskActivationCache(tmp_path)):
         kept = Scorer(causal, layers, cache)
         # Filled in another order and company than the batches of a step.
@@ -236,7 +237,7 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
         stored = cache.nbytes
         assert stored > 0
         for batch, losses in zip(batches, expected, strict=True):
-            assert np.array_equal(losses, kept.losses(batch, view))
+            assert np.array_equal(losses, losses_of(kept, batch, view))
             assert kept.cache is cache and cache.nbytes == stored
 
 
@@ -259,14 +260,14 @@ def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, w
         grid = np.array(values, np.float64)[part.candidate]
         losses = np.log(np.exp(grid - grid.max(1, keepdims=True)).sum(1)) + grid.max(1)
         expected[list(places)] = losses - grid[np.arange(len(grid)), part.target]
-    first = scorer.losses(batch, view)
+    first = losses_of(scorer, batch, view)
     assert np.array_equal(first, expected)
     monkeypatch.setattr(scorer, "_keys", lambda part: pytest.fail("the batch was assembled again"))
-    assert np.array_equal(scorer.losses(batch, view), first)
+    assert np.array_equal(losses_of(scorer, batch, view), first)
     assert scorer.prefix(batch) is scorer.prefix(batch)
     # Without a cache nothing is kept: a run that drops it to save memory keeps no assembled states either.
     scorer.cache = None
-    assert np.array_equal(scorer.losses(batch, view), first)
+    assert np.array_equal(losses_of(scorer, batch, view), first)
 
 
 def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):
@@ -278,7 +279,7 @@ def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kept.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
-    assert np.array_equal(kept.losses(batch, causal.view()), plain.losses(batch, causal.view()))
+    assert np.array_equal(losses_of(kept, batch, causal.view()), losses_of(plain, batch, causal.view()))
     assert kept.cache is None
 
 
@@ -303,11 +304,11 @@ def test_frozen_layers_run_alone_where_company_changes_bits(alone, monkeypatch):
 def test_the_loss_of_an_example_does_not_depend_on_its_company(kind, bits):
     causal, examples = CausalLM(tiny_model(kind, bits=bits), mx.float32), some_examples()
     scorer = Scorer(causal)
-    together = scorer.losses(make_batch(examples, Shapes()), causal.view())
+    together = losses_of(scorer, make_batch(examples, Shapes()), causal.view())
     for shapes in (Shapes(rows=1), Shapes(rows=3), Shapes(tokens=40), Shapes(32, 10_000)):
         # To the rounding of float32: matrix products choose their kernels by shape.
-        assert np.allclose(together, scorer.losses(make_batch(examples, shapes), causal.view()), rtol=0, atol=1e-5)
-    again = scorer.losses(make_batch(examples, Shapes()), causal.view())
+        assert np.allclose(together, losses_of(scorer, make_batch(examples, shapes), causal.view()), rtol=0, atol=1e-5)
+    again = losses_of(scorer, make_batch(examples, Shapes()), causal.view())
     assert np.array_equal(together, again)
 
 
@@ -332,7 +333,7 @@ def test_quantised_layers_dequantised_on_the_cpu_say_what_they_say_packed(name):
     batch = BATCHES["several"]()
     packed, whole = CausalLM(tiny_model(**MODELS[name])), CausalLM(tiny_model(**MODELS[name]), mx.float32)
     modules = [id(module) for _, module in whole.model.named_modules()]
-    ours, theirs = (Scorer(causal).losses(batch, causal.view()) for causal in (whole, packed))
+    ours, theirs = (losses_of(Scorer(causal), batch, causal.view()) for causal in (whole, packed))
     assert np.allclose(ours, theirs, atol=1e-4)
     assert [id(module) for _, module in whole.model.named_modules()] == modules
 

@@ -17,6 +17,7 @@ from ...zo.apply import Moved, Update
 from ...zo.gauss_newton import Damping, Part, System, make_system
 from ...zo.journal import Journal, JournalStep, as_float32
 from ...zo.perturb import Direction, View
+from ...zo.replay import recorded_update
 from ..batching import Batch
 from ..distributed.communicator import Communicator, Piece
 from ..scoring import Scorer, by_example
@@ -74,7 +75,7 @@ class RSGN(ZerothOrder):
                 self.journal.append(JournalStep(tuple(gradient), tuple(factors), loss, damping=(along, trust, noise)))
             terms = list(zip(directions, factors, strict=True))
             self.apply_updates(terms, step)
-            self._last = Update(step, [(direction, -factor) for direction, factor in terms]), along
+            self._last = _way_back(Update(step, terms)), along
         ties = sum(
             all(np.array_equal(after[i], before) for before, after in zip(clean, sides, strict=True))
             for i in range(len(directions))
@@ -84,20 +85,16 @@ class RSGN(ZerothOrder):
     def resume(self, journal: Journal, step: int) -> None:
         super().resume(journal, step)
         if len(journal):
-            last = journal[len(journal) - 1]
-            terms = [
-                (direction, -factor)
-                for direction, factor in zip(self.directions(len(journal) - 1), last.factors, strict=True)
-            ]
-            along, trust, noise = last.damping
-            self.damping, self._last = Damping(trust, noise), (Update(len(journal) - 1, terms), along)
+            last = len(journal) - 1
+            along, trust, noise = journal[last].damping
+            self.damping, self._last = Damping(trust, noise), (_way_back(recorded_update(journal, last)), along)
 
     def _judged(
         self, step: int, batch: Batch, views: Sequence[View], damping: Damping
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Scores at w and at `views`; the damping adapts to the last move, judged by this batch."""
         at_w = self._moved(Update(step, []))
-        if self._last is None or not any(factor for _, factor in self._last[0].terms):
+        if self._last is None or not self._last[0].terms:
             grids = self.scores(batch, [at_w, *views])
             return [grid[0] for grid in grids], [grid[1:] for grid in grids]
         move, along = self._last
@@ -138,3 +135,8 @@ class RSGN(ZerothOrder):
 
     def _moved(self, update: Update) -> View:
         return Moved(update, set(self.trainable.names), self.config.seed, self.causal.compute_dtype)
+
+
+def _way_back(move: Update) -> Update:
+    """The update that takes a move back, up to rounding; without terms if the move has no length."""
+    return Update(move.step, [(direction, -factor) for direction, factor in move.terms if factor != 0.0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ...core import events
 from ...core.config import RunConfig
 from ...core.defaults import step_limit
 from ...core.formatting import format_seconds
-from ...core.metrics import metric_named
+from ...core.metrics import metric_named, standard_error
 from ...core.run_history import Measurement
 from .run_record import ComparedRun, Status
 
@@ -190,7 +189,7 @@ class ComparisonReport:
     @property
     def standard_error(self) -> float | None:
         """Standard error of an accuracy near one half on `examples`; None for other metrics."""
-        return 0.5 / math.sqrt(self.examples) if self.examples and self.metric == "accuracy" else None
+        return standard_error(0.5, self.examples) if self.examples and self.metric == "accuracy" else None
 
     def verdict(self) -> str:
         """The best contestant and the next in a sentence, and whether their difference is significant."""
