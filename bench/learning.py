@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from mlxzo.cli.commands.compare import compare
-from mlxzo.core.errors import EXIT_INTERRUPTED, MlxzoError
-from mlxzo.core.formatting import describe
-from mlxzo.experiments.comparison import Comparison, parse_contestant
+from bench.comparisons import parser_of, run, shared_values
+from mlxzo.experiments.comparison import Comparison
 
 CONTESTANTS = (
     "name='RSGN, final norm' {model} mezo norms/last-0",
@@ -46,56 +43,21 @@ def comparison(task: str, arguments: argparse.Namespace) -> Comparison:
     prompt, folder = PROMPTS.get(task, (task, task))
     contestants = [each.format(model=arguments.model) for each in CONTESTANTS]
     return Comparison.from_mapping(
-        {
+        shared_values(arguments, contestants)
+        | {
             "name": f"learning-{task}-{arguments.model}-{arguments.minutes:g}",
             "task": prompt,
             "data": str(arguments.data_root / folder),
-            "minutes": arguments.minutes,
-            "seeds": arguments.seeds,
             "max_tokens": MAX_TOKENS.get(task, 512),
-            "validation_examples": arguments.validation_examples,
-            "test_examples": arguments.test_examples,
-            "out": str(arguments.runs),
-            "contestants": [each for each in contestants if arguments.only is None or _name(each) in arguments.only],
         }
     )
 
 
-def _name(contestant: str) -> str:
-    return parse_contestant(contestant)["name"]
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder with a folder of rows for each task")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the reports, one folder a task")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
+    tasks = ["sst2", "sst2-review", "trec", "sms_spam", "boolq", "cb"]
+    parser = parser_of(__doc__, CONTESTANTS, minutes=5.0, tasks=tasks, validation_examples=872, test_examples=1000)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--minutes", type=float, default=5.0, help="time of each run (default: 5)")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "sst2-review", "trec", "sms_spam", "boolq", "cb"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--validation-examples", type=int, default=872, help="at each evaluation (default: 872)")
-    parser.add_argument("--test-examples", type=int, default=1000, help="before and after training (default: 1000)")
-    names = [_name(each.format(model="m")) for each in CONTESTANTS]
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names)
-    parser.add_argument("--print", action="store_true", help="show the comparisons as YAML, and run nothing")
-    arguments = parser.parse_args()
-    worst = 0
-    try:
-        for task in arguments.tasks:
-            each = comparison(task, arguments)
-            if arguments.print:
-                print(each.to_yaml())
-                continue
-            print(f"\n{each.name}", flush=True)
-            code = compare(each, arguments.out / task)
-            if code == EXIT_INTERRUPTED:
-                return code
-            worst = worst or code
-    except MlxzoError as error:
-        print(describe(error), file=sys.stderr)
-        return error.exit_code
-    return worst
+    return run(parser.parse_args(), comparison)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from mlxzo.cli.commands.compare import compare
-from mlxzo.core.errors import EXIT_INTERRUPTED, MlxzoError
-from mlxzo.core.formatting import describe
-from mlxzo.experiments.comparison import Comparison, parse_contestant
+from bench.comparisons import parser_of, run, shared_values
+from mlxzo.experiments.comparison import Comparison
 
 # Learning rates are mlxzo's defaults for scope and method; SGD has none, and gets what its error message names. Nothing
 # was tuned on these tasks for either method.
@@ -47,57 +44,25 @@ def comparison(task: str, arguments: argparse.Namespace) -> Comparison:
         ConfigError: an option is wrong.
     """
     return Comparison.from_mapping(
-        {
+        shared_values(arguments, CONTESTANTS)
+        | {
             "name": f"paper-{task}",
             "task": task,
             "data": str(arguments.data_root / task),
             "memory_cap": arguments.cap,
-            "minutes": arguments.minutes,
-            "seeds": arguments.seeds,
             "max_tokens": MAX_TOKENS.get(task, 128),
             "eval_every": arguments.eval_every,
-            "validation_examples": arguments.validation_examples,
-            "test_examples": arguments.test_examples,
-            "out": str(arguments.runs),
-            "contestants": [each for each in CONTESTANTS if arguments.only is None or _name(each) in arguments.only],
         }
     )
 
 
-def _name(contestant: str) -> str:
-    return parse_contestant(contestant)["name"]
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder with a folder of rows for each task")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the reports, one folder a task")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs (default: runs)")
-    parser.add_argument("--cap", default="2.2GB", help="memory cap (default: 2.2GB)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="time of each run (default: 30)")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "boolq"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--eval-every", type=int, default=50, help="steps between evaluations (default: 50)")
-    parser.add_argument("--validation-examples", type=int, default=200, help="at each evaluation (default: 200)")
-    parser.add_argument("--test-examples", type=int, default=500, help="before and after training (default: 500)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*map(_name, CONTESTANTS)])
-    parser.add_argument("--print", action="store_true", help="show the comparisons as YAML, and run nothing")
-    arguments = parser.parse_args()
-    worst = 0
-    try:
-        for each in [comparison(task, arguments) for task in arguments.tasks]:
-            if arguments.print:
-                print(each.to_yaml())
-                continue
-            print(f"\n{each.name}", flush=True)
-            code = compare(each, arguments.out / each.shared_config.task)
-            if code == EXIT_INTERRUPTED:
-                return code
-            worst = worst or code
-    except MlxzoError as error:
-        print(describe(error), file=sys.stderr)
-        return error.exit_code
-    return worst
+    parser = parser_of(
+        __doc__, CONTESTANTS, minutes=30.0, tasks=["sst2", "boolq"], validation_examples=200, test_examples=500
+    )
+    parser.add_argument("--cap", default="2.2GB", help="memory cap (default: %(default)s)")
+    parser.add_argument("--eval-every", type=int, default=50, help="steps between evaluations (default: %(default)s)")
+    return run(parser.parse_args(), comparison)
 
 
 if __name__ == "__main__":
