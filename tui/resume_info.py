@@ -48,5 +48,5 @@ def _resumable(steps: int | None, checkpoint: int) -> str:
     if steps is None:
         return f"from step {checkpoint}, the checkpoint" if checkpoint else "from the start: no checkpoint yet"
     if steps < checkpoint:
-        return "no: the journal ends before the checkpoint"
+        return f"from step {steps}: the journal ends before the checkpoint"
     return f"from step {steps}" + (f" (checkpoint + {steps - checkpoint} steps)" if checkpoint else "")

@@ -49,6 +49,18 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
     return path.stat().st_size
 
 
+def saved_step(path: Path) -> int | None:
+    """The step of a saved state, by its header; None where there is no state, or a damaged one."""
+    if not path.is_file() or safetensors_problem(path):
+        return None
+    try:
+        _, metadata = _read(path)
+    except ModelError:
+        return None
+    step = _step(metadata)
+    return step if step >= 0 else None
+
+
 def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) -> int:
     """Loads a saved state into the parameters `names` of a model; returns the number of steps it has taken.
 
@@ -70,7 +82,7 @@ def load_state(path: Path, slots: Mapping[str, Slot], names: tuple[str, ...]) ->
             problems.append(f"{name} is {have.dtype} {have.shape}, and the model has {want.dtype} {want.shape}")
     if problems:
         raise ModelError(f"the saved state {path} is of another model or scope", "name the run's own model", problems)
-    step = int(metadata["step"]) if metadata.get("step", "").isdecimal() else -1
+    step = _step(metadata)
     # With the header, every byte of the file is checked.
     header = safetensors_header(_plans(state), _metadata(_fingerprint_of_file(path, state), step))
     with path.open("rb") as file:
@@ -118,6 +130,12 @@ def _metadata(sha256: str, step: int) -> dict[str, str]:
     """Metadata of the header: the step, and a checksum of it and of the fingerprint of the tensors."""
     check = hashlib.sha256(f"{step} {sha256}".encode()).hexdigest()
     return {"step": str(step), "sha256": check}
+
+
+def _step(metadata: Mapping[str, str]) -> int:
+    """The step in a header's metadata; -1 where another program wrote it, or it is damaged."""
+    text = metadata.get("step", "")
+    return int(text) if text.isdecimal() and len(text) < 20 else -1
 
 
 def _pieces_of(parameter: mx.array):

@@ -8,18 +8,22 @@ Both end bit-identical to an uninterrupted run.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from ..core import events
 from ..core.errors import ConfigError, DataError
-from ..core.run_directory import JOURNAL, LAST_STATE, RunDirectory
-from ..core.run_history import RunHistory
+from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from ..models.slots import Slot
-from ..zo.journal import JournalError, read
-from .checkpoint_file import load_state, save_state
+from ..zo.journal import Journal, JournalError, read
+from ..zo.replay import replay
+from .batching import batch_indices
+from .checkpoint_file import load_state, save_state, saved_step
 from .evaluation import Evaluation
 from .methods import Method
+from .progress import Recorded, TrainingProgress
 from .session import Session
 
 # A snapshot takes as long as writing the trained parameters to the disk. Snapshots take at most this share of a run's
@@ -27,44 +31,22 @@ from .session import Session
 _SHARE = 0.01
 _SECONDS = 600.0
 
-
-@dataclass
-class TrainingProgress:
-    """The progress of a run, which a resumed run continues.
-
-    Attributes:
-        step: steps done.
-        best_step, best: the best evaluation on the validation split, before `step`; None before the first.
-        unsettled: `step` was evaluated; it is unknown whether its state was saved as the best.
-        losses: of the batch of each step.
-        train_seconds, tokens, padded_tokens, ties: sums over the steps.
-        stopped_by: the reason for the end of the run: `steps`, `time` or `plateau`.
-        validation_seconds: total time of evaluations on the validation split.
-        validation_losses: of the validation split, by step, the zero-shot one under 0.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best: Evaluation | None = None
-    unsettled: bool = False
-    zero_shot: dict[str, Evaluation] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    train_seconds: float = 0.0
-    validation_seconds: float = 0.0
-    validation_losses: dict[int, float] = field(default_factory=dict)
-    tokens: int = 0
-    padded_tokens: int = 0
-    ties: int = 0
-    stopped_by: str = "steps"
+Evaluate = Callable[[str, str, int], Evaluation]
+"""Evaluates the weights as they stand: the kind of the evaluation, the split, and the step of the weights."""
 
 
 class Checkpoints:
-    """Saves a run so that it can resume, and resumes it."""
+    """Saves a run so that it can resume, and resumes it.
+
+    Attributes:
+        best_path: the file of the best state.
+    """
 
     def __init__(self, run: RunDirectory, session: Session, method: Method, emit: events.Emit):
         self.run, self.session, self.method, self.emit = run, session, method, emit
         # Rank 0 keeps the run; the run directories of the others are temporary.
         self._keeps = session.team.rank == 0
+        self.best_path = run.path / BEST_STATE
         self._last = time.monotonic()
         self._cost = 0.0
 
@@ -77,39 +59,43 @@ class Checkpoints:
         if self._keeps:
             self.method.open_journal(self.run.path / JOURNAL, self.session.weights_sha256)
 
-    def resume(self) -> TrainingProgress:
+    def resume(self, evaluate: Evaluate) -> TrainingProgress:
         """Restores weights and method to the last step of the run.
 
+        A power failure may leave files of different ages. What the events lack is measured again, and in the end the
+        best state is that of the best step.
+
+        Args:
+            evaluate: evaluates the weights as they stand, which are the base weights now.
+
         Raises:
-            DataError, ModelError: journal or snapshot is damaged, or of other parameters. ConfigError: more steps are
-            done than the configuration has.
+            DataError, ModelError: journal or snapshot is missing, damaged, or of other parameters. ConfigError: more
+            steps are done than the configuration has.
         """
-        snapshot = self._load_snapshot()
-        if not self.method.has_journal:
-            self._check_steps(snapshot)
-            self._note(snapshot, snapshot)
-            return self._progress(snapshot)
-        path = self.run.path / JOURNAL
-        try:
-            journal = read(path)
-        except FileNotFoundError:
-            # The run ended before it began to train.
-            self.begin()
-            return self._progress(0)
-        except JournalError as error:
-            raise DataError(str(error), error.fix or "start a new run: its weights cannot be restored") from None
-        if snapshot > len(journal):
-            raise DataError(
-                f"{path.name} ends at step {len(journal)}, before the snapshot of step {snapshot}",
-                "start a new run: its journal was cut",
+        journal = self._read_journal() if self.method.has_journal else None
+        step = self._snapshot if journal is None else len(journal)
+        if step > self.session.config.steps:
+            raise ConfigError(
+                f"the run has done {step} steps already, and --steps is {self.session.config.steps}",
+                "give at least as many --steps",
             )
-        self._check_steps(len(journal))
-        self.method.resume(journal, snapshot)
-        if self._keeps:
-            self.method.open_journal(path, self.session.weights_sha256, after=journal)
-        self._note(len(journal), snapshot, journal.torn_bytes)
-        past = self._progress(len(journal))
-        past.losses = [step.loss for step in journal]
+        timed = list(self.run.events())
+        start = self._measure_lost(timed, step, journal, evaluate) if step else 0
+        recorded = Recorded.read(timed, step)
+        past = recorded.past
+        self._add_lost_steps(recorded, journal)
+        if step:
+            start = self._agree_on_best(recorded, journal, start)
+        if start < self._snapshot <= step:
+            start = self._load_snapshot()
+        if journal is not None:
+            self.method.resume(journal, start)
+            past.losses = [each.loss for each in journal]
+            if self._keeps:
+                self.method.open_journal(self.run.path / JOURNAL, self.session.weights_sha256, after=journal)
+        elif self.method.has_journal:
+            self.begin()
+        self._note(step, start, 0 if journal is None else journal.torn_bytes)
         return past
 
     def keep(self, step: int) -> None:
@@ -138,72 +124,135 @@ class Checkpoints:
             DoesNotFit: the disk is full; the snapshot before is whole.
         """
         began = time.monotonic()
+        # A snapshot must not outlive the records of its steps.
+        self.method.sync()
         parameters = {**self.session.trained_parameters(), **self.method.state()}
         size = save_state(self.run.path / LAST_STATE, parameters, step)
         self._last = time.monotonic()
         self._cost = self._last - began
         self.emit(events.Saved(str(LAST_STATE), step, size))
 
-    def _check_steps(self, step: int) -> None:
-        if step > self.session.config.steps:
-            raise ConfigError(
-                f"the run has done {step} steps already, and --steps is {self.session.config.steps}",
-                "give at least as many --steps",
-            )
+    def save_best(self, step: int) -> None:
+        """Saves the weights, of step `step`, as the best state.
+
+        Raises:
+            DoesNotFit: the disk is full; the best state before is whole.
+        """
+        self.emit(events.Phase("save"))
+        self.method.sync()
+        size = save_state(self.best_path, self.session.trained_parameters(), step)
+        self.emit(events.Saved(str(BEST_STATE), step, size))
+
+    def _read_journal(self) -> Journal | None:
+        """The journal of the run; None where the run ended before it began to train."""
+        path = self.run.path / JOURNAL
+        try:
+            return read(path)
+        except FileNotFoundError:
+            if self._snapshot or saved_step(self.best_path) or self.run.last_event(events.Step):
+                raise DataError(
+                    f"{path} is missing, without which the run cannot go on",
+                    "bring it back from a copy, or start a new run",
+                ) from None
+            return None
+        except JournalError as error:
+            raise DataError(str(error), error.fix or "start a new run: its weights cannot be restored") from None
+
+    @cached_property
+    def _snapshot(self) -> int:
+        """The step of the last snapshot; 0 without one, and for a damaged one that the journal makes up for."""
+        path = self.run.path / LAST_STATE
+        step = saved_step(path)
+        if step is None and path.exists() and not self.method.has_journal:
+            self._load_snapshot()
+        return step or 0
 
     def _load_snapshot(self) -> int:
-        """Restores parameters and method from the last snapshot; returns its step, 0 without one."""
-        path = self.run.path / LAST_STATE
-        if not path.exists():
-            return 0
+        """Restores parameters and method from the last snapshot; returns its step."""
         state = self.method.state()
         holder: dict[str, Any] = dict(state)
         slots = {**self.session.causal.slots, **{name: Slot(holder, name) for name in state}}
-        step = load_state(path, slots, (*self.session.trainable.names, *state))
+        step = load_state(self.run.path / LAST_STATE, slots, (*self.session.trainable.names, *state))
         self.method.restore(holder, step)
         return step
 
-    def _progress(self, step: int) -> TrainingProgress:
-        """The progress after the first `step` steps, read from the events."""
-        timed = list(self.run.events())
-        history = RunHistory.read(timed)
-        # An evaluation after `step` itself is repeated.
-        history.back_to(step, step - 1)
-        past = TrainingProgress(
-            step,
-            zero_shot={split: _evaluation(event) for split, event in history.zero_shot.items()},
-            losses=history.steps["loss"].tolist(),
-            train_seconds=history.training_seconds,
-            tokens=history.total("tokens"),
-            padded_tokens=history.total("padded_tokens"),
-            ties=history.total("ties"),
-        )
-        past.best = past.zero_shot.get("validation")
-        past.validation_losses = {each.evaluation.step: each.evaluation.loss for each in history.validation}
-        for event in (each.evaluation for each in history.validation):
-            if event.kind == "validation":
-                past.validation_seconds += event.seconds
-                if (outcome := _evaluation(event)).better_than(past.best):
-                    past.best_step, past.best = event.step, outcome
-        # In all events: an earlier resumption from this step may have been killed before it repeated the evaluation.
-        past.unsettled = any(
-            isinstance(event, events.Evaluated) and event.kind == "validation" and event.step == step
-            for event, _ in timed
-        )
-        return past
+    def _add_lost_steps(self, recorded: Recorded, journal: Journal | None) -> None:
+        """Adds the steps that the events lack to the sums; their time is taken to be that of the others."""
+        session, past, lost = self.session, recorded.past, recorded.lost
+        examples, config = session.splits["train"], session.config
+        for step in lost:
+            batch = session.batch(
+                [examples[i] for i in batch_indices(len(examples), config.batch_size, config.seed, step)]
+            )
+            past.tokens += batch.token_count
+            past.padded_tokens += batch.padded_token_count
+            if journal is not None:
+                past.ties += sum(derivative == 0.0 for derivative in journal[step].derivatives)
+        if known := past.step - len(lost):
+            past.train_seconds *= past.step / known
 
-    def _note(self, step: int, snapshot: int, torn_bytes: int = 0) -> None:
+    def _measure_lost(
+        self, timed: list[tuple[events.Event, float]], step: int, journal: Journal | None, evaluate: Evaluate
+    ) -> int:
+        """Evaluates the base weights and the best state again where the events lack that, and adds it to them.
+
+        Returns:
+            The step of the weights that the model has afterwards.
+        """
+        there = [event for event, _ in timed if isinstance(event, events.Evaluated)]
+
+        def again(kind: str, split: str, at: int) -> None:
+            self.emit(events.Phase("baseline" if kind == "zero-shot" else "evaluate"))
+            outcome = evaluate(kind, split, at)
+            timed.append((events.Evaluated(kind=kind, split=split, step=at, best=True, **asdict(outcome)), time.time()))
+
+        for split in ("validation", "test"):
+            if self.session.splits[split] and not any((e.kind, e.split) == ("zero-shot", split) for e in there):
+                again("zero-shot", split, 0)
+        held = saved_step(self.best_path)
+        # A state that is ahead of the journal is made again, and that of the last step evaluated again in any case.
+        if not held or held == step or (journal is not None and held > step):
+            return 0
+        if any((e.split, e.step) == ("validation", held) for e in there):
+            return 0
+        load_state(self.best_path, self.session.causal.slots, self.session.trainable.names)
+        again("validation", "validation", held)
+        return held
+
+    def _agree_on_best(self, recorded: Recorded, journal: Journal | None, start: int) -> int:
+        """Brings together the best step, which the events tell, and the best state.
+
+        Args:
+            start: the step of the weights that the model has.
+
+        Returns:
+            That step afterwards.
+        """
+        past, held = recorded.past, saved_step(self.best_path)
+        if held == past.step:
+            # It was the best when it was saved, and is evaluated again.
+            past.unsettled, past.best = True, None
+        elif held != past.best_step and journal is not None:
+            # The state is lost, or of a step that is still to come: that of the best step follows from the journal.
+            if start < self._snapshot <= past.best_step:
+                start = self._load_snapshot()
+            replay(self.session.causal.slots, journal, start, past.best_step)
+            self.save_best(past.best_step)
+            start = past.best_step
+        elif held != past.best_step:
+            past.best_step, past.best = (0, None) if held is None else (held, recorded.evaluated[held])
+        return start
+
+    def _note(self, step: int, start: int, torn_bytes: int) -> None:
         self.emit(events.Resumed(step))
         text = f"the run continues after step {step}"
-        if step > snapshot:
-            text += f", {step - snapshot} steps of which were replayed from its journal"
+        if step > start:
+            text += f", {step - start} steps of which were replayed from its journal"
         if torn_bytes:
-            text += f" (whose last {torn_bytes} bytes were cut off in the middle of a step)"
+            text += f" (whose last {torn_bytes} bytes, of an interrupted write, were cut off)"
+        if self._snapshot > step:
+            text += f"; the snapshot of step {self._snapshot} is not used, since the journal ends before it"
         self.emit(events.Note(text))
-
-
-def _evaluation(event: events.Evaluated) -> Evaluation:
-    return Evaluation(**{each.name: getattr(event, each.name) for each in fields(Evaluation)})
 
 
 def check_same(run: RunDirectory, now: dict[str, Any]) -> None:

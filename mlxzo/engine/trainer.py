@@ -13,15 +13,15 @@ from typing import Any, Protocol
 from ..core import events
 from ..core.errors import Diverged, DoesNotFit, Interrupted
 from ..core.meter import mlx_memory
-from ..core.run_directory import BEST_STATE
 from ..models.loading import fingerprint
 from .batching import SCORED_AT_ONCE, batch_indices, by_length
-from .checkpoint_file import load_state, save_state
-from .checkpoints import Checkpoints, TrainingProgress
+from .checkpoint_file import load_state
+from .checkpoints import Checkpoints
 from .distributed.communicator import Request
 from .evaluation import Evaluation, Evaluator
 from .methods import Method
 from .methods.ties import TieDetector
+from .progress import TrainingProgress
 from .session import Session
 
 # Decay of the smoothed loss per step; steps over which speed and ETA are averaged.
@@ -54,7 +54,6 @@ class Trainer:
         self.session, self.method, self.checkpoints = session, method, checkpoints
         self.emit, self.control = emit, control
         self.team, self.evaluator = session.team, Evaluator(session)
-        self.best_path = checkpoints.run.path / BEST_STATE
         self.past = TrainingProgress()
         self.evaluate_seconds = 0.0
 
@@ -70,7 +69,7 @@ class Trainer:
         """
         self.team.synchronise()
         if resume:
-            self.past = self.checkpoints.resume()
+            self.past = self.checkpoints.resume(self._evaluate)
         else:
             self.checkpoints.begin()
         if self.past.step == 0:
@@ -91,15 +90,16 @@ class Trainer:
 
     def _begin(self) -> None:
         """Saves the state before the first step and evaluates it."""
+        self.past = TrainingProgress()
         # First of all: from here on, a run that ends for any reason leaves a state that can be used.
-        self._save_best(0)
+        self.checkpoints.save_best(0)
         self.emit(events.Phase("baseline"))
         for split in ("validation", "test"):
             if self.session.splits[split]:
                 self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
-        self.past.best_step, self.past.best = 0, self.past.zero_shot["validation"]
-        self.past.validation_losses[0] = self.past.best.loss
-        if not math.isfinite(self.past.best.loss):
+        before = self.past.zero_shot["validation"]
+        self.past.add_evaluation(0, before)
+        if not math.isfinite(before.loss):
             raise Diverged(
                 "the loss of the model is not a finite number even before training",
                 "try --dtype float32; if that does not help, the weights are damaged",
@@ -227,12 +227,12 @@ class Trainer:
 
     def _validate(self, step: int) -> None:
         self.emit(events.Phase("evaluate"))
+        # The events of a step must not outlive its record.
+        self.method.sync()
         outcome = self._evaluate("validation", "validation", step)
         self.past.validation_seconds += outcome.seconds
-        self.past.validation_losses[step] = outcome.loss
-        if outcome.better_than(self.past.best):
-            self.past.best_step, self.past.best = step, outcome
-            self._save_best(step)
+        if self.past.add_evaluation(step, outcome):
+            self.checkpoints.save_best(step)
         self.emit(events.Phase("train"))
 
     def _evaluate(self, kind: str, split: str, step: int) -> Evaluation:
@@ -251,16 +251,11 @@ class Trainer:
     def _test(self) -> Evaluation | None:
         """Evaluates the best state on the test split, which no earlier decision has used."""
         session = self.session
-        load_state(self.best_path, session.causal.slots, session.trainable.names)
+        load_state(self.checkpoints.best_path, session.causal.slots, session.trainable.names)
         if not session.splits["test"]:
             return None
         self.emit(events.Phase("test", f"the best state, of step {self.past.best_step}"))
         return self._evaluate("test", "test", self.past.best_step)
-
-    def _save_best(self, step: int) -> None:
-        self.emit(events.Phase("save"))
-        size = save_state(self.best_path, self.session.trained_parameters(), step)
-        self.emit(events.Saved(str(BEST_STATE), step, size))
 
     @property
     def _on_plateau(self) -> bool:
@@ -322,7 +317,7 @@ class Trainer:
             "final_sha256": sha256,
             "train_seconds": past.train_seconds,
             "validation_seconds": past.validation_seconds,
-            "steps_per_second": past.step / past.train_seconds,
+            "steps_per_second": past.step / past.train_seconds if past.train_seconds else None,
             "padding_share": 1.0 - past.tokens / past.padded_tokens,
             "ranks": self.team.size,
             "bytes_sent": self.team.bytes_sent,

@@ -13,6 +13,9 @@ from pathlib import Path
 from ..core import events
 
 _OFFER_SECONDS = 0.01
+# A resumed run depends on these: they are flushed to the disk at once. A power failure may take the others of the last
+# seconds.
+_DURABLE = (events.Evaluated, events.Saved, events.Finished, events.Failed)
 
 
 class EventWriter:
@@ -20,6 +23,9 @@ class EventWriter:
 
     def __init__(self, path: Path):
         self._file = path.open("ab", buffering=0)
+        # A line that an interrupted write left incomplete must not swallow the next one.
+        if not _ends_a_line(path):
+            self._file.write(b"\n")
         self._pipe = True
         self._lock = threading.Lock()
 
@@ -48,6 +54,8 @@ class EventWriter:
         line = events.to_json(event, time.time()).encode() + b"\n"
         if kept:
             self._file.write(line)
+            if isinstance(event, _DURABLE):
+                os.fsync(self._file.fileno())
         if shown:
             try:
                 sys.stdout.buffer.write(line)
@@ -56,3 +64,9 @@ class EventWriter:
                 self._pipe = False
                 # Otherwise Python flushes again at exit, and reports the error.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _ends_a_line(path: Path) -> bool:
+    """True if a file is empty or ends with a newline."""
+    with path.open("rb") as file:
+        return not file.seek(0, os.SEEK_END) or (file.seek(-1, os.SEEK_END) >= 0 and file.read() == b"\n")

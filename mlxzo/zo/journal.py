@@ -18,8 +18,11 @@ Format 1, all numbers little-endian
 
 Loss and derivative are rounded to float32 when they are measured, and the factor before it is applied, so the file has
 the values that the run used. The factor follows from the derivatives, but is stored so that it does not depend on the
-rounding of a machine's mathematical library. A record is written before the weights change. A file that ends within a
-step has lost that step only.
+rounding of a machine's mathematical library. A record is written before the weights change.
+
+An interrupted write leaves a tail without a correct record: a killed process a part of one step, a power failure the
+steps of `SYNC_SECONDS`, in place of which some file systems keep zero bytes. Such a tail is cut off. A wrong record
+with a correct one behind it is damage, and the file is refused.
 """
 
 from __future__ import annotations
@@ -142,11 +145,13 @@ class Journal:
 
     Attributes:
         start: bytes before the first record.
+        check: CRC-32 of the header's bytes, with which the check of each record begins.
         torn_bytes: bytes after the last complete step, left by an interrupted write.
     """
 
     header: Header
     start: int
+    check: int
     torn_bytes: int
     _records: np.ndarray = field(repr=False)
 
@@ -185,7 +190,7 @@ class Journal:
             raise ValueError(f"the journal has {len(self)} steps, not {steps}")
         head = header.encode()
         records = self._records[:steps].reshape(-1).copy()
-        records["check"] = _checks(records, head)
+        records["check"] = _checks(records, _header_check(head))
         return head + records.tobytes()
 
 
@@ -207,32 +212,34 @@ def read(path: Path) -> Journal:
         )
     whole = (len(data) - start) // RECORD_BYTES
     records = np.frombuffer(data, _RECORD, whole, start)
-    wrong = np.flatnonzero(records["check"] != _checks(records, data[:start]))
-    # A crash leaves wrong records within the last step only. A correct record after a wrong one means a changed byte.
+    check = _header_check(data[:start])
+    wrong = np.flatnonzero(records["check"] != _checks(records, check))
     good = whole if not len(wrong) else int(wrong[0])
     a_step = header.records_a_step
-    if len(wrong) and (len(wrong) != whole - good or whole - good > a_step):
+    if len(wrong) != whole - good:
         raise JournalError(
             f"{path.name} is damaged in record {good + 1} of {whole} (step {good // a_step + 1}, "
             f"byte {start + good * RECORD_BYTES})"
         )
     steps = good // a_step
     kept = records[: steps * a_step].reshape(steps, a_step)
-    return Journal(header, start, len(data) - start - kept.nbytes, kept)
+    return Journal(header, start, check, len(data) - start - kept.nbytes, kept)
 
 
 def steps_in(path: Path) -> int:
-    """Number of complete steps in a journal, from its header and length; only `read` checks the records.
+    """Number of complete steps in a journal; only `read` checks the records before the last correct one.
 
     Raises:
         JournalError: the file is no journal, of another version, or has a damaged header.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(len(_MAGIC) + 4)
-        size = int.from_bytes(head[len(_MAGIC) :], "little")
-        header, start = _read_header(head + file.read(min(size, _LARGEST_HEADER) + 4), path.name)
-        return (file.seek(0, os.SEEK_END) - start) // (RECORD_BYTES * header.records_a_step)
+    data = path.read_bytes()
+    header, start = _read_header(data, path.name)
+    check, count = _header_check(data[:start]), (len(data) - start) // RECORD_BYTES
+    records = np.frombuffer(data, _RECORD, count, start)
+    while count and records["check"][count - 1] != _checks(records[count - 1 : count], check, count - 1)[0]:
+        count -= 1
+    return count // header.records_a_step
 
 
 class JournalWriter:
@@ -248,16 +255,19 @@ class JournalWriter:
         Raises:
             OSError: the file cannot be written, or a new one exists already.
         """
-        self._head = header.encode()
         self._decays, self._damps = header.decays, header.damps
-        self._count, self._end = 0, len(self._head)
         if after is not None:
+            # Not that of the header encoded again: another version of zlib may compress it to other bytes.
+            self._check = after.check
             self._count, self._end = len(after) * header.records_a_step, after.end
         elif path.exists():
             raise FileExistsError(f"{path} exists already")
         else:
+            head = header.encode()
+            self._check = _header_check(head)
+            self._count, self._end = 0, len(head)
             # Atomically: a journal without its header is useless.
-            write_atomic(path, self._head)
+            write_atomic(path, head)
         self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         os.ftruncate(self._file, self._end)
         os.lseek(self._file, self._end, os.SEEK_SET)
@@ -279,7 +289,7 @@ class JournalWriter:
         records["loss"] = step.loss
         if self._damps:
             records["loss"][-1] = step.damping[2]
-        records["check"] = _checks(records, self._head, self._count)
+        records["check"] = _checks(records, self._check, self._count)
         self._write(records.tobytes())
         self._count += len(rows)
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -306,13 +316,17 @@ class JournalWriter:
         self._end += len(data)
 
 
-def _checks(records: np.ndarray, head: bytes, first: int = 0) -> np.ndarray:
-    """Checksums of records, the first of which is record number `first` of a journal that begins with `head`."""
-    (start,) = struct.unpack("<I", head[-4:])
+def _header_check(head: bytes) -> int:
+    """The checksum at the end of a header."""
+    return int.from_bytes(head[-4:], "little")
+
+
+def _checks(records: np.ndarray, check: int, first: int = 0) -> np.ndarray:
+    """Checksums of records, the first of which is record number `first` of a journal whose header has `check`."""
     data = records.tobytes()
     return np.array(
         [
-            zlib.crc32(data[i * RECORD_BYTES : (i + 1) * RECORD_BYTES - 4], zlib.crc32(struct.pack("<Q", n), start))
+            zlib.crc32(data[i * RECORD_BYTES : (i + 1) * RECORD_BYTES - 4], zlib.crc32(struct.pack("<Q", n), check))
             for i, n in enumerate(range(first, first + len(records)))
         ],
         np.uint32,

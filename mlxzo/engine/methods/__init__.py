@@ -73,6 +73,13 @@ class Method:
     def resume(self, journal: Journal, step: int) -> None:
         """Brings the parameters, which are those after `step` steps, and all state to the end of the journal."""
 
+    def sync(self) -> None:
+        """Flushes the journal to the disk.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
     def close(self) -> None:
         """Flushes and closes the journal.
 

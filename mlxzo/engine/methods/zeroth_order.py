@@ -53,6 +53,10 @@ class ZerothOrder(Method):
     def open_journal(self, path: Path, base_sha256: str, after: Journal | None = None) -> None:
         self.journal = JournalWriter(path, after.header if after else self.header(base_sha256), after)
 
+    def sync(self) -> None:
+        if self.journal is not None:
+            self.journal.sync()
+
     def close(self) -> None:
         if self.journal is not None:
             self.journal.close()
