@@ -8,12 +8,13 @@ token, they are scored at one position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..core.errors import DataError
-from ..tasks.base import Example
+from ..tasks.base import Example, Origin, shown
+from ..tasks.row_problems import bad_rows
 
 # A placeholder for the answer in a chat template; no template contains it.
 _ANSWER = "[[the answer]]"
@@ -116,20 +117,22 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
             start = max(1, start)
         if start >= len(joined):
             raise DataError(
-                f"the candidate {candidate!r} adds no token to its prompt",
+                f"the candidate {shown(candidate)} adds no token to its prompt",
                 "change the label word, or leave the row out",
             )
         if start == 0:
-            raise DataError("a prompt is empty", "give every example some text before its answer")
+            raise DataError("the prompt is empty", "give every example some text before its answer")
         split.append((joined[:start], _ended(joined[start:], example, tokenizer)))
     cut_texts = whole_text and any(len(context) + len(scored) > max_tokens + 1 for context, scored in split)
     if cut_texts:
         split = [(context, scored[: max_tokens + 1 - len(context)]) for context, scored in split]
     # The last scored token is never an input, so a row is the prompt and all but one token of the candidate.
-    room = max_tokens - max(len(scored) for _, scored in split) + 1
+    longest = max(len(scored) for _, scored in split)
+    room = max_tokens - longest + 1
     if room < 1:
         raise DataError(
-            f"a candidate is longer than max_tokens ({max_tokens})", "raise --max-tokens or shorten the answers"
+            f"the answer has {longest} tokens, which is longer than max_tokens ({max_tokens})",
+            "raise --max-tokens, as far as the model's context allows, or shorten the answers",
         )
     truncated = cut_texts or any(len(context) > room for context, _ in split)
     split = [(_keep_end(context, room, tokenizer), scored) for context, scored in split]
@@ -142,6 +145,31 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         truncated=truncated,
         source=example,
     )
+
+
+def encode_all(
+    splits: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, max_tokens: int
+) -> dict[str, list[EncodedExample]]:
+    """Tokenises the examples of all splits.
+
+    Raises:
+        DataError: rows cannot be encoded; every one of them is named.
+    """
+    problems: list[tuple[Origin, str]] = []
+    fixes: list[str] = []
+    encoded: dict[str, list[EncodedExample]] = {split: [] for split in splits}
+    for split, examples in splits.items():
+        for example in examples:
+            try:
+                encoded[split].append(encode(example, tokenizer, max_tokens))
+            except DataError as error:
+                if example.origin is None:
+                    raise
+                problems.append((example.origin, error.message))
+                fixes.append(error.fix)
+    if problems:
+        raise bad_rows(problems, "; ".join(dict.fromkeys(fixes)))
+    return encoded
 
 
 def _ended(scored: list[int], example: Example, tokenizer: Tokenizer) -> list[int]:
@@ -190,10 +218,7 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
 
     def written(answer: str) -> str:
         turns = [*messages, {"role": "assistant", "content": answer}] if answer else messages
-        # Some templates would open a section for thoughts; the answer alone is wanted.
-        return tokenizer.apply_chat_template(
-            turns, add_generation_prompt=not answer, tokenize=False, enable_thinking=False
-        )
+        return _apply_template(tokenizer, turns, add_generation_prompt=not answer)
 
     def tokens(candidate: str) -> list[int]:
         if candidate and len(example.candidates) > 1:
@@ -205,6 +230,39 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     return tokens
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+    """A conversation as the model's chat template writes it.
+
+    Raises:
+        DataError: the template refuses the conversation; the message has its own words.
+    """
+
+    def written(messages: Sequence[Mapping[str, Any]]) -> str:
+        # Some templates would open a section for thoughts; the answer alone is wanted.
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False, enable_thinking=False
+        )
+
+    try:
+        return written(messages)
+    except Exception as error:  # a template is a program, which raises whatever its author or a row happens to cause
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+    others = [message for message in messages if message["role"] != "system"]
+    try:
+        takes_others = len(others) < len(messages) and bool(written(others))
+    except Exception:
+        takes_others = False
+    if takes_others:
+        raise DataError(
+            f"the model's chat template takes no system message: {said}",
+            "move the text of the system message into the user's first one, or use another model",
+        )
+    raise DataError(
+        f"the model's chat template refuses the conversation: {said}",
+        "change the conversation or leave it out, or use another model",
+    )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -36,7 +36,7 @@ from .activation_cache import ActivationCache, DiskActivationCache
 from .batching import Batch, Shapes, make_batch
 from .data_summary import duplicates_text, summarise
 from .distributed.communicator import Communicator
-from .encoding import EncodedExample, encode
+from .encoding import EncodedExample, encode_all
 from .reward import Judge
 from .scoring import Scorer
 
@@ -325,13 +325,10 @@ def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
     """Tokenizes the rows of a run.
 
     Raises:
-        DataError: a row cannot be tokenized.
+        DataError: rows cannot be tokenized; all of them are named.
     """
     rows = {"train": data.learned(config.objective), "validation": data.validation, "test": data.test}
-    return {
-        split: [encode(example, tokenizer, config.max_tokens) for example in examples]
-        for split, examples in rows.items()
-    }
+    return encode_all(rows, tokenizer, config.max_tokens)
 
 
 def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> None:

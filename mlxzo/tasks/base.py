@@ -7,8 +7,9 @@ leading space (or none, if the prompt ends in a newline).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from .metrics import WRITTEN
@@ -21,6 +22,15 @@ class Message:
 
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The place a row comes from: its file, and its number there from 1, of a `unit` (line or row)."""
+
+    path: Path
+    number: int
+    unit: str = "line"
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Example:
     """A conversation in place of the prompt, to be formatted by the model's chat template."""
     ends_text: bool = False
     """True if the text ends after its only candidate: the model learns to write an end token there."""
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    """Where its row comes from, for messages; None for an example that was made."""
 
     @property
     def written(self) -> bool:
@@ -134,7 +146,7 @@ class TaskData:
         """The training examples for a run with this objective (an option)."""
         if objective != "loss" or not self.task.learns_the_answer:
             return self.train
-        return tuple(Example(each.prompt, each.gold[:1], 0, messages=each.messages) for each in self.train)
+        return tuple(replace(each, candidates=each.gold[:1], target=0, answers=()) for each in self.train)
 
     @cached_property
     def duplicates_across_splits(self) -> int:

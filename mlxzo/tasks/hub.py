@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
 from .base import Example, HubSource, Task
+from .reading import RowReader
+from .row_problems import bad_rows
 from .sampling import stable_permutation
 
 VALIDATION_ROWS = 500
@@ -102,12 +105,9 @@ def read_parquet(task: Task, path: str) -> list[Example]:
     missing = [name for name in task.fields if name not in table.column_names]
     if missing:
         raise DataError(f"{path} has no field {' and no '.join(missing)}", _FIX)
-    return list(_examples(task, table.select(list(task.fields)).to_pylist(), path))
-
-
-def _examples(task: Task, rows: list[Mapping[str, Any]], path: str) -> Iterator[Example]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield task.example_from_row(row)
-        except ValueError as error:
-            raise DataError(f"{path}, row {number}: {error}", _FIX) from None
+    rows = table.select(list(task.fields)).to_pylist()
+    found = RowReader(Path(path), list(enumerate(rows, start=1)), unit="row")
+    examples = found.examples(task.example_from_row)
+    if found.problems:
+        raise bad_rows(found.located(), _FIX)
+    return examples

@@ -10,15 +10,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import DataError
-from .base import Example, kind_of, shown
+from .base import Example, Origin, kind_of, shown
 
 MAX_LINE_BYTES = 16 * 2**20
-SHOWN_PROBLEMS = 20
 SPLITS = ("train", "validation", "test")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", *SEPARATORS)
@@ -27,11 +26,34 @@ FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, tes
 
 @dataclass
 class RowReader:
-    """The objects of a file with their line numbers, and the problems of the other lines."""
+    """The objects of a file with their line numbers, and the problems of the other lines.
+
+    Attributes:
+        unit: what the numbers count, lines or rows.
+    """
 
     path: Path
     rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     problems: list[tuple[int, str]] = field(default_factory=list)
+    unit: str = "line"
+
+    def located(self) -> list[tuple[Origin, str]]:
+        """The problems with the places they are about."""
+        return [(Origin(self.path, number, self.unit), problem) for number, problem in self.problems]
+
+    def examples(self, make: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
+        """The examples of the rows, in the order of the file; rows that have none are added to the problems.
+
+        Args:
+            make: a task's `example_from_row`; its ValueError is the problem of that row.
+        """
+        found = []
+        for number, row in self.rows:
+            try:
+                found.append(replace(make(row), origin=Origin(self.path, number, self.unit)))
+            except ValueError as error:
+                self.problems.append((number, str(error)))
+        return found
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
@@ -124,39 +146,6 @@ def _table_lines(file: BinaryIO, found: RowReader) -> Iterator[str]:
         except ValueError as error:
             found.problems.append((number, str(error)))
             yield "\n"
-
-
-def to_examples(found: RowReader, make: Callable[[Mapping[str, Any]], Example], fix: str) -> list[Example]:
-    """The examples of a file's rows, in the order of the file.
-
-    Args:
-        make: a task's `example_from_row`; its ValueError becomes the problem of that line.
-        fix: the required form of a line.
-
-    Raises:
-        DataError: one or more lines cannot be used; the details name each, up to `SHOWN_PROBLEMS`.
-    """
-    problems = list(found.problems)
-    examples = []
-    for number, row in found.rows:
-        try:
-            examples.append(make(row))
-        except ValueError as error:
-            problems.append((number, str(error)))
-    if problems:
-        raise bad_lines(found.path, problems, fix)
-    return examples
-
-
-def bad_lines(path: Path, problems: list[tuple[int, str]], fix: str) -> DataError:
-    """The error that lists the problems of a file in line order."""
-    lines = [f"line {number}: {problem}" for number, problem in sorted(problems)]
-    if len(lines) == 1:
-        return DataError(f"{path}, {lines[0]}", fix)
-    details = lines[:SHOWN_PROBLEMS]
-    if len(lines) > SHOWN_PROBLEMS:
-        details.append(f"and {len(lines) - SHOWN_PROBLEMS} more")
-    return DataError(f"{path}: {len(lines)} lines cannot be used", fix, details)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

@@ -18,7 +18,8 @@ from .choices import Copa, Record
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
 from .questions import Drop, Squad
-from .reading import FOLDER, bad_lines, read_rows, split_paths, to_examples
+from .reading import FOLDER, read_rows, split_paths
+from .row_problems import bad_rows
 from .sampling import sample, sample_of_each
 from .sentiment import Reviews, Sst2
 from .superglue import BoolQ, Cb, MultiRc, Rte, Wic, Wsc
@@ -129,18 +130,18 @@ def _folder(text: str) -> Path:
 
 def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
     """The task for the folder's training rows, and the examples of every split."""
-    rows = {split: read_rows(path) for split, path in split_paths(folder).items()}
+    files = {split: read_rows(path) for split, path in split_paths(folder).items()}
+    splits: dict[str, list[Example]] = {}
     try:
-        task = task.for_rows([row for _, row in rows["train"].rows])
+        task = task.for_rows([row for _, row in files["train"].rows])
     except ValueError as error:
-        if rows["train"].problems:
-            raise bad_lines(rows["train"].path, rows["train"].problems, _row_form(task)) from None
-        raise DataError(f"{rows['train'].path}: {error}", "correct the training rows") from None
-    return task, {split: to_examples(found, task.example_from_row, _row_form(task)) for split, found in rows.items()}
-
-
-def _row_form(task: Task) -> str:
-    return "each row needs " + " and ".join(f'"{name}"' for name in task.fields)
+        if not files["train"].problems:
+            raise DataError(f"{files['train'].path}: {error}", "correct the training rows") from None
+    else:
+        splits = {split: file.examples(task.example_from_row) for split, file in files.items()}
+    if problems := [problem for file in files.values() for problem in file.located()]:
+        raise bad_rows(problems, "each row needs " + " and ".join(f'"{name}"' for name in task.fields))
+    return task, splits
 
 
 def _sha256(*splits: Sequence[Example]) -> str:

@@ -97,6 +97,71 @@ def test_conversations_and_texts_train_by_their_loss(model, tmp_path):
         assert result["metric"] == "loss" and result["test"] is None
 
 
+def chat(*messages: str, system: str | None = None) -> dict:
+    turns = [{"role": role, "content": text} for role, text in (each.split(": ") for each in messages)]
+    return {"messages": ([{"role": "system", "content": system}] if system else []) + turns}
+
+
+GOOD_CHAT = chat("user: Is it true?", "assistant: Yes.")
+LONG_CHAT = chat("user: Is it true?", f"assistant: {'Yes. ' * 60}")
+STRICT = (
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must take turns') }}{% endif %}{{ message.content + '<|im_end|>' }}{% endfor %}"
+)
+CANNOT_BE_ENCODED = [
+    (
+        STRICT,
+        [GOOD_CHAT, chat("user: One", "user: Two", "assistant: Three")],
+        [GOOD_CHAT],
+        ["train.jsonl, line 2: the model's chat template refuses the conversation: Roles must take turns"],
+    ),
+    (
+        STRICT,
+        [GOOD_CHAT, chat("user: One", "assistant: Two", system="Be good.")],
+        [chat("user: One", "assistant: Two", system="Be brief.")],
+        ["the model's chat template takes no system message: Roles must take turns (train.jsonl, line 2; validation."],
+    ),
+    ("{{ messages[0].nothing.at_all }}", [GOOD_CHAT] * 3, [GOOD_CHAT], ["refuses the conversation", "lines 1-3"]),
+    (
+        None,
+        [GOOD_CHAT] * 3,
+        [GOOD_CHAT],
+        ["this model has no chat template (train.jsonl, lines 1-3; validation.jsonl, line 1)"],
+    ),
+    (
+        STRICT,
+        [GOOD_CHAT, LONG_CHAT],
+        [chat("user: One", "user: Two", "assistant: Three"), GOOD_CHAT, LONG_CHAT],
+        [
+            "3 lines cannot be used",
+            "train.jsonl, line 2: the answer has 122 tokens, which is longer than max_tokens (64)",
+            "validation.jsonl, line 1: the model's chat template refuses",
+            "validation.jsonl, line 3: the answer has 122 tokens",
+            "shorten the answers; change the conversation",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "train", "validation", "sentences"), CANNOT_BE_ENCODED)
+def test_rows_that_the_model_cannot_read_are_named_at_once_by_file_and_line(
+    tmp_path, capsys, template, train, validation, sentences
+):
+    model, data = tiny_folder(tmp_path / "strict"), tmp_path / "data"
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    data.mkdir()
+    for split, rows in (("train", train), ("validation", validation)):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    on = ("--model", str(model), "--task", "custom", "--data", str(data), "--max-tokens", "64")
+    assert main(["tasks", "check", *on]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("Data: ") and all(sentence in said for sentence in sentences), said
+    # A run reads its rows in the same way.
+    assert main(["eval", *on, "--split", "validation"]) == 4
+    assert capsys.readouterr().err.endswith(said)
+
+
 def test_data_is_checked_before_a_run(opinions, model, capsys):
     task, data = opinions
     on = ("--task", str(task), "--data", str(data), "--model", str(model))

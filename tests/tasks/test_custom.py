@@ -17,9 +17,9 @@ def load(path, train, validation=None, task="custom"):
     return load_task(RunConfig(task=task, data=str(path), train_examples=None))
 
 
-def problems(path, *args):
+def problems(path, train, validation=None):
     with pytest.raises(DataError) as caught:
-        load(path, *args)
+        load(path, train, validation or train[:1])
     return caught.value.details or [caught.value.message.split(".jsonl")[1].lstrip(",: ")]
 
 
@@ -62,7 +62,7 @@ def test_completions_are_read_from_prompt_and_completion(tmp_path):
 def test_rows_of_the_other_form_are_named_by_line(tmp_path):
     rows = [*labelled("a", "b"), {"prompt": "p", "completion": "c"}, *labelled("a"), {"prompt": "p", "completion": "c"}]
     sentence = "has prompt and completion, where the training file began with text and label"
-    assert problems(tmp_path, rows) == [f"line 3: {sentence}", f"line 5: {sentence}"]
+    assert problems(tmp_path, rows) == [f"lines 3, 5: {sentence}"]
     assert problems(tmp_path, labelled("a", "b"), rows[2:3]) == [f"line 1: {sentence}"]
     assert problems(tmp_path, rows[2:3], labelled("a")) == [
         "line 1: has text and label, where the training file began with prompt and completion"
@@ -72,13 +72,18 @@ def test_rows_of_the_other_form_are_named_by_line(tmp_path):
 def test_a_row_with_two_forms_is_named_whichever_form_the_file_has(tmp_path):
     both = {"text": "t", "label": "a", "prompt": "p", "completion": "c"}
     assert problems(tmp_path, [*labelled("a", "b"), both])[0].startswith("line 3: has the fields of two forms")
-    assert problems(tmp_path, [both])[0].startswith("line 1: needs text and label, prompt and completion,")
+    (problem,) = problems(tmp_path, [both], [{"label": "alone"}])[:1]
+    assert problem.startswith("train.jsonl, line 1: needs text and label, prompt and completion,")
 
 
 def test_rows_of_no_form_are_named_with_what_they_hold(tmp_path):
     rows = [{"prompt": "alone"}, {"label": "alone"}]
     needs = "needs text and label, prompt and completion, messages, or text alone"
-    assert problems(tmp_path, rows) == [f"line 1: {needs}; found prompt", f"line 2: {needs}; found label"]
+    assert problems(tmp_path, rows, [{"other": 1}]) == [
+        f"train.jsonl, line 1: {needs}; found prompt",
+        f"train.jsonl, line 2: {needs}; found label",
+        f"validation.jsonl, line 1: {needs}; found other",
+    ]
 
 
 def message(role, content):

@@ -101,10 +101,30 @@ def test_every_bad_line_is_reported_at_once_in_order(tmp_path):
 
 
 def test_at_most_twenty_bad_lines_are_shown_and_the_rest_counted(tmp_path):
-    error = failure(folder(tmp_path / "d", train=["nonsense"] * 57))
+    rows = [json.dumps({"sentence": "x", "label": 2 + i // 2}) for i in range(57)]
+    error = failure(folder(tmp_path / "d", train=rows))
     assert "57 lines cannot be used" in error.message
     assert len(error.details) == 21
-    assert error.details[-1] == "and 37 more"
+    assert error.details[0] == "lines 1-2: the label 2 is not 0 (negative) or 1 (positive)"
+    assert error.details[-1] == "and 17 more"
+
+
+def test_bad_lines_of_all_files_are_reported_at_once_and_the_same_sentence_once(tmp_path):
+    error = failure(folder(tmp_path / "one", train=["{", GOOD, "{", "{"]))
+    assert error.message.endswith(
+        "train.jsonl, lines 1, 3-4: not valid JSON: expecting property name enclosed in double quotes at character 2"
+    )
+    error = failure(folder(tmp_path / "two", train=[GOOD, "7"], validation=["7"]))
+    assert error.message == (
+        f"{tmp_path / 'two'}: must be a JSON object, not a number (train.jsonl, line 2; validation.jsonl, line 1)"
+    )
+    error = failure(folder(tmp_path / "three", train=[GOOD, "7", "null"], test=["7"] + 10 * [GOOD, "7"]))
+    assert error.message == f"{tmp_path / 'three'}: 13 lines cannot be used"
+    assert error.details == [
+        "train.jsonl, line 2: must be a JSON object, not a number",
+        "train.jsonl, line 3: must be a JSON object, not null",
+        "test.jsonl, lines 1, 3, 5, 7, 9, 11, 13, 15 and 3 more: must be a JSON object, not a number",
+    ]
 
 
 def test_long_values_and_many_fields_are_cut_in_messages(tmp_path):
@@ -215,10 +235,9 @@ TABLES = {
 
 
 def table(path, suffix, text, encode="utf-8"):
-    """A data folder whose splits are all the same table."""
-    path.mkdir()
-    for split in ("train", "validation"):
-        (path / f"{split}.{suffix}").write_bytes(text.encode(encode))
+    """A data folder whose training rows are a table."""
+    folder(path, train=None)
+    (path / f"train.{suffix}").write_bytes(text.encode(encode))
     return path
 
 
@@ -231,7 +250,7 @@ def test_a_table_reads_as_the_same_rows_in_jsonl_do(tmp_path, suffix, odd):
     if odd:
         text = "\ufeff" + text.replace("plain", "plain").replace("0\n", "0\n\n\n").replace("\n", "\r\n")
     from_table = load(table(tmp_path / "t", suffix, text))
-    assert from_table.sha256 == load(folder(tmp_path / "j", train=lines, validation=lines)).sha256
+    assert from_table.sha256 == load(folder(tmp_path / "j", train=lines)).sha256
 
 
 BAD_TABLES = [
