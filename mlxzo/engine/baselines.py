@@ -21,7 +21,7 @@ from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
 from ..tasks.sampling import stable_permutation
 from .data_summary import share_candidates
-from .encoding import encode
+from .encoding import EncodedExample, encode
 from .evaluation import Evaluation, Evaluator, Scored
 from .layer_probe import measure_probe, obstacle
 from .prefix_sharing import MAX_NEW_TOKENS
@@ -138,15 +138,13 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
             )
         )
     examples = [example for example, _ in asked]
-    tokenizer, longest = session.loaded.tokenizer, session.config.max_tokens
-    encoded = [encode(example, tokenizer, longest) for example in examples]
+    encoded = _encoded(session, examples)
     evaluator = Evaluator(session)
     if not (baseline.calibrate and isinstance(task, Classification)):
         return evaluator.measure(split, examples, encoded, emit)
     empty = [in_style(task.content_free(text), session.config.prompt_style) for text in CONTENT_FREE]
     prompts = [_fit_demonstrations(session, each, shown)[0] for each in empty if each.prompt.strip()]
-    inputs = [encode(each, tokenizer, longest) for each in prompts]
-    bias = label_bias(evaluator.score("content-free inputs", inputs, emit))
+    bias = label_bias(evaluator.score("content-free inputs", _encoded(session, prompts), emit))
     targets = np.array([example.target for example in encoded])
     return evaluator.measure(split, examples, encoded, emit, lambda scored: calibrated(scored, bias, targets))
 
@@ -196,6 +194,12 @@ def calibrated(scored: Scored, bias: np.ndarray, targets: np.ndarray) -> Scored:
     """
     grid = np.stack(scored.scores) - bias
     return Scored(list(grid), example_losses(grid, targets))
+
+
+def _encoded(session: Session, examples: Sequence[Example]) -> list[EncodedExample]:
+    found = [encode(example, session.loaded.tokenizer, session.config.max_tokens) for example in examples]
+    session.loaded.check_tokens(token for each in found for token in each.tokens)
+    return found
 
 
 def _fit_demonstrations(session: Session, example: Example, shown: Sequence[Example]) -> tuple[Example, int]:

@@ -8,8 +8,9 @@ token, they are scored at one position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from ..core.errors import DataError
@@ -67,6 +68,11 @@ class EncodedExample:
     @property
     def length(self) -> int:
         return max(len(row.tokens) for row in self.rows)
+
+    @property
+    def tokens(self) -> Iterator[int]:
+        """Every token that the model reads or scores."""
+        return chain.from_iterable((*(row.tokens for row in self.rows), *self.targets))
 
     @property
     def row_count(self) -> int:

@@ -229,7 +229,10 @@ class Evaluator:
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """The prompt tokens of each example, cut so that an answer fits after them."""
         room = max(1, self.session.config.max_tokens - MAX_NEW_TOKENS)
-        return [tuple(encode_prompt(example, self.session.loaded.tokenizer, room)) for example in examples]
+        loaded = self.session.loaded
+        prompts = [tuple(encode_prompt(example, loaded.tokenizer, room)) for example in examples]
+        loaded.check_tokens(token for prompt in prompts for token in prompt)
+        return prompts
 
     def _on_one_rank(self, count: int, compute: Callable[[], Sequence[float] | np.ndarray]) -> np.ndarray:
         """Values computed by one rank and broadcast to all, float64 [count].

@@ -251,8 +251,12 @@ def make_session(
         judge: the user's judge of answers, where the objective is `reward`.
         team: the ranks that share the work; None for a run in one process.
         interrupt: called where a forward pass can be given up (see `CausalLM`).
+
+    Raises:
+        ModelError: the model lacks a token of the data.
     """
     config, data, splits = inputs.config, inputs.data, inputs.splits
+    base.loaded.check_tokens(token for examples in splits.values() for each in examples for token in each.tokens)
     causal = CausalLM(base.loaded.model, compute_dtype(), interrupt)
     session = Session(
         config,

@@ -56,7 +56,7 @@ class SideBySide:
         An answer ends after `max_new_tokens`, at the end of its text, or at the end of the model's context.
 
         Raises:
-            DataError: the prompt fills the context.
+            DataError: the prompt fills the context. ModelError: the model lacks one of its tokens.
         """
         for model, state in self._states.items():
             for name, value in state.items():
@@ -71,6 +71,7 @@ class SideBySide:
         example = in_style(Example(prompt, (), None), self._prompt_style)
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
         tokens = encode_prompt(example, tokenizer)
+        self._loaded.check_tokens(tokens)
         if self._context is not None:
             max_new_tokens = min(max_new_tokens, self._context - len(tokens))
         if max_new_tokens < 1:

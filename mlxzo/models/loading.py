@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,27 @@ class LoadedModel:
     tokenizer: Any
     path: Path
     config: dict
+
+    @cached_property
+    def embedding_rows(self) -> int:
+        """Number of tokens that the model can read: the rows of its largest embedding."""
+        kinds = nn.Embedding | nn.QuantizedEmbedding
+        rows = (module["weight"].shape[0] for module in self.model.modules() if isinstance(module, kinds))
+        return max(rows, default=sys.maxsize)
+
+    def check_tokens(self, tokens: Iterable[int]) -> None:
+        """Checks that the embedding has a row for every token: MLX would read the memory behind it.
+
+        Raises:
+            ModelError: it has not; the sizes of tokenizer and embedding are named.
+        """
+        highest = max(tokens, default=0)
+        if highest >= self.embedding_rows:
+            raise ModelError(
+                f"the tokenizer in {self.path} has {len(self.tokenizer)} tokens and the model {self.embedding_rows}: "
+                f"it cannot read token {highest}, {self.tokenizer.decode([highest])!r}",
+                "copy the tokenizer files from the original model",
+            )
 
 
 def load_tokenizer(resolved: ResolvedModel | Path | str) -> Any:
