@@ -91,6 +91,7 @@ def preview(checked: CheckResult) -> Text:
         lines.append(f"{counts} ({data.source})\n", "dim")
         if double := data.duplicates_across_splits:
             lines.append(f"⚠ {double} validation or test prompts are also training prompts\n")
+        lines.append("".join(f"{printable(remark)}\n" for remark in data.remarks), "dim")
         example = data.train[0]
         prompt = example.prompt
         answer = "" if example.target is None else example.candidates[example.target]

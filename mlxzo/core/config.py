@@ -36,7 +36,7 @@ class RunConfig:
     task: str = option_field("reviews", "task: a name from `mlxzo tasks`, or a task YAML of your own", "task")
     data: str | None = option_field(
         None,
-        "folder with train.jsonl, validation.jsonl and optionally test.jsonl (or .csv, or .tsv)",
+        "folder with train.jsonl, validation.jsonl and optionally test.jsonl (or .json, .csv, .tsv, .parquet)",
         "task",
         auto="the task's own data",
     )

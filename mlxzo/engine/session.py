@@ -386,6 +386,7 @@ def _remarks(session: Session) -> list[str]:
         for split, encoded in session.splits.items()
         if encoded
     ]
+    remarks += session.data.remarks
     truncated = sum(example.truncated for split in session.splits.values() for example in split)
     if truncated:
         remarks.append(

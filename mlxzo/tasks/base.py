@@ -6,6 +6,8 @@ leading space (or none, if the prompt ends in a newline).
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +16,8 @@ from typing import Any, ClassVar
 
 from .metrics import WRITTEN
 from .template import Template
+
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class TaskData:
     """`embedded`, `folder NAME` or `hub REPO`."""
     sha256: str
     """Hash of the examples in the order used; it does not depend on the location of the files."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on how the files were read, where they are not plain."""
 
     def learned(self, objective: str) -> tuple[Example, ...]:
         """The training examples for a run with this objective (an option)."""
@@ -187,7 +193,9 @@ def require(row: Mapping[str, Any], name: str) -> Any:
     Raises:
         ValueError: it is missing; the message has the fields found.
     """
-    if name not in row:
+    # A name may be composed of other characters in a file than where it was typed.
+    same = (key for key in row if isinstance(key, str) and nfc(key) == nfc(name))
+    if name not in row and (name := next(same, name)) not in row:
         raise ValueError(f"the field {name!r} is missing; found {field_names(row)}")
     return row[name]
 
@@ -225,22 +233,31 @@ def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def label_text(value: Any, field: str = "label") -> str:
-    """A label as text: whole numbers in digits, true and false as in JSON.
+    """A label as text in NFC: whole numbers in digits (`1.0` too), true and false as in JSON.
 
     Raises:
         ValueError: the value is of another kind, or empty.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    return require_text({field: value}, field).strip()
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    text = nfc(require_text({field: value}, field).strip())
+    # pandas writes whole numbers as decimals where a column has gaps.
+    return whole[1] if (whole := _WHOLE.fullmatch(text)) else text
 
 
 def kind_of(value: Any) -> str:
     """The kind of a JSON value, in words."""
+    numbers = {int: "a number", float: "a number"}
     kinds = {type(None): "null", bool: "true or false", str: "text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a number")
+    # Parquet has further ones, such as dates.
+    return (kinds | numbers).get(type(value), f"a {type(value).__name__}")
+
+
+def nfc(text: str) -> str:
+    """Text in the composed form: one spelling for `é`, which is one character or two."""
+    return unicodedata.normalize("NFC", text)
 
 
 def shown(value: Any) -> str:

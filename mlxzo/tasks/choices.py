@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .base import Example, Task, append, require, require_text, require_texts, shown
+from .base import Example, Task, append, label_text, require, require_text, require_texts, shown
 from .superglue import superglue
 
 _CONJUNCTIONS = {"cause": "because", "effect": "so"}
@@ -41,10 +41,10 @@ class Copa(Task):
         question, label = require_text(row, "question"), require(row, "label")
         if question not in _CONJUNCTIONS:
             raise ValueError(f"the question {shown(question)} is not cause or effect")
-        if str(label) not in ("0", "1"):
+        if label_text(label) not in ("0", "1"):
             raise ValueError(f"the label {shown(label)} is not 0 (choice1) or 1 (choice2)")
         prompt = f"{premise} {_CONJUNCTIONS[question]}"
-        return Example(prompt, tuple(append(prompt, choice)[1] for choice in choices), int(label))
+        return Example(prompt, tuple(append(prompt, choice)[1] for choice in choices), int(label_text(label)))
 
 
 class Record(Task):

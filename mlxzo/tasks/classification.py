@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,6 +53,14 @@ class Classification(Task):
     def content_free(self, text: str) -> Example:
         """A content-free prompt, with `text` in every field (Zhao et al. 2021); its target has no meaning."""
         return labelled(self.prompt(dict.fromkeys(self._parsed.fields, text)), self.labels, 0)
+
+    def remarks(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Sentences on labels of rows that are not taken as they stand."""
+        labels = [label for row in rows if isinstance(label := row.get(self.label_field), str)]
+        spaced = [label for label in labels if label != label.strip()]
+        return (
+            [f"spaces around labels, such as {shown(spaced[0])}, are left out (rows: {len(spaced)})"] if spaced else []
+        )
 
     @cached_property
     def _parsed(self) -> Template:

@@ -25,7 +25,7 @@ import yaml
 
 from ..core.errors import ConfigError
 from ..core.yaml_file import YamlFile
-from .base import Task, require, require_text, require_texts, shown
+from .base import Task, nfc, require, require_text, require_texts, shown
 from .classification import Classification, Label
 from .questions import Questions
 from .template import Template
@@ -158,8 +158,8 @@ def _words(node: yaml.Node, problems: list[str]) -> dict[str, str]:
         problems.append("labels must be a mapping of label to word, or a list of words")
         return {}
     for label, item in pairs:
-        word = _text("labels: a word", item, problems)
-        key = (word if label is None else label).strip()
+        word = nfc(_text("labels: a word", item, problems))
+        key = word if label is None else nfc(label.strip())
         if not word:
             continue
         if not key:

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..core.errors import DataError
 from .base import Example, HubSource, Task
-from .reading import RowReader
+from .parquet import parquet_rows
+from .row_file import RowFile
 from .row_problems import bad_rows
 from .sampling import stable_permutation
 
@@ -93,20 +94,8 @@ def read_parquet(task: Task, path: str) -> list[Example]:
     Raises:
         DataError: the file is damaged, lacks a field of the task, or holds a row the task rejects.
     """
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is no readable parquet file: {reason}", f"delete it, or {_FIX}") from None
-    missing = [name for name in task.fields if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} has no field {' and no '.join(missing)}", _FIX)
-    rows = table.select(list(task.fields)).to_pylist()
-    found = RowReader(Path(path), list(enumerate(rows, start=1)), unit="row")
+    rows = parquet_rows(Path(path), f"delete it, or {_FIX}", task.fields)
+    found = RowFile(Path(path), list(enumerate(rows, start=1)), unit="row")
     examples = found.examples(task.example_from_row)
     if found.problems:
         raise bad_rows(found.located(), _FIX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -28,8 +29,9 @@ def f1(answer: str, gold: Sequence[str]) -> float:
 
 
 def normalised(text: str) -> str:
-    """The text in lower case, without punctuation and articles, with single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """The text in lower case and NFC, without punctuation and articles, with single spaces."""
+    text = unicodedata.normalize("NFC", text.lower())
+    return " ".join(_ARTICLES.sub(" ", text.translate(_PUNCTUATION)).split())
 
 
 def _word_f1(answer: list[str], right: list[str]) -> float:

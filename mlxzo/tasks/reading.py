@@ -1,59 +1,36 @@
-"""Reads data files in JSONL, CSV and TSV, and reports all problems of a file at once, by line number.
+"""Reads data folders: JSONL, JSON, CSV, TSV and parquet, with the problems of a file by line.
 
-A file is UTF-8 (a byte-order mark is tolerated); lines end in LF or CRLF, blank ones are skipped. JSONL has one JSON
-object a line; of a repeated key, the last value counts. CSV and TSV name their fields in the first line; a cell in
-double quotes may contain separators, doubled quotes and line ends; all values are text.
+Text is UTF-8, or UTF-16 with a byte-order mark; blank lines are skipped. JSONL has one JSON object a line, JSON an
+array of them; of a repeated key, the last value counts. Tables are read as `tables` says; all their values are text.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..core.errors import DataError
-from .base import Example, Origin, kind_of, shown
+from .base import kind_of, listed
+from .parquet import parquet_rows
+from .row_file import RowFile
+from .tables import SEPARATORS, read_table
+from .text_lines import lines_of
 
 MAX_LINE_BYTES = 16 * 2**20
-SPLITS = ("train", "validation", "test")
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".jsonl", *SEPARATORS)
-FOLDER = "a data folder holds train.jsonl, validation.jsonl and, optionally, test.jsonl (or .csv, or .tsv)"
-
-
-@dataclass
-class RowReader:
-    """The objects of a file with their line numbers, and the problems of the other lines.
-
-    Attributes:
-        unit: what the numbers count, lines or rows.
-    """
-
-    path: Path
-    rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    unit: str = "line"
-
-    def located(self) -> list[tuple[Origin, str]]:
-        """The problems with the places they are about."""
-        return [(Origin(self.path, number, self.unit), problem) for number, problem in self.problems]
-
-    def examples(self, make: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
-        """The examples of the rows, in the order of the file; rows that have none are added to the problems.
-
-        Args:
-            make: a task's `example_from_row`; its ValueError is the problem of that row.
-        """
-        found = []
-        for number, row in self.rows:
-            try:
-                found.append(replace(make(row), origin=Origin(self.path, number, self.unit)))
-            except ValueError as error:
-                self.problems.append((number, str(error)))
-        return found
+# A JSON array is one line in many files.
+MAX_ARRAY_BYTES = 2**30
+SPLITS = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
+"""The names of the files of a split; mlx-lm calls validation rows `valid`."""
+SUFFIXES = (".jsonl", ".json", *SEPARATORS, ".parquet")
+FOLDER = (
+    "a data folder holds train.jsonl, validation.jsonl and, optionally, test.jsonl (or .json, .csv, .tsv, .parquet)"
+)
+_ARRAY = re.compile(r"\s*\[\s*([{\]]|$)")
+_SPACE = re.compile(r"\s*")
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
@@ -66,137 +43,136 @@ def split_paths(folder: Path) -> dict[str, Path]:
         raise DataError(f"the data folder {folder} does not exist", f"check the path given to --data; {FOLDER}")
     if not folder.is_dir():
         raise DataError(f"{folder} is a file, and --data takes a folder", f"name the folder it lies in; {FOLDER}")
-    found = {split: [path for suffix in SUFFIXES if (path := folder / (split + suffix)).exists()] for split in SPLITS}
+    try:
+        files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read: {error.strerror or error}", "check the folder's permissions"
+        ) from None
+    found = {split: [path for path in files if path.stem.lower() in names] for split, names in SPLITS.items()}
     for paths in found.values():
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
-            raise DataError(f"{folder} has both {names}", "keep one of them")
+            raise DataError(f"{folder} has {names} for the same rows", "keep one of them")
     missing = [f"{split}.jsonl" for split in ("train", "validation") if not found[split]]
     if missing:
-        raise DataError(f"{folder} has no {' and no '.join(missing)}", f"{FOLDER}; add what is missing")
+        there = f"; found {listed((path.name for path in files), 8)}" if files else ""
+        raise DataError(f"{folder} has no {' and no '.join(missing)}{there}", f"{FOLDER}; add what is missing")
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
-def read_rows(path: Path) -> RowReader:
+def read_rows(path: Path) -> RowFile:
     """The rows of a file. Malformed lines are collected, to be reported with those that a task rejects.
 
     Raises:
-        DataError: the file cannot be read, has no rows, or is a table without usable names in its first line.
+        DataError: the file cannot be read, has no rows, or cannot be used as a whole.
     """
-    found = RowReader(path)
-    separator = SEPARATORS.get(path.suffix)
+    found, suffix = RowFile(path), path.suffix.lower()
+    form = "one row on each line, under a line of names" if suffix in SEPARATORS else "one JSON object on each line"
     try:
-        with path.open("rb") as file:
-            if separator is None:
-                _read_objects(file, found)
-            else:
-                _read_table(file, separator, found)
+        if suffix == ".parquet":
+            found.unit, form = "row", "rows"
+            found.rows = list(enumerate(parquet_rows(path, "write it anew"), start=1))
+        else:
+            with path.open("rb") as file:
+                most = MAX_ARRAY_BYTES if suffix == ".json" else MAX_LINE_BYTES
+                lines = lines_of(file, path, most, found.problems)
+                if suffix in SEPARATORS:
+                    read_table([line for _, line in lines], found, MAX_LINE_BYTES)
+                else:
+                    _read_objects(lines, found)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "check the file's permissions") from None
     if not found.rows and not found.problems:
-        form = "one JSON object on each line" if separator is None else "one row on each line, under a line of names"
         raise DataError(f"{path} is empty", f"put {form}")
     return found
 
 
-def _read_objects(file: BinaryIO, found: RowReader) -> None:
-    for number, line in _lines(file):
+def _read_objects(lines: Iterator[tuple[int, str]], found: RowFile) -> None:
+    """Adds the objects of a file, one on each line or all in an array."""
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    if _ARRAY.match(first[1]):
+        _read_array("\n" * (first[0] - 1) + "\n".join([first[1], *(line for _, line in lines)]), found)
+        return
+    for number, line in chain([first], lines):
+        if not line.strip():
+            continue
         try:
-            row = _parse(line)
+            found.rows.append((number, _parsed(line)))
         except ValueError as error:
             found.problems.append((number, str(error)))
-        else:
-            if row is not None:
-                found.rows.append((number, row))
-
-
-def _read_table(file: BinaryIO, separator: str, found: RowReader) -> None:
-    reader = csv.reader(_table_lines(file, found), delimiter=separator, strict=True)
-    names: list[str] = []
-    while True:
-        # A row of several lines has the number of its first.
-        number = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            found.problems.append((number, f"not a row of a table: {error}"))
-            continue
-        if cells is None:
-            return
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not names:
-            names = [cell.strip() for cell in cells]
-            if len(set(names)) < len(names) or "" in names:
+            if number == first[0] and found.path.suffix.lower() == ".json":
                 raise DataError(
-                    f"{found.path}, line {number}: the first line must name each field once; found {shown(names)}",
-                    "put the names of the fields in the first line",
-                )
-        elif len(cells) != len(names):
-            found.problems.append((number, f"has {len(cells)} cells, where the first line names {len(names)} fields"))
-        else:
-            found.rows.append((number, dict(zip(names, cells, strict=True))))
+                    f"{found.path} is no JSON array of objects, nor has it one object on each line",
+                    "write the rows as [{...}, {...}]",
+                    [f"line {number}: {error}"],
+                ) from None
 
 
-def _table_lines(file: BinaryIO, found: RowReader) -> Iterator[str]:
-    """The lines of a table as text; unreadable ones are reported, and replaced by empty lines."""
-    for number, line in _lines(file):
+def _read_array(text: str, found: RowFile) -> None:
+    """Adds the objects of a JSON array; each has the number of the line on which it begins."""
+    decoder = json.JSONDecoder()
+    place, number, counted = text.index("[") + 1, 1, 0
+    while True:
+        place = _after_space(text, place)
+        number += text.count("\n", counted, place)
+        counted = place
+        if text.startswith("]", place) and not found.rows:
+            return
         try:
-            yield _text(line) + "\n"
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            # Where a value does not end, none after it can be found.
+            number = error.lineno if isinstance(error, json.JSONDecodeError) else number
+            found.problems.append((number, _json_problem(error)))
+            return
+        try:
+            found.rows.append((number, _object(value)))
         except ValueError as error:
             found.problems.append((number, str(error)))
-            yield "\n"
+        place = _after_space(text, place)
+        if not text.startswith(",", place):
+            break
+        place += 1
+    if not text.startswith("]", place):
+        number += text.count("\n", counted, place)
+        found.problems.append((number, "not valid JSON: the array lacks a comma or its closing bracket"))
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Line numbers from 1 and lines without their ends; None for a line too long to take into memory."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 2):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        body = line.rstrip(b"\r\n")
-        if len(body) <= MAX_LINE_BYTES:
-            yield number, body
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(2**20)
-        yield number, None
+def _after_space(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
 
 
-def _text(line: bytes | None) -> str:
-    """A line as text.
+def _parsed(line: str) -> dict[str, Any]:
+    """The object on a line.
 
     Raises:
-        ValueError: it is too long, or not UTF-8.
+        ValueError: it is no JSON object; the message describes it.
     """
-    if line is None:
-        raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MB")
     try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})") from None
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_json_problem(error)) from None
+    return _object(value)
 
 
-def _parse(line: bytes | None) -> dict[str, Any] | None:
-    """The object on a line, or None for a blank one.
+def _object(value: Any) -> dict[str, Any]:
+    """The value if it is an object.
 
     Raises:
-        ValueError: the line is no JSON object; the message describes it.
+        ValueError: it is not; the message describes it.
     """
-    text = _text(line)
-    if not text.strip():
-        return None
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"not valid JSON: {error.msg.lower().removesuffix(' at')} at character {error.pos + 1}"
-        ) from None
-    except RecursionError:
-        raise ValueError("not usable JSON: nested too deeply") from None
-    except ValueError:
-        raise ValueError("not usable JSON: a number has too many digits") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"must be a JSON object, not {kind_of(row)}")
-    return row
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, not {kind_of(value)}")
+    return value
+
+
+def _json_problem(error: Exception) -> str:
+    """The problem of a line in words."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error.msg.lower().removesuffix(' at')} at character {error.colno}"
+    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+    return f"not usable JSON: {reason}"

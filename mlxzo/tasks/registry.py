@@ -15,6 +15,7 @@ from ..core.errors import ConfigError, DataError
 from .base import Example, Task, TaskData
 from .chat import in_style
 from .choices import Copa, Record
+from .classification import Classification
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
 from .questions import Drop, Squad
@@ -77,11 +78,11 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     if config.data is not None or task.embedded is not None:
         folder = _EMBEDDED / str(task.embedded) if config.data is None else _folder(config.data)
         source = "embedded" if config.data is None else f"folder {folder.resolve().name}"
-        task, splits = _read_folder(task, folder)
+        task, splits, remarks = _read_folder(task, folder)
     elif task.hub is not None:
         from .hub import fetch_splits
 
-        source = f"hub {task.hub.repo}"
+        source, remarks = f"hub {task.hub.repo}", ()
         splits = fetch_splits(task, progress or (lambda text: None))
     else:
         raise ConfigError(
@@ -92,7 +93,8 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     train = _training_examples(task, splits["train"], config)
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")
-    return TaskData(task, tuple(train), tuple(validation), tuple(test), source, _sha256(train, validation, test))
+    sha256 = _sha256(train, validation, test)
+    return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks)
 
 
 def _training_examples(task: Task, examples: list[Example], config: RunConfig) -> list[Example]:
@@ -128,8 +130,8 @@ def _folder(text: str) -> Path:
         return Path(text)
 
 
-def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
-    """The task for the folder's training rows, and the examples of every split."""
+def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]], tuple[str, ...]]:
+    """The task for the folder's training rows, the examples of every split, and remarks on the files."""
     files = {split: read_rows(path) for split, path in split_paths(folder).items()}
     splits: dict[str, list[Example]] = {}
     try:
@@ -141,7 +143,10 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
         splits = {split: file.examples(task.example_from_row) for split, file in files.items()}
     if problems := [problem for file in files.values() for problem in file.located()]:
         raise bad_rows(problems, "each row needs " + " and ".join(f'"{name}"' for name in task.fields))
-    return task, splits
+    if isinstance(task, Classification):
+        for file in files.values():
+            file.remarks += task.remarks(row for _, row in file.rows)
+    return task, splits, tuple(f"{file.path.name}: {remark}" for file in files.values() for remark in file.remarks)
 
 
 def _sha256(*splits: Sequence[Example]) -> str:

@@ -1,6 +1,7 @@
 """Own data: the rows decide what task they are, and rows of another form are named by line."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -39,10 +40,28 @@ def test_labels_are_inferred_from_the_training_rows_and_sorted(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [((0, 1, 2), ("0", "1", "2")), ((True, False), ("false", "true")), ((1, "1", "x"), ("1", "x"))],
+    [
+        ((0, 1, 2), ("0", "1", "2")),
+        ((True, False), ("false", "true")),
+        ((1, "1", "x"), ("1", "x")),
+        ((1.0, "2.0", 1), ("1", "2")),
+    ],
 )
 def test_numbers_and_truth_values_are_labels_as_json_spells_them(tmp_path, labels, words):
     assert load(tmp_path, labelled(*labels)).task.labels == words
+
+
+def test_labels_of_the_same_characters_are_one_however_they_are_composed(tmp_path):
+    names = [unicodedata.normalize(form, "fâché") for form in ("NFC", "NFD")]
+    data = load(tmp_path / "own", labelled(names[0], "content", names[1]), labelled(names[1]))
+    assert data.task.labels == ("content", names[0])
+    task = tmp_path / "moods.yaml"
+    task.write_text(f"name: moods\ntemplate: '{{größe}}'\nlabels: {{{names[1]}: {names[1]}, b: c}}\n", encoding="utf-8")
+    field = unicodedata.normalize("NFD", "größe")
+    rows = [{field: "t", "label": name} for name in (*names, "b")]
+    assert [example.gold for example in load(tmp_path / "yaml", rows, rows[:2], str(task)).validation] == [
+        (" fâché",)
+    ] * 2
 
 
 def test_completions_are_read_from_prompt_and_completion(tmp_path):

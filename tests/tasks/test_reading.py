@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DataError
@@ -158,8 +160,9 @@ def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path):
 
 
 def test_text_that_is_not_utf8_is_reported_by_line(tmp_path):
-    content = f"{GOOD}\n".encode() + '{"sentence": "café", "label": 1}\n'.encode("latin-1")
-    assert failure(folder(tmp_path / "d", train=content)).message.endswith("line 2: not UTF-8 (byte 18 is 0xe9)")
+    content = f"{GOOD}\n".encode() + '{"sentence": "naïve", "label": 1}\n'.encode()
+    content += '{"sentence": "café", "label": 1}\n'.encode("latin-1")
+    assert failure(folder(tmp_path / "d", train=content)).message.endswith("line 3: not UTF-8 (byte 18 is 0xe9)")
 
 
 def test_a_line_over_the_limit_is_refused_and_the_next_is_still_read(tmp_path):
@@ -202,14 +205,15 @@ def test_an_empty_file_is_reported(tmp_path, split, content):
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_missing_file_is_reported_with_what_a_folder_holds(tmp_path, split):
     error = failure(folder(tmp_path / "d", **{split: None}))
-    assert error.message.endswith(f"has no {split}.jsonl")
+    there = {"train": "validation", "validation": "train"}[split]
+    assert error.message.endswith(f"has no {split}.jsonl; found {there}.jsonl")
     assert "train.jsonl, validation.jsonl and, optionally, test.jsonl" in error.fix
 
 
 def test_a_split_that_is_there_twice_is_refused(tmp_path):
     path = folder(tmp_path / "d")
     (path / "train.csv").write_text("sentence,label\nx,1\n")
-    assert failure(path).message.endswith("has both train.jsonl and train.csv")
+    assert failure(path).message.endswith("has train.csv and train.jsonl for the same rows")
 
 
 def test_a_missing_test_file_is_fine(tmp_path):
@@ -234,10 +238,10 @@ TABLES = {
 }
 
 
-def table(path, suffix, text, encode="utf-8"):
-    """A data folder whose training rows are a table."""
+def table(path, suffix, content):
+    """A data folder whose training rows are in a file of another kind."""
     folder(path, train=None)
-    (path / f"train.{suffix}").write_bytes(text.encode(encode))
+    (path / f"train.{suffix}").write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
@@ -262,7 +266,7 @@ BAD_TABLES = [
         ],
     ),
     ('sentence,label\n"two\nlines",1\nx,7\n', ["line 4: the label '7' is not 0 (negative) or 1 (positive)"]),
-    ('sentence,label\nx,1\n"never closed,1\n', ["line 3: not a row of a table: unexpected end of data"]),
+    ('sentence,label\nx,1\n"never closed,1\n', ["line 3: a quote opens here and is never closed"]),
     ("sentence,sentence\nx,1\n", ["line 1: the first line must name each field once; found ['sentence', 'sentence']"]),
     ("text,label\nx,1\n", ["line 2: the field 'sentence' is missing; found text, label"]),
     ("sentence,label\n", ["is empty"]),
@@ -278,7 +282,105 @@ def test_a_bad_table_is_reported_by_line(tmp_path, text, sentences):
 
 
 def test_a_table_that_is_not_utf8_or_has_an_endless_line_is_reported_by_line(tmp_path):
-    path = table(tmp_path / "latin", "csv", "sentence,label\nx,1\ncafé,1\n", "latin-1")
-    assert failure(path).message.endswith("line 3: not UTF-8 (byte 4 is 0xe9)")
+    content = "sentence,label\nnaïve,1\n".encode() + "café,1\n".encode("latin-1")
+    assert failure(table(tmp_path / "latin", "csv", content)).message.endswith("line 3: not UTF-8 (byte 4 is 0xe9)")
     path = table(tmp_path / "long", "csv", f"sentence,label\n{'x' * (MAX_LINE_BYTES + 9)},1\ny,1\n")
     assert failure(path).message.endswith("line 2: longer than 16 MB")
+
+
+ROWS = [{"sentence": "a café, quite", "label": 1}, {"sentence": 'two\nlines "so"', "label": 0}]
+CELLS = [(row["sentence"].replace('"', '""'), row["label"]) for row in ROWS]
+COMMAS = "".join(f'"{text}",{label}\r\n' for text, label in [("sentence", "label"), *CELLS])
+SEMICOLONS = COMMAS.replace('",', '";')
+ARRAY = json.dumps(ROWS, indent=1, ensure_ascii=False)
+AS_PEOPLE_HAVE_THEM = {
+    "UTF-16 as Excel writes it": ("csv", COMMAS.replace('",', '"\t').encode("utf-16")),
+    "UTF-16, big-endian": ("csv", b"\xfe\xff" + COMMAS.encode("utf-16-be")),
+    "JSONL in UTF-16": ("jsonl", "\n".join(map(json.dumps, ROWS)).encode("utf-16")),
+    "semicolons": ("csv", SEMICOLONS),
+    "the separator named for Excel": ("csv", "sep=;\n" + SEMICOLONS),
+    "commas in a TSV": ("tsv", COMMAS),
+    "tabs in a CSV": ("csv", COMMAS.replace('",', '"\t')),
+    "the line ends of old Macs": ("csv", COMMAS.replace("\r\n", "\r")),
+    "an index of pandas": ("csv", COMMAS.replace('"sent', ',"sent').replace('"a', '0,"a').replace('"two', '1,"two')),
+    "an empty last column": ("csv", COMMAS.replace("\r\n", ",\r\n")),
+    "whole numbers as decimals": ("csv", COMMAS.replace(",1\r", ",1.0\r").replace(",0\r", ",0.0\r")),
+    "a suffix in capitals": ("CSV", COMMAS),
+    "an array": ("json", ARRAY),
+    "an array on one line": ("json", "\ufeff" + json.dumps(ROWS)),
+    "an array in JSONL": ("jsonl", ARRAY),
+    "JSONL in JSON": ("json", "\n".join(map(json.dumps, ROWS))),
+}
+
+
+@pytest.mark.parametrize(("suffix", "content"), AS_PEOPLE_HAVE_THEM.values(), ids=AS_PEOPLE_HAVE_THEM)
+def test_files_as_people_have_them_read_as_the_plain_one(tmp_path, suffix, content):
+    plain = load(folder(tmp_path / "plain", train=map(json.dumps, ROWS)))
+    assert load(table(tmp_path / "odd", suffix, content)).sha256 == plain.sha256
+
+
+def test_parquet_reads_as_the_same_rows_do(tmp_path):
+    path = folder(tmp_path / "odd", train=None)
+    parquet.write_table(pyarrow.table({name: [row[name] for row in ROWS] for name in ROWS[0]}), path / "train.parquet")
+    assert load(path).sha256 == load(folder(tmp_path / "plain", train=map(json.dumps, ROWS))).sha256
+    parquet.write_table(pyarrow.table({"sentence": ["x", None], "label": [1.0, 0.5]}), path / "train.parquet")
+    assert failure(path).message.endswith("train.parquet, row 2: 'sentence' must be text, not null")
+
+
+BARE_QUOTES = 'sentence\tlabel\na film\t1\n"Great, I thought\t0\nfine\t1\nHe said "no"\t0\n"quoted"\t1\n'
+
+
+def test_quotes_in_tsv_are_characters_where_every_line_is_a_row(tmp_path):
+    data = load(table(tmp_path / "bare", "tsv", BARE_QUOTES))
+    assert {example.prompt.removesuffix(" It was") for example in data.train} == {
+        "a film",
+        '"Great, I thought',
+        "fine",
+        'He said "no"',
+        "quoted",
+    }
+    assert data.remarks == ("train.tsv: a quote opens in line 3 and does not close: quotes are read as characters",)
+    # With a line that is no row, the quotes might as well be those of cells with line ends: none is guessed.
+    error = failure(table(tmp_path / "doubtful", "tsv", BARE_QUOTES + "cut off\n"))
+    assert error.details == [
+        "line 3: text follows a closing quote: double the quotes inside a quoted cell",
+        "line 7: has 1 cells, where the first line names 2 fields",
+    ]
+    swallowed = 'sentence\tlabel\n"Great\t0\nfine\t1\nThe end"\t1\nshort\n'
+    error = failure(table(tmp_path / "swallowed", "tsv", swallowed))
+    assert error.details[0] == "line 2: a quote opens here, and the rows up to its end would be one cell"
+
+
+def test_remarks_say_what_a_table_is_not_read_plainly_for(tmp_path):
+    path = table(tmp_path / "d", "csv", ';sentence;label\n0;x; 1\n1;"y;";0\n')
+    assert load(path).remarks == (
+        "train.csv: cells are separated by semicolons",
+        "train.csv: the first column has no name and is passed over, as an index that pandas writes is",
+        "train.csv: spaces around labels, such as ' 1', are left out (rows: 1)",
+    )
+    assert load(folder(tmp_path / "plain")).remarks == ()
+
+
+NO_USE = [
+    ("csv", "sentence,label\ncafé,1\nthé,0\n".encode("cp1252"), "not UTF-8: line 2 has 'café' if it is Windows-1252"),
+    ("jsonl", '{"sentence": "日本", "label": 1}'.encode("shift-jis") * 3, "is not UTF-8: line 1 has"),
+    ("csv", "sentence,label\nx,1\n".encode("utf-16-le"), "holds NUL bytes: UTF-16 without a byte-order mark, it seems"),
+    ("csv", "sentence,label\nx,1\n".encode("utf-16")[:-1], "is not valid UTF-16: truncated data"),
+    ("csv", b"PK\x03\x04rest", "is a zip archive, as an Excel workbook is, and no text"),
+    ("json", '{\n "sentence": "x",\n "label": 1\n}', "is no JSON array of objects, nor has it one object on each line"),
+    ("json", '[\n {"sentence": "x", "label": 1},\n\n 7\n]', "line 4: must be a JSON object, not a number"),
+    (
+        "json",
+        '[\n {"sentence": "x", "label": 1}\n {"sentence": "y"}\n]',
+        "line 3: not valid JSON: the array lacks a comma",
+    ),
+    ("json", '[\n {"sentence": "x", "label": 1},\n {"sentence": }\n]', "line 3: not valid JSON: expecting value at"),
+    ("json", "[]", "is empty"),
+    ("parquet", b"PAR1", "is no readable parquet file"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "content", "sentence"), NO_USE, ids=[case[2][:40] for case in NO_USE])
+def test_a_file_that_is_of_no_use_is_diagnosed_once(tmp_path, suffix, content, sentence):
+    error = failure(table(tmp_path / "d", suffix, content))
+    assert sentence in error.message and len(error.details) < 2

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     table = [[task.name, task.description, answers(task), task.metric, data(task)] for task in tasks]
     output().print(listing(["task", "what it is", "answers", "metric", "data"], table))
     print("\nWith --data DIR any task reads your own rows: train.jsonl, validation.jsonl and optionally test.jsonl,")
-    print("or the same as .csv or .tsv. `mlxzo tasks show TASK` shows a prompt.")
+    print("or the same as .json, .csv, .tsv or .parquet. `mlxzo tasks show TASK` shows a prompt.")
     return EXIT_DONE
 
 
@@ -127,11 +127,13 @@ def _check(arguments: argparse.Namespace) -> int:
                 "source": loaded.source,
                 "sha256": loaded.sha256,
                 "duplicates_across_splits": loaded.duplicates_across_splits,
+                "remarks": loaded.remarks,
                 "splits": [dataclasses.asdict(summary) for summary in found],
             }
         )
         return EXIT_DONE
-    output().print("\n".join([f"{loaded.task.name} ({loaded.source})", *(summary.text for summary in found)]))
+    lines = [f"{loaded.task.name} ({loaded.source})", *(summary.text for summary in found), *loaded.remarks]
+    output().print("\n".join(lines))
     if loaded.duplicates_across_splits:
         print(duplicates_text(loaded.duplicates_across_splits))
     return EXIT_DONE

@@ -1,0 +1,44 @@
+"""The rows of one data file as they are read: what can be used, the problems of the rest, and remarks on the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .base import Example, Origin
+
+
+@dataclass
+class RowFile:
+    """The objects of a file by number, and the problems of the other lines.
+
+    Attributes:
+        remarks: sentences on how the file was read, where it is not plain.
+        unit: what the numbers count, lines or rows.
+    """
+
+    path: Path
+    rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    unit: str = "line"
+
+    def located(self) -> list[tuple[Origin, str]]:
+        """The problems with the places they are about."""
+        return [(Origin(self.path, number, self.unit), problem) for number, problem in self.problems]
+
+    def examples(self, make: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
+        """The examples of the rows, in the order of the file; rows that have none are added to the problems.
+
+        Args:
+            make: a task's `example_from_row`; its ValueError is the problem of that row.
+        """
+        found = []
+        for number, row in self.rows:
+            try:
+                found.append(replace(make(row), origin=Origin(self.path, number, self.unit)))
+            except ValueError as error:
+                self.problems.append((number, str(error)))
+        return found
