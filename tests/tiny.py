@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 VOCABULARY = 512
+MAX_TOKENS = 8192
 GROUP_SIZE = 32
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -57,7 +58,7 @@ def tiny_config(
         "head_dim": hidden // 4,
         "rms_norm_eps": 1e-6,
         "vocab_size": vocabulary,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": MAX_TOKENS,
         "rope_theta": 10000.0,
         "tie_word_embeddings": tied,
         "torch_dtype": dtype,
@@ -79,6 +80,7 @@ def tiny_config(
 ARCHITECTURES = {
     "qwen3_5": {
         "model_type": "qwen3_5_text",
+        "num_hidden_layers": 4,
         "full_attention_interval": 2,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -255,7 +257,7 @@ def tiny_folder(
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": config["max_position_embeddings"],
+        "model_max_length": MAX_TOKENS,
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",

@@ -351,7 +351,7 @@ def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> 
         for example in split
         for row in example.rows
     }
-    size = 4 * session.causal.hidden_size * sum(scorer.kept_positions(row) for row, _ in rows)
+    size = 4 * session.causal.wiring.width(scorer.layers) * sum(scorer.kept_positions(row) for row, _ in rows)
     kind = _activation_cache_kind(session, folder, size)
     if kind == "off":
         return

@@ -192,8 +192,13 @@ def layer_number(path: str) -> int | None:
 
 
 def final_norm(model: nn.Module) -> str:
-    """Dotted path of the norm between the last decoder layer and the head."""
-    return f"{decoder(model)[0]}model.norm"
+    """Dotted path of the norm between the last decoder layer and the head: `norm`, or by another name the only norm
+    beside the layers (LFM2)."""
+    path, owner = decoder(model)
+    body = getattr(owner, "model", None)
+    modules = body.children() if isinstance(body, nn.Module) else {}
+    norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
+    return f"{path}model.{norms[0] if len(norms) == 1 else 'norm'}"
 
 
 def _projections(model: nn.Module, first: int, names: tuple[str, ...]) -> dict[str, Linear]:

@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_map
+
+from .lazy_layers import hidden_states
 
 # Two rows on which `agrees` compares, with spans of different length and place.
 TRIAL_TOKENS = ((1, 2, 3, 5, 7, 11, 13, 17), (17, 13, 11, 7, 5, 3, 2, 1))
@@ -64,21 +67,34 @@ def output_at(positions: mx.array, layer: Any, hidden: mx.array, args: tuple, kw
     """
     rows, length, _ = hidden.shape
     spans = Spans.of(np.array(positions), rows, length)
-    mask = _bound(layer, hidden, args, kwargs).arguments.get("mask")
+    given = _bound(layer, hidden, args, kwargs).arguments
+    mask = given.get("mask")
     known = mask is None or isinstance(mask, str) or mask.ndim == 2
     # For long spans little is saved, and their mask may take more memory than a kernel's own causal mask.
     if 2 * spans.length > length or not known:
-        return at_positions(positions, layer(hidden, *args, **kwargs))
+        return at_positions(positions, hidden_states(layer(hidden, *args, **kwargs)))
     keys, values = _keys_and_values(layer, hidden, args, kwargs)
     # Beyond the end of its row a span is padding, for which any input will do.
     columns = mx.array(np.minimum(spans.firsts[:, None] + np.arange(spans.length), length - 1).astype(np.int32))
-    chosen = mx.take_along_axis(hidden, columns[..., None], axis=1)
-    if isinstance(mask, str):
-        mask = (mx.arange(length) <= columns[..., None])[:, None]
-    elif mask is not None:
-        mask = mask[columns][:, None]
+    chosen, args, kwargs = tree_map(lambda leaf: _at_columns(leaf, columns, length), (hidden, args, kwargs))
     cache = _Found(mx.array(spans.firsts), keys, values)
-    return at_positions(mx.array(spans.places), _call(layer, chosen, args, kwargs, mask=mask, cache=cache))
+    changed: dict[str, Any] = {"cache": cache}
+    if isinstance(mask, str):
+        changed["mask"] = (mx.arange(length) <= columns[..., None])[:, None]
+    if given.get("offset") is not None:
+        # A layer that reads another one's keys is told where its queries begin.
+        changed["offset"] = cache.offset
+    return at_positions(mx.array(spans.places), hidden_states(_call(layer, chosen, args, kwargs, **changed)))
+
+
+def _at_columns(leaf: Any, columns: mx.array, length: int) -> Any:
+    """An argument of a layer as it is for some columns [R, P]: the part [R, P, D] of an array [R, T, D], and
+    [R, 1, P, N], for all heads, of an array [T, N] (a mask, or a scale of the queries)."""
+    if not isinstance(leaf, mx.array):
+        return leaf
+    if leaf.ndim == 3 and leaf.shape[:2] == (len(columns), length):
+        return mx.take_along_axis(leaf, columns[..., None], axis=1)
+    return leaf[columns][:, None] if leaf.ndim == 2 and len(leaf) == length else leaf
 
 
 def agrees(layer: Any, hidden: mx.array, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -88,7 +104,7 @@ def agrees(layer: Any, hidden: mx.array, args: tuple, kwargs: dict[str, Any]) ->
         ours = output_at(positions, layer, hidden, args, kwargs)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError):
         return False
-    theirs = at_positions(positions, layer(hidden, *args, **kwargs))
+    theirs = at_positions(positions, hidden_states(layer(hidden, *args, **kwargs)))
     # The layer's own share of its output counts: the residual stream may be much larger.
     share = mx.linalg.norm(theirs - at_positions(positions, hidden), axis=-1)
     return bool(mx.all(mx.linalg.norm(ours - theirs, axis=-1) <= 1e-2 * share).item())

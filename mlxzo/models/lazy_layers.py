@@ -77,7 +77,7 @@ def add_bias(y: mx.array, module: nn.Module, name: str, view: View) -> mx.array:
 class EmbeddingRows(nn.Module):
     """Replaces an embedding during a forward pass: only the rows that are looked up are made effective."""
 
-    def __init__(self, embedding: nn.Embedding, name: str, view: View):
+    def __init__(self, embedding: nn.Module, name: str, view: View):
         super().__init__()
         self._embedding, self._name, self._view = embedding, name, view
 
@@ -128,21 +128,33 @@ class RemadeLinear(nn.Module):
         return add_bias(y, linear, self._name, view)
 
 
-class LazyLayer:
-    """Replaces a decoder layer, and passes on its attributes, which some models read."""
+def hidden_states(returned: Any) -> mx.array:
+    """The hidden states among what a decoder layer returns: all, or the first of several values."""
+    return returned if isinstance(returned, mx.array) else returned[0]
 
-    def __init__(self, layer: Any):
-        self._layer = layer
+
+class LazyLayer:
+    """Replaces a decoder layer, and passes on its attributes, which some models read.
+
+    Args:
+        rest: values that the layer returns after the hidden states.
+    """
+
+    def __init__(self, layer: Any, rest: tuple = ()):
+        self._layer, self._rest = layer, rest
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
+
+    def _returned(self, hidden: mx.array) -> Any:
+        return (hidden, *self._rest) if self._rest else hidden
 
 
 class PassThrough(LazyLayer):
     """Returns its input."""
 
-    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
-        return hidden
+    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> Any:
+        return self._returned(hidden)
 
 
 class EagerLayer(LazyLayer):
@@ -152,11 +164,21 @@ class EagerLayer(LazyLayer):
         super().__init__(layer)
         self._installed = installed
 
-    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
         with self._installed():
-            result = self._layer(hidden, *args, **kwargs)
-        mx.eval(result)
-        return result
+            returned = self._layer(hidden, *args, **kwargs)
+        mx.eval(returned)
+        return returned
+
+
+class Observer(EagerLayer):
+    """Keeps what the layer returned as well."""
+
+    returned: Any
+
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
+        self.returned = super().__call__(hidden, *args, **kwargs)
+        return self.returned
 
 
 class Recorder(LazyLayer):
@@ -166,17 +188,17 @@ class Recorder(LazyLayer):
     args: tuple
     kwargs: dict[str, Any]
 
-    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+    def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> Any:
         self.seen, self.args, self.kwargs = hidden, args, kwargs
-        return hidden
+        return self._returned(hidden)
 
 
 class Inject(LazyLayer):
-    """Returns a fixed value."""
+    """Returns fixed hidden states."""
 
-    def __init__(self, layer: Any, value: mx.array):
-        super().__init__(layer)
+    def __init__(self, value: mx.array, layer: Any, rest: tuple = ()):
+        super().__init__(layer, rest)
         self._value = value
 
-    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> mx.array:
-        return self._value
+    def __call__(self, hidden: mx.array, *_: Any, **__: Any) -> Any:
+        return self._returned(self._value)

@@ -53,8 +53,7 @@ class Backprop(Method):
         team: the ranks that share the micro-batches; None for a run in one process.
 
     Raises:
-        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time, or get an input that may
-            depend on trained weights.
+        ConfigError: checkpointing is on, and the model's layers cannot be run one at a time.
     """
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
@@ -62,7 +61,7 @@ class Backprop(Method):
         self.team = team or Communicator()
         self.trainable, self.config = trainable, config
         self.checkpointing = config.checkpointing == "on"
-        if self.checkpointing and not self._runs_a_layer_at_a_time():
+        if self.checkpointing and not scorer.causal.splits:
             raise ConfigError(
                 "this model's layers cannot be run one at a time, as gradient checkpointing must",
                 "use --checkpointing off",
@@ -71,12 +70,6 @@ class Backprop(Method):
         self.optimizer = _optimizer(config)
         self.states = {name: self._initial_state(name) for name in trainable.names}
         mx.eval(self.states)
-
-    def _runs_a_layer_at_a_time(self) -> bool:
-        causal = self.scorer.causal
-        in_layers = {name for number in range(len(causal.layers)) for name in causal.layer_names(number)}
-        embedding_may_train = not self.scorer.layers and not in_layers.issuperset(self.trainable.names)
-        return causal.splits and (not embedding_may_train or causal.plain_calls)
 
     def step(self, step: int, batch: Batch) -> StepResult:
         config = self.config

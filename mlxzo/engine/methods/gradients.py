@@ -106,19 +106,30 @@ def add_checkpointed_gradients(
 
     (_, losses), (gradients, slope) = mx.value_and_grad(loss, argnums=(0, 1))(others, inputs.pop())
     total.add(gradients, losses, slope)
+    embeds = prefix is None and bool(others)
+    slopes: dict[int, list[mx.array]] = {}
     for number in reversed(range(scorer.layers, len(causal.layers))):
+        # What a layer is passed beside the state may depend on the same weights as the embedding (Gemma 4).
+        more = calls.floating(number) if embeds else []
 
-        def through(own: Arrays, states: mx.array, number: int = number, slope: mx.array = slope) -> mx.array:
-            return (causal.layer(number, own, states, calls, positions) * slope).sum()
+        def through(
+            own: Arrays, states: mx.array, more: list[mx.array], number: int = number, slope: mx.array = slope
+        ) -> mx.array:
+            of_layer = calls.with_floating(number, more) if more else calls
+            return (causal.layer(number, own, states, of_layer, positions) * slope).sum()
 
-        gradients, slope = mx.grad(through, argnums=(0, 1))(by_layer[number], inputs.pop())
-        total.add(gradients, slope)
-    if prefix is None and others:
+        gradients, slope, slopes[number] = mx.grad(through, argnums=(0, 1, 2))(by_layer[number], inputs.pop(), more)
+        total.add(gradients, slope, *slopes[number])
+    if embeds:
         looked_up = causal.looked_up(tokens, others)
         own = {name: value for name, value in others.items() if name not in looked_up}
 
         def embed(own: Arrays, looked_up: Arrays) -> mx.array:
-            return (causal.layer_calls(tokens, own, looked_up).embedded * slope).sum()
+            made = causal.layer_calls(tokens, own, looked_up)
+            pairs = [(made.embedded, slope)]
+            for number, of_more in slopes.items():
+                pairs += zip(made.floating(number), of_more, strict=True)
+            return mx.stack([(array * of_array).sum() for array, of_array in pairs]).sum()
 
         gradients, of_rows = mx.grad(embed, argnums=(0, 1))(own, looked_up)
         total.add(gradients, *of_rows.values())
