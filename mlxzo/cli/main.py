@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
+from ..core.mlx_lm_options import name_here
 from ..core.removed_options import removed_command, removed_problem
+from ..core.suggestion import did_you_mean
 
 # Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
@@ -68,11 +70,7 @@ class Parser(argparse.ArgumentParser):
                 }
             )
             options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
-            gone = {text: removed_problem(text.lstrip("-").replace("-", "_")).partition(": ")[2] for text in options}
-            problems = [
-                f"{text}: {gone[text]}" if gone[text] else f"unknown option {text}{_nearest(text, known)}"
-                for text in options
-            ]
+            problems = [_advice(text) or f"unknown option {text}{did_you_mean(text, known, '--')}" for text in options]
             self.error("; ".join(problems) or f"unexpected argument {unknown[0]!r}")
         return found
 
@@ -157,7 +155,7 @@ def _overview(arguments: list[str]) -> int:
         raise UsageError(gone, "`mlxzo --help` lists the commands")
     if not word.startswith("-"):
         raise UsageError(
-            f"unknown command {word!r}{_nearest(word, list(COMMANDS))}", f"choose one of {', '.join(COMMANDS)}"
+            f"unknown command {word!r}{did_you_mean(word, COMMANDS)}", f"choose one of {', '.join(COMMANDS)}"
         )
     try:
         parser.parse_arguments(arguments)
@@ -173,11 +171,11 @@ def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.Argum
             yield from action.choices.values()
 
 
-def _nearest(text: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+def _advice(flag: str) -> str:
+    """The problem of a flag that was removed, or that is mlx-lm's; empty for any other."""
+    name = flag.lstrip("-").replace("-", "_")
+    found = removed_problem(name) or name_here(name)
+    return flag + found.removeprefix(name) if found else ""
 
 
 def _unexpected(error: Exception) -> MlxzoError:

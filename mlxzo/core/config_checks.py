@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .mlx_lm_options import name_here
 from .options import current_name, parse_value, value_problems
 from .removed_options import removed_problem
+from .suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -101,9 +102,8 @@ def option_problems(known: Iterable[dataclasses.Field], name: Any, raw: Any) -> 
 
 
 def no_such_option(name: Any, known: Iterable[str]) -> str:
-    """The problem of an unknown option, with the nearest name among the known ones."""
-    near = difflib.get_close_matches(str(name).replace("-", "_"), list(known), n=1, cutoff=0.5)
-    return f"{name}: no such option" + (f"; did you mean {near[0]}?" if near else "")
+    """The problem of an unknown option, with the name that is meant: mlx-lm has others, and people mistype."""
+    return name_here(name) or f"{name}: no such option{did_you_mean(str(name).replace('-', '_'), known)}"
 
 
 def configuration_error(problems: Sequence[str], source: str = "") -> ConfigError:

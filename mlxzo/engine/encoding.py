@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from ..core.errors import DataError
-from ..tasks.base import Example, Origin, shown
+from ..tasks.base import Example, Message, Origin, shown
 from ..tasks.row_problems import bad_rows
 
 # A placeholder for the answer in a chat template; no template contains it.
@@ -220,55 +220,87 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
             "the prompts are conversations, and this model has no chat template",
             "use an instruction-tuned model, or --prompt-style plain and rows that are no conversations",
         )
-    messages = [{"role": message.role, "content": message.content} for message in example.messages]
-
-    def written(answer: str) -> str:
-        turns = [*messages, {"role": "assistant", "content": answer}] if answer else messages
-        return _apply_template(tokenizer, turns, add_generation_prompt=not answer)
+    template = _Template(tokenizer, example)
+    template.check_tools()
 
     def tokens(candidate: str) -> list[int]:
         if candidate and len(example.candidates) > 1:
             # The end of the turn does not distinguish candidates: it is not scored.
-            text = written(_ANSWER).partition(_ANSWER)[0] + candidate
+            text = template(_ANSWER).partition(_ANSWER)[0] + candidate
         else:
-            text = written(candidate)
+            text = template(candidate)
         # The template writes the special tokens itself.
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     return tokens
 
 
-def _apply_template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-    """A conversation as the model's chat template writes it.
+class _Template:
+    """The model's chat template, applied to the conversation of one example."""
 
-    Raises:
-        DataError: the template refuses the conversation; the message has its own words.
-    """
+    def __init__(self, tokenizer: Any, example: Example):
+        self._tokenizer, self._example = tokenizer, example
 
-    def written(messages: Sequence[Mapping[str, Any]]) -> str:
-        # Some templates would open a section for thoughts; the answer alone is wanted.
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False, enable_thinking=False
-        )
+    def __call__(self, answer: str) -> str:
+        """The conversation with an answer; without one, up to where the assistant's begins.
 
-    try:
-        return written(messages)
-    except Exception as error:  # a template is a program, which raises whatever its author or a row happens to cause
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-    others = [message for message in messages if message["role"] != "system"]
-    try:
-        takes_others = len(others) < len(messages) and bool(written(others))
-    except Exception:
-        takes_others = False
-    if takes_others:
+        Raises:
+            DataError: the template refuses the conversation; the message has its own words.
+        """
+        messages = self._messages(answer)
+        try:
+            return self._write(messages, self._example.tools, answer)
+        except (
+            Exception
+        ) as error:  # a template is a program, which raises whatever its author or a row happens to cause
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+        others = [message for message in messages if message["role"] != "system"]
+        if len(others) < len(messages) and self._written(others, self._example.tools, answer):
+            raise DataError(
+                f"the model's chat template takes no system message: {said}",
+                "move the text of the system message into the user's first one, or use another model",
+            )
         raise DataError(
-            f"the model's chat template takes no system message: {said}",
-            "move the text of the system message into the user's first one, or use another model",
+            f"the model's chat template refuses the conversation: {said}",
+            "change the conversation or leave it out, or use another model",
         )
-    raise DataError(
-        f"the model's chat template refuses the conversation: {said}",
-        "change the conversation or leave it out, or use another model",
-    )
+
+    def check_tools(self) -> None:
+        """Raises DataError if the template leaves out tools, or calls of them, without a word, as many do."""
+        messages, tools = self._messages(_ANSWER), self._example.tools
+        without_calls = [{name: message[name] for name in message if name != "tool_calls"} for message in messages]
+        left_out = []
+        if tools and self(_ANSWER) == self._written(messages, (), _ANSWER):
+            left_out.append("`tools`")
+        if messages != without_calls and self(_ANSWER) == self._written(without_calls, tools, _ANSWER):
+            left_out.append("`tool_calls`")
+        if left_out:
+            raise DataError(
+                f"the model's chat template leaves out {' and '.join(left_out)}",
+                "use a model whose template knows tools, or take them out of the rows",
+            )
+
+    def _messages(self, answer: str) -> list[dict[str, Any]]:
+        turns = [message.to_dict() for message in self._example.messages]
+        reply = self._example.reply or Message("assistant", answer)
+        return [*turns, reply.to_dict()] if answer else turns
+
+    def _written(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], answer: str) -> str:
+        """As `_write`; an empty text where the template refuses."""
+        try:
+            return self._write(messages, tools, answer)
+        except Exception:
+            return ""
+
+    def _write(self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], answer: str) -> str:
+        # Some templates would open a section for thoughts; the answer alone is wanted.
+        return self._tokenizer.apply_chat_template(
+            messages,
+            tools=list(tools) or None,
+            add_generation_prompt=not answer,
+            tokenize=False,
+            enable_thinking=False,
+        )
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

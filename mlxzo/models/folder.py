@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.errors import ModelError
 from ..core.files import FileProgress, Report, disk_full, is_disk_full, lock, publish_folder
+from .adapter_folder import ADAPTER_CONFIG
 from .safetensors_file import safetensors_problem
 
 # Any of these sets of files is a tokenizer.
@@ -17,7 +18,15 @@ TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("tiktoken.model",
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ModelError with everything that a folder lacks."""
+    """Raises ModelError with everything that a folder lacks, or with what it is instead of a model."""
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{folder} is an adapter, not a model",
+            "make a model of both: `mlx_lm.fuse --model BASE --adapter-path FOLDER --save-path MODEL`, or of a run "
+            "`mlxzo export RUN --to fused`",
+        )
+    if (folder / "events.jsonl").exists():
+        raise ModelError(f"{folder} is a run, not a model", "make a model of it: `mlxzo export RUN --to fused`")
     if problems := folder_problems(folder):
         several = len(problems) > 1
         raise ModelError(

@@ -8,6 +8,12 @@ from typing import Any
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.run_directory import RunDirectory
+from .preflight import check_task
+
+TRAIN_FURTHER = (
+    "on other data, train the tuned model as a model of its own: `mlxzo export RUN --to fused --out FOLDER`, then "
+    "`mlxzo train --model FOLDER --task custom --data DIR`"
+)
 
 # Options that change neither the steps already done nor the weights that follow from them.
 CHANGEABLE = (
@@ -37,7 +43,8 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
             (all of them are named).
     """
     before = run.config
-    after = RunConfig.from_mapping({**before.to_dict(), **changes})
+    # The run has absolute paths.
+    after = check_task(RunConfig.from_mapping({**before.to_dict(), **changes}))
     if run.status == "running":
         raise ConfigError(f"the run {run.id} is running", "wait for it, or stop it with `mlxzo runs stop`")
     problems = [
@@ -48,7 +55,7 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
     if problems:
         raise ConfigError(
             f"the run {run.id} cannot go on with other options" + (f": {problems[0]}" if len(problems) == 1 else ""),
-            f"only {', '.join(CHANGEABLE)} may change; start a new run for the rest",
+            f"only {', '.join(CHANGEABLE)} may change; start a new run for the rest; {TRAIN_FURTHER}",
             problems if len(problems) > 1 else (),
         )
     if (result := run.result()) is not None and not _goes_on(before, after, result.get("stopped_by", "steps")):

@@ -26,6 +26,12 @@ class Message:
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Its other fields, such as `tool_calls`, which a chat template may use."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        return {"role": self.role, "content": self.content, **self.more}
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class Example:
     """All right answers, if not just the target: several candidates, or the gold answers to a generated one."""
     messages: tuple[Message, ...] = ()
     """A conversation in place of the prompt, to be formatted by the model's chat template."""
+    reply: Message | None = field(default=None, hash=False)
+    """The message that the only candidate stands for, if a conversation's answer is more than text."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Descriptions of the tools that the model may call, for the chat template."""
     ends_text: bool = False
     """True if the text ends after its only candidate: the model learns to write an end token there."""
     origin: Origin | None = field(default=None, compare=False, repr=False)

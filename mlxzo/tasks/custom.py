@@ -12,12 +12,14 @@ The first training row of one of these forms determines the form of the whole fo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .base import Example, Message, Task, append, field_names, kind_of, label_text, require, require_text, shown
+from .base import Example, Message, Task, append, field_names, label_text, require_text, shown
 from .classification import Classification, Label
+from .conversations import messages_of, tools_of
 
 TEMPLATE = "{text}\nAnswer:"
 _CLASSIFICATION = ("text", "label")
@@ -25,7 +27,6 @@ _COMPLETION = ("prompt", "completion")
 _CHAT = ("messages",)
 _TEXT = ("text",)
 _FORMS = "text and label, prompt and completion, messages, or text alone"
-_ROLES = ("system", "user", "assistant")
 
 
 class CustomTask(Task):
@@ -83,8 +84,9 @@ class OwnCompletions(Task):
 
 
 class OwnChats(Task):
-    """Rows: {"messages": [{"role": "system", "user" or "assistant", "content": text}, ...]}. The last message is the
-    assistant's, and the only one trained on. The model's chat template formats the conversation."""
+    """Rows: {"messages": [{"role": "system", "user", "assistant" or "tool", "content": text}, ...]}, and optionally
+    "tools". The last message is the assistant's, and the only one trained on. The model's chat template formats the
+    conversation."""
 
     name = "custom"
     description = "your own conversations"
@@ -94,15 +96,11 @@ class OwnChats(Task):
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         _refuse_other_form(row, _CHAT)
-        held = require(row, "messages")
-        if not isinstance(held, list):
-            raise ValueError(f"'messages' must be a list, not {kind_of(held)}")
-        messages = [_message(number, item) for number, item in enumerate(held, start=1)]
-        if len(messages) < 2 or messages[-1].role != "assistant":
-            raise ValueError("'messages' must end with a message of the assistant that answers another")
-        *before, answer = messages
-        prompt = "".join(f"{message.role}: {message.content}\n" for message in before) + "assistant:"
-        return Example(prompt, (answer.content,), 0, messages=tuple(before), ends_text=True)
+        *before, reply = messages_of(row)
+        prompt = "".join(f"{message.role}: {_as_text(message)}\n" for message in before) + "assistant:"
+        own = reply if reply.more else None
+        tools = tools_of(row)
+        return Example(prompt, (_as_text(reply),), 0, messages=tuple(before), reply=own, tools=tools, ends_text=True)
 
 
 class OwnTexts(Task):
@@ -119,16 +117,10 @@ class OwnTexts(Task):
         return Example("", (require_text(row, "text"),), 0, ends_text=True)
 
 
-def _message(number: int, item: Any) -> Message:
-    if not isinstance(item, Mapping):
-        raise ValueError(f"message {number} must be an object, not {kind_of(item)}")
-    try:
-        role, content = require_text(item, "role"), require_text(item, "content")
-    except ValueError as error:
-        raise ValueError(f"message {number}: {error}") from None
-    if role not in _ROLES:
-        raise ValueError(f"message {number}: the role {shown(role)} is not system, user or assistant")
-    return Message(role, content)
+def _as_text(message: Message) -> str:
+    """A message for people to read: its content, and the calls of tools that it makes."""
+    calls = message.more.get("tool_calls")
+    return message.content + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
 
 
 def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ of the template.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError
+from ..core.suggestion import did_you_mean
 from ..core.yaml_file import YamlFile
 from .base import Task, nfc, require, require_text, require_texts, shown
 from .classification import Classification, Label
@@ -94,8 +94,7 @@ def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: li
         if key in entries:
             problems.append(f"{line}: {shown(key)} is given twice")
         elif known and key not in known:
-            near = difflib.get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.5)
-            problems.append(f"{line}: no such key {shown(key)}" + (f"; did you mean {near[0]}?" if near else ""))
+            problems.append(f"{line}: no such key {shown(key)}{did_you_mean(key.replace('-', '_'), known)}")
         else:
             entries[key] = value
     return entries

@@ -158,9 +158,12 @@ def _sha256(*splits: Sequence[Example]) -> str:
             if example.answers:
                 record["a"] = example.answers
             if example.messages:
-                record["m"] = [(message.role, message.content) for message in example.messages]
+                # Fields that only conversations with tools have are left out elsewhere, where they would change a hash.
+                record["m"] = [(each.role, each.content, *filter(None, [each.more])) for each in example.messages]
+            if example.reply or example.tools:
+                record["r"] = [example.reply and example.reply.to_dict(), example.tools]
             if example.ends_text:
                 record["e"] = True
-            digest.update(json.dumps(record).encode() + b"\n")
+            digest.update(json.dumps(record, default=str).encode() + b"\n")
         digest.update(b"\0")
     return digest.hexdigest()

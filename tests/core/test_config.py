@@ -18,6 +18,18 @@ def problems_of(values):
     return caught.value.details or [caught.value.message]
 
 
+def test_names_of_mlx_lm_are_answered_by_those_here_and_other_words_by_no_guess():
+    values = {"iters": 9, "learning_rate": "1e-5", "resume_adapter_file": None, "epochs": 3, "report_to": "x"}
+    assert problems_of(values) == [
+        "iters: an option of mlx-lm; here it is `steps`",
+        "learning_rate: an option of mlx-lm; here it is `lr`",
+        "resume_adapter_file: an option of mlx-lm; a run begins from a model: `mlxzo export RUN --to fused --out "
+        "FOLDER` writes a tuned one, and `model: FOLDER` trains it further",
+        "epochs: no such option",
+        "report_to: an option of mlx-lm; leave it out: a run reports to events.jsonl in its folder",
+    ]
+
+
 def test_every_problem_is_listed_at_once():
     problems = problems_of(
         {"batchsize": 4, "steps": "many", "batch_size": 0, "scope": "half", "name": "../up", "lr": -1}

@@ -15,6 +15,7 @@ from mlxzo.models.loading import load_tokenizer
 from mlxzo.models.resolve import resolve
 from mlxzo.tasks.base import Example, Message
 from mlxzo.tasks.chat import in_style
+from mlxzo.tasks.custom import OwnChats
 from mlxzo.tasks.registry import get_task, task_names
 from tests.engine.examples import (
     BATCHES,
@@ -23,7 +24,7 @@ from tests.engine.examples import (
     several_token_examples,
     single_token_examples,
 )
-from tests.tiny import tiny_folder
+from tests.tiny import CHAT_TEMPLATE, tiny_folder
 
 
 def test_single_token_candidates_share_one_row():
@@ -285,6 +286,34 @@ def test_a_conversation_ends_in_the_end_token_of_its_template_or_in_one_behind_i
     tokenizer = load_tokenizer(folder)
     encoded = encode(Example("p", ("Yes.",), 0, messages=turns, ends_text=True), tokenizer, 64)
     assert tokenizer.decode(encoded.targets[0]) == {"\n": "Yes.\n<|im_end|>"}.get(end, "Yes.<|im_end|>\n")
+
+
+def test_calls_of_tools_are_learned_through_the_template_or_refused(tmp_path):
+    folder = tiny_folder(tmp_path)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    calls = "{% for c in m.tool_calls or [] %}({{ c.function.name }} {{ c.function.arguments.branch }}){% endfor %}"
+    template = (
+        "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        + calls
+        + "<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    path.write_text(json.dumps(settings | {"chat_template": template}))
+    call = {"function": {"name": "hours", "arguments": '{"branch": 7}'}}
+    turns = [{"role": "user", "content": "When?"}, {"role": "assistant", "tool_calls": [call]}]
+    row = {"messages": turns, "tools": [{"function": {"name": "hours"}}]}
+    example, tokenizer = OwnChats().example_from_row(row), load_tokenizer(folder)
+    encoded = encode(example, tokenizer, 64)
+    assert tokenizer.decode(context(encoded, 0)) == "[hours]user: When?<|im_end|>assistant: "
+    assert tokenizer.decode(encoded.targets[0]) == "(hours 7)<|im_end|>"
+    for lacking, left_out in (
+        (template.replace(calls, ""), "`tool_calls`"),
+        (CHAT_TEMPLATE, "`tools` and `tool_calls`"),
+    ):
+        path.write_text(json.dumps(settings | {"chat_template": lacking}))
+        with pytest.raises(DataError, match=f"the model's chat template leaves out {left_out}"):
+            encode(example, load_tokenizer(folder), 64)
 
 
 def test_a_prompt_alone_is_what_comes_before_a_candidate_and_loses_its_beginning():

@@ -117,7 +117,7 @@ def test_a_finished_run_may_get_more_steps(model, data, tmp_path):
     assert train(run, resume=True).result["final_sha256"] == expected
 
 
-def test_other_data_and_other_options_are_refused(model, data, tmp_path):
+def test_other_data_and_other_options_are_refused(model, data, tmp_path, monkeypatch):
     own = tmp_path / "data"
     shutil.copytree(data, own)
     run = RunDirectory.create(config(model, own, tmp_path, "mezo"))
@@ -125,6 +125,9 @@ def test_other_data_and_other_options_are_refused(model, data, tmp_path):
     with pytest.raises(ConfigError) as error:
         resume_config(run, {"lr": "0.5", "seed": "4", "steps": "30"})
     assert error.value.details == ["lr: 0.001 in the run, 0.5 now", "seed: 0 in the run, 4 now"]
+    assert "`mlxzo train --model FOLDER --task custom --data DIR`" in error.value.fix
+    monkeypatch.chdir(tmp_path)
+    assert resume_config(run, {"data": "data", "steps": "30"}).data == run.config.data
     lines = (own / "train.jsonl").read_text().splitlines()
     (own / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
     failed = train(run, resume=True)

@@ -79,6 +79,16 @@ def test_a_config_that_does_not_fit_is_explained(tmp_path, changes, said):
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("file", "said"), [("adapter_config.json", "is an adapter, not a model"), ("events.jsonl", "is a run, not a model")]
+)
+def test_what_is_tuned_is_not_taken_for_a_damaged_model(tmp_path, file, said):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model(tmp_path)
+    assert "mlxzo export RUN --to fused" in caught.value.fix
+
+
 def test_a_broken_tokenizer_is_explained(tmp_path):
     folder = tiny_folder(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")

@@ -119,6 +119,31 @@ def test_of_a_conversation_the_last_message_is_learned(tmp_path):
     assert load(tmp_path, [CHAT]).task.metric == "loss"
 
 
+CALL = {"type": "function", "function": {"name": "hours", "arguments": '{"branch": "7"}'}}
+TOOLS = [{"type": "function", "function": {"name": "hours", "parameters": {}}}]
+
+
+def test_conversations_hold_what_those_of_mlx_lm_do(tmp_path):
+    parts = [{"type": "text", "text": "When does "}, {"type": "text", "text": "it open?"}]
+    asked = [message("system", ""), message("user", parts)]
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL], "name": None}
+    told = {"role": "tool", "content": "", "tool_call_id": "c0"}
+    rows = [
+        {"messages": [*asked, call], "tools": TOOLS},
+        {"messages": [*asked, call, told, message("assistant", "At 9.")]},
+    ]
+    one, two = load(tmp_path / "a", rows, rows).validation
+    one, two = sorted((one, two), key=lambda example: len(example.messages))
+    assert [turn.to_dict() for turn in one.messages] == [message("system", ""), message("user", "When does it open?")]
+    calls = [{"type": "function", "function": {"name": "hours", "arguments": {"branch": "7"}}}]
+    assert one.reply.to_dict() == {"role": "assistant", "content": "", "tool_calls": calls}
+    assert list(one.tools) == TOOLS and json.loads(one.candidates[0]) == calls
+    assert two.messages[2].to_dict() == one.reply.to_dict() and two.messages[3].to_dict() == told
+    assert two.candidates == ("At 9.",) and two.reply is None
+    other = [{**rows[0], "tools": json.dumps(TOOLS * 2)}, rows[1]]
+    assert load(tmp_path / "a", rows).sha256 != load(tmp_path / "b", other).sha256
+
+
 def test_the_conversation_is_part_of_the_data_s_hash(tmp_path):
     other = {"messages": [message("user", "Be kind.\nuser: Hello?"), message("assistant", "Hello!")]}
     assert load(tmp_path / "a", [CHAT]).sha256 != load(tmp_path / "b", [other]).sha256
@@ -137,10 +162,29 @@ def test_a_text_is_learned_whole(tmp_path):
     [
         ("hello", "'messages' must be a list, not text"),
         ([message("user", "a")], "'messages' must end with a message of the assistant that answers another"),
+        (
+            [message("user", [{"type": "image_url", "image_url": {}}]), message("assistant", "a")],
+            "message 1: 'content' has a part that is no text but 'image_url', and a model is trained on text alone",
+        ),
+        ([message("user", ""), message("assistant", "a")], "message 1: 'content' is empty"),
+        (
+            [
+                message("user", "a"),
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
+            ],
+            "message 2: the arguments of a tool call are no valid JSON: '{'",
+        ),
+        (
+            [message("user", "a"), {"role": "assistant", "tool_calls": "f()"}],
+            "message 2: 'tool_calls' must be a list of objects",
+        ),
         ([message("assistant", "a")], "'messages' must end with a message of the assistant that answers another"),
-        ([message("user", "a"), message("robot", "b")], "message 2: the role 'robot' is not system, user or assistant"),
+        (
+            [message("user", "a"), message("robot", "b")],
+            "message 2: the role 'robot' is not system, user, assistant or tool",
+        ),
         ([message("user", None), message("assistant", "b")], "message 1: 'content' must be text, not null"),
-        (["a", message("assistant", "b")], "message 1 must be an object, not text"),
+        (["a", message("assistant", "b")], "message 1: it must be an object, not text"),
     ],
 )
 def test_a_bad_conversation_is_named(tmp_path, messages, sentence):

@@ -101,7 +101,7 @@ class Setup(Page):
                         id="data",
                         placeholder="folder with your own rows",
                         help="A folder with the rows of the task: train and validation, optionally test, as .jsonl, "
-                        ".csv or .tsv. Empty: the task's own rows.",
+                        ".json, .csv, .tsv or .parquet. Empty: the task's own rows.",
                     )
                     yield VerticalScroll(LiveText(id="preview"), can_focus=False)
             with VerticalScroll(id="options", classes="frame", can_focus=False) as form:

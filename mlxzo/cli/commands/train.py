@@ -20,7 +20,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import RunConfig
-from ...core.errors import EXIT_DONE
+from ...core.errors import EXIT_DONE, ConfigError
 from ...core.yaml_file import read_yaml
 from ...runtime.hosts import LOCALHOST
 from ...runtime.launcher import RELAY
@@ -30,6 +30,9 @@ from ..options import add_config_options, add_json, config_values
 if TYPE_CHECKING:
     from ...core.run_directory import RunDirectory
     from ...engine.tuned_source import Source
+
+
+_TUNED = ("run", "adapter", "journal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --hosts, the port of rank 0; others take the next ones (default: 32323; on one machine, free ones)",
     )
+    # Flags of the commands that use a tuned model: `run` says what to do in place of them.
+    for name in _TUNED:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     add_json(parser)
     add_config_options(parser)
 
@@ -59,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ...engine.distributed.communicator import rank_of_environment
 
+    if given := [f"--{name}" for name in _TUNED if getattr(arguments, name) is not None]:
+        from ...runtime.resume import TRAIN_FURTHER
+
+        raise ConfigError(
+            f"{given[0]}: training begins from a model",
+            f"`mlxzo train --resume RUN` goes on with a run; {TRAIN_FURTHER}",
+        )
     if arguments.hosts is not None:
         return _launch(arguments)
     rank = rank_of_environment()
