@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
 
@@ -35,6 +36,7 @@ from .screens.try_it import TryIt
 from .themes import THEMES, curve_colours
 from .widgets.keys import described_bindings
 from .widgets.navigation import SCREENS
+from .widgets.text import PrintableText
 
 _RACE_SECONDS = 0.5
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
@@ -72,6 +74,7 @@ class MlxzoApp(App[None]):
             demo: plays a recorded run instead.
             preferences: None for the user's own.
         """
+        self._printable = PrintableText()
         super().__init__()
         self.preferences = preferences or Preferences()
         self.root = root
@@ -206,6 +209,10 @@ class MlxzoApp(App[None]):
     def started_here(self) -> list[RunFeed]:
         """Returns the running runs whose workers this app supervises."""
         return [f for f in self._feeds.values() if f.supervision is not None and f.supervision.running]
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """The filters of everything that is shown."""
+        return [*super().get_line_filters(), self._printable]
 
     def notify(self, message: str, **options: Any) -> None:
         """Shows a message literally: brackets in paths and errors are no markup."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -42,6 +43,19 @@ _PHASES = {
 }
 
 
+class LiteralConsole(Console):
+    """A console that shows text as it is: in names, files and answers of models neither brackets nor colons nor control
+    characters have a meaning."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None):
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            # The width of such characters is counted as 0.
+            yield segment if segment.control else segment._replace(text=printable(segment.text, instead=""))
+
+
 class RunView:
     """Renders events one by one. Leaving its `with` block removes the live line.
 
@@ -50,7 +64,7 @@ class RunView:
     """
 
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or LiteralConsole(stderr=True)
         self._clock = clock
         self._live: Live | None = None
         self._last_plain = -_PLAIN_SECONDS
@@ -236,14 +250,14 @@ def listing(columns: list[str], rows: list[list[str]], *, right: tuple[str, ...]
 
 def output() -> Console:
     """The console for results on stdout; without a terminal, 200 columns wide, so that scripts can read the lines."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = LiteralConsole()
+    return console if console.is_terminal else LiteralConsole(width=200)
 
 
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Shows a spinner on stderr during the `with` block, on a terminal."""
-    console = Console(stderr=True, highlight=False)
+    console = LiteralConsole(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -13,7 +13,7 @@ from ..core.run_directory import RunDirectory
 from ..core.run_history import RunHistory
 from ..runtime.supervisor import Supervisor
 from .console import RunView, key_values, output, summary_rows
-from .options import print_json
+from .printing import print_json
 
 _POLL_SECONDS = 0.25
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigErro
 from ..core.mlx_lm_options import name_here
 from ..core.removed_options import removed_command, removed_problem
 from ..core.suggestion import did_you_mean
+from .printing import print_json, say
 
 # Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
@@ -91,13 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        say("Interrupted.", error=True)
         return EXIT_INTERRUPTED
     except Exception as error:
         if os.environ.get("MLXZO_DEBUG"):
             import traceback
 
-            traceback.print_exc()
+            say(traceback.format_exc(), error=True)
         known = error if isinstance(error, MlxzoError) else _unexpected(error)
         report(known, as_json="--json" in arguments)
         return known.exit_code
@@ -106,11 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(error: MlxzoError, *, as_json: bool = False) -> None:
     """Prints an error for a person on stderr, or as {"error": {...}} on stdout."""
     if as_json:
-        print(json.dumps({"error": error.to_dict()}, indent=2))
+        print_json({"error": error.to_dict()})
         return
     from ..core.formatting import describe
 
-    print(describe(error), file=sys.stderr)
+    say(describe(error), error=True)
 
 
 def _run(arguments: list[str]) -> int:

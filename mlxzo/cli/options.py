@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,11 +87,6 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
         if (path := getattr(arguments, kind)) is not None:
             return Source(kind, Path(path).expanduser().absolute())
     return None
-
-
-def print_json(value: Any) -> None:
-    """Prints one JSON document; keys keep their order."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _metavar(field: dataclasses.Field, option: Option) -> str:

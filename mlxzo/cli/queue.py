@@ -7,7 +7,6 @@ from typing import Any
 
 from ..core.config import RunConfig
 from ..core.events import Event, Note, Step
-from ..core.formatting import printable
 from ..core.run_directory import RunDirectory
 from ..experiments.queue import Ended, RunQueue
 from .console import RunsView, RunView, listing, output
@@ -64,4 +63,4 @@ def print_lines(lines: Iterable[str]) -> None:
     """Prints plain lines to stdout."""
     console = output()
     for line in lines:
-        console.print(printable(line), markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

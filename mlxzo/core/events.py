@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .errors import MlxzoError
+from .formatting import json_text
 from .run_migrations import error_kind, with_current_keys
 
 
@@ -278,7 +279,7 @@ _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses
 def to_json(event: Event, time: float) -> str:
     """One line of JSON, without the newline. A number that is not finite becomes null, since JSON has none."""
     record = {"event": event.name, "time": time, **dataclasses.asdict(event)}
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    return json_text(_finite(record))
 
 
 def _finite(value: Any) -> Any:

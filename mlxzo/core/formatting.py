@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def describe(problem: MlxzoError | events.Failed) -> str:
     """An error in full: title and sentence, the details indented, and the fix."""
     # Details that hold several lines, such as a table, keep their indentation.
-    details = [f"  {line}" for detail in problem.details for line in detail.splitlines()]
+    details = [f"  {line}" for detail in problem.details for line in detail.split("\n")]
     fix = [f"Fix: {problem.fix}"] if problem.fix else []
     return printable("\n".join([f"{problem.title}: {problem.message}", *details, *fix]))
 
@@ -94,9 +96,24 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"
 
 
-def printable(text: str) -> str:
-    """Text without control characters, which models and data files may hold and a terminal would execute."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text.replace("\t", "    "))
+def printable(text: str, instead: str = "�") -> str:
+    """Text without the characters that a terminal would execute, or that turn text around or hide it; models, names and
+    data files may hold them."""
+    if text.isprintable():
+        return text
+    return "".join(instead if _acts(c) else c for c in text.replace("\t", "    "))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON: letters of all languages as they are, the characters that `printable` replaces escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # JSON itself escapes those below U+0020 alone.
+    return text if text.isprintable() else "".join(json.dumps(c)[1:-1] if _acts(c) else c for c in text)
+
+
+def _acts(character: str) -> bool:
+    """True for control and format characters, but for the line feed and the two joiners that scripts and emoji need."""
+    return character not in "\n\u200c\u200d" and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def format_amount(value: float, unit: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,13 +126,26 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
             "use another model, or install a newer mlx-lm",
         ) from error
     try:
-        return utils.load_model(path, lazy=True)
+        with _without_wildcards(path) as plain:
+            return utils.load_model(plain, lazy=True)
     except Exception as error:  # mlx-lm raises whatever a wrong config or file happens to cause
         raise ModelError(
             f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together",
             "download the model again, or convert it with `mlx_lm.convert`",
             [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
         ) from error
+
+
+@contextlib.contextmanager
+def _without_wildcards(path: Path) -> Iterator[Path]:
+    """A path of a folder that mlx-lm can search for weights: one with brackets would be a pattern to it."""
+    if glob.escape(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxzo-model-") as folder:
+        link = Path(folder) / "model"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def _load_tokenizer(path: Path, config: dict) -> Any:

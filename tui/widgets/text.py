@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.cells import cell_len
 from rich.console import RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from textual.color import Color
 from textual.containers import VerticalScroll
+from textual.filter import LineFilter
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -29,6 +33,19 @@ def problem_text(problem: MlxzoError | events.Failed, gap: str = "\n") -> str:
     """The message of an error, its details and its fix, with `gap` between them."""
     fix = f"What to do: {problem.fix}" if problem.fix else ""
     return printable(gap.join(filter(None, (problem.message, "\n".join(problem.details), fix))))
+
+
+class PrintableText(LineFilter):
+    """Keeps control characters of names, files and answers from the terminal, whichever widget shows them."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return [each if each.text.isprintable() else each._replace(text=_as_wide(each.text)) for each in segments]
+
+
+def _as_wide(text: str) -> str:
+    """Printable text that fills as many cells."""
+    clean = printable(text, instead="")
+    return clean + " " * (cell_len(text) - cell_len(clean))
 
 
 class LiveText(Static):

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING
 
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
-from ..options import add_config_options, add_json, config_values, print_json
+from ..options import add_config_options, add_json, config_values
+from ..printing import print_json
 
 if TYPE_CHECKING:
     from ...experiments.comparison import Comparison

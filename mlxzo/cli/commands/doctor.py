@@ -7,7 +7,8 @@ from typing import Any
 
 from ...core.errors import EXIT_DONE
 from ...core.formatting import format_bytes
-from ..options import add_json, print_json
+from ..options import add_json
+from ..printing import print_json, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     console = output()
     console.print(key_values(rows(report)))
-    print()
+    say()
     for line in report["advice"] or ["Nothing to improve."]:
-        console.print(f"- {line}" if report["advice"] else line, markup=False)
+        console.print(f"- {line}" if report["advice"] else line)
     return EXIT_DONE
 
 

@@ -23,7 +23,8 @@ from ...core.blas import load_fast_blas
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
 from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
-from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
+from ..options import add_config_options, add_json, add_source, config_values, source_of
+from ..printing import print_json
 
 if TYPE_CHECKING:
     from ...engine.tuned_source import Source

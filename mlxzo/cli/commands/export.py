@@ -19,7 +19,8 @@ from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
 from ...core.formatting import default_out, result_rows
-from ..options import add_json, print_json
+from ..options import add_json
+from ..printing import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,10 +21,10 @@ from ...core.blas import load_fast_blas
 from ...core.config import options
 from ...core.config_checks import option_problems
 from ...core.errors import EXIT_DONE, ConfigError
-from ...core.formatting import printable
 from ...core.options import parse_value
 from ...engine.sampling import LONGEST
-from ..options import add_config_options, add_json, add_source, config_values, print_json, source_of
+from ..options import add_config_options, add_json, add_source, config_values, source_of
+from ..printing import print_json, say
 
 if TYPE_CHECKING:
     from ...engine.side_by_side import SideBySide
@@ -124,14 +124,14 @@ def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens
     texts: dict[str, str] = {}
     for model, piece in models.answer(prompt, max_new_tokens):
         if not as_json and model not in texts:
-            print("\n\n" if texts else "", f"--- {model} ---\n", printable(heading), sep="", end="", flush=True)
+            say(("\n\n" if texts else "") + f"--- {model} ---\n{heading}", end="")
         texts[model] = texts.get(model, "") + piece
         if not as_json:
-            print(printable(piece), end="", flush=True)
+            say(piece, end="")
     if as_json:
         print_json({"prompt": prompt, **texts})
     else:
-        print()
+        say()
 
 
 def serve(models: SideBySide, requests: TextIO) -> None:

@@ -6,7 +6,8 @@ import argparse
 
 from ...core.errors import EXIT_DONE
 from ...core.formatting import format_bytes, format_count
-from ..options import add_json, print_json
+from ..options import add_json
+from ..printing import print_json, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,5 +37,5 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     columns = ["model", "parameters", "weights", "size", "from", "licence"]
     output().print(listing(columns, table, right=("parameters", "size")))
-    print("\nmirror: also available from the Python package index, for when the hub cannot be reached")
+    say("\nmirror: also available from the Python package index, for when the hub cannot be reached")
     return EXIT_DONE

@@ -23,7 +23,8 @@ from ...core.config import RunConfig
 from ...core.defaults import DEFAULT_STEPS
 from ...core.errors import EXIT_DONE, ConfigError, DoesNotFit
 from ...core.formatting import format_bytes, format_count, format_seconds, parse_bytes
-from ..options import add_config_options, add_json, config_values, print_json
+from ..options import add_config_options, add_json, config_values
+from ..printing import print_json, say
 
 if TYPE_CHECKING:
     from ...memory.plan_table import PlanRow
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     _print(plan, one=len(arguments.models) == 1)
     if arguments.figure:
-        print(f"\nFigure: {arguments.figure}")
+        say(f"\nFigure: {arguments.figure}")
     return EXIT_DONE
 
 
@@ -197,21 +198,21 @@ def _print(plan: _Plan, *, one: bool) -> None:
     from ..console import listing, output
 
     console, rows, steps = output(), plan.rows, plan.steps
-    console.print(f"Cap {format_bytes(plan.cap)}; {plan.source}; batches of {plan.base.batch_size}", markup=False)
+    console.print(f"Cap {format_bytes(plan.cap)}; {plan.source}; batches of {plan.base.batch_size}")
     if one:
         _print_components(rows)
     else:
-        print()
+        say()
         _print_models(rows, console)
-    print()
+    say()
     numbers = ("footprint", "MLX peak", "micro-batch", "step")
     columns = ["way", "model" if one else "largest model", *numbers, f"{steps} steps"]
     console.print(listing(columns, _best(rows, steps), right=numbers))
     if plan.calibration is None:
-        print("\nTimes are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
+        say("\nTimes are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
     for assumed in {f"{row.model}: {text}" for row in rows for text in row.assumed}:
-        console.print(f"Assumed of {assumed}.", markup=False)
-    console.print(f"\nChoose {plan.advice}" if any(row.fits for row in rows) else f"\n{plan.advice}", markup=False)
+        console.print(f"Assumed of {assumed}.")
+    console.print(f"\nChoose {plan.advice}" if any(row.fits for row in rows) else f"\n{plan.advice}")
 
 
 def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
@@ -236,9 +237,9 @@ def _print_models(rows: Sequence[PlanRow], console: Any) -> None:
         groups.setdefault(title, []).append([name, format_count(first.parameters), first.weights, *cells])
     for title in ("backpropagation fits", "only MeZO fits", "nothing fits"):
         if title in groups:
-            console.print(title[0].upper() + title[1:], markup=False, style="bold")
+            console.print(title[0].upper() + title[1:], style="bold")
             console.print(listing(["model", "size", "weights", *columns], groups[title], right=("size", *columns)))
-            print()
+            say()
 
 
 def _column(way: str) -> str:
@@ -251,9 +252,9 @@ def _print_components(rows: Sequence[PlanRow]) -> None:
 
     for row in rows:
         verdict = "fits" if row.fits else "does not fit; at the least"
-        print(f"\n{row.model}, {row.way.name}: {verdict} {format_bytes(row.footprint_bytes)}")
+        say(f"\n{row.model}, {row.way.name}: {verdict} {format_bytes(row.footprint_bytes)}")
         for line in component_lines(row.components):
-            print(f"  {line}")
+            say(f"  {line}")
 
 
 def _best(rows: Sequence[PlanRow], steps: int) -> list[list[str]]:

@@ -17,6 +17,7 @@ import shlex
 from ...core.errors import EXIT_DONE
 from ...core.run_directory import RunDirectory
 from ..options import add_config_options, add_json, config_values
+from ..printing import say
 
 _OPTIONS = ("seed", "steps", "out")
 # A review outside the training data, which ends where the label word comes.
@@ -35,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     run = RunDirectory.create(read_config(config_values(arguments), None))
     train(run, as_json=arguments.json)
     if not arguments.json:
-        print("\nNext, try:")
+        say("\nNext, try:")
         for command in next_commands(run):
-            print(f"  {command}")
+            say(f"  {command}")
     return EXIT_DONE
 
 

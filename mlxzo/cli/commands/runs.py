@@ -21,11 +21,12 @@ from typing import Any, get_args
 from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
-from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, printable
+from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
 from ...core.run_directory import RunDirectory, Status, list_runs
 from ...core.run_history import evaluations, metric_text, tuned_merit
 from ...runtime.control import COMMANDS, send
-from ..options import add_config_options, add_json, print_json
+from ..options import add_config_options, add_json
+from ..printing import print_json, say
 
 # Options that `ls` can search for a text.
 _FILTERS = ("model", "task", "method")
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         case command:
             found = RunDirectory.open(arguments.run, root)
             send(found, command)
-            print(f"{found.id} is asked to {command}")
+            say(f"{found.id} is asked to {command}")
     return EXIT_DONE
 
 
@@ -89,9 +90,9 @@ def _list(arguments: argparse.Namespace, root: str) -> None:
     if arguments.json:
         print_json(found)
     elif not everything:
-        print(f"No runs in {root}. `mlxzo quickstart` makes the first.")
+        say(f"No runs in {root}. `mlxzo quickstart` makes the first.")
     elif not found:
-        print(f"No run in {root} matches ({len(everything)} runs).")
+        say(f"No run in {root} matches ({len(everything)} runs).")
     else:
         from ..console import listing, output
 
@@ -140,14 +141,14 @@ def _remove(texts: Sequence[str], root: str, *, asks: bool, as_json: bool) -> No
     if problems:
         raise ConfigError("nothing was removed", "name runs of `mlxzo runs ls` that are not running", problems)
     if asks and not _confirmed(list(found.values())):
-        print("Nothing was removed.", file=sys.stderr)
+        say("Nothing was removed.", error=True)
         return
     for each in found.values():
         each.remove()
     if as_json:
         print_json({"removed": list(found)})
     else:
-        print(printable(f"Removed {', '.join(found)}"))
+        say(f"Removed {', '.join(found)}")
 
 
 def _confirmed(found: Sequence[RunDirectory]) -> bool:
@@ -159,8 +160,8 @@ def _confirmed(found: Sequence[RunDirectory]) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("nothing was removed, since there is no terminal to ask on", "give --yes")
     for each in found:
-        print(printable(f"  {each.id} ({each.status})"), file=sys.stderr)
-    print("Remove them with all their files? [y/N] ", end="", file=sys.stderr, flush=True)
+        say(f"  {each.id} ({each.status})", error=True)
+    say("Remove them with all their files? [y/N] ", end="", error=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -275,15 +276,15 @@ def _show(run: RunDirectory, as_json: bool) -> None:
         status += f", step {found['step']} of {found['steps']}"
     console.print(key_values([*facts, ("status", status), *summary_rows(history)]))
     if lines:
-        print()
+        say()
     for line in lines:
-        print(line)
+        say(line)
     if console.encoding.startswith("utf"):
         cap = (_config(run) or {}).get("memory_cap")
         for line in plots(history, min(console.width, _WIDEST_PLOT), None if cap is None else parse_bytes(cap)):
-            print(line)
+            say(line)
     if past and isinstance(past[-1], events.Failed):
-        print("\n" + describe(past[-1]))
+        say("\n" + describe(past[-1]))
 
 
 def _config(run: RunDirectory) -> dict[str, Any] | None:

@@ -41,7 +41,8 @@ from typing import TYPE_CHECKING, Any
 from ...core.defaults import step_limit
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
-from ..options import add_config_options, add_json, print_json
+from ..options import add_config_options, add_json
+from ..printing import print_json
 
 if TYPE_CHECKING:
     from ...experiments.dry_run import Prospect

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE
-from ..options import add_config_options, add_json, config_values, print_json
+from ..options import add_config_options, add_json, config_values
+from ..printing import print_json, say
 
 if TYPE_CHECKING:
     from ...tasks.base import Task
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     table = [[task.name, task.description, answers(task), task.metric, data(task)] for task in tasks]
     output().print(listing(["task", "what it is", "answers", "metric", "data"], table))
-    print("\nWith --data DIR any task reads your own rows: train.jsonl, validation.jsonl and optionally test.jsonl,")
-    print("or the same as .json, .csv, .tsv or .parquet. `mlxzo tasks show TASK` shows a prompt.")
+    say("\nWith --data DIR any task reads your own rows: train.jsonl, validation.jsonl and optionally test.jsonl,")
+    say("or the same as .json, .csv, .tsv or .parquet. `mlxzo tasks show TASK` shows a prompt.")
     return EXIT_DONE
 
 
@@ -135,5 +136,5 @@ def _check(arguments: argparse.Namespace) -> int:
     lines = [f"{loaded.task.name} ({loaded.source})", *(summary.text for summary in found), *loaded.remarks]
     output().print("\n".join(lines))
     if loaded.duplicates_across_splits:
-        print(duplicates_text(loaded.duplicates_across_splits))
+        say(duplicates_text(loaded.duplicates_across_splits))
     return EXIT_DONE
