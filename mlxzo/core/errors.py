@@ -128,11 +128,18 @@ class RewardError(MlxzoError):
 
 
 class Diverged(MlxzoError):
-    """The loss is no longer a finite number."""
+    """The model gives numbers that are not finite, or a loss far above the one it began with."""
 
     kind = "diverged"
     title = "Diverged"
     exit_code = EXIT_DIVERGED
+
+    @classmethod
+    def not_finite(cls, what: str) -> Diverged:
+        """The error of a model whose weights, as they are, do not compute."""
+        return cls(
+            f"{what} is not a finite number", "try --dtype float32; if that does not help, the weights are damaged"
+        )
 
 
 class Interrupted(MlxzoError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -279,15 +278,7 @@ _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses
 def to_json(event: Event, time: float) -> str:
     """One line of JSON, without the newline. A number that is not finite becomes null, since JSON has none."""
     record = {"event": event.name, "time": time, **dataclasses.asdict(event)}
-    return json_text(_finite(record))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(record)
 
 
 def from_json(line: str) -> tuple[Event, float] | None:

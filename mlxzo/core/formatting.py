@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -105,10 +106,19 @@ def printable(text: str, instead: str = "�") -> str:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON: letters of all languages as they are, the characters that `printable` replaces escaped."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """A value as JSON: letters of all languages as they are, the characters that `printable` replaces escaped, and null
+    for a number that is not finite, since JSON has none."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # JSON itself escapes those below U+0020 alone.
     return text if text.isprintable() else "".join(json.dumps(c)[1:-1] if _acts(c) else c for c in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _acts(character: str) -> bool:

@@ -25,6 +25,7 @@ from . import events, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DoesNotFit, Interrupted, WorkerDied
 from .files import explained, last_lines, write_atomic
+from .formatting import json_text
 from .yaml_file import read_yaml
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
@@ -350,7 +351,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """As `write_text`, for a value that JSON can represent."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(name, json_text(value, indent=2) + "\n")
 
 
 def list_runs(root: str | Path = "runs") -> list[RunDirectory]:

@@ -6,6 +6,7 @@ answers and gold answers (see `tasks.metrics`); the loss is that of the candidat
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..core import events
+from ..core.errors import Diverged
 from ..core.metrics import metric_named, standard_error
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS
@@ -56,12 +58,15 @@ class Evaluation:
     more: dict[str, float] = field(default_factory=dict)
 
     def better_than(self, other: Evaluation | None) -> bool:
-        """Compares two evaluations by the metric, and by the loss where their shares are equal.
+        """Compares two evaluations by the metric, and by the loss where their shares are equal. One whose loss is not
+        finite is never better.
 
         Shares within one standard error of a binomial share count as equal. On 100 examples that is 4 to 5 points, so
         the higher accuracy would often be luck, while the loss sees small changes of every example. A mean of F1 values
         has at most that error: no distribution on [0, 1] spreads wider than the share with the same mean.
         """
+        if not math.isfinite(self.loss):
+            return False
         if other is None:
             return True
         metric = metric_named(self.metric)
@@ -111,7 +116,7 @@ class Evaluator:
             adjust: maps their scores before the likeliest candidate is taken.
 
         Raises:
-            RewardError: the user's judge fails.
+            RewardError: the user's judge fails. Diverged: a loss is not a finite number.
         """
         started, task, judge = time.perf_counter(), self.session.data.task, self._judge
         metric = self.session.metric
@@ -119,10 +124,10 @@ class Evaluator:
         values: dict[str, float] = {}
         if judge is not None or task.writes:
             answers, scored = self.write_and_score(split, examples, encoded, emit)
-            scored = adjust(scored)
+            scored = _finite(split, adjust(scored))
             emit(events.Samples(split, samples(examples, answers, None)))
         else:
-            scored = adjust(self.score(f"evaluating on {split}", encoded, emit))
+            scored = _finite(split, adjust(self.score(f"evaluating on {split}", encoded, emit)))
             answers = choose(examples, scored.scores)
             if metric in METRICS:
                 emit(events.Samples(split, samples(examples, answers, scored.scores)))
@@ -242,6 +247,13 @@ class Evaluator:
         pieces = [Piece(1.0, (count,))]
         (found,) = self.session.team.scatter_gather(pieces, lambda _: [np.array(compute(), np.float64)])
         return found
+
+
+def _finite(split: str, scored: Scored) -> Scored:
+    """The scores, if all losses are finite; raises Diverged otherwise, where the likeliest candidate means nothing."""
+    if broken := int((~np.isfinite(scored.losses)).sum()):
+        raise Diverged.not_finite(f"the loss of {broken} of {len(scored.losses)} {split} examples")
+    return scored
 
 
 def _writing(split: str) -> str:

@@ -13,6 +13,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from ..core.errors import Diverged
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -51,12 +53,25 @@ class Sampling:
 def next_tokens(
     logits: np.ndarray, sampling: Sampling | None, answers: Sequence[int], positions: Sequence[int]
 ) -> list[int]:
-    """The next token of each answer from logits [R, V]: sampled, or the likeliest without `sampling`."""
+    """The next token of each answer from logits [R, V]: sampled, or the likeliest without `sampling`.
+
+    Raises:
+        Diverged: logits are not numbers.
+    """
+    # NumPy's argmax is the place of the first NaN, if there is one.
+    likeliest = logits.argmax(axis=-1)
+    check_numbers(np.take_along_axis(logits, likeliest[:, None], axis=-1))
     if sampling is None:
-        return logits.argmax(axis=-1).tolist()
+        return likeliest.tolist()
     return [
         sampling.token(row, answer, position) for row, answer, position in zip(logits, answers, positions, strict=True)
     ]
+
+
+def check_numbers(logits: np.ndarray) -> None:
+    """Raises Diverged if any of the logits, or log-probabilities, is not a number."""
+    if np.isnan(logits).any():
+        raise Diverged.not_finite("the probability of the next token")
 
 
 # Most tokens of an answer.

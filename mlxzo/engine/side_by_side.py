@@ -16,7 +16,7 @@ from ..models.slots import Slot
 from ..tasks.base import Example
 from ..tasks.chat import in_style
 from .encoding import encode_prompt
-from .sampling import Sampling, next_tokens
+from .sampling import Sampling, check_numbers, next_tokens
 from .session import open_model
 from .tuned_model import TunedModel
 from .tuned_source import Source
@@ -88,6 +88,7 @@ class SideBySide:
 
         sampler = draw if self._sampling else None
         for response in stream_generate(model, tokenizer, list(tokens), max_tokens=max_new_tokens, sampler=sampler):
+            check_numbers(np.array(response.logprobs[response.token].astype(mx.float32)))
             if response.finish_reason == "stop":
                 return
             tokens.append(response.token)

@@ -64,8 +64,8 @@ class Trainer:
             resume: continue where the run was interrupted.
 
         Raises:
-            Diverged: the loss is not a finite number. Interrupted: the user stopped the run. DoesNotFit: it went over
-            its memory cap. In all cases the best state so far is on disk.
+            Diverged: the loss is not finite, or far above where it began. Interrupted: the user stopped the run.
+            DoesNotFit: it went over its memory cap. In all cases the best state so far is on disk.
         """
         self.team.synchronise()
         if resume:
@@ -97,13 +97,7 @@ class Trainer:
         for split in ("validation", "test"):
             if self.session.splits[split]:
                 self.past.zero_shot[split] = self._evaluate("zero-shot", split, 0)
-        before = self.past.zero_shot["validation"]
-        self.past.add_evaluation(0, before)
-        if not math.isfinite(before.loss):
-            raise Diverged(
-                "the loss of the model is not a finite number even before training",
-                "try --dtype float32; if that does not help, the weights are damaged",
-            )
+        self.past.add_evaluation(0, self.past.zero_shot["validation"])
 
     def _train(self) -> None:
         config, examples, past = self.session.config, self.session.splits["train"], self.past
@@ -126,11 +120,7 @@ class Trainer:
             batch = self.session.batch([examples[i] for i in indices])
             outcome = self.method.step(step, batch)
             if not math.isfinite(outcome.loss):
-                mended = "try --dtype float32" if config.gauss_newton else f"lower --lr (it was {config.lr:g})"
-                raise Diverged(
-                    f"the loss of step {step + 1} is not a finite number",
-                    f"{mended}; the best state so far, of step {past.best_step}, is saved",
-                )
+                raise self._diverged(f"the loss of step {step + 1} is not a finite number")
             seconds, cached_seconds = time.perf_counter() - began + cached_seconds, 0.0
             past.step = step + 1
             past.train_seconds += seconds
@@ -241,12 +231,37 @@ class Trainer:
             # An evaluation is long: a request to shrink does not wait for its end.
             self._shrink_if_requested()
 
-        outcome = self.evaluator.evaluate(split, report)
+        try:
+            outcome = self.evaluator.evaluate(split, report)
+        except Diverged as error:
+            if kind == "zero-shot":
+                raise Diverged(f"before training {error.message}", error.fix) from None
+            raise self._diverged(f"after step {step} {error.message}") from None
+        if kind == "validation" and outcome.loss > self._highest_loss:
+            began = self.past.zero_shot["validation"].loss
+            raise self._diverged(
+                f"the validation loss of step {step} is {outcome.loss:.1f}, and it began with {began:.1f}"
+            )
         if split == "validation":
             self.evaluate_seconds = outcome.seconds
         best = kind == "validation" and outcome.better_than(self.past.best)
         self.emit(events.Evaluated(kind=kind, split=split, step=step, best=best, **asdict(outcome)))
         return outcome
+
+    @property
+    def _highest_loss(self) -> float:
+        """The validation loss above which a run has diverged: that before training and the loss of a random token.
+
+        Objectives other than the loss may be reached whatever becomes of it.
+        """
+        if self.session.config.objective != "loss":
+            return math.inf
+        return self.past.zero_shot["validation"].loss + math.log(self.session.causal.vocabulary)
+
+    def _diverged(self, message: str) -> Diverged:
+        config = self.session.config
+        mended = "try --dtype float32" if config.gauss_newton else f"lower --lr (it was {config.lr:g})"
+        return Diverged(message, f"{mended}; the best state so far, of step {self.past.best_step}, is saved")
 
     def _test(self) -> Evaluation | None:
         """Evaluates the best state on the test split, which no earlier decision has used."""

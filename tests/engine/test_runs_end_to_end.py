@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 from tests.command import mlxzo
+from tests.tiny import tiny_folder
 from tests.variants import slow
 
 THIRTY = ("--steps", 30, "--eval-every", 10)
@@ -166,6 +168,30 @@ def test_a_run_that_diverges_says_so_and_exits_5(model, data, tmp_path):
     assert "not a finite number" in error["message"]
     assert "lower --lr" in error["fix"]
     assert (tmp_path / "wild" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_a_finite_loss_far_above_where_it_began_ends_the_run_and_is_never_the_best(model, data, tmp_path):
+    done = train(model, data, tmp_path, "--steps", 8, "--method", "bp", "--lr", "9", "--eval-every", 4, "--name", "far")
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 5, done.stderr
+    assert re.fullmatch(r"the validation loss of step 4 is \d+\.\d, and it began with 0\.\d", error["message"])
+    assert error["fix"] == "lower --lr (it was 9); the best state so far, of step 0, is saved"
+    assert not [e for e, _ in RunDirectory.open("far", tmp_path).events() if isinstance(e, events.Evaluated) and e.best]
+
+
+def test_weights_that_are_no_numbers_are_an_error_wherever_they_compute(data, tmp_path):
+    broken = tiny_folder(tmp_path / "broken")
+    weights = mx.load(str(broken / "model.safetensors"))
+    weights["model.norm.weight"] = weights["model.norm.weight"] * mx.nan
+    mx.save_safetensors(str(broken / "model.safetensors"), weights, metadata={"format": "mlx"})
+    on = ("--model", broken, "--task", "custom", "--data", data)
+    for command, sentence in (
+        (("eval", *on), "the loss of 16 of 16 test examples is not a finite number"),
+        (("generate", "--model", broken, "What a"), "the probability of the next token is not a finite number"),
+        (("train", *on, "--out", tmp_path), "before training the loss of 16 of 16 validation examples is not a finite"),
+    ):
+        done = mlxzo(*command)
+        assert done.returncode == 5 and sentence in done.stderr and "try --dtype float32" in done.stderr, done
 
 
 def test_a_full_disk_while_saving_is_one_sentence_and_exit_code_3(model, data, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlxzo.core.errors import Diverged
 from mlxzo.engine.sampling import Sampling, next_tokens
 
 LOGITS = np.array([1.0, -2.0, 0.5, 3.0, 2.0, -1.0], np.float32)
@@ -32,6 +33,13 @@ def test_top_p_leaves_the_likeliest_tokens_that_reach_it():
     assert found[3] == pytest.approx(0.62 / 0.85, abs=0.03)
     assert set(np.flatnonzero(shares(Sampling(1.0, 0.86, (0,))))) == {3, 4, 0}
     assert set(np.flatnonzero(shares(Sampling(1.0, 1e-9, (0,))))) == {3}
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(1.0, 0.9, (0,))])
+def test_logits_that_are_no_numbers_give_no_token(sampling):
+    assert next_tokens(np.array([[0.0, -np.inf]]), sampling, [0], [0]) == [0]
+    with pytest.raises(Diverged, match="not a finite number"):
+        next_tokens(np.array([[0.0, 1.0], [3.0, np.nan]]), sampling, [0, 1], [0, 0])
 
 
 def test_a_draw_follows_from_its_name_its_answer_and_its_place():

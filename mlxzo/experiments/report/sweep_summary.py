@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import EXIT_DONE, DoesNotFit, WorkerDied
 from ...core.files import explained, write_atomic
+from ...core.formatting import json_text
 from ..spec import PlannedRun
 from .run_record import ComparedRun
 
@@ -77,4 +77,4 @@ def write_summary(records: Iterable[Record], folder: Path) -> None:
     """
     with explained(folder, "the summary"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / SUMMARY, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
+        write_atomic(folder / SUMMARY, "".join(json_text(each) + "\n" for each in records))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ...core.files import explained, write_atomic
+from ...core.formatting import json_text
 from . import figures
 from .html import page
 from .summary import ComparisonReport
@@ -30,7 +30,7 @@ def write_report(report: ComparisonReport, folder: Path, configuration: str = ""
         SVG: drawn.svg(),
         PNG: drawn.png,
         CSV: csv_text(report),
-        JSON: json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        JSON: json_text(report.to_dict(), indent=2) + "\n",
     }
     if configuration:
         content[CONFIGURATION] = configuration
