@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxzo.core.child_process import worker_environment
+from mlxzo.core.child_process import module_command, worker_environment
 from mlxzo.core.errors import MlxzoError
 from mlxzo.core.events import Failed
 
@@ -31,7 +30,7 @@ class Child:
         self._errors = asyncio.create_task(process.stderr.read())
 
     @staticmethod
-    async def start(*words: str, _command: Sequence[str] = (sys.executable, "-P", "-m", "mlxzo")) -> Child:
+    async def start(*words: str, _command: Sequence[str] = tuple(module_command("mlxzo"))) -> Child:
         """Starts `mlxzo WORDS --json`."""
         process = await asyncio.create_subprocess_exec(
             *_command,

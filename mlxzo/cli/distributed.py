@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import events
+from ..core.child_process import module_command
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError, WorkerDied
 from ..core.options import flag
@@ -34,7 +35,7 @@ def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_jso
     Raises:
         MlxzoError: the run did not finish; title, fix and exit code are those of the rank that failed first.
     """
-    launcher = Launcher(hosts, [sys.executable, "-m", "mlxzo", "train", *arguments], port)
+    launcher = Launcher(hosts, rank_command(arguments), port)
     table = watch(launcher)
     error, run = launcher.error(), launcher.run
     if error is not None:
@@ -44,6 +45,11 @@ def train_on(hosts: Hosts, arguments: Sequence[str], port: int | None, *, as_jso
         raise error
     assert run is not None and launcher.result is not None
     show_result(launcher.result, run, table, as_json=as_json)
+
+
+def rank_command(arguments: Sequence[str]) -> list[str]:
+    """The command that trains as a rank, once its environment makes it one."""
+    return module_command("mlxzo", "train", *arguments)
 
 
 def _record(error: MlxzoError, run: RunDirectory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import site
+import sys
 from pathlib import Path
 from typing import IO, AnyStr
 
@@ -20,12 +21,27 @@ def worker_environment() -> dict[str, str]:
         "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
         **os.environ,
     }
-    # A worker excludes the current folder from its search path (-P), so that a user's yaml.py cannot shadow a module,
-    # and must still find the package that this process runs, installed or not.
-    package = str(Path(__file__).parents[2])
-    if package not in (*site.getsitepackages(), site.getusersitepackages()):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    if path := search_path():
+        environment["PYTHONPATH"] = path
     return environment
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of this package with this interpreter.
+
+    It excludes the current folder from the search path (-P): a user's yaml.py beside the data must neither shadow a
+    module nor be run.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def search_path() -> str | None:
+    """The PYTHONPATH by which `module_command` finds the package that this process runs; None where it is installed."""
+    package = str(Path(__file__).parents[2])
+    if package in (*site.getsitepackages(), site.getusersitepackages()):
+        return None
+    others = (path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", package))
+    return os.pathsep.join((package, *others))
 
 
 def pipe(stream: IO[AnyStr] | None) -> IO[AnyStr]:

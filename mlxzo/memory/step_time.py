@@ -15,7 +15,6 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,9 +75,9 @@ def calibrate() -> Calibration:
     Raises:
         InternalError: the child failed; the message has the last line of its stderr.
     """
-    from ..core.child_process import worker_environment
+    from ..core.child_process import module_command, worker_environment
 
-    command = [sys.executable, "-P", "-m", "mlxzo.memory.step_time"]
+    command = module_command("mlxzo.memory.step_time")
     try:
         child = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=worker_environment()

@@ -133,12 +133,11 @@ def _hub() -> dict[str, Any]:
 
 
 def _mlx_in_child() -> dict[str, Any]:
-    from ..core.child_process import signal_name, worker_environment
+    from ..core.child_process import module_command, signal_name, worker_environment
 
-    command = [sys.executable, "-P", "-m", "mlxzo.runtime.doctor"]
     try:
         child = subprocess.run(
-            command,
+            module_command("mlxzo.runtime.doctor"),
             capture_output=True,
             text=True,
             timeout=_MLX_SECONDS,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import events
-from ..core.child_process import pipe, signal_name
+from ..core.child_process import pipe, search_path, signal_name
 from ..core.errors import EXIT_DONE, ConfigError, Interrupted, MlxzoError, RankLost, RanksError, WorkerDied
 from ..core.run_directory import RunDirectory
 from .hosts import Hosts
@@ -110,7 +110,8 @@ class Launcher:
             raise ConfigError(f"this MLX cannot launch ranks: {error}", "install the MLX that mlxzo asks for") from None
         addresses = [[address] for address in self.hosts.addresses(self.port)]
         files = {"MLX_HOSTFILE": json.dumps(addresses)}
-        environment = [*self.hosts.envs, f"{RELAY}=1"]
+        path = search_path()
+        environment = [*([f"PYTHONPATH={path}"] if path else []), *self.hosts.envs, f"{RELAY}=1"]
         # The children inherit this: a Ctrl-C in the terminal reaches all of its processes, but only `stop` ends ranks.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

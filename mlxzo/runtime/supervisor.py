@@ -13,12 +13,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from ..core import events
-from ..core.child_process import signal_name, worker_environment
+from ..core.child_process import module_command, signal_name, worker_environment
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
@@ -58,7 +57,7 @@ class Supervisor:
     ):
         self.run = run
         flags = [flag for flag, given in (("--resume", resume), ("--allow-code", allow_code)) if given]
-        self._command = list(_command or (sys.executable, "-P", "-m", "mlxzo.runtime.worker", str(run.path), *flags))
+        self._command = list(_command or module_command("mlxzo.runtime.worker", str(run.path), *flags))
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._partial = b""

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from mlxzo.core.child_process import pipe, signal_name
+from mlxzo.cli.distributed import rank_command
+from mlxzo.core.child_process import module_command, pipe, signal_name, worker_environment
 
 
 @pytest.mark.parametrize("number, name", [(9, "SIGKILL"), (15, "SIGTERM"), (50, "signal 50")])
@@ -20,3 +21,12 @@ def test_a_pipe_that_was_not_asked_for_is_an_error():
         assert pipe(child.stdout).read() == b""
         with pytest.raises(ValueError):
             pipe(child.stdin)
+
+
+@pytest.mark.parametrize("command", [module_command("mlxzo", "--version"), rank_command(["--help"])])
+def test_a_module_in_the_current_folder_is_not_run(command, tmp_path):
+    for name in ("json", "numpy", "yaml"):
+        (tmp_path / f"{name}.py").write_text("open('run', 'w')\n")
+    done = subprocess.run(command, cwd=tmp_path, env=worker_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()

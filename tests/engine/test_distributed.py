@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import psutil
@@ -52,7 +51,7 @@ def arguments(config: RunConfig, ranks: int) -> list[str]:
 @pytest.fixture(autouse=True)
 def _warm_ranks(monkeypatch):
     """Ranks are forked from a process that has imported MLX."""
-    monkeypatch.setattr(launching, "sys", SimpleNamespace(**{**vars(sys), "executable": warm_python()}))
+    monkeypatch.setattr(launching, "rank_command", lambda words: [warm_python(), "-P", "-m", "mlxzo", "train", *words])
 
 
 def finish(arguments: list[str]) -> dict:
