@@ -15,6 +15,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import ConfigError
@@ -22,6 +23,11 @@ from .files import mlxzo_home
 
 _FORTRAN = "libgfortran.so.5"
 _OPENBLAS = "libopenblas.so.0"
+
+# Micro-batches that a CPU computes at once, each with its share of the threads.
+SIDE_BY_SIDE = 2
+
+_loaded: list[ctypes.CDLL] = []
 
 
 @functools.cache
@@ -60,10 +66,33 @@ def load_fast_blas() -> str | None:
 
 def _load(library: str) -> bool:
     try:
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        _loaded.append(ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL))
     except OSError:
         return False
     return True
+
+
+def blas_threads() -> int:
+    """Threads of a matrix product by the OpenBLAS that was loaded; 1 if there is none."""
+    try:
+        return _loaded[-1].openblas_get_num_threads() if _loaded else 1
+    except AttributeError:
+        return 1
+
+
+@contextlib.contextmanager
+def divided_threads(count: int) -> Iterator[None]:
+    """Gives each of `count` matrix products that run at once its share of the threads."""
+    threads = blas_threads()
+    if threads == 1:
+        yield
+        return
+    set_threads = _loaded[-1].openblas_set_num_threads
+    set_threads(max(1, threads // count))
+    try:
+        yield
+    finally:
+        set_threads(threads)
 
 
 def _package_folders(package: str) -> list[Path]:

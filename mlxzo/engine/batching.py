@@ -58,16 +58,16 @@ class Shapes:
     """
 
     multiple: int = 8
-    tokens: int = 512
+    tokens: int = 256
     rows: int | None = None
     written_share: int = 8
 
     @staticmethod
     def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
-        """Shapes for a device. On a CPU, 512 tokens keep the matrix products busy and fit its caches; a GPU wants fewer
-        and larger micro-batches. A decode step reads every weight whatever the batch size; it pays from about 16
-        sequences."""
-        return Shapes(8, 512, rows, 8) if on_cpu else Shapes(32, 8192, rows, 1)
+        """Shapes for a device. On a CPU, 256 tokens keep the matrix products busy and fit its caches, and two
+        micro-batches are computed at once; a GPU wants fewer and larger ones. A decode step reads every weight whatever
+        the batch size; it pays from about 16 sequences."""
+        return Shapes(8, 256, rows, 16) if on_cpu else Shapes(32, 8192, rows, 1)
 
     def padded(self, example: Size) -> int:
         """The padded length of an example, in tokens."""

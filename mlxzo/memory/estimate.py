@@ -15,7 +15,8 @@ the compute dtype:
                     batch pass one layer before any passes the next, so that its weights are made once.
     keys and values 2 N L K c: of the answers in flight and their prompts, in L layers of key width K, and of one prompt
                     more, whose beginning is shared.
-    one layer       forward pass of one micro-batch: the larger of MLP and attention (see `coefficients`).
+    one layer       forward pass of one micro-batch: the larger of MLP and attention (see `coefficients`). A CPU
+                    computes two micro-batches at once.
     backpropagation without checkpointing, all activations that the backward pass reads, of every layer; with it, the
                     layers' inputs, n D c each, and one whole layer (Chen et al. 2016, arXiv 1604.06174).
 """
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..core.blas import SIDE_BY_SIDE
 from ..core.config import RunConfig
 from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
@@ -211,9 +213,10 @@ class Predictor:
             if micro.parts > 1 and not shape.quantised:
                 # Micro-batches share the layer's weights, which stay until the last of them has passed.
                 weights += sum(self.c * t.size for t in made if 4 * t.size <= CHUNK_BYTES)
-        layer = self._layer(micro.rows, micro.length, ahead=not made)
-        scores = self._scores(micro.rows, micro.length)
-        others = 3 * self.c * shape.hidden * (micro.tokens - micro.own)
+        at_once = min(micro.parts, SIDE_BY_SIDE) if self.on_cpu else 1
+        layer = at_once * self._layer(micro.rows, micro.length, ahead=not made)
+        scores = at_once * self._scores(micro.rows, micro.length)
+        others = 3 * self.c * shape.hidden * max(0, micro.tokens - at_once * micro.own)
         head = 0
         if not micro.shared:
             copies = coefficient("made_copies" if perturbed and self._trains_head else "head_copies")
@@ -224,7 +227,8 @@ class Predictor:
                 Component("activations", 2 * self.c * shape.hidden * micro.tokens, "hidden states of the batch"),
                 Component("logits", head, "a chunk of the head's rows and its logits"),
             ]
-        why = f"one layer of {micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
+        times = f"{at_once} times " if at_once > 1 else ""
+        why = f"one layer of {times}{micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
         return [
             Component("transient", weights, "effective weights of a layer while it computes"),
             Component("activations", others + layer - scores, why),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ from .last_layer import TRIAL_TOKENS, agrees, at_positions, output_at
 from .layer_calls import LayerCalls, Wiring
 from .lazy_layers import EagerLayer, Given, Inject, Observer, PassThrough, Recorder, hidden_states
 from .slots import decoder, decoder_layers, names_by_layer
+from .streams import side_by_side
 
 
 class CausalLM:
@@ -188,7 +190,7 @@ class CausalLM:
         return self._through([self._layer_calls(t, view) for t in tokens], None, view, 0, layers)
 
     def states_after_layers(self, tokens: Sequence[mx.array], view: View) -> Iterator[list[mx.array]]:
-        """Hidden states after each layer in turn, [R, T, D] per micro-batch; the caller evaluates what it uses."""
+        """Hidden states after each layer in turn, [R, T, D] per micro-batch."""
         calls, states = [self._layer_calls(t, view) for t in tokens], None
         for number in range(len(self.layers)):
             states = self._through(calls, states, view, number, number + 1)
@@ -215,16 +217,21 @@ class CausalLM:
         wanted = positions or [None] * len(calls)
         states = [call.embedded for call in calls] if states is None else list(states)
         before: list[mx.array] = []
-        for number in range(first, last):
-            self.interrupt()
-            with self.weights.installed(view, self._layer_names[number]):
-                states = [self._output(number, *of_part) for of_part in zip(states, calls, wanted, strict=True)]
-            # One layer computes while the graph of the next is built, and micro-batches follow one another: that bounds
-            # the memory. Evaluated in one call, all micro-batches would be in flight together.
-            for state in states:
-                mx.async_eval(state)
-            mx.eval(before)
-            before = states
+        with side_by_side() as streams:
+            for number in range(first, last):
+                self.interrupt()
+                after: list[mx.array] = []
+                with self.weights.installed(view, self._layer_names[number]):
+                    for of_part, stream in zip(zip(states, calls, wanted, strict=True), cycle(streams), strict=False):
+                        with mx.stream(stream):
+                            after.append(self._output(number, *of_part))
+                # One layer computes while the graph of the next is built, and micro-batches follow one another: that
+                # bounds the memory. Evaluated in one call, all micro-batches would be in flight together.
+                for state in after:
+                    mx.async_eval(state)
+                mx.eval(before)
+                before = states = after
+            mx.eval(states)
         return states
 
     def _output(self, number: int, state: mx.array, calls: LayerCalls, positions: mx.array | None) -> mx.array:
@@ -308,7 +315,8 @@ class CausalLM:
         view = self.view()
         try:
             full = self._by_layer(self.model, tokens, view)[0][0].astype(mx.float32)
-            (hidden,), observers = self._by_layer(self.body, tokens, view, Observer)
+            with side_by_side():
+                (hidden,), observers = self._by_layer(self.body, tokens, view, Observer)
             everywhere = [mx.arange(tokens.size)]
             self.wiring = replace(self.wiring, hidden_size=hidden.shape[-1])
             chosen = mx.arange(0, self.vocabulary, max(1, self.vocabulary // 50))

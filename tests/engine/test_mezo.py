@@ -10,7 +10,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer
-from mlxzo.models import causal as causal_module
+from mlxzo.models import effective_weights as effective_weights_module
 from mlxzo.models import lazy_layers as standins_module
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.trainable import prepare
@@ -307,7 +307,7 @@ def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind
 def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, scope, batch, monkeypatch):
     outcomes = []
     for chunk_bytes in (inplace.CHUNK_BYTES, 4 * 64 * 40):
-        for module in (causal_module, standins_module, inplace):
+        for module in (effective_weights_module, standins_module, inplace):
             monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
         method = mezo(kind, options, scope=scope, compute_dtype=mx.float32)
         losses = both_sides(method, BATCHES[batch](), direction(method), 1e-2)

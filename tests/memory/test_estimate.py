@@ -77,11 +77,11 @@ def test_keys_and_values_of_answers_under_way_are_counted_where_answers_are_writ
     norms = {"scope": "norms/last-6", "max_tokens": 512, "batch_size": 16}
     # 16 answers have some 4,096 tokens; one prompt more is what others begin with.
     assert written(RunConfig(**norms)) == 17 * a_row * 4
-    assert written(RunConfig(**norms, micro_batch=1)) == 9 * a_row * 4
     # On a GPU in half precision, in some 8,192 tokens.
     assert written(RunConfig(**norms), on_cpu=False) == 33 * a_row * 2
     # Prompts are cut to leave room for the answer.
     assert written(RunConfig(**norms | {"max_tokens": 128})) == 33 * a_row * 4 * 128 // 255
+    assert written(RunConfig(**norms | {"max_tokens": 128}, micro_batch=1)) == 17 * a_row * 4 * 128 // 255
     assert written(RunConfig(**norms), task_writes=False) == 0
     judged = RunConfig(**norms, objective="reward", reward_function="a:b")
     assert written(judged, task_writes=False) == 17 * a_row * 4

@@ -22,7 +22,7 @@ from mlxzo.models.slots import parameter_slots, slot_of
 from mlxzo.models.trainable import prepare
 from mlxzo.zo.chunks import CHUNK_BYTES
 from mlxzo.zo.perturb import Direction
-from tests.engine.examples import BATCHES, batch_of, single_token_examples
+from tests.engine.examples import BATCHES, batch_of, losses_of, single_token_examples
 from tests.engine.test_backprop import difference, on_model, plain_loss_and_gradient
 from tests.tiny import ARCHITECTURES, tiny_folder, tiny_model
 from tests.variants import mostly_slow, slow
@@ -93,12 +93,12 @@ def test_what_frozen_layers_give_is_kept_and_changes_no_bit_of_a_loss(kind):
     causal, batch = causal_of(kind), batch_of(single_token_examples()[:1])
     for layers in (len(causal.layers) - 1, len(causal.layers)):
         view = perturbed(causal, layers)
-        losses = Scorer(causal, layers).losses(batch, view)
+        losses = losses_of(Scorer(causal, layers), batch, view)
         kept = Scorer(causal, layers, ActivationCache())
         kept.prefix(batch)
         assert kept.cache.nbytes > 0
-        assert np.array_equal(kept.losses(batch, view), losses)
-        assert np.allclose(Scorer(causal).losses(batch, view), losses, rtol=0, atol=1e-5)
+        assert np.array_equal(losses_of(kept, batch, view), losses)
+        assert np.allclose(losses_of(Scorer(causal), batch, view), losses, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
