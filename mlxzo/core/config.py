@@ -112,7 +112,7 @@ class RunConfig:
         "method",
         minimum=1,
         maximum=defaults.ALL_EXAMPLES,
-        auto="16; for rsgn 64, or where the final norm alone trains all, or 32 if a label has several tokens",
+        auto="16; for rsgn 64, for the final norm alone all examples, or some 384 scored tokens if labels have several",
     )
     micro_batch: int | None = option_field(
         None,
@@ -233,7 +233,12 @@ class RunConfig:
         auto="rsgn; spsa for objectives other than the loss, and with --lr, --update, --clip or --weight-decay",
     )
     queries: int | None = option_field(
-        None, "random directions per step", "mezo", minimum=1, maximum=4096, auto="1 for spsa, 16 for rsgn"
+        None,
+        "random directions per step",
+        "mezo",
+        minimum=1,
+        maximum=4096,
+        auto="1 for spsa; for rsgn 16, or 48 where the final norm alone trains",
     )
     clip: float | None = option_field(
         None,
@@ -343,7 +348,7 @@ class RunConfig:
     @property
     def direction_count(self) -> int:
         """Random directions per step of mezo."""
-        return self.queries or defaults.default_queries(defaults.default_estimator(self))
+        return self.queries or defaults.default_queries(self)
 
     @property
     def point_count(self) -> int:

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..models.causal import CausalLM
+from ..models.head import LinearNormaliser
 from ..models.lazy_layers import Given
 from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
@@ -22,10 +23,16 @@ from .encoding import Row
 from .prefill import Prefill
 from .prefix_sharing import reads
 
+# Rows that OpenBLAS's kernels for AVX2 compute at a time.
+_KERNEL_ROWS = 24
+
 # Micro-batches that go through the frozen layers together; the effective weights of a layer are made once for them.
 _PARTS_AT_ONCE = 8
 
 Array = TypeVar("Array", np.ndarray, mx.array)
+
+Normalisers = list[LinearNormaliser | None]
+"""The normalisers of each micro-batch; None for one that is `shared`."""
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A value per example, lower is better: float64 [B] from candidates' scores [B, C] and targets int [B]."""
@@ -108,7 +115,9 @@ class Scorer:
             # The disk is full: the run continues without a cache, slower and bit-identical.
             self.cache = None
 
-    def scores(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> list[np.ndarray]:
+    def scores(
+        self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None, near: Normalisers | None = None
+    ) -> list[np.ndarray]:
         """Score of every candidate: float64 [B, C] per micro-batch, -inf where an example has fewer candidates.
 
         The score is the mean log-likelihood of the candidate's tokens. In a `shared` micro-batch every candidate is
@@ -117,29 +126,51 @@ class Scorer:
 
         Args:
             prefix: the result of `prefix` for this batch, if the view does not change the frozen layers.
+            near: the result of `normalisers` for this batch at weights so near that their first order is enough.
         """
         causal = self.causal
-        prefix = self.prefix(batch) if prefix is None else prefix
-        if self._behind and batch.joined is not None and prefix is not None:
-            # Behind the last layer nothing depends on the micro-batches any more.
-            hidden = causal.finished(mx.concatenate(list(prefix)), view)
-            scores = _scores(_values_from_hidden(causal, hidden, batch.joined, view), batch.joined)
-            return np.split(scores, np.cumsum([len(part.target) for part in batch.parts])[:-1])
         if not causal.exposes_hidden:
             # One micro-batch at a time: full logits are large.
             return [
                 _scores(_values_from_logits(causal.logits(mx.array(part.tokens), view), part), part)
                 for part in batch.parts
             ]
+        parts, states = self._states(batch, view, prefix)
+        if near is None:
+            some = [hidden for hidden, part in zip(states, parts, strict=True) if not part.shared]
+            exact = iter(causal.head.log_normalisers(some, view) if some else ())
+            normalisers = [None if part.shared else next(exact) for part in parts]
+        else:
+            normalisers = [of and of.at(hidden) for of, hidden in zip(near, states, strict=True)]
+        grids = [
+            _scores(_values_from_hidden(causal, hidden, part, view, normaliser), part)
+            for part, hidden, normaliser in zip(parts, states, normalisers, strict=True)
+        ]
+        if len(grids) == len(batch.parts):
+            return grids
+        return np.split(grids[0], np.cumsum([len(part.target) for part in batch.parts])[:-1])
+
+    def normalisers(self, batch: Batch, view: View, prefix: Sequence[mx.array] | None = None) -> Normalisers | None:
+        """The normalisers of a batch to first order around a view, which saves `scores` at nearby weights the pass over
+        the vocabulary; None where no score needs one."""
+        if not self.causal.exposes_hidden or all(part.shared for part in batch.parts):
+            return None
+        parts, states = self._states(batch, view, prefix)
+        some = [hidden for hidden, part in zip(states, parts, strict=True) if not part.shared]
+        found = iter(self.causal.head.linear_normalisers(some, view))
+        return [None if part.shared else next(found) for part in parts]
+
+    def _states(
+        self, batch: Batch, view: View, prefix: Sequence[mx.array] | None
+    ) -> tuple[Sequence[MicroBatch], list[mx.array]]:
+        """The hidden states [S, D] that the head reads, of each micro-batch or of all micro-batches as one."""
+        prefix = self.prefix(batch) if prefix is None else prefix
+        if self._behind and batch.joined is not None and prefix is not None:
+            # Behind the last layer nothing depends on the micro-batches any more.
+            return [batch.joined], [self.causal.finished(mx.concatenate(list(prefix)), view)]
         tokens = [mx.array(part.tokens) for part in batch.parts]
         positions = [mx.array(part.positions) for part in batch.parts]
-        hidden = causal.hidden(tokens, positions, view, prefix, self.layers)
-        normalised = [h for h, part in zip(hidden, batch.parts, strict=True) if not part.shared]
-        normalisers = iter(causal.head.log_normalisers(normalised, view) if normalised else ())
-        return [
-            _scores(_values_from_hidden(causal, h, part, view, None if part.shared else next(normalisers)), part)
-            for h, part in zip(hidden, batch.parts, strict=True)
-        ]
+        return batch.parts, self.causal.hidden(tokens, positions, view, prefix, self.layers)
 
     def scores_by_reading(self, batch: Batch, view: View, shapes: Shapes) -> list[np.ndarray]:
         """As `scores`, up to float32 rounding, with shared prefixes read once and no cache (see `prefix_sharing`).
@@ -191,10 +222,7 @@ class Scorer:
         """
         if not parts:
             return []
-        pieces = [
-            [part.tokens] if self._is_batch_invariant(part.tokens.shape[1]) else [row[None] for row in part.tokens]
-            for part in parts
-        ]
+        pieces = [self._pieces(part.tokens) for part in parts]
         causal, view = self.causal, self.causal.view()
         tokens = [mx.array(piece) for part in pieces for piece in part]
         hidden = causal.prefix(tokens, view, self._whole_layers)
@@ -205,7 +233,7 @@ class Scorer:
         else:
             # So few positions are computed that the kernels depend on their number: each sequence runs alone.
             positions = [mx.arange(part.firsts[i], len(part.rows[i])) for part, i in rows]
-            own = [mx.array(part.tokens[i : i + 1]) for part, i in rows]
+            own = [piece[i : i + 1] for piece in tokens for i in range(len(piece))]
             found = causal.after_layers(own, positions, view, states, self._whole_layers)
         of_rows = iter(found)
         return [list(islice(of_rows, len(part.rows))) for part in parts]
@@ -215,11 +243,20 @@ class Scorer:
         """Number of frozen layers whose output is needed at every position."""
         return self.layers - 1 if self._behind else self.layers
 
+    def _pieces(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """Sequences [R, T] cut and padded so that the bits of each do not depend on the others."""
+        length = tokens.shape[1]
+        for padded in (length, -(-length // _KERNEL_ROWS) * _KERNEL_ROWS):
+            if self._is_batch_invariant(padded):
+                return [np.pad(tokens, [(0, 0), (0, padded - length)])]
+        return [row[None] for row in tokens]
+
     def _is_batch_invariant(self, length: int) -> bool:
         """True if sequences padded to `length` give the same bits alone and in a batch, as measured on two layers.
 
-        Kernels of matrix products are chosen by shape. Large products usually sum in one order whatever the number of
-        rows; small ones do not, and then every sequence runs alone, which takes longer.
+        Kernels of matrix products are chosen by shape, and compute some rows at a time. The sum of a row usually has
+        one order where each sequence begins where a kernel does; where it has not, every sequence runs alone, which
+        takes longer.
         """
         if length not in self._batch_invariant:
             rows = max(2, 512 // length)

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.defaults import ALL_EXAMPLES, RSGN_BATCH_BEHIND
+from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND
 from ..core.errors import ConfigError
 from ..core.files import FileProgress, need_free_space
 from ..core.formatting import format_bytes
@@ -322,7 +322,9 @@ def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
     if config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
         return config
     train = splits["train"]
-    return replace(config, batch_size=len(train) if all(example.shared for example in train) else RSGN_BATCH_BEHIND)
+    scored = sum(example.scored for example in train if not example.shared)
+    enough = len(train) if not scored else max(RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND * len(train) // scored)
+    return replace(config, batch_size=min(enough, len(train)))
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:

@@ -11,7 +11,7 @@ import pytest
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
-from mlxzo.core.defaults import ALL_EXAMPLES, RSGN_BATCH_BEHIND
+from mlxzo.core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.engine.activation_cache import DiskActivationCache
@@ -113,16 +113,19 @@ def test_a_run_killed_on_its_plateau_ends_there(stopped_by, max_seconds, run):
     assert result["final_sha256"] == uninterrupted["final_sha256"]
 
 
-@pytest.mark.parametrize("given", [None, RSGN_BATCH_BEHIND, ALL_EXAMPLES, 7])
-def test_a_batch_size_that_is_given_stays(given):
+@pytest.mark.parametrize("given", [None, RSGN_FEWEST_BEHIND, ALL_EXAMPLES, 7])
+def test_the_default_batch_follows_the_tokens_scored_and_one_that_is_given_stays(given):
     config = RunConfig(batch_size=given)
     for examples, by_default in (
         (single_token_examples(), 5),
-        (several_token_examples(), RSGN_BATCH_BEHIND),
-        (completion_examples(), RSGN_BATCH_BEHIND),
+        (several_token_examples(), 5),
+        # 500 examples with 10 scored tokens each, and with 7; a step takes some 384.
+        (several_token_examples() * 100, 38),
+        (completion_examples() * 100, 54),
     ):
         train = [encode(example, TOKENIZER, 64) for example in examples]
-        assert with_batch_size(config, {"train": train}).batch_size == (by_default if given is None else given)
+        found = with_batch_size(config, {"train": train}).batch_size
+        assert found == (by_default if given is None else given)
 
 
 def test_caching_ends_where_the_disk_is_full(tmp_path, monkeypatch):

@@ -95,15 +95,15 @@ def test_a_move_that_does_not_lower_the_loss_is_not_made(monkeypatch):
     method = rsgn(*CASES["norms"])
     given = batch("several", repeats=True)
     start, passes = trained(method), []
-    compute = method.scores
+    compute = method.shared
 
-    def scores(of, views):
+    def shared(of, views, *rest):
         passes.append(len(views))
-        grids = compute(of, views)
+        grids = compute(of, views, *rest)
         # Of a trial: every candidate as likely as the others.
         return [np.zeros_like(grid) for grid in grids] if len(passes) > 2 else grids
 
-    monkeypatch.setattr(method, "scores", scores)
+    monkeypatch.setattr(method, "shared", shared)
     monkeypatch.setattr("mlxzo.engine.methods.rsgn.by_example", lambda of, grids: np.full(of.size, 99.0))
     result = method.step(0, given)
     assert trained(method) == start and result.damping == 4**4

@@ -45,6 +45,8 @@ class RSGN(ZerothOrder):
             team: the ranks that share the forward passes; None for a run in one process.
         """
         super().__init__(scorer, trainable, config, team)
+        head = self.causal.head.name
+        self._trains_head = any(name.rpartition(".")[0] == head for name in trainable.names)
         self.damping: Damping | None = None
         # The way back from the last move, and the curvature along it.
         self._last: tuple[Update, float] | None = None
@@ -57,9 +59,11 @@ class RSGN(ZerothOrder):
         directions = self.directions(step)
         views = [self.causal.view(direction, self.config.eps) for direction in directions]
         if batch.repeats:
-            clean, sides = self._scores_at_w(step, batch), self.scores(batch, views)
+            clean, sides = self._scores_at_w(step, batch), self._scores_near_w(step, batch, views)
         else:
-            clean, sides = self._judged(step, batch, views, self.damping)
+            grids = self._scores_near_w(step, batch, [self._at_w(step), *views])
+            clean, sides = [grid[0] for grid in grids], [grid[1:] for grid in grids]
+            self._judge(batch, clean, self.damping)
         parts = [
             Part(before, after, part.target, part.answer_tokens)
             for before, after, part in zip(clean, sides, batch.parts, strict=True)
@@ -89,25 +93,36 @@ class RSGN(ZerothOrder):
             along, trust, noise = journal[last].damping
             self.damping, self._last = Damping(trust, noise), (_way_back(recorded_update(journal, last)), along)
 
-    def _judged(
-        self, step: int, batch: Batch, views: Sequence[View], damping: Damping
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Scores at w and at `views`; the damping adapts to the last move, judged by this batch."""
-        at_w = self._moved(Update(step, []))
-        if self._last is None or not self._last[0].terms:
-            grids = self.scores(batch, [at_w, *views])
-            return [grid[0] for grid in grids], [grid[1:] for grid in grids]
-        move, along = self._last
-        grids = self.scores(batch, [at_w, self._moved(move), *views])
-        now, before = (float(by_example(batch, [grid[i] for grid in grids]).mean()) for i in (0, 1))
-        damping.judged(before - now, along)
-        return [grid[0] for grid in grids], [grid[2:] for grid in grids]
+    def _judge(self, batch: Batch, clean: Sequence[np.ndarray], damping: Damping) -> None:
+        """Adapts the damping to the last move, judged by a batch with the scores `clean` at w."""
+        if self._last is not None and self._last[0].terms:
+            back, along = self._last
+            before = [grid[0] for grid in self.scores(batch, [self._moved(back)])]
+            damping.judged(float(by_example(batch, before).mean() - by_example(batch, clean).mean()), along)
 
     def _scores_at_w(self, step: int, batch: Batch) -> list[np.ndarray]:
         """Scores of a batch that repeats, which the last step knows already."""
         if self._scored is None or self._scored[0] is not batch:
-            self._scored = batch, [grid[0] for grid in self.scores(batch, [self._moved(Update(step, []))])]
+            self._scored = batch, [grid[0] for grid in self.scores(batch, [self._at_w(step)])]
         return self._scored[1]
+
+    def _scores_near_w(self, step: int, batch: Batch, views: Sequence[View]) -> list[np.ndarray]:
+        """As `scores`, of views that differ from w by eps: where the head does not train, one pass over the vocabulary
+        gives the normalisers of all of them to first order, which is all that differences over eps have."""
+        if self._trains_head:
+            return self.scores(batch, views)
+
+        def compute(batch: Batch, views: Sequence[View]) -> list[np.ndarray]:
+            prefix = self.scorer.prefix(batch)
+            near = self.scorer.normalisers(batch, self._at_w(step), prefix)
+            grids = [self.scorer.scores(batch, view, prefix, near) for view in views]
+            return [np.stack(of_part) for of_part in zip(*grids, strict=True)]
+
+        return self.shared(batch, views, compute, [part.candidate.shape for part in batch.parts])
+
+    def _at_w(self, step: int) -> View:
+        """The stored weights, by the same forward pass as a move of them."""
+        return self._moved(Update(step, []))
 
     def _tried(
         self, step: int, batch: Batch, system: System, directions: Sequence[Direction], damping: Damping
