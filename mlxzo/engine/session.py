@@ -388,7 +388,7 @@ def _remarks(session: Session) -> list[str]:
         for split, encoded in session.splits.items()
         if encoded
     ]
-    remarks += session.data.remarks
+    remarks += (*session.data.remarks, *session.trainable.remarks)
     truncated = sum(example.truncated for split in session.splits.values() for example in split)
     if truncated:
         remarks.append(

@@ -7,6 +7,7 @@ unchanged, and return the places of the parameters to train.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -111,7 +112,7 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     linears = {path for layer in layers[first:] for path, m in layer.named_modules() if isinstance(m, Linear)}
     if not linears:
         raise ConfigError("this model has no linear layers that can take adapters", "use --scope norms/last-6")
-    keys = _lora_keys(config.lora_targets, linears)
+    keys = _lora_keys(config.lora_targets, linears, expert_layers(model, first))
     settings = {"rank": config.lora_rank, "scale": config.lora_scale, "dropout": 0.0, "keys": keys}
     linear_to_lora_layers(model, len(layers) - first, settings)
     slots = []
@@ -126,8 +127,17 @@ def add_lora(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     return slots
 
 
-def _lora_keys(targets: str, linears: set[str]) -> list[str]:
-    """Paths within a layer that match `lora_targets`."""
+def expert_layers(model: nn.Module, first: int) -> list[str]:
+    """Paths within a layer of the linear layers that experts have each for themselves, which take no adapters."""
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    kinds = (SwitchLinear, QuantizedSwitchLinear)
+    layers = decoder_layers(model)[first:]
+    return sorted({path for layer in layers for path, m in layer.named_modules() if isinstance(m, kinds)})
+
+
+def _lora_keys(targets: str, linears: set[str], experts: Sequence[str]) -> list[str]:
+    """Paths within a layer that match `lora_targets`; `experts` cannot, and are named in the error."""
 
     def named(target: str) -> set[str]:
         return {path for path in linears if path == target or path.endswith(f".{target}")}
@@ -141,8 +151,9 @@ def _lora_keys(targets: str, linears: set[str]) -> list[str]:
     unknown = [target for target in wanted if not target or not named(target)]
     if unknown:
         there = ", ".join(sorted({path.split(".")[-1] for path in linears}))
+        without = f" (the experts' {', '.join(experts)} take no adapters)" if experts else ""
         raise ConfigError(
-            f"lora_targets: the layers that train have no linear layer named {', '.join(map(repr, unknown))}",
+            f"lora_targets: the layers that train have no linear layer named {', '.join(map(repr, unknown))}{without}",
             f"use auto, all, or some of {there}",
         )
     return sorted(set().union(*map(named, wanted)))

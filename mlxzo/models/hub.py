@@ -33,13 +33,26 @@ def offline() -> bool:
 
 
 def cached_snapshot(repo: str, revision: str) -> Path | None:
-    """The snapshot of a repository that an earlier download left in the hub's cache, if there is one."""
+    """The snapshot of a repository that an earlier download left in the hub's cache, if all its files are there."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return _snapshot(repo, revision, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
+
+
+def partial_snapshot(repo: str, revision: str) -> Path | None:
+    """The snapshot in the hub's cache even if files of the repository are missing, such as other programs never read;
+    None if there is not so much as a config.json."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, "config.json", os.environ.get("HF_HUB_CACHE") or None, revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def why_unreachable() -> str | None:
@@ -73,8 +86,9 @@ def _snapshot(repo: str, revision: str, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     cache = os.environ.get("HF_HUB_CACHE") or None
-    path = snapshot_download(repo, revision=revision, cache_dir=cache, allow_patterns=ALLOW_PATTERNS, **options)
-    return Path(path)
+    # A pattern would also fit files in folders, which are the model in other formats.
+    wanted = {"allow_patterns": ALLOW_PATTERNS, "ignore_patterns": ["*/*"]}
+    return Path(snapshot_download(repo, revision=revision, cache_dir=cache, **wanted, **options))
 
 
 def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:

@@ -15,6 +15,8 @@ from . import hub, pypi_mirror
 from .architecture import ModelShape, of_folder
 from .folder import check_folder, folder_problems, make_once
 from .gguf.convert import CONVERTER_VERSION, convert_gguf, natural_weights
+from .gguf.reader import gguf_parts
+from .gguf.tokenizer import TOKENIZER_VERSION
 from .registry import ModelEntry, find, load_registry, nearest
 
 
@@ -51,7 +53,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
         check_folder(path)
         return ResolvedModel(path.resolve(), path.resolve().name, "local")
     if path.suffix.lower() == ".gguf" and path.is_file():
-        return ResolvedModel(_convert_local(path.resolve(), home, report), path.stem, "gguf")
+        return ResolvedModel(_convert_local(path.resolve(), home, report), _gguf_name(path), "gguf")
     if path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"{model} does not exist", "name an existing folder or .gguf file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
@@ -122,6 +124,15 @@ def _from_hub(repo: str, revision: str, report: Report) -> Path:
         return cached
     report(FileProgress("Contacting the Hugging Face hub"))
     if reason := hub.why_unreachable():
+        if (partial := hub.partial_snapshot(repo, revision)) is not None:
+            if not (problems := folder_problems(partial)):
+                # What it lacks are files such as a licence, which nothing here reads.
+                return partial
+            raise ModelError(
+                f"the hub's cache holds {repo} in part, and the Hugging Face hub cannot be reached: {reason}",
+                "connect to the hub, which sends what is missing, or copy it from another machine's cache",
+                [f"{partial}: {problem}" for problem in problems],
+            )
         mirrored = [entry.name for entry in load_registry().values() if entry.mirror is not None]
         raise ModelError(
             f"{repo} is not on this disk and the Hugging Face hub cannot be reached: {reason}",
@@ -133,11 +144,17 @@ def _from_hub(repo: str, revision: str, report: Report) -> Path:
     return folder
 
 
+def _gguf_name(path: Path) -> str:
+    """The name of the model in a file, or in the files that it is split into."""
+    return path.stem if len(gguf_parts(path)) == 1 else path.stem[: -len("-00001-of-00002")]
+
+
 def _convert_local(path: Path, home: Path, report: Report) -> Path:
-    """Converts the user's GGUF once; the folder's name follows the file's path, size and modification time."""
-    stat = path.stat()
-    identity = json.dumps([str(path), stat.st_size, stat.st_mtime_ns, CONVERTER_VERSION])
-    final = home / "models" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    """Converts the user's GGUF once; the folder's name follows the path, size and modification time of its files."""
+    parts = [part for part in gguf_parts(path) if part.exists()]
+    files = [(str(part), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    identity = json.dumps([files, CONVERTER_VERSION, TOKENIZER_VERSION])
+    final = home / "models" / f"{_gguf_name(path)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def build(scratch: Path) -> Path:
         convert_gguf(path, scratch / "model", weights=natural_weights(path), report=report)

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.scope import STEP_SIZES
-from .adapters import add_biases, add_gains, add_lora, final_norm, layer_number, promote_norms
+from .adapters import add_biases, add_gains, add_lora, expert_layers, final_norm, layer_number, promote_norms
 from .slots import Slot, decoder, decoder_layers, parameter_slots
 
 # The squares of a tensor are summed in pieces of about this many elements.
@@ -31,12 +31,14 @@ class Trainable:
         scales: for each name the length of one direction entry relative to eps and lr (1 if absent).
         kinds: for each name its kind in the scope.
         frozen_layers: number of first decoder layers whose output no trainable parameter can change.
+        remarks: sentences on what of the model does not train and might be expected to.
     """
 
     names: tuple[str, ...]
     scales: dict[str, float] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     frozen_layers: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 def prepare(model: nn.Module, config: RunConfig) -> Trainable:
@@ -66,7 +68,9 @@ def prepare(model: nn.Module, config: RunConfig) -> Trainable:
     for kind in scope.kinds:
         parameters = {name: slots[name].get() for name in sorted(chosen) if chosen[name] == kind}
         lengths |= _direction_lengths(kind, parameters, config, final_norm(model))
-    return Trainable(tuple(sorted(chosen)), lengths, chosen, _frozen_layers(model, chosen))
+    experts = expert_layers(model, first) if "lora" in scope.kinds else ()
+    remarks = (f"experts get no adapters: LoRA leaves out {', '.join(experts)}",) if experts else ()
+    return Trainable(tuple(sorted(chosen)), lengths, chosen, _frozen_layers(model, chosen), remarks)
 
 
 def _first_layer(model: nn.Module, config: RunConfig) -> int:

@@ -179,6 +179,16 @@ def test_lora_targets_that_are_not_there_are_refused_with_those_that_are(targets
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in caught.value.fix
 
 
+def test_experts_that_get_no_adapters_are_named():
+    found = prepared("lora/last-1", "qwen3_moe", lora_targets="all")
+    experts = "mlp.switch_mlp.down_proj, mlp.switch_mlp.gate_proj, mlp.switch_mlp.up_proj"
+    assert found.remarks == (f"experts get no adapters: LoRA leaves out {experts}",)
+    assert "model.layers.2.mlp.gate.lora_a" in found.names and not [name for name in found.names if "switch" in name]
+    with pytest.raises(ConfigError, match=f"named 'up_proj' .the experts' {experts} take no adapters"):
+        prepared("lora", "qwen3_moe", lora_targets="up_proj")
+    assert prepared("lora", lora_targets="all").remarks == prepared("norms", "qwen3_moe").remarks == ()
+
+
 def test_a_model_with_fused_projections_has_biases_and_adapters_but_no_gains():
     from mlx_lm.utils import _get_classes
 

@@ -56,11 +56,20 @@ def write_tiny_gguf(
     hidden: int = 64,
     number_format: str = "F32",
     embedding_format: str | None = None,
+    pre: str = "gpt-2",
+    add_bos: bool | None = False,
+    split_after: int = 0,
 ):
-    """Write `tiny_model(kind)` as a GGUF file, matrices in `number_format`; returns the mlx-lm model."""
+    """Write `tiny_model(kind)` as a GGUF file, matrices in `number_format`; returns the mlx-lm model.
+
+    Args:
+        pre: name of the pre-tokenizer.
+        add_bos: what the file says of a first token; None to say nothing.
+        split_after: as several files, each of so many tensors; 0 for one.
+    """
     model = tiny_model(kind, tied=tied, layers=layers, hidden=hidden)
     config = tiny_config(kind, tied=tied, layers=layers, hidden=hidden)
-    writer = gguf.GGUFWriter(path, kind)
+    writer = gguf.GGUFWriter(path, kind, split_max_tensors=split_after)
     writer.add_block_count(layers)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
@@ -72,7 +81,7 @@ def write_tiny_gguf(
     writer.add_rope_freq_base(config["rope_theta"])
     if kind == "gemma3":
         writer.add_sliding_window(config["sliding_window"])
-    add_byte_level_tokenizer(writer)
+    add_byte_level_tokenizer(writer, pre, add_bos)
     for name, tensor in tree_flatten(model.parameters()):
         array = np.array(tensor)
         if kind == "gemma3" and name.endswith("norm.weight"):
@@ -88,11 +97,11 @@ def write_tiny_gguf(
     return model
 
 
-def add_byte_level_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_byte_level_tokenizer(writer: gguf.GGUFWriter, pre: str = "gpt-2", add_bos: bool | None = False) -> None:
     content = json.loads(tiny_tokenizer().to_str())["model"]
     tokens = sorted(content["vocab"], key=content["vocab"].get)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
     writer.add_token_types([control if token in SPECIAL_TOKENS else normal for token in tokens])
@@ -101,7 +110,8 @@ def add_byte_level_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(0)
-    writer.add_add_bos_token(False)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.add_chat_template(CHAT_TEMPLATE)
 
 

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 from mlxzo.core.errors import ModelError
 from mlxzo.models.gguf.convert import convert_gguf, natural_weights
 from mlxzo.models.gguf.reader import read_gguf
-from mlxzo.models.loading import load_model
+from mlxzo.models.loading import load_model, load_tokenizer
+from mlxzo.models.resolve import resolve
 from tests.models.gguf_writing import add_byte_level_tokenizer, finish, write_tiny_gguf
 from tests.tiny import TEXT, tiny_tokenizer
 
@@ -118,6 +119,34 @@ def test_the_byte_level_tokenizer_encodes_as_the_original(tmp_path):
     assert tokenizer.bos_token == "<|im_start|>"
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat == "<|im_start|>user\nhi<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("pre", "says", "added"),
+    [("llama-bpe", None, True), ("llama3", None, True), ("llama-bpe", False, False), ("qwen2", None, False)],
+)
+def test_a_text_begins_as_llama_cpp_begins_it(tmp_path, pre, says, added):
+    write_tiny_gguf(tmp_path / "model.gguf", "llama", pre=pre, add_bos=says)
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "out", weights="float32")
+    assert (load_tokenizer(tmp_path / "out").encode("hi")[0] == 1) is added
+
+
+def test_the_parts_of_a_split_file_are_read_together(tmp_path):
+    original = write_tiny_gguf(tmp_path / "model.gguf", "llama", layers=1, split_after=4)
+    parts = sorted(tmp_path.glob("model-*.gguf"))
+    assert len(parts) > 2
+    for part in (parts[0], parts[-1]):
+        convert_gguf(part, tmp_path / part.stem, weights="float32")
+        ids = mx.array([[1, 2, 3]])
+        assert mx.allclose(load_model(tmp_path / part.stem).model(ids), original(ids), atol=1e-4)
+    assert resolve(str(parts[0])).path == resolve(str(parts[1])).path and resolve(str(parts[0])).name == "model"
+    parts[1].unlink()
+    with pytest.raises(ModelError, match=f"one of {len(parts)} parts of a model: {parts[1].name} is missing") as caught:
+        convert_gguf(parts[0], tmp_path / "lacking", weights="float32")
+    assert "llama-gguf-split --merge" in caught.value.fix
+    parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ModelError, match=f"renamed.gguf is one of {len(parts)} parts of a model"):
+        convert_gguf(tmp_path / "renamed.gguf", tmp_path / "lacking", weights="float32")
 
 
 def sentencepiece_model(tmp_path, add_dummy_prefix: bool):

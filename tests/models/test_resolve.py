@@ -133,6 +133,21 @@ def test_a_hub_model_is_downloaded_once_without_code_and_then_needs_no_hub(monke
     assert resolve(REPO).path == resolved.path
 
 
+def test_a_cache_that_other_programs_filled_in_part_is_used_offline_or_says_what_is_missing(monkeypatch, tmp_path):
+    served = tiny_folder(tmp_path / "served")
+    (served / "LICENSE.txt").write_text("free")
+    with serve(REPO, served) as (address, _):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        path = resolve(REPO).path
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    (path / "LICENSE.txt").unlink()
+    assert resolve(REPO).path == path
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=f"the hub's cache holds {REPO} in part") as caught:
+        resolve(REPO)
+    assert caught.value.details == [f"{path}: weights are missing: model*.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [

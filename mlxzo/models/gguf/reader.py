@@ -6,6 +6,7 @@ for a vocabulary of 262,144, and mlx's own ends the process on a damaged file.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,7 @@ from ...core.errors import ModelError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _SUPPORTED_VERSIONS = (2, 3)
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,46 @@ class _Cursor:
         return [self.value(item) for _ in range(count)]
 
 
+def gguf_parts(path: Path) -> list[Path]:
+    """The files that a model is split into by `llama-gguf-split`, the first one first; any other file by itself."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    return [path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf") for number in range(1, int(match[3]) + 1)]
+
+
 def read_gguf(path: Path) -> GgufFile:
-    """Reads a GGUF file's header and maps its tensors into memory.
+    """Reads the header of a GGUF file, or of all parts of a split one, and maps the tensors into memory.
+
+    Args:
+        path: the file; of a split one any part.
 
     Raises:
-        ModelError: the file cannot be read, is no GGUF, is cut short or damaged, or has a number format that the `gguf`
-            package does not know.
+        ModelError: a file cannot be read, is no GGUF, is cut short or damaged, or has a number format that the `gguf`
+            package does not know; or a part is missing.
     """
-    path = Path(path)
+    found = _read(Path(path))
+    count = found.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return found
+    paths = gguf_parts(Path(path))
+    missing = [part.name for part in paths if not part.exists()]
+    if len(paths) != count or missing:
+        lacking = f": {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} missing" if missing else ""
+        raise ModelError(
+            f"{path} is one of {count} parts of a model{lacking}",
+            "put all parts in one folder, under the names that they were published with, or join them with "
+            "`llama-gguf-split --merge`",
+        )
+    # The first part has the metadata of the model, the others those of the split alone.
+    parts = [_read(part) for part in paths]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    if len(tensors) != parts[0].metadata.get("split.tensors.count", len(tensors)):
+        raise ModelError(f"the parts of {paths[0]} do not belong together", "download all of them again")
+    return GgufFile(paths[0], parts[0].metadata, tensors)
+
+
+def _read(path: Path) -> GgufFile:
     fix = "Download the file again."
     try:
         data = np.memmap(path, mode="r", dtype=np.uint8)

@@ -15,6 +15,9 @@ import numpy as np
 from ...core.errors import ModelError
 from .reader import GgufFile
 
+# Part of the name of a converted file of the user's: raise it when the tokenizer of some files changes.
+TOKENIZER_VERSION = 2
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"  # SentencePiece's visible space
 
@@ -64,7 +67,9 @@ def write_tokenizer(gguf_file: GgufFile, config: dict, out_dir: Path) -> None:
     }
     build = _sentencepiece if family == "llama" else _byte_level
     tokenizer = build(gguf_file, tokens, kinds, special)
-    _add_post_processor(tokenizer, metadata, special, tokens, default_bos=family == "llama")
+    # The families to which llama.cpp adds the token where the file does not say.
+    default_bos = family == "llama" or _PRE_TOKENIZERS.get(metadata.get("tokenizer.ggml.pre", "")) == "llama3"
+    _add_post_processor(tokenizer, metadata, special, tokens, default_bos)
     tokenizer.save(str(out_dir / "tokenizer.json"), pretty=False)
 
     settings = {
