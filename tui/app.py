@@ -138,7 +138,7 @@ class MlxzoApp(App[None]):
     def resume_run(self, run: RunDirectory) -> None:
         """Resumes an interrupted run and shows it in the monitor."""
         with self.reporting():
-            run.update_config(resume_config(run, {}))
+            resume_config(run, {})
             self.feed(run).start(resume=True)
             self.open_run(run)
 

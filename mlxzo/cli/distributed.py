@@ -90,10 +90,9 @@ def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> i
     raise dataclasses.replace(outcome, message=f"rank {rank}: {outcome.message}").error()
 
 
-def lead(run: RunDirectory, *, resume: bool, allow_code: bool) -> int:
+def lead(supervisor: Supervisor) -> int:
     """Trains as rank 0 under `train_on`, to which it prints every event; returns the exit code."""
-    print(json.dumps({"run": str(run.path)}), flush=True)
-    supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
+    print(json.dumps({"run": str(supervisor.run.path)}), flush=True)
     outcome = _attend(supervisor, _print)
     return outcome.exit_code if isinstance(outcome, events.Failed) else EXIT_DONE
 

@@ -35,16 +35,13 @@ class Running(Stoppable, Protocol):
     def poll(self, timeout: float) -> list[events.Event]: ...
 
 
-def train(run: RunDirectory, *, as_json: bool, resume: bool = False, allow_code: bool = False) -> None:
+def train(supervisor: Supervisor, *, as_json: bool) -> None:
     """Trains a run to its end and prints its table to stdout, or its result as JSON.
-
-    Args:
-        allow_code: the user has agreed to run the code that the configuration names.
 
     Raises:
         MlxzoError: the run did not finish; title, fix and exit code are the worker's own.
     """
-    supervisor = Supervisor(run, resume=resume, allow_code=allow_code)
+    run = supervisor.run
     history = watch(supervisor, f"run directory {run.path}")
     outcome = supervisor.outcome
     assert outcome is not None

@@ -23,8 +23,8 @@ from typing import Any, Literal, TypeVar
 
 from . import events, run_migrations
 from .config import RunConfig
-from .errors import ConfigError, DoesNotFit, Interrupted, WorkerDied
-from .files import explained, last_lines, write_atomic
+from .errors import ConfigError, DataError, DoesNotFit, Interrupted, WorkerDied
+from .files import explained, fsync_folder, last_lines, write_atomic
 from .formatting import json_text
 from .yaml_file import read_yaml
 
@@ -38,6 +38,8 @@ BEST_STATE = Path("checkpoints") / "best.safetensors"
 LAST_STATE = Path("checkpoints") / "last.safetensors"
 # Every step of a MeZO run (see zo.journal).
 JOURNAL = Path("journal.bin")
+# The content of `events.Finished`, once the run is complete.
+RESULT = "result.json"
 # Files that a worker writes before its first step.
 _BEFORE_WORK = ("events.jsonl", "environment.json")
 _LONGEST_ID = 100
@@ -70,6 +72,7 @@ class RunDirectory:
                 except FileExistsError:
                     continue
                 run = RunDirectory(root / name)
+                fsync_folder(root)
                 run.begin(config)
                 return run
         raise ConfigError(
@@ -161,7 +164,7 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json; None where it is missing or cannot be read."""
-        found = self._read_json("result.json")
+        found = self._read_json(RESULT)
         return None if found is None else run_migrations.with_current_keys(found)
 
     def environment(self) -> dict[str, Any] | None:
@@ -187,7 +190,13 @@ class RunDirectory:
 
     @property
     def outcome(self) -> tuple[events.Finished | events.Failed, float] | None:
-        """The last event of the last worker and its time; None where that worker ended without a message."""
+        """The end of the run and its time; None where the last worker ended without a message.
+
+        A result is the end, whatever the last event is: it is written before that, and removed when the run goes on.
+        """
+        if (result := self.result()) is not None:
+            with contextlib.suppress(OSError):
+                return events.Finished(result), (self.path / RESULT).stat().st_mtime
         event, time = self._last(events.Finished, events.Failed, events.Step, events.Phase) or (None, 0.0)
         return (event, time) if isinstance(event, events.Finished | events.Failed) else None
 
@@ -305,6 +314,25 @@ class RunDirectory:
             if lock is None:
                 raise ConfigError(f"an older mlxzo is running {self.id}", "wait for it to end")
             run_migrations.migrate(self.path)
+
+    def check_in_place(self) -> None:
+        """Checks that the directory is still the one that the first call found: files of a run that go on in another
+        would make up no run.
+
+        Raises:
+            DataError: it was removed, renamed or replaced.
+        """
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._first_found, self.path.stat()):
+                return
+        raise DataError(
+            f"the run directory {self.path} was removed or renamed while the run was going on",
+            "move it back, or resume it where it is now; if it is gone, start a new run",
+        )
+
+    @cached_property
+    def _first_found(self) -> os.stat_result:
+        return self.path.stat()
 
     def remove(self) -> None:
         """Removes the directory with everything in it; links, but not their targets.

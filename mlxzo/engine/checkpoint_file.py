@@ -35,10 +35,13 @@ def save_state(path: Path, parameters: Mapping[str, mx.array], step: int = 0) ->
     Raises:
         DoesNotFit: the disk is full; an earlier file of that name is still whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, f"the state {path.name}")
     temporary = path.with_name(f".{path.name}.tmp")
     with explained(path, "the state", refused=DoesNotFit):
+        if not path.parent.is_dir():
+            # Not its parents: they are the run's, and missing where it was removed.
+            path.parent.mkdir()
+            fsync_folder(path.parent.parent)
+        need_free_space(path.parent, sum(p.nbytes for p in parameters.values()) + 4096, f"the state {path.name}")
         try:
             write_safetensors(temporary, _plans(parameters), metadata=_metadata(fingerprint(parameters), step))
             temporary.replace(path)

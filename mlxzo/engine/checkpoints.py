@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core import events
 from ..core.errors import ConfigError, DataError
-from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
+from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RESULT, RunDirectory
 from ..models.slots import Slot
 from ..zo.journal import Journal, JournalError, read
 from ..zo.replay import replay
@@ -95,6 +95,8 @@ class Checkpoints:
                 self.method.open_journal(self.run.path / JOURNAL, self.session.weights_sha256, after=journal)
         elif self.method.has_journal:
             self.begin()
+        # From here on the run is not complete.
+        (self.run.path / RESULT).unlink(missing_ok=True)
         self._note(step, start, 0 if journal is None else journal.torn_bytes)
         return past
 
@@ -102,8 +104,10 @@ class Checkpoints:
         """Writes a snapshot of step `step` if one is due.
 
         Raises:
+            DataError: the run directory is gone.
             DoesNotFit: the disk is full; the snapshot before is whole.
         """
+        self.run.check_in_place()
         if self._keeps and time.monotonic() - self._last >= max(_SECONDS, self._cost / _SHARE):
             self.snapshot(step)
 
@@ -138,6 +142,7 @@ class Checkpoints:
         Raises:
             DoesNotFit: the disk is full; the best state before is whole.
         """
+        self.run.check_in_place()
         self.emit(events.Phase("save"))
         self.method.sync()
         size = save_state(self.best_path, self.session.trained_parameters(), step)

@@ -252,11 +252,13 @@ class Trainer:
     def _highest_loss(self) -> float:
         """The validation loss above which a run has diverged: that before training and the loss of a random token.
 
-        Objectives other than the loss may be reached whatever becomes of it.
+        Objectives other than the loss may be reached whatever becomes of it; and the best state of a run that resumes
+        has not diverged.
         """
-        if self.session.config.objective != "loss":
+        before = self.past.zero_shot.get("validation")
+        if before is None or self.session.config.objective != "loss":
             return math.inf
-        return self.past.zero_shot["validation"].loss + math.log(self.session.causal.vocabulary)
+        return before.loss + math.log(self.session.causal.vocabulary)
 
     def _diverged(self, message: str) -> Diverged:
         config = self.session.config

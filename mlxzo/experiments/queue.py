@@ -203,15 +203,15 @@ class RunQueue:
         return outcome if elsewhere else None
 
     def _start(self, run: RunDirectory, config: RunConfig, lock: int) -> None:
-        resume = run.has_work
+        resume, changed = run.has_work, None
         if resume:
             found = changes(run.config, config)
             new = {name: want for name, (_, want) in found.items() if name in self._changeable}
             if new:
-                run.update_config(dataclasses.replace(run.config, **new))
+                changed = dataclasses.replace(run.config, **new)
         else:
             run.begin(config)
-        job = _Job(run, config, Supervisor(run, resume=resume), time.monotonic())
+        job = _Job(run, config, Supervisor(run, resume=resume, config=changed), time.monotonic())
         job.supervisor.start(lock)
         self._running.append(job)
         self._emit(run, events.Note(f"{self.position()}: {run.id}"))

@@ -58,7 +58,7 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
             f"only {', '.join(CHANGEABLE)} may change; start a new run for the rest; {TRAIN_FURTHER}",
             problems if len(problems) > 1 else (),
         )
-    if (result := run.result()) is not None and not _goes_on(before, after, result.get("stopped_by", "steps")):
+    if (result := run.result()) is not None and not _goes_on(before, after, result):
         raise ConfigError(
             f"the run {run.id} is finished, with {result.get('steps', before.steps)} steps",
             "give it more with --steps, --minutes or --patience, or start a new run",
@@ -66,10 +66,11 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
     return after
 
 
-def _goes_on(before: RunConfig, after: RunConfig, stopped_by: str) -> bool:
+def _goes_on(before: RunConfig, after: RunConfig, result: Mapping[str, Any]) -> bool:
     """Returns whether a finished run has more to do with the configuration `after`."""
+    stopped_by, done = result.get("stopped_by", "steps"), result.get("steps")
     if stopped_by == "time":
         return after.max_seconds is None or (before.max_seconds is not None and after.max_seconds > before.max_seconds)
     if stopped_by == "plateau":
         return after.patience == 0 or (after.patience or 0) > (before.patience or 0)
-    return (after.steps or 0) > (before.steps or 0)
+    return (after.steps or 0) > (done if isinstance(done, int) else before.steps or 0)

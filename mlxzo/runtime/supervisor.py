@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from ..core import events
 from ..core.child_process import module_command, signal_name, worker_environment
+from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
@@ -44,6 +45,8 @@ class Supervisor:
 
     Args:
         resume: continue an interrupted run.
+        config: the configuration to go on with (see `resume_config`); None for that of the run. The run keeps its own
+            if it does not go on after all.
         allow_code: the user allows the configuration's reward code to run (see `engine.reward`).
     """
 
@@ -52,12 +55,15 @@ class Supervisor:
         run: RunDirectory,
         *,
         resume: bool = False,
+        config: RunConfig | None = None,
         allow_code: bool = False,
         _command: Sequence[str] | None = None,
     ):
         self.run = run
         flags = [flag for flag, given in (("--resume", resume), ("--allow-code", allow_code)) if given]
         self._command = list(_command or module_command("mlxzo.runtime.worker", str(run.path), *flags))
+        self._config = config
+        self._kept_config: RunConfig | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
         self._partial = b""
@@ -79,14 +85,21 @@ class Supervisor:
             ConfigError: the run has a worker already, or its configuration cannot be read.
         """
         # Through another RunDirectory: `run.config` is read once, and the worker still resolves open options.
-        cap_bytes = RunDirectory(self.run.path).config.memory_cap_bytes
+        config = RunDirectory(self.run.path).config
+        cap_bytes = (self._config or config).memory_cap_bytes
         held = self.run.claim() if lock is None else lock
         if held is None:
             raise ConfigError(
                 f"the run {self.run.id} is running already", f"watch it with `mlxzo runs show {self.run.id}`"
             )
         try:
+            if self._config is not None:
+                self._kept_config = config
+                self.run.update_config(self._config)
             process = self._launch(held)
+        except BaseException:
+            self._restore_config()
+            raise
         finally:
             if lock is None:
                 os.close(held)
@@ -213,7 +226,17 @@ class Supervisor:
                 self._last_step = event
             elif isinstance(event, events.Finished | events.Failed):
                 self._outcome = event
+            if isinstance(event, events.Resumed | events.Finished):
+                self._kept_config = None
         return found
+
+    def _restore_config(self) -> None:
+        """Gives a run that did not go on its configuration back."""
+        if self._kept_config is not None:
+            # A full disk must not hide the reason.
+            with contextlib.suppress(MlxzoError):
+                self.run.update_config(self._kept_config)
+            self._kept_config = None
 
     def _close_pipe(self) -> None:
         if self._pipe >= 0:
@@ -226,6 +249,10 @@ class Supervisor:
         if self._guard is not None:
             self._guard.stop()
         self._ended = True
+        with self.run.held() if self._kept_config is not None else contextlib.nullcontext() as lock:
+            # Unless another process has taken the run over.
+            if lock is not None:
+                self._restore_config()
         if self._outcome is not None:
             return []
         self._outcome = events.Failed(**self._explain(returncode).to_dict())

@@ -22,7 +22,7 @@ from ..core.config import RunConfig
 from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
 from ..core.files import disk_full, is_disk_full
 from ..core.formatting import format_bytes
-from ..core.run_directory import RunDirectory
+from ..core.run_directory import RESULT, RunDirectory
 from ..engine.distributed.communicator import Communicator
 from ..engine.reward import Judge, check_consent
 from ..memory import plan
@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
 
     started = time.perf_counter()
     try:
+        run.check_in_place()
         load_fast_blas()
         # MLX must find a fast BLAS already loaded.
         import mlx.core  # noqa: F401
@@ -72,7 +73,8 @@ def main(arguments: list[str]) -> int:
         # With loading, frozen layers and evaluations, without pauses.
         result["total_seconds"] = time.perf_counter() - started - control.paused_seconds
         result["paused_seconds"] = control.paused_seconds
-        run.write_json("result.json", result)
+        run.check_in_place()
+        run.write_json(RESULT, result)
         write(events.Finished(result))
         return EXIT_DONE
     except Exception as error:

@@ -117,6 +117,16 @@ def test_status_follows_from_the_last_events(tmp_path, found, status):
     assert run.status == status
 
 
+def test_a_result_is_the_end_of_a_run_even_without_its_event(tmp_path):
+    """The worker was killed between the two, or a resumption was refused since."""
+    run = make(tmp_path)
+    run.write_json("result.json", {"steps": 3})
+    for last in (PHASE, FAILED):
+        log(run, PHASE, last)
+        assert run.status == "finished"
+        assert run.outcome is not None and run.outcome[0] == events.Finished({"steps": 3})
+
+
 def test_a_torn_last_line_does_not_hide_the_one_before(tmp_path):
     run = make(tmp_path)
     log(run, PHASE, FINISHED, tail='{"event": "note", "ti')

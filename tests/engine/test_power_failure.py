@@ -8,55 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DataError
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.engine import checkpoints
 from mlxzo.engine.checkpoint_file import saved_step
-from mlxzo.engine.checkpoints import Checkpoints
-from mlxzo.engine.distributed.communicator import Request
-from mlxzo.engine.methods import make_method
-from mlxzo.engine.session import open_session
-from mlxzo.engine.trainer import Trainer
-from mlxzo.runtime.event_writer import EventWriter
 from mlxzo.zo.journal import RECORD_BYTES, steps_in
+from tests.engine.in_process import StoppedError, fit
 from tests.engine.test_resume import METHODS, told
 from tests.variants import slow
 
 STEPS = 18
-
-
-class PowerFailureError(Exception):
-    pass
-
-
-class Untouched:
-    """The control of a run that nobody controls."""
-
-    def wait_while_paused(self, step: int) -> None:
-        pass
-
-    def consume(self, request: Request) -> bool:
-        return False
-
-    def is_over(self, late: bool) -> bool:
-        return late
-
-
-def fit(run: RunDirectory, until: int = STEPS + 1) -> dict:
-    """Trains a run in this process, from the start or on; it ends without a trace once step `until` is told."""
-    resume = run.events_path.exists()
-    write = EventWriter(run.events_path)
-
-    def emit(event: events.Event) -> None:
-        write(event)
-        if isinstance(event, events.Step) and event.step == until:
-            raise PowerFailureError
-
-    session = open_session(run.config, emit)
-    method = make_method(session.scorer, session.trainable, session.config)
-    return Trainer(session, method, Checkpoints(run, session, method, emit), emit, Untouched()).fit(resume=resume)
 
 
 def begin(model: Path, data: Path, out: Path, method: str, name: str) -> RunDirectory:
@@ -119,7 +81,7 @@ def lose(run: RunDirectory, synced: dict[int, int], zeros: bool) -> int:
 def test_power_failures_cost_a_few_steps_and_nothing_else(method, failures, model, data, tmp_path, synced, whole):
     run = begin(model, data, tmp_path, method, "run")
     for number, until in enumerate(failures):
-        with pytest.raises(PowerFailureError):
+        with pytest.raises(StoppedError):
             fit(run, until)
         assert lose(run, synced, zeros=bool(number % 2))
     assert told(fit(run)) == whole(method)
@@ -160,7 +122,7 @@ def interrupted(model, data, tmp_path_factory):
     def copy(method: str, to: Path) -> RunDirectory:
         if method not in runs:
             run = runs[method] = begin(model, data, tmp_path_factory.mktemp("interrupted"), method, "run")
-            with pytest.MonkeyPatch.context() as patched, pytest.raises(PowerFailureError):
+            with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
                 patched.setattr(checkpoints, "_SECONDS", 0.0)
                 patched.setattr(checkpoints, "_SHARE", float("inf"))
                 fit(run, 14)
@@ -190,3 +152,19 @@ def test_a_run_whose_journal_was_removed_is_refused(interrupted, tmp_path):
     (run.path / JOURNAL).unlink()
     with pytest.raises(DataError, match=r"journal\.bin is missing"):
         fit(run)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_whose_folder_is_renamed_under_it_ends_and_goes_on_where_it_is(replaced, model, data, tmp_path, whole):
+    run = begin(model, data, tmp_path / "runs", "mezo", "run")
+    moved = tmp_path / "runs" / "moved"
+
+    def move() -> None:
+        run.path.rename(moved)
+        if replaced:
+            run.path.mkdir()
+
+    with pytest.raises(DataError, match="removed or renamed"):
+        fit(run, 7, move)
+    assert run.path.exists() == replaced and list(run.path.glob("*")) == []
+    assert told(fit(RunDirectory(moved))) == whole("mezo")

@@ -42,9 +42,11 @@ def config(model: Path, data: Path, out: Path, method: str, **more) -> RunConfig
     ).resolved()
 
 
-def train(run: RunDirectory, *, resume: bool = False, until: int | None = None) -> events.Event:
+def train(
+    run: RunDirectory, *, resume: bool = False, until: int | None = None, config: RunConfig | None = None
+) -> events.Event:
     """Trains to the end, or kills the worker once it has told of step `until`."""
-    supervisor = Supervisor(run, resume=resume)
+    supervisor = Supervisor(run, resume=resume, config=config)
     supervisor.start()
     for event in supervisor.events():
         if until is not None and isinstance(event, events.Step) and event.step >= until:
@@ -113,8 +115,12 @@ def test_a_finished_run_may_get_more_steps(model, data, tmp_path):
     train(run)
     longer = RunDirectory.create(dataclasses.replace(run.config, steps=STEPS + 6, name="longer"))
     expected = train(longer).result["final_sha256"]
-    run.update_config(resume_config(run, {"steps": STEPS + 6}))
-    assert train(run, resume=True).result["final_sha256"] == expected
+    # Killed on the way, it is no longer finished, and goes on without being given more.
+    more = resume_config(run, {"steps": STEPS + 6})
+    assert isinstance(train(run, resume=True, config=more, until=STEPS + 2), events.Failed)
+    run = RunDirectory(run.path)
+    assert run.status == "died" and run.result() is None
+    assert train(run, resume=True, config=resume_config(run, {})).result["final_sha256"] == expected
 
 
 def test_other_data_and_other_options_are_refused(model, data, tmp_path, monkeypatch):
@@ -130,6 +136,8 @@ def test_other_data_and_other_options_are_refused(model, data, tmp_path, monkeyp
     assert resume_config(run, {"data": "data", "steps": "30"}).data == run.config.data
     lines = (own / "train.jsonl").read_text().splitlines()
     (own / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
-    failed = train(run, resume=True)
+    failed = train(run, resume=True, config=resume_config(run, {"steps": 99}))
     assert failed.exit_code == 2
     assert "cannot go on: data" in failed.message
+    # A run that does not go on keeps its configuration.
+    assert RunDirectory(run.path).config.steps == STEPS

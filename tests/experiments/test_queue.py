@@ -63,9 +63,9 @@ def worker(monkeypatch, tmp_path):
         script = tmp_path / "worker.py"
         script.write_text(PRELUDE + LOGGED + textwrap.dedent(program) + "\nnote('end ' + name)\n")
 
-        def supervise(run, *, resume):
+        def supervise(run, *, resume, config=None):
             more = ["--resume"] if resume else []
-            return Supervisor(run, _command=[sys.executable, str(script), str(run.path), *more])
+            return Supervisor(run, config=config, _command=[sys.executable, str(script), str(run.path), *more])
 
         monkeypatch.setattr(queue, "Supervisor", supervise)
 
@@ -184,7 +184,7 @@ def test_two_processes_share_the_runs_and_do_none_twice(tmp_path, worker):
         from mlxzo.core.config import RunConfig
         from mlxzo.runtime.supervisor import Supervisor
         command = [sys.executable, {str(tmp_path / "worker.py")!r}]
-        queue.Supervisor = lambda run, resume: Supervisor(run, _command=[*command, str(run.path)])
+        queue.Supervisor = lambda run, resume, config=None: Supervisor(run, _command=[*command, str(run.path)])
         configs = [RunConfig(out={str(tmp_path)!r}, name=name).resolved() for name in "abcd"]
         ended = list(queue.RunQueue(configs, lambda run, event: None).run())
         assert sorted(item.run.id for item in ended) == list("abcd")

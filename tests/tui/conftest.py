@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,7 @@ _WORKER = (
     + """
 from mlxzo.runtime.control import Inbox
 from pathlib import Path
+from typing import Any
 run = Path(run)
 inbox = Inbox(run / "commands.jsonl")
 def obey():
@@ -111,8 +113,8 @@ def fake_workers(tmp_path, monkeypatch):
     """Has the runs that the app starts, alone or in a queue, done by workers that are made of a few lines."""
     script = tmp_path / "series_worker.py"
 
-    def supervisor(run: RunDirectory, *, resume: bool = False, _command: object = None) -> Supervisor:
-        return Supervisor(run, resume=resume, _command=[sys.executable, str(script), str(run.path)])
+    def supervisor(run: RunDirectory, *, _command: object = None, **options: Any) -> Supervisor:
+        return Supervisor(run, **options, _command=[sys.executable, str(script), str(run.path)])
 
     def use(program: str) -> None:
         script.write_text(_WORKER + program)

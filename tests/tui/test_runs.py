@@ -143,6 +143,21 @@ def test_deleting_asks_first_and_then_deletes(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
+def test_a_run_that_was_resumed_since_the_question_is_not_deleted(make_run, root):
+    run = make_run(name="one", events=100)
+
+    async def scenario(pilot):
+        await wait_for(pilot, "died")
+        await pilot.press("d")
+        await wait_for(pilot, "Delete this run?")
+        with run.held():
+            await pilot.press("right", "enter")
+            await wait_for(pilot, "the run one is running")
+        assert run.config.name == "one"
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
 def test_the_command_line_of_a_run_makes_the_same_run_again():
     for values in (
         {},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -299,11 +298,10 @@ class Runs(Page):
         self.app.push_screen(question, lambda choice: self._delete(entry.run) if choice == "delete" else None)
 
     def _delete(self, run: RunDirectory) -> None:
-        try:
-            shutil.rmtree(run.path)
-        except OSError as error:
-            self.notify(f"{error.filename}: {error.strerror}", title="Not deleted", severity="error")
-        self.app.forget(run)
+        with self.app.reporting():
+            # It may have been resumed since the question was asked.
+            run.remove()
+            self.app.forget(run)
         self._read()
 
 

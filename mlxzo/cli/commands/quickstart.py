@@ -30,11 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ...runtime.supervisor import Supervisor
     from ..foreground import train
     from .train import read_config
 
     run = RunDirectory.create(read_config(config_values(arguments), None))
-    train(run, as_json=arguments.json)
+    train(Supervisor(run), as_json=arguments.json)
     if not arguments.json:
         say("\nNext, try:")
         for command in next_commands(run):

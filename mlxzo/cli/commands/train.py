@@ -30,6 +30,7 @@ from ..options import add_config_options, add_json, config_values
 if TYPE_CHECKING:
     from ...core.run_directory import RunDirectory
     from ...engine.tuned_source import Source
+    from ...runtime.supervisor import Supervisor
 
 
 _TUNED = ("run", "adapter", "journal")
@@ -77,26 +78,26 @@ def run(arguments: argparse.Namespace) -> int:
     rank = rank_of_environment()
     if rank:
         return _follow(arguments, rank)
-    found, resume = _open(arguments)
+    supervisor = _supervisor(arguments)
     if rank == 0 and RELAY in os.environ:
         from ..distributed import lead
 
-        return lead(found, resume=resume, allow_code=arguments.allow_code)
+        return lead(supervisor)
     from ..foreground import train
 
-    train(found, as_json=arguments.json, resume=resume, allow_code=arguments.allow_code)
+    train(supervisor, as_json=arguments.json)
     return EXIT_DONE
 
 
-def _open(arguments: argparse.Namespace) -> tuple[RunDirectory, bool]:
-    """The run to train, and True if it is resumed."""
+def _supervisor(arguments: argparse.Namespace) -> Supervisor:
+    """The supervisor of the run to train, which is new or goes on."""
     from ...core.run_directory import RunDirectory
+    from ...runtime.supervisor import Supervisor
 
     config, found = _read(arguments)
     if found is None:
-        return RunDirectory.create(config), False
-    found.update_config(config)
-    return found, True
+        return Supervisor(RunDirectory.create(config), allow_code=arguments.allow_code)
+    return Supervisor(found, resume=True, config=config, allow_code=arguments.allow_code)
 
 
 def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None]:
