@@ -27,6 +27,7 @@ from mlxzo.engine.batching import Batch, MicroBatch, Shapes, make_batch
 from mlxzo.engine.encoding import EncodedExample, Row
 from mlxzo.engine.methods.backprop import Backprop
 from mlxzo.engine.methods.mezo import MeZO
+from mlxzo.engine.methods.rsgn import RSGN
 from mlxzo.engine.scoring import Scorer, by_example, example_losses
 from mlxzo.engine.session import compute_dtype, micro_batch_shapes
 from mlxzo.models.causal import CausalLM
@@ -39,6 +40,10 @@ Turn = Callable[[int], float | None]
 
 # So short a step that all rounds see the same weights: what is timed is the step, not what it learns.
 LEARNING_RATE = 1e-9
+
+
+# Directions of an RSGN step here: a peak is that of any number, and few take less time.
+RSGN_QUERIES = 4
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class ScopedModel:
         self.trainable = prepare(loaded.model, config)
         self.scorer = Scorer(CausalLM(loaded.model, compute_dtype()), self.trainable.frozen_layers)
         self.method = MeZO(self.scorer, self.trainable, config)
+        own = dataclasses.replace(config, estimator="rsgn", queries=RSGN_QUERIES, lr=None, update=None)
+        self.rsgn = RSGN(self.scorer, self.trainable, own)
         self._added: list[tuple[Slot, nn.Module, nn.Module]] = []
         for path, module in before.items():
             if path and (slot := slot_of(loaded.model, path)).get() is not module:
@@ -120,8 +127,9 @@ class ScopedModel:
             self._put(added=False)
 
     def turns(self, examples: Sequence[EncodedExample]) -> dict[str, Turn]:
-        """`step`; its parts `noise` (as both perturbed passes make it) and `update`; and `forward`: one pass over the
-        stored weights. Where layers are frozen, their output is computed here and kept, as a run does for its data."""
+        """`step` of MeZO; its parts `noise` (as both perturbed passes make it) and `update`; `forward`: one pass over
+        the stored weights; and `rsgn`, a step along a few directions. Where layers are frozen, their output is computed
+        here and kept, as a run does for its data."""
         batch = make_batch(examples, micro_batch_shapes(self.config))
         with self.installed():
             if self.scorer.layers:
@@ -133,6 +141,7 @@ class ScopedModel:
             "forward": lambda step: forward(self.scorer, batch),
             "noise": partial(self._noise, requests),
             "update": self._update,
+            "rsgn": lambda step: self.rsgn.step(step, batch).loss,
         }
         return {name: self._with_adapters(turn) for name, turn in parts.items()}
 

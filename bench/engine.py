@@ -12,6 +12,7 @@ included. The contestants (bench/contestants.py, bench/reference_torch.py):
     forward            one pass over the stored weights; a step is held against two of them
     step SCOPE         one MeZO step of mlxzo; beside it the scope's own `forward` (which starts from the cached output
                        of frozen layers), its `noise` in both passes, and its `update`
+    rsgn SCOPE         one step of RSGN along four directions
     textbook           one step of the algorithm as published, in MLX, over all weights
     bp lora            one Adam step of mlxzo on LoRA adapters, and once more with gradient checkpointing
     mlx-lm lora        the same with the loss and the compiled step of mlx-lm's trainer, without and with its
@@ -48,6 +49,7 @@ import numpy as np
 
 from bench.contestants import (
     LEARNING_RATE,
+    RSGN_QUERIES,
     Backpropagation,
     MlxLmTrainer,
     ScopedModel,
@@ -317,6 +319,11 @@ def ratios(cell: Cell) -> Iterator[tuple[str, str, str, int, list[float]]]:
         for other in dict.fromkeys(("forward", cell.own_forward(scope))):
             yield "time", step, other, 2, cell.time_ratio(step, other, 2)
         yield "peak", step, "forward", 1, cell.peak_ratio(step, "forward")
+        rsgn, own = f"rsgn {scope}", cell.own_forward(scope)
+        # The pass at w, the directions', a trial, and from the second step on the judge's.
+        passes = RSGN_QUERIES + 3
+        yield "time", rsgn, own, passes, cell.time_ratio(rsgn, own, passes)
+        yield "peak", rsgn, "forward", 1, cell.peak_ratio(rsgn, "forward")
         if scope != "full" and "step full" in names:
             yield "time", step, "step full", 1, cell.time_ratio(step, "step full")
     pairs = [(other, "step full") for other in ("textbook", "torch step")]

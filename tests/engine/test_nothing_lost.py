@@ -82,16 +82,17 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
 
 
 @pytest.mark.parametrize(
-    "name, scope, steps, within",
+    "name, options, steps, within",
     [
-        pytest.param("tiny", "full", 300, 0.05, marks=pytest.mark.slow),
-        pytest.param("smollm2-135m", "lora", 44, 0.5, marks=pytest.mark.long),
-        pytest.param("smollm2-135m", "last-6", 44, 0.5, marks=pytest.mark.long),
+        pytest.param("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05, marks=pytest.mark.slow),
+        pytest.param("tiny", {"scope": "lora", "queries": 3}, 60, 0.05, marks=pytest.mark.slow),
+        pytest.param("smollm2-135m", {"scope": "lora", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
+        pytest.param("smollm2-135m", {"scope": "last-6", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
     ],
 )
 def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
     name,
-    scope,
+    options,
     steps,
     within,
     model,
@@ -102,7 +103,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
         model=str(model) if name == "tiny" else name,
         task="custom",
         data=str(data),
-        scope=scope,
+        **options,
         steps=steps,
         batch_size=2,
         train_examples=24,
@@ -110,11 +111,10 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
         test_examples=4,
         eval_every=10,
         out=str(tmp_path),
-        lr=1e-3,
     )
     expected = to_the_end(RunDirectory.create(replace(config, name="whole").resolved()))
     run = RunDirectory.create(replace(config, name="killed").resolved())
-    random_ = random.Random(scope)
+    random_ = random.Random(config.scope)
     for kill in range(KILLS):
         kill_at_random(run, random_, after=2 * kill + 1, within=within)
     assert run.result() is None and steps_done(run) >= KILLS
