@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .formatting import parse_bytes
 from .options import current_name, option_field, value_problems, yaml_text
 from .removed_options import without_removed
-from .scope import STEP_SIZES, Scope
+from .scope import Scope
 
 
 @dataclass(frozen=True)
@@ -216,21 +216,13 @@ class RunConfig:
     directions: str = option_field(
         "sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian")
     )
-    direction_scale: str = option_field(
-        "auto",
-        "length of the entries of z: none (1), rms (that of their tensor when the run starts), or auto: rms for "
-        f"scales, {STEP_SIZES['norms'].length:g} for norms, {STEP_SIZES['final norm'].length:g} for the final one, "
-        f"{STEP_SIZES['biases'].length:g} for biases, {STEP_SIZES['gains'].length:g} for gains, 1 for all else",
-        "mezo",
-        choices=("auto", "none", "rms"),
-    )
     estimator: str | None = option_field(
         None,
         "rsgn: the scores along many directions, and a Gauss-Newton step in their span, which needs no learning rate; "
         "spsa: the loss on both sides of each direction (MeZO as published)",
         "mezo",
         choices=("rsgn", "spsa"),
-        auto="rsgn; spsa for objectives other than the loss, and with --lr, --update, --clip or --weight-decay",
+        auto="rsgn; spsa for objectives other than the loss, and with --lr, --update or --weight-decay",
     )
     queries: int | None = option_field(
         None,
@@ -240,18 +232,10 @@ class RunConfig:
         maximum=4096,
         auto="1 for spsa; for rsgn 16, or 48 where the final norm alone trains",
     )
-    clip: float | None = option_field(
-        None,
-        "limit of a directional derivative, in multiples of its running rms",
-        "mezo",
-        minimum=0.0,
-        exclusive_minimum=True,
-        maximum=1e6,
-        auto="3 for adaptive, no limit for sgd",
-    )
     update: str | None = option_field(
         None,
-        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms, so lr is the length of a step)",
+        "update rule: sgd (w -= lr*g*z), or adaptive (g divided by its running rms and cut at 3 times that, so that lr "
+        "is the length of a step)",
         "mezo",
         choices=("sgd", "adaptive"),
         auto="the default of the scope",
@@ -299,17 +283,6 @@ class RunConfig:
         "share of the work of each rank, such as 2,1,1; it changes who computes what, never the weights",
         "ranks",
         auto="by measured speed; equal for bp",
-    )
-    check_every: int = option_field(
-        100, "steps between comparisons of all ranks' weights, by their SHA-256", "ranks", minimum=1
-    )
-    stall_seconds: float = option_field(
-        120.0,
-        "longest time that ranks wait for one another, once all are loaded",
-        "ranks",
-        unit="seconds",
-        minimum=1.0,
-        maximum=86400.0,
     )
     # Evaluation and output.
     eval_every: int | None = option_field(

@@ -33,7 +33,7 @@ def _problems_of_rsgn(config: RunConfig) -> list[str]:
         problems.append(f"estimator: rsgn minimises the loss; with the objective {config.objective} use spsa")
     problems += [
         f"{name}: the estimator rsgn has no learning rate; leave it out, or use --estimator spsa"
-        for name in ("lr", "update", "clip")
+        for name in ("lr", "update")
         if getattr(config, name) is not None
     ]
     if config.weight_decay:

@@ -29,16 +29,15 @@ DEFAULT_STEPS = 300
 
 
 def default_values(config: RunConfig) -> dict[str, Any]:
-    """Defaults of the configuration's method, by option; a clip that is not among them means no limit."""
+    """Defaults of the configuration's method, by option."""
     if config.method == "bp":
         return {**_BY_STEPS, **bp_defaults(config.parsed_scope, config.optimizer)}
     estimator, scope = default_estimator(config), config.parsed_scope
     found = {"estimator": estimator, "queries": default_queries(config), "weight_decay": 0.0}
-    step_sizes = mezo_defaults(scope, config.update, config.direction_scale)
+    step_sizes = mezo_defaults(scope, config.update)
     if estimator == "rsgn":
         return {**found, "eps": step_sizes["eps"], **_rsgn_defaults(config)}
-    clip = {"clip": 3.0} if step_sizes["update"] == "adaptive" else {}
-    return {**_BY_STEPS, **found, **step_sizes, **clip}
+    return {**_BY_STEPS, **found, **step_sizes}
 
 
 _BY_STEPS = {"steps": DEFAULT_STEPS, "patience": 0, "batch_size": 16, "eval_every": 50}
@@ -64,7 +63,7 @@ def default_estimator(config: RunConfig) -> str:
     """The estimator of a configuration of mezo: its own, or the one that its other options need."""
     if config.estimator is not None:
         return config.estimator
-    needs_rate = any(getattr(config, name) is not None for name in ("lr", "update", "clip")) or config.weight_decay
+    needs_rate = any(getattr(config, name) is not None for name in ("lr", "update")) or config.weight_decay
     return "spsa" if config.objective != "loss" or needs_rate else "rsgn"
 
 
@@ -76,23 +75,16 @@ def default_queries(config: RunConfig) -> int:
     return 48 if config.parsed_scope.last_layers == 0 else 16
 
 
-def mezo_defaults(scope: Scope, update: str | None = None, direction_scale: str = "auto") -> dict[str, Any]:
+def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
     """Default update rule, learning rate and eps of MeZO in a scope.
 
     Several kinds share the rate of the first, and the largest eps that perturbs none of them by more than its own eps.
-    Where `direction_scale` makes direction entries longer or shorter than `auto` does, rate and eps of the first kind
-    are converted, so that typical weights are perturbed and moved by as much.
     """
     update = update or "adaptive"
     first = scope.step_sizes(scope.kinds[0])
     lr = first.adaptive_lr if update == "adaptive" else first.sgd_lr
-    if direction_scale == "auto":
-        eps = min(scope.step_sizes(kind).eps / scope.rate_ratio(kind) for kind in scope.kinds)
-        return {"update": update, "lr": lr, "eps": eps}
-    shorter = first.typical_length / (1.0 if direction_scale == "none" else first.typical_rms)
-    # The derivative along z grows with z: a step of sgd does so twice.
-    lr *= shorter if update == "adaptive" else shorter**2
-    return {"update": update, "lr": lr, "eps": first.eps * shorter}
+    eps = min(scope.step_sizes(kind).eps / scope.rate_ratio(kind) for kind in scope.kinds)
+    return {"update": update, "lr": lr, "eps": eps}
 
 
 def bp_defaults(scope: Scope, optimizer: str) -> dict[str, Any]:

@@ -13,6 +13,10 @@ _PROBE = "give --lr, or keep the default"
 _OPTIONS: dict[str, tuple[Any, str]] = {
     "momentum": (0.0, "leave it out, or train with mlxzo 0.1"),
     "probe": ("off", f"leave it out, and {_PROBE}"),
+    "direction_scale": ("auto", "leave it out: each kind of parameter has a length of its own"),
+    "clip": (None, "leave it out: the update rule adaptive cuts derivatives at 3 times their running rms"),
+    "check_every": (100, "leave it out: ranks compare their weights every 100 steps"),
+    "stall_seconds": (120.0, "leave it out: ranks wait 10 minutes for one another"),
     "sides": ("separate", "leave it out: each perturbed copy of the weights has its own forward pass"),
 }
 # Option and value -> the advice.
@@ -57,4 +61,7 @@ def _asks_for_nothing(name: str, raw: Any, others: Mapping[Any, Any]) -> bool:
         # YAML takes the bare word off for a truth value. A probe never chose a rate that was there, and what it did
         # choose is in the configuration of its run.
         return True
+    if name == "clip" and others.get("update") == "adaptive":
+        # The former default of this rule, in the configuration of every run.
+        return raw in (None, 3.0)
     return name in _OPTIONS and raw == _OPTIONS[name][0]

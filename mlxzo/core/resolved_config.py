@@ -34,7 +34,7 @@ class ResolvedConfig(RunConfig):
     def of(config: RunConfig) -> ResolvedConfig:
         """Fills in the defaults of a configuration."""
         defaults = {
-            **mezo_defaults(config.parsed_scope, config.update, config.direction_scale),
+            **mezo_defaults(config.parsed_scope, config.update),
             "queries": config.direction_count,
             # Of RSGN on the final norm alone; `engine.session.fetch` knows whether the data allow it.
             "batch_size": ALL_EXAMPLES,

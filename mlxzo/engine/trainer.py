@@ -29,6 +29,8 @@ _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
 # A validation loss that falls by less than this share does not count as lower.
 _LEAST_GAIN = 1e-3
+# Steps between comparisons of all ranks' weights.
+_CHECK_EVERY = 100
 
 
 class Control(Protocol):
@@ -156,7 +158,7 @@ class Trainer:
             )
             if (news := self.team.rank_stats()) is not None:
                 self.emit(news)
-            if self.team.size > 1 and past.step % config.check_every == 0:
+            if self.team.size > 1 and past.step % _CHECK_EVERY == 0:
                 weights = fingerprint(self.session.trained_parameters())
                 self.team.same(f"weights after step {past.step}", weights)
             past.ties += outcome.ties

@@ -41,7 +41,7 @@ class Way:
         """The run of `base` trained this way."""
         changes = {"method": self.method, "scope": self.scope, "checkpointing": self.checkpointing}
         # Step sizes depend on method and scope; the memory does not depend on them.
-        return dataclasses.replace(base, **changes, lr=None, eps=None, update=None, queries=None, clip=None).resolved()
+        return dataclasses.replace(base, **changes, lr=None, eps=None, update=None, queries=None).resolved()
 
 
 WAYS = (

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
-from ..core.scope import STEP_SIZES
+from ..core.scope import FINAL_NORM_LENGTH, Scope
 from .adapters import add_biases, add_gains, add_lora, expert_layers, final_norm, layer_number, promote_norms
 from .slots import Slot, decoder, decoder_layers, parameter_slots
 
@@ -67,7 +67,7 @@ def prepare(model: nn.Module, config: RunConfig) -> Trainable:
     lengths: dict[str, float] = {}
     for kind in scope.kinds:
         parameters = {name: slots[name].get() for name in sorted(chosen) if chosen[name] == kind}
-        lengths |= _direction_lengths(kind, parameters, config, final_norm(model))
+        lengths |= _direction_lengths(kind, parameters, scope, final_norm(model))
     experts = expert_layers(model, first) if "lora" in scope.kinds else ()
     remarks = (f"experts get no adapters: LoRA leaves out {', '.join(experts)}",) if experts else ()
     return Trainable(tuple(sorted(chosen)), lengths, chosen, _frozen_layers(model, chosen), remarks)
@@ -158,30 +158,22 @@ _FINDERS = {
 }
 
 
-def _direction_lengths(
-    kind: str, parameters: dict[str, mx.array], config: RunConfig, final_norm: str
-) -> dict[str, float]:
-    """Length of the direction entries of one kind's parameters, by `direction_scale`.
+def _direction_lengths(kind: str, parameters: dict[str, mx.array], scope: Scope, final_norm: str) -> dict[str, float]:
+    """Length of the direction entries of one kind's parameters: that of the kind, or the rms of each tensor.
 
-    A tensor of zeros (a new bias, the B of a LoRA pair) has no rms: it takes the mean rms of the others of its kind, or
-    the length of `auto` if all are zeros.
+    A tensor of zeros (offsets of symmetric weights) has no rms, and takes the mean rms of the others.
     """
-    sizes = config.parsed_scope.step_sizes(kind)
-    if config.direction_scale == "none":
-        return dict.fromkeys(parameters, 1.0)
-    if config.direction_scale == "auto" and sizes.length is not None:
-        lengths = dict.fromkeys(parameters, sizes.length)
+    ratio, length = scope.rate_ratio(kind), scope.step_sizes(kind).length
+    if length is not None:
+        lengths = dict.fromkeys(parameters, length)
         if kind == "norms":
-            # The final norm acts on the logits directly, and stands larger steps than the norms inside the blocks.
-            longer = STEP_SIZES["final norm"].typical_length
-            lengths |= {name: longer for name in parameters if name.startswith(f"{final_norm}.")}
-        return {name: config.parsed_scope.rate_ratio(kind) * length for name, length in lengths.items()}
+            lengths |= {name: FINAL_NORM_LENGTH for name in parameters if name.startswith(f"{final_norm}.")}
+        return {name: ratio * length for name, length in lengths.items()}
     lengths = {name: _rms(parameter) for name, parameter in parameters.items()}
     moving = [length for length in lengths.values() if length > 0.0]
-    instead = math.fsum(moving) / len(moving) if moving else sizes.typical_length
-    ratio = config.parsed_scope.rate_ratio(kind) if config.direction_scale == "auto" else 1.0
+    mean = math.fsum(moving) / max(1, len(moving))
     # Rounded, so that the result does not depend on the order of summation.
-    return {name: float(f"{ratio * (length or instead):.6g}") for name, length in lengths.items()}
+    return {name: float(f"{ratio * (length or mean):.6g}") for name, length in lengths.items()}
 
 
 def _rms(parameter: mx.array) -> float:

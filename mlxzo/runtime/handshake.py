@@ -20,7 +20,13 @@ from ..core.files import write_atomic
 from ..core.options import parse_shares
 from ..core.resolved_config import ResolvedConfig
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
-from ..engine.distributed.communicator import Communicator, check_ranks, rank_of_environment, shares_points
+from ..engine.distributed.communicator import (
+    STALL_SECONDS,
+    Communicator,
+    check_ranks,
+    rank_of_environment,
+    shares_points,
+)
 from .control import RunControl
 
 # Paths may differ from machine to machine; the contents are compared.
@@ -71,8 +77,8 @@ def broadcast_config(run: RunDirectory, communicator: Communicator, config: RunC
     return config
 
 
-def begin(communicator: Communicator, config: RunConfig, facts: dict[str, Any]) -> None:
-    """Checks that loaded ranks have the same model and data, and limits their waits to `stall_seconds` from here on.
+def begin(communicator: Communicator, facts: dict[str, Any]) -> None:
+    """Checks that loaded ranks have the same model and data, and limits their waits from here on.
 
     Args:
         facts: the content of environment.json.
@@ -82,7 +88,7 @@ def begin(communicator: Communicator, config: RunConfig, facts: dict[str, Any]) 
     """
     names = {"base weights": "base_weights_sha256", "data": "data_sha256"}
     communicator.compare({what: facts[key] for what, key in names.items()})
-    communicator.limit_seconds = config.stall_seconds
+    communicator.limit_seconds = STALL_SECONDS
 
 
 def spread(config: RunConfig, size: int) -> RunConfig:

@@ -27,8 +27,6 @@ CHANGEABLE = (
     "checkpointing",
     "parallel",
     "shares",
-    "check_every",
-    "stall_seconds",
 )
 
 

@@ -141,7 +141,7 @@ def train(
     trainable = prepare(base.loaded.model, inputs.config)
     session = make_session(inputs, base, trainable, emit, judge=judge, team=team, interrupt=control.check_memory)
     here = environment(session)
-    begin(team, session.config, here)
+    begin(team, here)
     if resume:
         check_same(run, here)
     run.write_json("environment.json", here)

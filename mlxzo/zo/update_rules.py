@@ -1,4 +1,4 @@
-"""Step lengths from directional derivatives: plain and adaptive rules, clipping.
+"""Step lengths from directional derivatives: the plain and the adaptive rule.
 
 The state is a few scalars: the factors of an update follow from the derivatives so far.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+# Largest derivative that the adaptive rule takes in full, in multiples of the running rms.
+_MOST = 3.0
 
 
 @dataclass
@@ -32,21 +35,18 @@ class UpdateRule:
 
     `sgd`: c_i = lr * g_i / q for q directions (Malladi et al. 2023, Algorithm 1). `adaptive`: g_i is divided by the
     running rms of the derivatives, so lr is the length of a step and the same for large and small losses, after MEAZO
-    (arXiv 2605.03869).
-
-    Attributes:
-        clip: limit of a derivative in multiples of the running rms, against single bad batches (QZO, arXiv 2505.13430,
-            clips at a fixed value); None for no limit.
+    (arXiv 2605.03869); it counts as at most `_MOST` times that rms, against single bad batches (QZO, arXiv 2505.13430,
+    clips at a fixed value).
     """
 
     adaptive: bool
-    clip: float | None = 3.0
     rms: RunningRms = field(default_factory=RunningRms)
 
     def factors(self, derivatives: Sequence[float], lr: float) -> list[float]:
         rms = self.rms.update(derivatives)
         if rms == 0.0:
             return [0.0] * len(derivatives)
-        limit = math.inf if self.clip is None else self.clip * rms
-        unit = rms if self.adaptive else 1.0
-        return [lr * max(-limit, min(limit, d)) / (unit * len(derivatives)) for d in derivatives]
+        if not self.adaptive:
+            return [lr * d / len(derivatives) for d in derivatives]
+        limit = _MOST * rms
+        return [lr * max(-limit, min(limit, d)) / (rms * len(derivatives)) for d in derivatives]

@@ -13,6 +13,23 @@ from mlxzo.experiments.sweep import Sweep
 
 GONE = {
     "momentum": (0.5, "momentum: this option was removed; leave it out, or train with mlxzo 0.1"),
+    "direction_scale": (
+        "rms",
+        "direction_scale: this option was removed; leave it out: each kind of parameter has a length of its own",
+    ),
+    "clip": (
+        3.0,
+        "clip: this option was removed; leave it out: the update rule adaptive cuts derivatives at 3 times their "
+        "running rms",
+    ),
+    "check_every": (
+        1,
+        "check_every: this option was removed; leave it out: ranks compare their weights every 100 steps",
+    ),
+    "stall_seconds": (
+        300,
+        "stall_seconds: this option was removed; leave it out: ranks wait 10 minutes for one another",
+    ),
     "sides": (
         "stacked",
         "sides: this option was removed; leave it out: each perturbed copy of the weights has its own forward pass",
@@ -40,8 +57,13 @@ def test_all_that_a_configuration_names_is_told_at_once():
 
 
 def test_former_defaults_are_read_without_a_word():
-    former = {"momentum": 0.0, "sides": "separate", "estimator": "spsa", "probe": "off"}
+    former = {"momentum": 0.0, "sides": "separate", "estimator": "spsa", "probe": "off", "direction_scale": "auto"}
+    former |= {"clip": None, "check_every": 100, "stall_seconds": 120.0}
     assert RunConfig.from_mapping(former) == RunConfig(estimator="spsa")
+    # What version 0.1 wrote into the configuration of every adaptive run.
+    assert RunConfig.from_mapping({"update": "adaptive", "clip": 3.0}) == RunConfig(update="adaptive")
+    with pytest.raises(ConfigError, match="clip"):
+        RunConfig.from_mapping({"update": "adaptive", "clip": 2.0})
     assert RunConfig.from_mapping({"probe": False}) == RunConfig()
 
 

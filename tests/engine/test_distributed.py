@@ -87,7 +87,7 @@ def one_process(model, data, tmp_path_factory):
         slow(2, {}),
         slow(4, {}),
         slow(2, {"parallel": "directions"}),
-        slow(3, {"shares": "1,4,1", "check_every": 1}),
+        slow(3, {"shares": "1,4,1"}),
     ],
 )
 def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, model, data, tmp_path, one_process):
@@ -108,7 +108,7 @@ def test_any_number_of_ranks_ends_with_the_weights_of_one_process(ranks, more, m
 def test_ranks_of_rsgn_end_with_the_weights_of_one_process(more, model, data, tmp_path):
     options = {"estimator": "rsgn", "queries": 4, "lr": None, "steps": 5, "eval_every": 5, **more}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))
-    found = finish(arguments(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
+    found = finish(arguments(configuration(model, data, tmp_path, name="two", **options), 2))
     assert known(found) == known(expected) and found["ranks"] == 2
 
 
@@ -116,8 +116,7 @@ def test_ranks_of_rsgn_end_with_the_weights_of_one_process(more, model, data, tm
 def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))
-    # Every step ends with a comparison of the weights.
-    result = finish(arguments(configuration(model, data, tmp_path, name="two", check_every=1, **options), 2))
+    result = finish(arguments(configuration(model, data, tmp_path, name="two", **options), 2))
     assert result["training_loss"]["last"] == pytest.approx(expected["training_loss"]["last"], abs=1e-4)
     gradients = (
         4

@@ -28,7 +28,7 @@ CASES = {
     "two directions": ({}, {"scope": "norms/last-2", "queries": 2}),
     "adapters": ({}, {"scope": "lora", "queries": 3}),
     "scales": ({"bits": 4}, {"scope": "scales/last-2"}),
-    "rms lengths": ({}, {"scope": "last-1", "direction_scale": "rms", "directions": "gaussian"}),
+    "gaussian": ({}, {"scope": "last-1", "directions": "gaussian"}),
 }
 DEFAULT = ("full float32", "weight decay", "two directions")
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Models load, and are fetched, at different speeds.
 LOAD_SECONDS = 24 * 3600.0
+# Longest wait of ranks that are loaded: far more than the pieces of a step differ in, since ranks share it by speed. A
+# rank whose process dies is noticed at once; this is for machines that sleep.
+STALL_SECONDS = 600.0
 
 
 class Request(enum.IntFlag):

@@ -192,7 +192,7 @@ class MlxCommunicator(Communicator):
         except TimeoutError:
             raise RankLost(
                 f"{self.name_of(self.rank)} waited {self.limit_seconds:g} s for another rank, which does not answer",
-                "check that all machines are awake and reachable; --stall-seconds sets how long they wait",
+                "check that all machines are awake and reachable",
             ) from None
         except RuntimeError as error:
             raise self._lost(str(error).removeprefix("[ring] ")) from None

@@ -47,7 +47,7 @@ class MeZO(ZerothOrder):
         self.estimator = ESTIMATORS[config.estimator]
         self.of_answers = of_answers
         self.of_scores = SCORE_OBJECTIVES.get(config.objective)
-        self.rule = UpdateRule(config.update == "adaptive", config.clip)
+        self.rule = UpdateRule(config.update == "adaptive")
 
     def step(self, step: int, batch: Batch) -> StepResult:
         config = self.config
