@@ -132,7 +132,8 @@ def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_n
 
 def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
     two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
-    options = ["--minutes", "0.01", "--name", "c", "--validation-examples", "8", "--test-examples", "8"]
+    options = ["--minutes", "0.01", "--name", "c", "--estimator", "spsa", "--batch-size", "4", "--eval-every", "50"]
+    options += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8"]
     arguments = ["compare", *options, "--out", str(tmp_path), *two]
     second = RunDirectory(tmp_path / "c-slow-s0")
     with once(lambda: second.last_event(events.Phase), ctrl_c):
