@@ -33,7 +33,16 @@ from unittest import mock
 from mlxzo.core.child_process import worker_environment
 from mlxzo.runtime import supervisor
 
-WARM = ("mlx_lm.models.llama", "mlxzo.engine.trainer", "mlxzo.runtime.worker")
+# The last four are imported in the course of a run.
+WARM = (
+    "mlx_lm.models.llama",
+    "mlxzo.engine.trainer",
+    "mlxzo.runtime.worker",
+    "mlxzo.engine.methods.backprop",
+    "mlxzo.engine.methods.rsgn",
+    "mlxzo.runtime.environment",
+    "transformers.models.llama.configuration_llama",
+)
 WORKERS = ("mlxzo.runtime.worker", "tests.eager_worker")
 WORKER_NAME = "mlxzo-worker"
 """The name of a forked worker in the table of processes."""
@@ -306,10 +315,12 @@ def nest() -> None:
 
 if __name__ == "__main__":
     from mlxzo.core.blas import load_fast_blas
+    from mlxzo.models.registry import load_registry
 
     load_fast_blas()
     for module in WARM:
         importlib.import_module(module)
+    load_registry()
     # Else each collection in a forked process would copy the pages of all that is imported.
     gc.freeze()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
