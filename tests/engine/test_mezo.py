@@ -244,7 +244,7 @@ def test_training_is_the_same_to_the_bit_when_repeated_and_whatever_the_global_s
 
 @pytest.mark.parametrize(
     ("scope", "lr", "steps"),
-    [("full", 3e-4, 60), slow("last-2", 1e-3, 60), slow("lora", 1e-2, 80), ("norms/last-2", 1.0, 30)],
+    [("full", 1e-3, 20), slow("last-2", 1e-3, 60), slow("lora", 1e-2, 80), ("norms/last-2", 1.0, 20)],
 )
 def test_training_lowers_the_loss(scope, lr, steps):
     method = mezo(scope=scope, lr=lr)
@@ -260,7 +260,7 @@ def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_shou
     name = "model.embed_tokens.weight"
     before = method.causal.slots[name].get().astype(mx.float32)
     total = mx.zeros_like(before)
-    for step in range(50):
+    for step in range(25):
         z = direction(method, step)
         method.apply_updates([(z, 1e-4)], step)
         total = total + z.scaled(name, before.shape, -1e-4)
@@ -318,18 +318,17 @@ def test_losses_and_updates_do_not_depend_on_the_size_of_chunks(kind, options, s
 
 
 @pytest.mark.parametrize(
-    ("estimator", "update", "lr"),
+    ("update", "lr", "steps"),
     [
-        ("spsa", "sgd", 10.0),
-        ("spsa", "adaptive", 2.0),
+        ("sgd", 10.0, 25),
+        ("adaptive", 2.0, 10),
     ],
 )
-def test_every_estimator_and_update_lowers_the_loss(estimator, update, lr):
-    rules = {"estimator": estimator, "update": update, "weight_decay": 1e-3}
-    method = mezo(scope="norms/last-2", queries=2, lr=lr, eps=0.1, **rules)
+def test_every_update_lowers_the_loss(update, lr, steps):
+    method = mezo(scope="norms/last-2", queries=2, lr=lr, eps=0.1, update=update, weight_decay=1e-3)
     batch = BATCHES["single"]()
     before = loss(method, batch)
-    for step in range(40):
+    for step in range(steps):
         method.step(step, batch)
     assert loss(method, batch) < 0.95 * before
 

@@ -230,15 +230,15 @@ def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, 
     for batch, losses in zip(batches, expected, strict=True):
         assert np.allclose(losses_of(uncut, batch, view), losses, rtol=0, atol=1e-5)
     for cache in (ActivationCache(), DiskActivationCache(tmp_path)):
-        kept = Scorer(causal, layers, cache)
+        shared.cache = cache
         # Filled in another order and company than the batches of a step.
         for _, batch in by_length(examples, 4, lambda part: make_batch(part, Shapes())):
-            kept.prefix(batch)
+            shared.prefix(batch)
         stored = cache.nbytes
         assert stored > 0
         for batch, losses in zip(batches, expected, strict=True):
-            assert np.array_equal(losses, losses_of(kept, batch, view))
-            assert kept.cache is cache and cache.nbytes == stored
+            assert np.array_equal(losses, losses_of(shared, batch, view))
+            assert shared.cache is cache and cache.nbytes == stored
 
 
 @pytest.mark.parametrize("name", ("llama", "llama-untied-4bit", "gemma3"))
@@ -247,12 +247,12 @@ def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, w
     causal = CausalLM(tiny_model(**MODELS[name]), mx.float32)
     examples = [Example(f"{text} {'so ' * i}It was", words, i % 2) for i, text in enumerate(TEXTS)]
     encoded = [encode(example, TOKENIZER, 64) for example in examples]
-    scorer, layers = Scorer(causal, len(causal.layers), ActivationCache()), len(causal.layers)
+    scorer = Scorer(causal, len(causal.layers))
     batch = make_batch(encoded, Shapes(rows=2))
     assert len(batch.parts) > 1
     view = causal.view(Direction(1, 2, 0, "sign", {"model.norm.weight": 1.0}), 1e-2)
     # Each candidate by itself, from the states and rows of the head that its own micro-batch reads.
-    states = Scorer(causal, layers).prefix(batch)
+    states = scorer.prefix(batch)
     expected = np.empty(batch.size)
     for part, places, own in zip(batch.parts, batch.places, states, strict=True):
         hidden = causal.finished(own, view)[mx.array(part.entry_position.reshape(-1))]
@@ -260,6 +260,7 @@ def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, w
         grid = np.array(values, np.float64)[part.candidate]
         losses = np.log(np.exp(grid - grid.max(1, keepdims=True)).sum(1)) + grid.max(1)
         expected[list(places)] = losses - grid[np.arange(len(grid)), part.target]
+    scorer.cache = ActivationCache()
     first = losses_of(scorer, batch, view)
     assert np.array_equal(first, expected)
     monkeypatch.setattr(scorer, "_keys", lambda part: pytest.fail("the batch was assembled again"))
@@ -272,15 +273,16 @@ def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, w
 
 def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypatch):
     causal, examples = CausalLM(tiny_model()), some_examples()
-    kept, plain = Scorer(causal, 2, DiskActivationCache(tmp_path)), Scorer(causal, 2)
-    batch = make_batch(examples, Shapes())
+    scorer, batch = Scorer(causal, 2), make_batch(examples, Shapes())
+    expected = losses_of(scorer, batch, causal.view())
+    scorer.cache = DiskActivationCache(tmp_path)
 
     def full(data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
-    assert np.array_equal(losses_of(kept, batch, causal.view()), losses_of(plain, batch, causal.view()))
-    assert kept.cache is None
+    monkeypatch.setattr(scorer.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
+    assert np.array_equal(losses_of(scorer, batch, causal.view()), expected)
+    assert scorer.cache is None
 
 
 @pytest.mark.parametrize("multiple", [1, 24, 1000])
@@ -288,11 +290,10 @@ def test_the_frozen_layers_output_for_a_sequence_does_not_depend_on_its_company(
     causal, examples = CausalLM(tiny_model()), some_examples()
     batches = [make_batch(examples, Shapes()), *(make_batch([example], Shapes()) for example in examples)]
     found: dict[tuple[int, ...], mx.array] = {}
+    scorer = Scorer(causal, 2)
+    measured = scorer._is_batch_invariant
+    monkeypatch.setattr(scorer, "_is_batch_invariant", lambda length: length % multiple == 0 and measured(length))
     for batch in batches:
-        scorer = Scorer(causal, 2)
-        measured = scorer._is_batch_invariant
-        allowed = lambda length, measured=measured: length % multiple == 0 and measured(length)  # noqa: E731
-        monkeypatch.setattr(scorer, "_is_batch_invariant", allowed)
         for part, states in zip(batch.parts, scorer.prefix(batch), strict=True):
             for row, state in zip(part.rows, states, strict=True):
                 own = state[: len(row)]
