@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,9 +46,29 @@ class Classification(Task):
         """The prompt for these texts of the template's fields."""
         return self._parsed.render(values)
 
+    @property
+    def input_fields(self) -> tuple[str, ...]:
+        """Names of the fields that a row needs where its label is not known."""
+        return self._parsed.fields
+
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        values = {name: require_text(row, name).strip() for name in self._parsed.fields}
-        return labelled(self.prompt(values), self.labels, self._target(row))
+        return replace(self.question(row), target=self._target(row))
+
+    def question(self, row: Mapping[str, Any]) -> Example:
+        """The example of a row whose label is not known; its target has no meaning.
+
+        Raises:
+            ValueError: a field of the template is missing or no text.
+        """
+        values = {name: require_text(row, name).strip() for name in self.input_fields}
+        return labelled(self.prompt(values), self.labels, 0)
+
+    def known_label(self, row: Mapping[str, Any]) -> int | None:
+        """The index of a row's label; None if it has none, or one that is not the task's."""
+        try:
+            return self._target(row)
+        except ValueError:
+            return None
 
     def content_free(self, text: str) -> Example:
         """A content-free prompt, with `text` in every field (Zhao et al. 2021); its target has no meaning."""

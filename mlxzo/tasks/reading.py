@@ -18,9 +18,8 @@ from .base import kind_of, listed
 from .parquet import parquet_rows
 from .row_file import RowFile
 from .tables import SEPARATORS, read_table
-from .text_lines import lines_of
+from .text_lines import MAX_LINE_BYTES, lines_of
 
-MAX_LINE_BYTES = 16 * 2**20
 # A JSON array is one line in many files.
 MAX_ARRAY_BYTES = 2**30
 SPLITS = {"train": ("train",), "validation": ("validation", "valid"), "test": ("test",)}
@@ -78,7 +77,7 @@ def read_rows(path: Path) -> RowFile:
                 most = MAX_ARRAY_BYTES if suffix == ".json" else MAX_LINE_BYTES
                 lines = lines_of(file, path, most, found.problems)
                 if suffix in SEPARATORS:
-                    read_table([line for _, line in lines], found, MAX_LINE_BYTES)
+                    read_table([line for _, line in lines], found)
                 else:
                     _read_objects(lines, found)
     except OSError as error:
@@ -100,7 +99,7 @@ def _read_objects(lines: Iterator[tuple[int, str]], found: RowFile) -> None:
         if not line.strip():
             continue
         try:
-            found.rows.append((number, _parsed(line)))
+            found.rows.append((number, parse_object(line)))
         except ValueError as error:
             found.problems.append((number, str(error)))
             if number == first[0] and found.path.suffix.lower() == ".json":
@@ -146,7 +145,7 @@ def _after_space(text: str, place: int) -> int:
     return match.end() if match else place
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def parse_object(line: str) -> dict[str, Any]:
     """The object on a line.
 
     Raises:

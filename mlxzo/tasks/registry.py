@@ -20,6 +20,7 @@ from .custom import CustomTask
 from .from_yaml import read_task_yaml
 from .questions import Drop, Squad
 from .reading import FOLDER, read_rows, split_paths
+from .row_file import RowFile
 from .row_problems import bad_rows
 from .sampling import sample, sample_of_each
 from .sentiment import Reviews, Sst2
@@ -62,6 +63,20 @@ def get_task(name: str) -> Task:
         f"there is no task {name!r}{hint}",
         f"choose one of {', '.join(_TASKS)}, or name a task YAML (a file that ends in .yaml)",
     )
+
+
+def task_alone(config: RunConfig) -> Task:
+    """The task of a run without its rows; where the training rows define it, they are read.
+
+    Raises:
+        ConfigError: an unknown task, or own data that is not given. DataError: it cannot be read, or defines no task.
+    """
+    task = get_task(config.task)
+    if not isinstance(task, CustomTask):
+        return task
+    if config.data is None:
+        raise ConfigError(f"the task {task.name} is what its training rows say", "pass --data DIR: " + FOLDER)
+    return _task_of(task, read_rows(split_paths(_folder(config.data))["train"]))
 
 
 def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskData:
@@ -135,10 +150,10 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
     files = {split: read_rows(path) for split, path in split_paths(folder).items()}
     splits: dict[str, list[Example]] = {}
     try:
-        task = task.for_rows([row for _, row in files["train"].rows])
-    except ValueError as error:
+        task = _task_of(task, files["train"])
+    except DataError:
         if not files["train"].problems:
-            raise DataError(f"{files['train'].path}: {error}", "correct the training rows") from None
+            raise
     else:
         splits = {split: file.examples(task.example_from_row) for split, file in files.items()}
     if problems := [problem for file in files.values() for problem in file.located()]:
@@ -147,6 +162,18 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
         for file in files.values():
             file.remarks += task.remarks(row for _, row in file.rows)
     return task, splits, tuple(f"{file.path.name}: {remark}" for file in files.values() for remark in file.remarks)
+
+
+def _task_of(task: Task, train: RowFile) -> Task:
+    """The task for these training rows.
+
+    Raises:
+        DataError: they define none.
+    """
+    try:
+        return task.for_rows([row for _, row in train.rows])
+    except ValueError as error:
+        raise DataError(f"{train.path}: {error}", "correct the training rows") from None
 
 
 def _sha256(*splits: Sequence[Example]) -> str:

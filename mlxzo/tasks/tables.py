@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from ..core.errors import DataError
 from .base import nfc, shown
 from .row_file import RowFile
+from .text_lines import MAX_LINE_BYTES
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -22,43 +24,107 @@ _EXCEL_HINT = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
-def read_table(lines: Sequence[str], found: RowFile, longest_cell: int) -> None:
+class Table:
+    """A table of any length, read row by row as often as asked.
+
+    Attributes:
+        separator: between cells.
+        header: the cells of the first line; empty if no line has any.
+        names: the same as the names of fields; empty for a column without one.
+    """
+
+    def __init__(self, lines: Callable[[], Iterable[str]], path: Path, usual: str, remarks: list[str]):
+        """Reads the names; of a file that is separated by tabs all lines, to see whether quotes mean anything.
+
+        Args:
+            lines: begins a pass over all lines of the file, without their ends.
+            path: the file's, for messages.
+            usual: the separator to expect.
+            remarks: sentences on what is not plain are added to it.
+
+        Raises:
+            DataError: the first line is no list of distinct names.
+        """
+        csv.field_size_limit(MAX_LINE_BYTES)
+        self._lines, self._first, self._quoted = lines, 0, True
+        self.separator, self.header, self.names = usual, list[str](), list[str]()
+        if not self._find_first():
+            return
+        if self.separator != usual:
+            remarks.append(f"cells are separated by {_NAMES.get(self.separator, self.separator)}")
+        self._quoted = self.separator != "\t" or not self._is_plain(remarks)
+        number, self.header = next(self._cells([]), (0, []))
+        self.names = _names(self.header, number, path, remarks)
+
+    def rows(self, problems: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+        """Line numbers and cells of the rows, as many as there are names; the others are added to `problems`."""
+        rows = self._cells(problems)
+        next(rows, None)
+        for number, cells in rows:
+            if len(cells) == len(self.names):
+                yield number, cells
+            else:
+                found = f"has {len(cells)} cells, where the first line names {len(self.names)} fields"
+                problems.append((number, found))
+
+    def fields(self, cells: Sequence[str]) -> dict[str, str]:
+        """The cells of a row by name, without those that have none."""
+        return {name: cell for name, cell in zip(self.names, cells, strict=True) if name}
+
+    def _find_first(self) -> bool:
+        """Finds the line of the names and the separator; returns whether there is one."""
+        hinted = False
+        for index, line in enumerate(self._lines()):
+            if not line.strip():
+                continue
+            if not hinted and (hint := _EXCEL_HINT.fullmatch(line.strip(" "))):
+                self.separator, hinted = hint[1], True
+                continue
+            if not hinted:
+                self.separator = _separator(line, self.separator)
+            self._first = index
+            return True
+        return False
+
+    def _body(self) -> Iterator[str]:
+        """All lines, empty before the names."""
+        return ("" if index < self._first else line for index, line in enumerate(self._lines()))
+
+    def _is_plain(self, remarks: list[str]) -> bool:
+        """True if each line is a row as it stands: all have as many cells as the first."""
+        width, bare = 0, 0
+        for number, line in enumerate(self._body(), 1):
+            if not line.strip():
+                continue
+            cells = line.split(self.separator)
+            width = width or len(cells)
+            # In a single column nothing tells a row from a line of a quoted cell.
+            if width < 2 or len(cells) != width:
+                return False
+            if not bare and any(cell.startswith('"') and not _QUOTED.fullmatch(cell) for cell in cells):
+                bare = number
+        if bare:
+            remarks.append(f"a quote opens in line {bare} and does not close: quotes are read as characters")
+        return True
+
+    def _cells(self, problems: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+        """Numbers and cells of all rows that are not blank, the names first."""
+        body = self._body()
+        rows = _quoted(body, self.separator, problems) if self._quoted else _unquoted(body, self.separator)
+        return ((number, cells) for number, cells in rows if any(cell.strip() for cell in cells))
+
+
+def read_table(lines: Sequence[str], found: RowFile) -> None:
     """Adds the rows of a table to `found`.
 
     Args:
         lines: all lines of the file, without their ends.
-        longest_cell: in characters.
 
     Raises:
         DataError: the first line is no list of distinct names.
     """
-    csv.field_size_limit(longest_cell)
-    usual = SEPARATORS[found.path.suffix.lower()]
-    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    separator = None
-    if first < len(lines) and (hint := _EXCEL_HINT.fullmatch(lines[first].strip(" "))):
-        separator = hint[1]
-        first += 1
-    if first >= len(lines):
-        return
-    separator = separator or _separator(lines[first], usual)
-    if separator != usual:
-        found.remarks.append(f"cells are separated by {_NAMES.get(separator, separator)}")
-    body = list(lines)
-    body[:first] = [""] * first
-    rows = _unquoted(body, separator, found) if separator == "\t" else None
-    if rows is None:
-        rows = _quoted(body, separator, found)
-    names: list[str] = []
-    for number, cells in rows:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not names:
-            names = _names(cells, number, found)
-        elif len(cells) != len(names):
-            found.problems.append((number, f"has {len(cells)} cells, where the first line names {len(names)} fields"))
-        else:
-            found.rows.append((number, {name: cell for name, cell in zip(names, cells, strict=True) if name}))
+    table = Table(lambda: lines, found.path, SEPARATORS[found.path.suffix.lower()], found.remarks)
+    found.rows += ((number, table.fields(cells)) for number, cells in table.rows(found.problems))
 
 
 def _separator(header: str, usual: str) -> str:
@@ -66,56 +132,56 @@ def _separator(header: str, usual: str) -> str:
     return max((usual, ",", ";", "\t"), key=lambda each: len(next(csv.reader([header], delimiter=each), ())))
 
 
-def _names(cells: Sequence[str], number: int, found: RowFile) -> list[str]:
+def _names(cells: Sequence[str], number: int, path: Path, remarks: list[str]) -> list[str]:
     names = [nfc(cell.strip()) for cell in cells]
     given = [name for name in names if name]
     if len(set(given)) < len(given):
         raise DataError(
-            f"{found.path}, line {number}: the first line must name each field once; found {shown(names)}",
+            f"{path}, line {number}: the first line must name each field once; found {shown(names)}",
             "put the names of the fields in the first line",
         )
     if len(given) < len(names):
         which = "the first column" if not names[0] else "a column"
-        found.remarks.append(f"{which} has no name and is passed over, as an index that pandas writes is")
+        remarks.append(f"{which} has no name and is passed over, as an index that pandas writes is")
     return names
 
 
-def _unquoted(lines: Sequence[str], separator: str, found: RowFile) -> list[tuple[int, list[str]]] | None:
-    """Numbers and cells of a file in which each line is a row; None unless all have as many cells as the first.
+def _unquoted(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Numbers and cells of a file in which each line is a row.
 
     A cell that is properly quoted as a whole loses its quotes; in any other, quotes are plain characters.
     """
-    rows = [(number, line.split(separator)) for number, line in enumerate(lines, 1) if line.strip()]
-    # In a single column nothing tells a row from a line of a quoted cell.
-    if len(rows[0][1]) < 2 or any(len(cells) != len(rows[0][1]) for _, cells in rows):
-        return None
-    bare = [number for number, cells in rows if any(c.startswith('"') and not _QUOTED.fullmatch(c) for c in cells)]
-    if bare:
-        found.remarks.append(f"a quote opens in line {bare[0]} and does not close: quotes are read as characters")
-    return [
-        (number, [match[1].replace('""', '"') if (match := _QUOTED.fullmatch(cell)) else cell for cell in cells])
-        for number, cells in rows
-    ]
+    for number, line in enumerate(lines, 1):
+        cells = line.split(separator)
+        yield number, [match[1].replace('""', '"') if (match := _QUOTED.fullmatch(cell)) else cell for cell in cells]
 
 
-def _quoted(lines: Sequence[str], separator: str, found: RowFile) -> Iterator[tuple[int, list[str]]]:
+def _quoted(lines: Iterable[str], separator: str, problems: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     """Numbers and cells of the rows; a row of several lines has the number of its first."""
-    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield f"{line}\n"
+
+    reader = csv.reader(feed(), delimiter=separator, strict=True)
     width = 0
     while True:
         first = reader.line_num + 1
+        taken.clear()
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            found.problems.append((first, _quote_problem(str(error))))
+            problems.append((first, _quote_problem(str(error))))
             continue
         if cells is None:
             return
         width = width or len(cells)
         # The lines of a cell that holds line ends are each shorter than a row: prose has commas, but no tabs.
-        whole = sum(line.count(separator) + 1 == width for line in lines[first - 1 : reader.line_num])
+        whole = sum(line.count(separator) + 1 == width for line in taken)
         if separator == "\t" and whole > 1 < width:
-            found.problems.append((first, "a quote opens here, and the rows up to its end would be one cell"))
+            problems.append((first, "a quote opens here, and the rows up to its end would be one cell"))
         else:
             yield first, cells
 

@@ -13,6 +13,8 @@ from typing import BinaryIO
 from ..core.errors import DataError
 from .base import shown
 
+MAX_LINE_BYTES = 16 * 2**20
+
 # What a file begins with that is no text, and the advice.
 _NO_TEXT = {
     b"PK\x03\x04": ("a zip archive, as an Excel workbook is", "save the sheet as `CSV UTF-8`, or unpack the archive"),
