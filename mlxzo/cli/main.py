@@ -26,6 +26,7 @@ COMMANDS = {
     "batch": ("sweep", "many runs from one file: finished ones are skipped, interrupted ones resume"),
     "plan": ("plan", "what fits in a memory cap: models, methods, predicted memory and time"),
     "eval": ("evaluate", "measure a model, or a tuned run, on a task"),
+    "predict": ("predict", "label the rows of a file, with probabilities"),
     "generate": ("generate", "try a tuned model beside its base"),
     "export": ("export", "write a tuned model as an mlx-lm adapter, an mlx-lm model, or a journal of kilobytes"),
     "replay": ("replay", "rebuild tuned weights from a journal and verify them"),

@@ -67,21 +67,35 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where tuned weights come from; `source_of` reads them."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--run", metavar="RUN", help="a run directory, or the id of a run in the folder --out")
+    source.add_argument(
+        "--run",
+        metavar="RUN",
+        help="a run directory, the id of a run, or what `mlxzo export` made of one: a folder or a journal",
+    )
     source.add_argument("--adapter", metavar="DIR", help="an adapter folder, of `mlxzo export` or of mlx-lm")
     source.add_argument("--journal", metavar="FILE", help="a journal, of `mlxzo export` or a run's journal.bin")
 
 
 def source_of(arguments: argparse.Namespace) -> Source | None:
-    """The tuned weights that the flags name; None for the base model.
+    """The tuned weights that the flags name; None for a model by itself.
 
     Raises:
         ConfigError: there is no such run.
     """
     from ..core.run_directory import RunDirectory
     from ..engine.tuned_source import Source
+    from ..models.adapter_folder import ADAPTER_CONFIG
 
     if arguments.run is not None:
+        path = Path(arguments.run).expanduser().absolute()
+        if path.is_file():
+            return Source("journal", path)
+        if (path / ADAPTER_CONFIG).is_file():
+            return Source("adapter", path)
+        if (path / "config.json").is_file():
+            # A fused model needs no other, and no source.
+            arguments.model = str(path)
+            return None
         return Source("run", RunDirectory.open(arguments.run, getattr(arguments, "out", RunConfig.out)).path)
     for kind in ("adapter", "journal"):
         if (path := getattr(arguments, kind)) is not None:

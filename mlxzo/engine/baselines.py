@@ -15,7 +15,6 @@ import numpy as np
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
-from ..models.trainable import Trainable
 from ..tasks.base import Example, Task
 from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
@@ -26,8 +25,8 @@ from .evaluation import Evaluation, Evaluator, Scored
 from .layer_probe import measure_probe, obstacle
 from .prefix_sharing import MAX_NEW_TOKENS
 from .scoring import example_losses
-from .session import Session, fetch, load_base, load_data, make_session
-from .tuned_model import TunedModel
+from .session import Session, fetch, load_data
+from .tuned_model import open_tuned
 from .tuned_source import Kind, Source
 
 SEPARATOR = "\n\n"
@@ -82,14 +81,7 @@ def evaluate_job(
     Raises:
         MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
     """
-
-    inputs = fetch(config, load_data(config, on_event), on_event)
-    base, trainable = load_base(inputs), Trainable(())
-    if source is not None:
-        tuned = TunedModel(base.loaded, inputs.config, source)
-        tuned.apply(on_event)
-        trainable = tuned.trainable
-    session = make_session(inputs, base, trainable, on_event)
+    session = open_tuned(fetch(config, load_data(config, on_event), on_event), source, on_event)
     if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
     facts = {

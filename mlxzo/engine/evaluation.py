@@ -33,7 +33,7 @@ from .objectives import OfAnswers, by_judge, by_metric, shortfall
 from .prefill import Prefill
 from .prefix_sharing import MAX_NEW_TOKENS, Prompt, worth_sharing
 from .sampling import Sampling
-from .scoring import Scorer, example_losses
+from .scoring import Scorer, candidate_probabilities, example_losses
 from .session import Session
 
 # Examples of a split in `events.Samples`, and the most characters of a prompt, from its end.
@@ -278,14 +278,10 @@ def samples(
             "prompt": example.prompt[-_SHOWN_CHARACTERS:],
             "answer": answer,
             "right": next(iter(example.gold), None),
-            "share": None if scores is None else _share_of_best(scores[number]),
+            "share": None if scores is None else float(candidate_probabilities(scores[number]).max()),
         }
         for number, (example, answer) in enumerate(zip(examples[:_SHOWN], answers, strict=False))
     ]
-
-
-def _share_of_best(scores: np.ndarray) -> float:
-    return float(1.0 / np.exp(scores - scores.max()).sum())
 
 
 def score(

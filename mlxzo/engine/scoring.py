@@ -306,6 +306,12 @@ def example_losses(scores: Array, target: Array) -> Array:
     return xp.log(xp.exp(scores - largest[:, None]).sum(axis=1)) + largest - chosen
 
 
+def candidate_probabilities(scores: np.ndarray) -> np.ndarray:
+    """The share of each candidate, by which the loss is a cross-entropy: float64 [C] from the scores [C]."""
+    likelihoods = np.exp(scores - scores.max())
+    return likelihoods / likelihoods.sum()
+
+
 def _module(array: Array) -> Any:
     """The array's module: NumPy for float64 losses, MLX where a gradient is taken."""
     return np if isinstance(array, np.ndarray) else mx

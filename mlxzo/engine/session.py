@@ -319,9 +319,9 @@ def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
     Behind the last layer a pass over labels of one token each costs next to nothing, so a step takes all examples.
     Other answers need the vocabulary's normaliser at each of their tokens.
     """
-    if config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
-        return config
     train = splits["train"]
+    if not train or config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
+        return config
     scored = sum(example.scored for example in train if not example.shared)
     enough = len(train) if not scored else max(RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND * len(train) // scored)
     return replace(config, batch_size=min(enough, len(train)))

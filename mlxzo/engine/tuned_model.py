@@ -21,6 +21,7 @@ from ..zo.journal import Journal
 from ..zo.noise import NOISE_VERSION
 from ..zo.replay import replay
 from .checkpoint_file import load_state
+from .session import Inputs, Session, load_base, make_session
 from .tuned_source import Source, read_journal
 
 
@@ -126,6 +127,20 @@ class TunedModel:
                 "please report this with the output of `mlxzo doctor`",
             )
         return sha256
+
+
+def open_tuned(inputs: Inputs, source: Source | None, emit: events.Emit) -> Session:
+    """The session of the base model, or of the model that a source tuned.
+
+    Raises:
+        MlxzoError: model or source are missing or damaged.
+    """
+    base, trainable = load_base(inputs), Trainable(())
+    if source is not None:
+        tuned = TunedModel(base.loaded, inputs.config, source)
+        tuned.apply(emit)
+        trainable = tuned.trainable
+    return make_session(inputs, base, trainable, emit)
 
 
 def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
