@@ -1,4 +1,4 @@
-"""Answers of a base model and of the model tuned from it, to the same prompt."""
+"""Answers of a base model and of the model tuned from it, to the same prompt: texts, or probabilities of labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.errors import DataError
+from ..core.errors import DataError, Diverged
+from ..models.causal import CausalLM
 from ..models.folder import context_length
 from ..models.slots import Slot
 from ..tasks.base import Example
 from ..tasks.chat import in_style
-from .encoding import encode_prompt
+from .batching import make_batch
+from .encoding import encode, encode_prompt
 from .sampling import Sampling, check_numbers, next_tokens
-from .session import open_model
+from .scoring import Scorer, candidate_probabilities
+from .session import compute_dtype, micro_batch_shapes, open_model, within_context
 from .tuned_model import TunedModel
 from .tuned_source import Source
 
@@ -38,8 +41,9 @@ class SideBySide:
         Raises:
             MlxzoError: the model or the source is missing or damaged.
         """
-        self._prompt_style, self._sampling = config.prompt_style, sampling
-        _, self._loaded = open_model(config, events.ignore)
+        self._sampling = sampling
+        resolved, self._loaded = open_model(config, events.ignore)
+        self._config = within_context(config, resolved, events.ignore)
         self._context = context_length(self._loaded.path)
         self._slots: dict[str, Slot] = {}
         self._states: dict[str, dict[str, mx.array]] = {"base": {}}
@@ -58,17 +62,42 @@ class SideBySide:
         Raises:
             DataError: the prompt fills the context. ModelError: the model lacks one of its tokens.
         """
+        for model in self._models():
+            for piece in self._generate(prompt, max_new_tokens):
+                yield model, piece
+
+    def choose(self, question: Example) -> dict[str, np.ndarray]:
+        """The probabilities of an example's candidates, float64 [C], of `base` and with a source of `tuned`.
+
+        Raises:
+            DataError: the example leaves no room for its candidates. ModelError: the model lacks one of its tokens.
+            Diverged: a score is not a finite number.
+        """
+        config = self._config
+        example = encode(in_style(question, config.prompt_style), self._loaded.tokenizer, config.max_tokens)
+        self._loaded.check_tokens(example.tokens)
+        batch = make_batch([example], micro_batch_shapes(config))
+        causal = CausalLM(self._loaded.model, compute_dtype())
+        found = {}
+        for model in self._models():
+            (grid,) = Scorer(causal).scores(batch, causal.view())
+            if not np.isfinite(grid).all():
+                raise Diverged.not_finite("the score of a label")
+            found[model] = candidate_probabilities(grid[0])
+        return found
+
+    def _models(self) -> Iterator[str]:
+        """The names of the models; each has its weights until the next is asked for."""
         for model, state in self._states.items():
             for name, value in state.items():
                 self._slots[name].set(value)
-            for piece in self._generate(prompt, max_new_tokens):
-                yield model, piece
+            yield model
 
     def _generate(self, prompt: str, max_new_tokens: int) -> Iterator[str]:
         from mlx_lm import stream_generate
 
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        example = in_style(Example(prompt, (), None), self._prompt_style)
+        example = in_style(Example(prompt, (), None), self._config.prompt_style)
         # Decoded together with the prompt: mlx-lm's own pieces lose the space that joins the first word to it.
         tokens = encode_prompt(example, tokenizer)
         self._loaded.check_tokens(tokens)

@@ -48,10 +48,10 @@ def said(capsys, *arguments) -> dict:
 
 def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model, data, capsys):
     on_data = ("--task", "custom", "--data", data)
-    prompt = "the film was"
+    prompt = ("the film was", "--max-new-tokens", 20)
     base = said(capsys, "eval", "--model", model, *on_data)
     expected = said(capsys, "eval", "--run", run.path)
-    spoken = said(capsys, "generate", "--run", run.path, prompt)
+    spoken = said(capsys, "generate", "--run", run.path, *prompt)
     assert expected["loss"] != base["loss"]
     assert expected["run"] == str(run.path) and expected["adapter"] is None
     for how, options in {
@@ -63,8 +63,37 @@ def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model,
         # Only a journal says which layers are frozen, so that their output is taken as it was in training.
         assert found["loss"] == pytest.approx(expected["loss"], abs=0.0 if how == "journal" else 1e-5), how
         assert found["value"] == expected["value"]
-        words = said(capsys, "generate", *options, prompt)
+        words = said(capsys, "generate", *options, *prompt)
         assert words["base" if how == "fused" else "tuned"] == spoken["tuned"]
+
+
+def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, model, data, tmp_path, capsys):
+    on_data = ("--task", "custom", "--data", data)
+    text = "What a dull garden!"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+    def labelled(*options) -> dict[str, float]:
+        assert main(["predict", *map(str, options), str(tmp_path / "rows.jsonl")]) == 0
+        row = json.loads(capsys.readouterr().out)
+        return {label: row[f"probability_{label}"] for label in ("negative", "positive")}
+
+    found = said(capsys, "generate", "--run", run.path, text)
+    base, tuned = found["base"]["probabilities"], found["tuned"]["probabilities"]
+    assert found["tuned"]["label"] == max(tuned, key=tuned.get)
+    assert base != pytest.approx(tuned, abs=1e-3)
+    assert labelled("--model", model, *on_data) == pytest.approx(base, abs=1e-5)
+    for options in (
+        ("--run", run.path),
+        ("--run", exported / "adapter", *on_data),
+        ("--run", exported / "fused", *on_data),
+        ("--run", exported / "journal", "--model", model, "--data", data),
+    ):
+        assert labelled(*options) == pytest.approx(tuned, abs=1e-5), options
+    assert main(["generate", "--run", str(run.path), text]) == 0
+    shown = capsys.readouterr().out
+    assert "base" in shown and f"{100 * tuned['negative']:.1f} %" in shown
+    assert main(["predict", "--run", str(exported / "adapter"), str(tmp_path / "rows.jsonl")]) == 2
+    assert "does not say what it was tuned for" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Try a tuned model beside its base.
 
-mlxzo generate --run runs/RUN "The soup was cold and nobody came. The customer is"
-mlxzo generate --adapter DIR "The soup was cold and nobody came. The customer is"
-mlxzo generate --model smollm2-135m "The capital of France is"
+mlxzo generate --run runs/RUN "The soup was cold and nobody came."
+mlxzo generate --run runs/RUN '{"question": "do bees sleep", "passage": "Honey bees rest at night."}'
+mlxzo generate --adapter DIR --task reviews "The soup was cold and nobody came."
+mlxzo generate --run runs/RUN --max-new-tokens 40 "The soup was cold and nobody came. The customer is"
 mlxzo generate --model smollm2-135m --prompt-style chat --temperature 0.7 "Name a river in France."
 
-With --run, the prompt style is that of the run.
+Of a task with labels their probabilities are printed, for the text of a row; where a row has several fields, for
+these as a JSON object. The task is that of the run or journal, or --task. Both models continue the prompt instead where
+no such task is known, and with --max-new-tokens or an option of sampling. The prompt style is that of the run.
 """
 
 from __future__ import annotations
@@ -27,40 +30,41 @@ from ..options import add_config_options, add_json, add_source, config_values, s
 from ..printing import print_json, say
 
 if TYPE_CHECKING:
-    from ...engine.side_by_side import SideBySide
+    import numpy as np
 
-_OPTIONS = ("model", "dtype", "prompt_style", "out")
+    from ...engine.side_by_side import SideBySide
+    from ...tasks.base import Example
+    from ...tasks.classification import Classification
+
+_OPTIONS = ("model", "dtype", "task", "data", "prompt_style", "max_tokens", "out")
+_MAX_NEW_TOKENS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; `-` reads it from stdin")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to label or to continue; `-` reads it from stdin")
     add_source(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        default=40,
         metavar="N",
-        help=f"most tokens of an answer (1 to {LONGEST}; default: 40)",
+        help=f"most tokens of an answer (1 to {LONGEST}; default: {_MAX_NEW_TOKENS})",
     )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
         "--temperature",
         dest="drawn_temperature",
-        default="0",
         metavar="X",
         help="sample tokens, with the logits divided by this (0 to 100; default: 0, always the likeliest token)",
     )
     sampling.add_argument(
         "--top-p",
         dest="drawn_top_p",
-        default="1",
         metavar="X",
         help="sample among the likeliest tokens that together have this probability (above 0, at most 1; default: 1)",
     )
     sampling.add_argument(
         "--seed",
         dest="drawn_seed",
-        default="0",
         metavar="N",
         help="seed of the sampling (default: 0)",
     )
@@ -76,19 +80,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _check_length(arguments.max_new_tokens, "--max-new-tokens")
+    max_new_tokens = _MAX_NEW_TOKENS if arguments.max_new_tokens is None else arguments.max_new_tokens
+    _check_length(max_new_tokens, "--max-new-tokens")
     prompt = arguments.prompt
     if arguments.serve and prompt != "-":
         raise ConfigError("--serve reads its prompts from stdin", "give `-` in place of a prompt")
     if prompt == "-" and not arguments.serve:
         prompt = sys.stdin.read()
     if not prompt.strip():
-        raise ConfigError("the prompt is empty", "give the text to continue")
+        raise ConfigError("the prompt is empty", "give the text to label or to continue")
     temperature, top_p, seed = (_sampling_value(arguments, name) for name in ("temperature", "top_p", "seed"))
+    from ...tasks.classification import Classification
+    from .predict import known_task
     from .train import read_tuned_config
 
     source = source_of(arguments)
-    config = read_tuned_config(config_values(arguments), source)
+    flags = config_values(arguments)
+    config = read_tuned_config(flags, source)
+    task = None if _continues(arguments) else known_task(config, source, flags)
+    question = _question(task, prompt) if isinstance(task, Classification) else None
     load_fast_blas()
     from ...engine.sampling import Sampling
     from ...engine.side_by_side import SideBySide
@@ -96,11 +106,66 @@ def run(arguments: argparse.Namespace) -> int:
     models = SideBySide(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
     if arguments.serve:
         serve(models, sys.stdin)
+    elif question is not None and isinstance(task, Classification):
+        _print_labels(task, models.choose(question), prompt, as_json=arguments.json)
     else:
         # In a chat the answer is a turn of its own; in plain style it continues the line of the prompt.
         heading = f"{prompt}\n" if config.prompt_style == "chat" else prompt
-        _print_answers(models, prompt, heading, arguments.max_new_tokens, as_json=arguments.json)
+        _print_answers(models, prompt, heading, max_new_tokens, as_json=arguments.json)
     return EXIT_DONE
+
+
+def _continues(arguments: argparse.Namespace) -> bool:
+    """True if a continued text is asked for, by an option that nothing else has a use for."""
+    given = (getattr(arguments, name) for name in ("max_new_tokens", "drawn_temperature", "drawn_top_p", "drawn_seed"))
+    return arguments.serve or any(value is not None for value in given)
+
+
+def _question(task: Classification, prompt: str) -> Example:
+    """The example of a prompt: the text of the task's field, or a JSON object with its fields.
+
+    Raises:
+        ConfigError: fields are missing.
+    """
+    from ...tasks.reading import parse_object
+
+    first, *others = task.input_fields
+    try:
+        return task.question(parse_object(prompt) if others else {first: prompt})
+    except ValueError as error:
+        wanted = json.dumps(dict.fromkeys(task.input_fields, "..."), ensure_ascii=False)
+        raise ConfigError(
+            f"a row of the task {task.name} has the fields {', '.join(task.input_fields)}: {error}",
+            f"give them as a JSON object, '{wanted}'",
+        ) from None
+
+
+def _print_labels(task: Classification, probabilities: dict[str, np.ndarray], prompt: str, *, as_json: bool) -> None:
+    """Prints the label and the probability of each, of one model beside the other.
+
+    Args:
+        probabilities: float64 [C] by model.
+    """
+    best = {model: task.classes[int(shares.argmax())] for model, shares in probabilities.items()}
+    if as_json:
+        found = {
+            model: {
+                "label": best[model].value,
+                "probabilities": {label.text: float(p) for label, p in zip(task.classes, shares, strict=True)},
+            }
+            for model, shares in probabilities.items()
+        }
+        print_json({"prompt": prompt, **found})
+        return
+    from ..console import listing, output
+
+    rows = [
+        [str(label), *(f"{100 * shares[place]:.1f} %" for shares in probabilities.values())]
+        for place, label in enumerate(task.classes)
+    ]
+    models = list(probabilities)
+    rows.append(["label", *(best[model].text for model in models)])
+    output().print(listing(["", *models], rows, right=tuple(models)))
 
 
 def _sampling_value(arguments: argparse.Namespace, name: str) -> Any:
@@ -109,10 +174,13 @@ def _sampling_value(arguments: argparse.Namespace, name: str) -> Any:
     Raises:
         ConfigError: the value is out of range.
     """
+    option = next(each for each in options() if each.name == name)
     text = getattr(arguments, f"drawn_{name}")
+    if text is None:
+        return option.default
     if problems := option_problems(options(), name, text):
         raise ConfigError(f"--{problems[0].replace('_', '-', 1)}", "see `mlxzo generate --help`")
-    return parse_value(next(f for f in options() if f.name == name), text)
+    return parse_value(option, text)
 
 
 def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens: int, *, as_json: bool) -> None:

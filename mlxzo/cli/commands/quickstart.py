@@ -20,8 +20,8 @@ from ..options import add_config_options, add_json, config_values
 from ..printing import say
 
 _OPTIONS = ("seed", "steps", "out")
-# A review outside the training data, which ends where the label word comes.
-_PROMPT = "The soup was cold and nobody came to ask. The customer is"
+# A review outside the training data.
+_PROMPT = "The soup was cold and nobody came to ask."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
