@@ -24,9 +24,9 @@ Derivation
                     c n L D + c n (V D + v T D / h)  the layers' inputs, and the one layer at work
                     g P + c n (V D + v T D / h)
 
-    A, K, V, q, v and j are the widths and copies of `mlxzo.memory.coefficients`. Each is a cubic in x with no negative
-    coefficient, so it meets the cap M at one positive x, which Cardano's formula gives. The ratio of the largest models
-    is the ratio of the cubes.
+    A, K and V are the widths of `mlxzo.memory.layer_memory`, q, v and j copies of `mlxzo.memory.coefficients`. Each is
+    a cubic in x with no negative coefficient, so it meets the cap M at one positive x, which Cardano's formula gives.
+    The ratio of the largest models is the ratio of the cubes.
 
 Limits
     Where weights are all that counts (short context, large cap) the ratio is (w + s + g) / w: 6 with Adam on half
@@ -42,7 +42,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mlxzo.memory.coefficients import attention_width, backward_width, coefficient, kept_width, mlp_width
+from mlxzo.memory.coefficients import coefficient
+from mlxzo.memory.layer_memory import attention_width, backward_width, kept_width, mlp_width
 from mlxzo.models.architecture import DTYPE_BYTES, ModelShape
 
 _STATE_BYTES = {"sgd": 0, "adam": 8, "adamw": 8}

@@ -70,6 +70,8 @@ def tiny_config(
         pattern = 6 if layers >= 6 else min(layers, 2)
         config |= {"query_pre_attn_scalar": hidden // 4, "sliding_window": 16, "sliding_window_pattern": pattern}
     config |= ARCHITECTURES.get(kind, {})
+    if kind == "lfm2":
+        config["block_dim"] = hidden
     if kind in MULTIMODAL:
         outer = {key: config[key] for key in ("vocab_size", "tie_word_embeddings", "torch_dtype", "eos_token_id")}
         return {"model_type": MULTIMODAL[kind], "text_config": config, **outer}
@@ -126,7 +128,6 @@ ARCHITECTURES = {
         "norm_eps": 1e-5,
         "conv_bias": False,
         "conv_L_cache": 3,
-        "block_dim": 64,
         "block_ff_dim": 192,
         "block_multiple_of": 32,
         "block_ffn_dim_multiplier": 1.0,

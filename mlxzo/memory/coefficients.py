@@ -1,20 +1,8 @@
-"""The constants of the memory estimate that no dimension of the model gives, each with its source.
-
-The widths count values per token in the memory of one layer, from the operations of mlx-lm's decoder layers; attention
-scores, which grow with the square of the length, are counted apart. A GPT with dropout in half precision comes to
-34 bytes a token and unit of width, and 5 a score (Korthikanti et al., arXiv 2205.05198).
-"""
+"""The constants of the memory estimate that no dimension of the model gives, each with its source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from ..models.architecture import ModelShape
-
-# Head widths for which MLX's attention on Metal has a fused kernel: a forward pass never holds the scores whole. On the
-# CPU, for other widths (Gemma's 256), and for gradients it does (mlx 0.32,
-# `ScaledDotProductAttention::use_fallback` of each backend).
-FUSED_HEAD_DIMS = (64, 80, 128)
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,10 @@ COEFFICIENTS = {
     "live_layers_remade": Coefficient(1.2, "a layer's activations in that case, while MLX waits for those weights"),
     "live_scores_remade": Coefficient(1.5, "its scores in that case"),
     "kept_remade": Coefficient(2.2, "a layer's cast or dequantised weights without checkpointing"),
+    "recurrent_ahead": Coefficient(
+        1.2, "states of a gated delta rule, one a token, whose products MLX makes before the recurrence needs them"
+    ),
+    "recurrent_kept": Coefficient(2.7, "such states while the rule is differentiated, which has no kernel anywhere"),
     "logit_chunks": Coefficient(
         9.5, "chunks of the head's rows, of a quarter of 16 MB, that MLX allocates ahead of its computation"
     ),
@@ -72,31 +64,3 @@ COEFFICIENTS = {
 
 def coefficient(name: str) -> float:
     return COEFFICIENTS[name].value
-
-
-def mlp_width(shape: ModelShape) -> int:
-    """Values per token of an MLP at its width: gate, up and their product; Gemma's activation is not fused."""
-    return (4 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
-
-
-def attention_width(shape: ModelShape) -> int:
-    """Values per token in memory while attention computes, scores excluded."""
-    return 4 * shape.hidden + 6 * shape.queries + 4 * shape.keys
-
-
-def layer_width(shape: ModelShape) -> int:
-    """Values per token that one layer allocates, scores excluded: two norms, two outputs and two sums; queries, keys,
-    values and attention outputs, projected, rotated and transposed; the MLP."""
-    return 6 * shape.hidden + 4 * (shape.queries + shape.keys) + mlp_width(shape)
-
-
-def kept_width(shape: ModelShape) -> float:
-    """Values per token of one layer that a backward pass reads, scores excluded."""
-    mlp = (5.5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
-    return (shape.layer_norms + 1) * shape.hidden + 4 * shape.queries + 3 * shape.keys + mlp
-
-
-def backward_width(shape: ModelShape) -> int:
-    """`layer_width` of a layer that is differentiated: every norm counts, and the parts of Gemma's activation."""
-    mlp = (5 if shape.model_type == "gemma3_text" else 3) * shape.intermediate
-    return (shape.layer_norms + 4) * shape.hidden + 4 * (shape.queries + shape.keys) + mlp

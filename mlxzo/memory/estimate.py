@@ -15,7 +15,7 @@ the compute dtype:
                     batch pass one layer before any passes the next, so that its weights are made once.
     keys and values 2 N L K c: of the answers in flight and their prompts, in L layers of key width K, and of one prompt
                     more, whose beginning is shared.
-    one layer       forward pass of one micro-batch: the larger of MLP and attention (see `coefficients`). A CPU
+    one layer       forward pass of one micro-batch: the larger of MLP and attention (see `layer_memory`). A CPU
                     computes two micro-batches at once.
     backpropagation without checkpointing, all activations that the backward pass reads, of every layer; with it, the
                     layers' inputs, n D c each, and one whole layer (Chen et al. 2016, arXiv 1604.06174).
@@ -35,17 +35,11 @@ from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
 from ..models.architecture import DTYPE_BYTES, ModelShape
+from ..models.layer_shapes import EXPERTS
 from ..zo.chunks import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
-from .coefficients import (
-    FUSED_HEAD_DIMS,
-    attention_width,
-    backward_width,
-    coefficient,
-    kept_width,
-    layer_width,
-    mlp_width,
-)
+from .coefficients import coefficient
 from .components import Component, MemoryEstimate, larger, merged, sum_bytes
+from .layer_memory import LayerMemory, backward_width, kept_width
 from .sizes import Data, Settings
 from .trainable_sizes import Trained, trained
 
@@ -113,10 +107,14 @@ class Predictor:
         self.stored = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
         # On the CPU everything is computed in float32: half precision would bypass the BLAS.
         self.c = 4 if self.on_cpu else self.stored
+        self._layer = LayerMemory(shape, self.c, self.on_cpu)
         self._last_linears = [t for t in shape.tensors if t.layer == shape.layers - 1 and t.rows > 1]
         self._trained_names = {tensor.name for tensor, _ in self.trained.tensors}
         # Weights stored in another dtype than the compute dtype are cast or dequantised while their layer computes.
         self._remade = self.on_cpu and (shape.quantised or self.stored != self.c)
+        # Quantised experts are multiplied as they are, also on the CPU.
+        remade = (t for t in self._last_linears if t.quantization is None or EXPERTS not in t.name)
+        self._remade_linears = list(remade) if self._remade else []
         multiple = Shapes.suited(self.on_cpu).multiple
         self._batch = data.largest_batch(ResolvedConfig.of(config).batch_size, multiple)
         largest = data.largest("evaluated", SCORED_AT_ONCE, multiple)
@@ -169,13 +167,13 @@ class Predictor:
             return 0
         # After the last layer, only the scored positions are needed.
         kept = self.data.scored if self.trained.frozen_layers == self.shape.layers else self.data.tokens
-        return self.c * self.shape.hidden * kept
+        return self.c * self.shape.state_width(self.trained.frozen_layers) * kept
 
     def _micro(self, batch: Sequence[Size], settings: Settings) -> _Micro:
         shapes = Shapes.suited(self.on_cpu, settings.micro_batch)
         parts = cut(batch, shapes)
         sizes = [(sum(batch[i].row_count for i in part), shapes.padded(batch[part[0]])) for part in parts]
-        rows, length = max(dict.fromkeys(sizes), key=lambda size: self._layer(*size))
+        rows, length = max(dict.fromkeys(sizes), key=lambda size: self._layer.peak_bytes(*size))
         return _Micro(
             tokens=sum(rows * length for rows, length in sizes),
             parts=len(parts),
@@ -206,17 +204,22 @@ class Predictor:
     def _forward(self, micro: _Micro, perturbed: bool) -> list[Component]:
         """One forward pass over a batch, with weights at w + eps z or as they are stored."""
         shape = self.shape
-        made = [t for t in self._last_linears if self._remade or (perturbed and t.name in self._trained_names)]
+        made = self._remade_linears
+        if perturbed and not made:
+            made = [t for t in self._last_linears if t.name in self._trained_names]
         weights = 0
         if made:
-            weights = int(coefficient("made_copies") * max(min(4 * t.size, CHUNK_BYTES) for t in made))
-            if micro.parts > 1 and not shape.quantised:
+            # The experts of a mixture are made whole.
+            whole = [t for t in made if 4 * t.size <= CHUNK_BYTES or EXPERTS in t.name]
+            weights = int(coefficient("made_copies") * max(4 * t.size if t in whole else CHUNK_BYTES for t in made))
+            if (micro.parts > 1 and not shape.quantised) or any(4 * t.size > CHUNK_BYTES for t in whole):
                 # Micro-batches share the layer's weights, which stay until the last of them has passed.
-                weights += sum(self.c * t.size for t in made if 4 * t.size <= CHUNK_BYTES)
+                weights += sum(self.c * t.size for t in whole)
         at_once = min(micro.parts, SIDE_BY_SIDE) if self.on_cpu else 1
-        layer = at_once * self._layer(micro.rows, micro.length, ahead=not made)
-        scores = at_once * self._scores(micro.rows, micro.length)
-        others = 3 * self.c * shape.hidden * max(0, micro.tokens - at_once * micro.own)
+        layer = at_once * self._layer.peak_bytes(micro.rows, micro.length, ahead=not made)
+        scores = at_once * self._layer.score_bytes(micro.rows, micro.length)
+        width = 3 * shape.state_width(shape.layers - 1) + shape.own_input_width
+        others = self.c * width * max(0, micro.tokens - at_once * micro.own)
         head = 0
         if not micro.shared:
             copies = coefficient("made_copies" if perturbed and self._trains_head else "head_copies")
@@ -249,28 +252,11 @@ class Predictor:
             ((min(len(sizes), shapes.written(length)), length) for length in lengths),
             key=lambda answers: answers[0] * answers[1],
         )
-        kept = 2 * shape.layers * shape.keys * self.c * (rows + 1) * length
+        kept = sum(layer.cached for layer in shape.layer_shapes) * self.c * (rows + 1) * length
+        kept += sum(4 * layer.recurrent for layer in shape.layer_shapes) * (rows + 1)
         read = self._micro(self.data.largest("evaluated", 1, shapes.multiple) or self._batch[:1], settings)
         why = f"of {rows} answers and their prompts, {length} tokens each, and of one shared beginning"
         return [Component("keys and values", kept, why), *self._forward(read, perturbed=self.config.writes)]
-
-    def _layer(self, rows: int, length: int, ahead: bool = False) -> int:
-        """Peak bytes of one layer for one micro-batch.
-
-        Args:
-            ahead: no effective weights are made first, so that MLX allocates for operations far ahead of the finished
-                ones, and frees little before the layer ends.
-        """
-        shape, tokens = self.shape, self.c * rows * length
-        scores = self._scores(rows, length)
-        if ahead:
-            return tokens * (layer_width(shape) + 2 * shape.hidden) + scores
-        return max(tokens * (4 * shape.hidden + mlp_width(shape)), tokens * attention_width(shape) + scores)
-
-    def _scores(self, rows: int, length: int) -> int:
-        """Bytes of one layer's attention scores in a forward pass; 0 where MLX has a fused kernel."""
-        fused = not self.on_cpu and self.shape.head_dim in FUSED_HEAD_DIMS
-        return 0 if fused else self.c * rows * self.shape.heads * length**2
 
     def _backward(self, micro: _Micro, settings: Settings) -> list[Component]:
         """Forward and backward pass of one micro-batch.
@@ -280,19 +266,21 @@ class Predictor:
         """
         shape, tokens, trained_bytes = self.shape, self.c * micro.own, self.trained.bytes
         layers = shape.layers - self.trained.frozen_layers
+        inputs = sum(map(shape.state_width, range(self.trained.frozen_layers, shape.layers)))
         # For a gradient, MLX makes the scores whole on a GPU as well.
         scores = self.c * micro.rows * shape.heads * micro.length**2
-        live = self._live(tokens * backward_width(shape), scores)
+        states = int(coefficient("recurrent_kept") * self._layer.state_bytes(micro.rows, micro.length))
+        live = self._live(tokens * backward_width(shape), scores, states)
         throughout = []
         if micro.parts > 1:
             throughout.append(Component("gradients", 4 * self.trained.numbers, "their sum over micro-batches"))
         if self.trained.frozen_layers:
-            prefix = self.c * shape.hidden * micro.tokens
+            prefix = self.c * shape.state_width(self.trained.frozen_layers) * micro.tokens
             throughout.append(Component("activations", prefix, "output of the frozen layers"))
         gradients = Component("gradients", trained_bytes, f"of {self.trained.numbers:,} parameters")
         of_layer = (trained_bytes - (self._head_bytes if self._trains_head else 0)) // max(1, layers)
         if settings.checkpointing:
-            inputs = Component("activations", layers * tokens * shape.hidden, f"inputs of {layers} layers")
+            inputs = Component("activations", tokens * inputs, f"inputs of {layers} layers")
             begins = [inputs, *larger(live, self._at_head(micro))]
             if micro.parts > 1:
                 # The gradients of each layer are added to the sum before those of the next are made.
@@ -300,10 +288,12 @@ class Predictor:
             ends = [gradients, *live]
         else:
             kept, kept_scores = tokens * kept_width(shape), coefficient("kept_scores") * scores
+            kept += tokens * (inputs / max(1, layers) - shape.hidden)
+            recurrent = sum(layer.recurrent > 0 for layer in shape.layer_shapes[self.trained.frozen_layers :])
             ahead = min(layers, coefficient("ahead_layers"))
             begins = [
                 *self._at_head(micro),
-                Component("activations", int(layers * kept), f"all of {layers} layers"),
+                Component("activations", int(layers * kept) + states * recurrent, f"all of {layers} layers"),
                 Component("attention", int(layers * kept_scores), f"scores of {layers} layers"),
                 Component("transient", int(coefficient("kept_remade") * self._remade_bytes), "effective weights"),
                 Component("gradients", int(ahead * of_layer), "of the first layers passed backwards"),
@@ -325,8 +315,8 @@ class Predictor:
                 parts.append(Component("gradients", 2 * self._head_bytes, "of the head, before its parts are joined"))
         return parts
 
-    def _live(self, layer: int, scores: int) -> list[Component]:
-        """The layer being differentiated, from the bytes of its forward pass and of its scores."""
+    def _live(self, layer: int, scores: int, states: int) -> list[Component]:
+        """The layer being differentiated, from the bytes of its forward pass, of its scores and of its states."""
         suffix = "_remade" if self._remade else ""
         return [
             Component(
@@ -334,14 +324,16 @@ class Predictor:
                 int(coefficient("live_weights_remade") * self._remade_bytes),
                 "weights in the compute dtype",
             ),
-            Component("activations", int(coefficient(f"live_layers{suffix}") * layer), "one layer, both passes"),
+            Component(
+                "activations", int(coefficient(f"live_layers{suffix}") * layer) + states, "one layer, both passes"
+            ),
             Component("attention", int(coefficient(f"live_scores{suffix}") * scores), "scores of one layer"),
         ]
 
     @functools.cached_property
     def _remade_bytes(self) -> int:
         """Bytes of one layer's weights in the compute dtype; 0 where they are stored in it."""
-        return sum(self.c * tensor.size for tensor in self._last_linears) if self._remade else 0
+        return sum(self.c * tensor.size for tensor in self._remade_linears)
 
     @property
     def _head_bytes(self) -> int:

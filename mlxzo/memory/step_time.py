@@ -25,7 +25,7 @@ from ..core.errors import InternalError
 from ..core.files import mlxzo_home, write_atomic
 from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import DTYPE_BYTES, ModelShape
-from .coefficients import FUSED_HEAD_DIMS, layer_width
+from .layer_memory import FUSED_HEAD_DIMS, layer_width
 from .sizes import Data
 from .trainable_sizes import trained
 
@@ -111,7 +111,7 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
         noise = moves.numbers * _NOISE_BYTES / rates.bytes_per_second
         return config.point_count * (share * forward + noise) + frozen + config.direction_count * noise
     matrices = sum(tensor.size for tensor, _ in moves.tensors if tensor.rows > 1)
-    passed = max(1.0, share * shape.layers * shape.layer_parameters)
+    passed = max(1.0, share * shape.layer_parameters)
     backward = share * forward * (1.0 + min(1.0, matrices / passed))
     again = share * forward if config.checkpointing == "on" else 0.0
     state = moves.numbers * 32 / rates.bytes_per_second
@@ -120,11 +120,13 @@ def seconds_per_step(shape: ModelShape, config: RunConfig, data: Data, rates: Ca
 
 def _forward_seconds(shape: ModelShape, config: RunConfig, tokens: float, length: float, rates: Calibration) -> float:
     size = 4 if rates.on_cpu else DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
-    products = 2.0 * tokens * shape.layers * (shape.layer_parameters + 2.0 * length * shape.queries)
+    layers = shape.layer_shapes
+    queries = sum(layer.queries for layer in layers if layer.attends)
+    products = 2.0 * tokens * (sum(layer.used_parameters for layer in layers) + 2.0 * length * queries)
     moved = _TOUCHES * size * tokens * shape.layers * layer_width(shape)
-    exponentials = tokens * shape.layers * shape.intermediate
+    exponentials = tokens * sum(layer.mlp for layer in layers)
     if rates.on_cpu or shape.head_dim not in FUSED_HEAD_DIMS:
-        scores = tokens * length * shape.heads * shape.layers
+        scores = tokens * length * shape.heads * sum(layer.attends for layer in layers)
         moved += _TOUCHES * size * scores
         exponentials += scores
     moved += shape.weight_bytes(config.dtype)

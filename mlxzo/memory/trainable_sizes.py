@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
 from ..core.config import RunConfig
 from ..models.architecture import DTYPE_BYTES, ModelShape, Tensor
+from ..models.layer_shapes import EXPERTS, GAINED, LORA_TARGETS, MLP_OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def trained(shape: ModelShape, config: RunConfig) -> Trained:
                 for leaf in ("scales", "biases")
             ]
         elif kind == "norms":
-            norms = [t for t in shape.tensors if "norm" in t.name and (t.layer is None or t.layer >= first)]
+            norms = [t for t in shape.tensors if "norm" in t.name and t.layer is not None and t.layer >= first]
+            norms += [t for t in shape.tensors if t.name == shape.final_norm]
             new = [(t, 4) for t in norms]
             added += sum((4 - rest) * t.size for t in norms)
         else:
@@ -70,33 +72,43 @@ def trained(shape: ModelShape, config: RunConfig) -> Trained:
         for tensor, size in new:
             chosen.setdefault(tensor.name, (tensor, size))
     tensors = tuple(chosen.values())
-    after = ("model.norm.", "lm_head.")
+    after = (shape.final_norm, "lm_head.")
     numbers = [t.layer if t.layer is not None else shape.layers if t.name.startswith(after) else 0 for t, _ in tensors]
     return Trained(tensors, added, min([*numbers, shape.layers]))
 
 
-def _lora(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    linears = [t for t in shape.tensors if t.layer is not None and t.layer >= first and t.rows > 1]
-    targets = config.lora_targets
-    if targets == "auto":
-        names = ("qkv_proj",) if shape.fused else ("q_proj", "v_proj")
-    else:
-        names = tuple(name.strip() for name in targets.split(","))
+def _linears(shape: ModelShape, first: int) -> Iterator[Tensor]:
+    """The linear layers that adapters can be put on or beside, layer by layer: none of a mixture's experts."""
+    for number, layer in enumerate(shape.layer_shapes[first:], start=first):
+        for path, (rows, columns) in layer.matrices.items():
+            if EXPERTS not in path:
+                yield Tensor(f"model.layers.{number}.{path}", rows, columns, number)
+
+
+def _named(linears: Iterable[Tensor], names: Iterable[str]) -> list[Tensor]:
+    ends = tuple(f".{name}" for name in names)
+    return [linear for linear in linears if linear.name.endswith(ends)]
+
+
+def _lora(shape: ModelShape, config: RunConfig, first: int) -> Iterator[Tensor]:
+    linears = list(_linears(shape, first))
+    if config.lora_targets == "auto":
+        linears = next(filter(None, (_named(linears, names) for names in LORA_TARGETS)), linears)
+    elif config.lora_targets != "all":
+        linears = _named(linears, [name.strip() for name in config.lora_targets.split(",")])
     for linear in linears:
-        if targets == "all" or linear.path.endswith(tuple(f".{name}" for name in names)):
-            yield Tensor(f"{linear.path}.lora_a", linear.columns, config.lora_rank, linear.layer)
-            yield Tensor(f"{linear.path}.lora_b", config.lora_rank, linear.rows, linear.layer)
+        yield Tensor(f"{linear.name}.lora_a", linear.columns, config.lora_rank, linear.layer)
+        yield Tensor(f"{linear.name}.lora_b", config.lora_rank, linear.rows, linear.layer)
 
 
-def _biases(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    for layer in range(first, shape.layers):
-        yield Tensor(f"model.layers.{layer}.mlp.down_proj.bias", 1, shape.hidden, layer)
+def _biases(shape: ModelShape, config: RunConfig, first: int) -> Iterator[Tensor]:
+    for linear in _named(_linears(shape, first), MLP_OUTPUTS):
+        yield Tensor(f"{linear.name}.bias", 1, linear.rows, linear.layer)
 
 
-def _gains(shape: ModelShape, config: RunConfig, first: int) -> Iterable[Tensor]:
-    for layer in range(first, shape.layers):
-        yield Tensor(f"model.layers.{layer}.self_attn.v_proj.gain", 1, shape.keys, layer)
-        yield Tensor(f"model.layers.{layer}.mlp.gate_proj.gain", 1, shape.intermediate, layer)
+def _gains(shape: ModelShape, config: RunConfig, first: int) -> Iterator[Tensor]:
+    for linear in _named(_linears(shape, first), GAINED):
+        yield Tensor(f"{linear.name}.gain", 1, linear.rows, linear.layer)
 
 
 _ADAPTERS = {"lora": _lora, "biases": _biases, "gains": _gains}

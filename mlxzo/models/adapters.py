@@ -15,14 +15,8 @@ import mlx.nn as nn
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..zo.noise import direction_key
+from .layer_shapes import GAINED, LORA_TARGETS, MLP_OUTPUTS
 from .slots import Slot, decoder, decoder_layers, parameter_slots, slot_of
-
-# Malladi et al. 2023 put LoRA on queries and values; in models with a fused projection it goes there.
-_LORA_SUFFIXES = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("Wqkv",), ("c_attn",))
-
-# Names of the last linear layer of an MLP in the architectures of mlx-lm.
-_MLP_OUTPUTS = ("down_proj", "fc2", "c_proj", "w2", "dense_4h_to_h", "fc_out", "proj_2", "ff_out")
-_GAINED = ("v_proj", "gate_proj")
 
 Linear = nn.Linear | nn.QuantizedLinear
 
@@ -40,11 +34,11 @@ class PromotedNorm(nn.Module):
             if leaf in norm:
                 self[leaf] = norm[leaf].astype(mx.float32)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, *gate: mx.array) -> mx.array:
         for leaf in ("weight", "bias"):
             if leaf in self:
                 self._norm[leaf] = self[leaf]
-        return self._norm(x).astype(x.dtype)
+        return self._norm(x, *gate).astype(x.dtype)
 
 
 class BiasedLinear(nn.Module):
@@ -145,7 +139,7 @@ def _lora_keys(targets: str, linears: set[str], experts: Sequence[str]) -> list[
     if targets == "all":
         return sorted(linears)
     if targets == "auto":
-        choices = (set().union(*map(named, suffixes)) for suffixes in _LORA_SUFFIXES)
+        choices = (set().union(*map(named, suffixes)) for suffixes in LORA_TARGETS)
         return sorted(next(filter(None, choices), linears))
     wanted = [target.strip() for target in targets.split(",")]
     unknown = [target for target in wanted if not target or not named(target)]
@@ -168,13 +162,13 @@ def add_biases(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
         ConfigError: no MLP output projection is found.
     """
     found = {}
-    for path, linear in _projections(model, first, _MLP_OUTPUTS).items():
+    for path, linear in _projections(model, first, MLP_OUTPUTS).items():
         # Some architectures use one of these names for the output of attention as well.
         if not re.search(r"attn|attention|\.experts\.", path):
             found.setdefault(layer_number(path), []).append((path.count("."), path, linear))
     if not found:
         raise ConfigError(
-            f"this model exposes no MLP output projection ({', '.join(_MLP_OUTPUTS)}) that can take a bias",
+            f"this model exposes no MLP output projection ({', '.join(MLP_OUTPUTS)}) that can take a bias",
             "use --scope norms/last-6 or lora",
         )
     chosen = [min(candidates, key=lambda c: c[:2]) for _, candidates in sorted(found.items())]
@@ -187,10 +181,10 @@ def add_gains(model: nn.Module, config: RunConfig, first: int) -> list[Slot]:
     Raises:
         ConfigError: neither is found, as in models that fuse them with other projections.
     """
-    found = {path: m for path, m in _projections(model, first, _GAINED).items() if ".experts." not in path}
+    found = {path: m for path, m in _projections(model, first, GAINED).items() if ".experts." not in path}
     if not found:
         raise ConfigError(
-            f"this model has no separate {' or '.join(_GAINED)} that can take gains",
+            f"this model has no separate {' or '.join(GAINED)} that can take gains",
             "use --scope norms/last-6, biases or lora",
         )
     return [Slot(_wrapped(model, path, GainedLinear(linear)), "gain") for path, linear in found.items()]

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from .layer_shapes import FIGURES, LayerShape, figure_problems, layer_shapes, own_inputs
 from .safetensors_file import tensor_bytes
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ class Tensor:
 class ModelShape:
     """The dimensions of a decoder.
 
+    `intermediate`, `kv_heads` and `head_dim` are those of config.json; single layers may have others.
+
     Attributes:
         dtype: of the floating tensors at rest; of the scales, where the model is quantised.
         quantization: of the linear layers; `embedding_quantization` of embedding and head. None: not quantised.
-        qkv_bias, qk_norm: biases on queries, keys and values; norms of queries and keys.
-        layer_norms: norms a layer, those of queries and keys excluded.
-        fused: queries, keys and values are one matrix, gate and up another (Phi-3).
+        more: the figures of this architecture alone (see `layer_shapes.FIGURES`); left out: mlx-lm's defaults.
         stored_bytes: bytes of the weight files; None where there are none, and `weight_bytes` computes them.
         assumed: the assumptions made where config.json is silent, in words.
     """
@@ -84,22 +83,29 @@ class ModelShape:
     dtype: str = "bfloat16"
     quantization: Quantization | None = None
     embedding_quantization: Quantization | None = None
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    layer_norms: int = 2
-    fused: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
     stored_bytes: int | None = None
     assumed: tuple[str, ...] = ()
 
-    @property
-    def queries(self) -> int:
-        """Width of all heads' queries together."""
-        return self.heads * self.head_dim
+    @cached_property
+    def layer_shapes(self) -> tuple[LayerShape, ...]:
+        """Every decoder layer."""
+        return layer_shapes(self)
 
     @property
-    def keys(self) -> int:
-        """Width of all heads' keys together; the values have the same."""
-        return self.kv_heads * self.head_dim
+    def final_norm(self) -> str:
+        """Name of the norm behind the last layer."""
+        return f"model.{'embedding_norm' if self.model_type == 'lfm2' else 'norm'}.weight"
+
+    @property
+    def own_input_width(self) -> int:
+        """Width of the inputs that single layers get beside the hidden states, of all layers together (Gemma 4)."""
+        return sum(columns for name, (_, columns) in own_inputs(self).items() if name == "embed_tokens_per_layer")
+
+    def state_width(self, number: int) -> int:
+        """Width of the state before layer `number`: hidden states, and keys and values that later layers share."""
+        shared = self.layer_shapes[:number] if number < self.layers else ()
+        return self.hidden + sum(layer.shared for layer in shared)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -110,12 +116,12 @@ class ModelShape:
     @cached_property
     def parameters(self) -> int:
         """Number of parameters; a tied head counts once, scales and biases of quantised weights do not."""
-        return sum(tensor.size for tensor in self._outer_tensors()) + self.layers * self.layer_parameters
+        return sum(tensor.size for tensor in self._outer_tensors()) + self.layer_parameters
 
     @cached_property
     def layer_parameters(self) -> int:
-        """Parameters of one decoder layer."""
-        return sum(tensor.size for tensor in self._layer_tensors(0))
+        """Parameters of all decoder layers."""
+        return sum(layer.parameters for layer in self.layer_shapes)
 
     @property
     def quantised(self) -> bool:
@@ -137,52 +143,28 @@ class ModelShape:
         return sum(tensor.stored_bytes(size) for tensor in self.tensors)
 
     def _outer_tensors(self) -> Iterator[Tensor]:
-        """Embedding, final norm, and the head where it is a matrix of its own."""
+        """Embedding, what makes the layers' own inputs, final norm, and the head where it is a matrix of its own."""
         yield Tensor("model.embed_tokens.weight", self.vocabulary, self.hidden, None, self.embedding_quantization)
-        yield Tensor("model.norm.weight", 1, self.hidden)
+        for name, (rows, columns) in own_inputs(self).items():
+            quantization = None if rows == 1 else self.quantization
+            yield Tensor(f"model.{name}.weight", rows, columns, None, quantization)
+        yield Tensor(self.final_norm, 1, self.hidden)
         if not self.tied:
             yield Tensor("lm_head.weight", self.vocabulary, self.hidden, None, self.embedding_quantization)
 
-    def _layer_tensors(self, layer: int) -> Iterator[Tensor]:
-        d, q, k, f = self.hidden, self.queries, self.keys, self.intermediate
-        if self.fused:
-            linears = {"self_attn.qkv_proj": (q + 2 * k, d), "self_attn.o_proj": (d, q)}
-            linears |= {"mlp.gate_up_proj": (2 * f, d), "mlp.down_proj": (d, f)}
-        else:
-            linears = {f"self_attn.{name}_proj": (rows, d) for name, rows in (("q", q), ("k", k), ("v", k))}
-            linears |= {"self_attn.o_proj": (d, q), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d)}
-            linears["mlp.down_proj"] = (d, f)
-        vectors = {f"{name}.weight": d for name in _NORMS[: self.layer_norms]}
-        if self.qk_norm:
-            vectors |= {f"self_attn.{name}_norm.weight": self.head_dim for name in "qk"}
-        if self.qkv_bias:
-            vectors |= {f"self_attn.{name}_proj.bias": size for name, size in (("q", q), ("k", k), ("v", k))}
-        prefix = f"model.layers.{layer}."
-        for name, (rows, columns) in linears.items():
-            yield Tensor(f"{prefix}{name}.weight", rows, columns, layer, self.quantization)
-        for name, size in vectors.items():
-            yield Tensor(prefix + name, 1, size, layer)
-
-
-def traits(model_type: str) -> dict[str, Any]:
-    """The fields of a `ModelShape` that follow from its architecture alone."""
-    gemma = model_type == "gemma3_text"
-    return {
-        "qk_norm": gemma or model_type == "qwen3",
-        "layer_norms": 4 if gemma else 2,
-        "fused": model_type == "phi3",
-    }
+    def _layer_tensors(self, number: int) -> Iterator[Tensor]:
+        layer, prefix = self.layer_shapes[number], f"model.layers.{number}."
+        for path, (rows, columns) in layer.matrices.items():
+            yield Tensor(f"{prefix}{path}.weight", rows, columns, number, self.quantization)
+        for path, (rows, columns) in layer.kernels.items():
+            yield Tensor(f"{prefix}{path}.weight", rows, columns, number)
+        for name, size in layer.vectors.items():
+            yield Tensor(prefix + name, 1, size, number)
 
 
 def shape_of_figures(figures: Mapping[str, Any]) -> ModelShape:
     """The shape of a known architecture from the fields of `ModelShape` that models.yaml gives."""
-    kind = figures["model_type"]
-    return ModelShape(
-        **figures,
-        **traits(kind),
-        embedding_quantization=figures.get("quantization"),
-        qkv_bias=kind == "qwen2",
-    )
+    return ModelShape(**figures, embedding_quantization=figures.get("quantization"))
 
 
 def of_folder(folder: Path) -> ModelShape:
@@ -201,7 +183,10 @@ def of_folder(folder: Path) -> ModelShape:
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold the figures of a model", "copy it from the original model")
     files = list(folder.glob("model*.safetensors"))
-    stored = sum(map(tensor_bytes, files)) if files else None
+    try:
+        stored = sum(map(tensor_bytes, files)) if files else None
+    except (OSError, ValueError, KeyError):
+        stored = None  # loading the model reports a broken file
     return of_config(config, folder.resolve().name, str(path), stored)
 
 
@@ -211,36 +196,42 @@ def of_config(
     """The dimensions in a config.json; of a multimodal model those of its text part.
 
     Raises:
-        ModelError: dimensions are missing or not whole numbers above 0; one sentence names all of them.
+        ModelError: dimensions are missing or not whole numbers above 0; one sentence names all of them. Or they do
+            not fit together.
     """
     text = config.get("text_config")
     outer, config = config, {**config, **text} if isinstance(text, Mapping) else config
+    kind = str(config.get("model_type") or "unknown")
+    kind = _TEXT_TYPES.get(kind, kind)
     found: dict[str, int] = {}
+    more = {key: config[key] for key in FIGURES.get(kind, ()) if config.get(key) is not None}
     missing: list[str] = []
-    for field, keys in _KEYS.items():
+    for figure, keys in _KEYS.items():
         value = next((config[key] for key in keys if config.get(key) is not None), None)
         if type(value) is int and value > 0:
-            found[field] = value
-        elif value is not None or field in _REQUIRED:
+            found[figure] = value
+        elif value is not None or figure in _REQUIRED:
             missing.append(keys[0] if value is None else f"{keys[0]} (it is {value!r})")
-    if missing:
+    if missing := missing + figure_problems(kind, more):
         raise ModelError(
             f"{source} lacks what the memory follows from: {', '.join(missing)}",
             "copy config.json from the original model",
         )
     assumed: list[str] = []
-    kind = str(config.get("model_type") or "unknown")
-    kind = {"gemma3": "gemma3_text"}.get(kind, kind)
-    if kind not in MODEL_TYPES:
+    if kind not in FIGURES:
         assumed.append(f"its architecture, {kind!r}, is not known here and is taken for a llama-like decoder")
         if any(re.search(r"expert", key) for key in config):
             assumed.append("it has experts, of which only one a layer is counted")
+    if kind == "lfm2" and config.get("block_auto_adjust_ff_dim"):
+        multiple = int(config.get("block_multiple_of") or 1)
+        width = int((config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * found["intermediate"] / 3))
+        found["intermediate"] = -(-width // multiple) * multiple
     if "intermediate" not in found:
         found["intermediate"] = 4 * found["hidden"]
         assumed.append(f"intermediate_size is not given: 4 x hidden_size = {found['intermediate']}")
     if "kv_heads" not in found:
         found["kv_heads"] = found["heads"]
-        if kind not in MODEL_TYPES:
+        if kind not in FIGURES:
             assumed.append("num_key_value_heads is not given: as many as heads")
     if "head_dim" not in found:
         found["head_dim"] = found["hidden"] // found["heads"]
@@ -251,11 +242,13 @@ def of_config(
         dtype = "bfloat16"
     tied = config.get("tie_word_embeddings", outer.get("tie_word_embeddings"))
     if tied is None:
-        tied = kind == "gemma3_text"
-        if kind not in MODEL_TYPES:
+        tied = kind in ("gemma3_text", "gemma4_text", "lfm2")
+        if kind not in FIGURES:
             assumed.append("tie_word_embeddings is not given: embedding and head are two matrices")
+    if kind == "lfm2":
+        tied = True  # its head is its embedding, whatever the file says
     linears, embedding = _quantisation(outer)
-    return ModelShape(
+    shape = ModelShape(
         name=name,
         model_type=kind,
         **found,
@@ -263,23 +256,36 @@ def of_config(
         dtype=dtype,
         quantization=linears,
         embedding_quantization=embedding,
-        qkv_bias=bool(config.get("attention_bias", kind == "qwen2")),
-        **traits(kind),
+        more=more,
         stored_bytes=stored_bytes,
         assumed=tuple(assumed),
     )
+    if len(shape.layer_shapes) != shape.layers:
+        raise ModelError(
+            f"{source} has {shape.layers} layers, and layer_types names {len(shape.layer_shapes)}",
+            "copy config.json from the original model",
+        )
+    return shape
 
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
-    "intermediate": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
+    "intermediate": ("block_ff_dim", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "kv_heads": ("num_key_value_heads", "n_kv_heads", "num_kv_heads"),
     "head_dim": ("head_dim",),
     "vocabulary": ("vocab_size", "padded_vocab_size"),
 }
 _REQUIRED = ("layers", "hidden", "heads", "vocabulary")
+# Model types of multimodal architectures, by which their text part is known as well.
+_TEXT_TYPES = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_text",
+    "gemma4_unified_text": "gemma4_text",
+    "qwen3_5": "qwen3_5_text",
+}
 
 
 def _quantisation(config: Mapping[str, Any]) -> tuple[Quantization | None, Quantization | None]:

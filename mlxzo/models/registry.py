@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
-from .architecture import MODEL_TYPES, ModelShape, Quantization, shape_of_figures
+from .architecture import ModelShape, Quantization, shape_of_figures
+from .layer_shapes import FIGURES, figure_problems
 
 PROMPT_STYLES = ("plain", "chat")
 MIRROR_WEIGHTS = ("float32", "float16", "bfloat16", "quantized")
@@ -75,7 +76,18 @@ class ModelEntry:
 # The keys of an entry in models.yaml; those of `_FIGURES` belong to its shape.
 _FIELDS = (
     *("name", "repo", "model_type", "parameters", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim"),
-    *("vocabulary", "tied", "context", "licence", "prompt_style", "revision", "dtype", "quantization", "mirror"),
+    *(
+        "vocabulary",
+        "tied",
+        "more",
+        "context",
+        "licence",
+        "prompt_style",
+        "revision",
+        "dtype",
+        "quantization",
+        "mirror",
+    ),
 )
 _ENTRY = {field.name: field for field in (*fields(ModelShape), *fields(ModelEntry)) if field.name in _FIELDS}
 _FIGURES = [field.name for field in fields(ModelShape) if field.name in _FIELDS]
@@ -153,12 +165,16 @@ def _read_entry(content: Any, label: str) -> tuple[ModelEntry | None, list[str]]
     if content.get("mirror") is not None:
         content["mirror"], wrong = _read_mirror(content["mirror"], f"{label}: mirror")
         problems += wrong
+    kind, more = content.get("model_type"), content.get("more", {})
+    if isinstance(kind, str) and kind not in FIGURES:
+        problems.append(f"{label}: model_type is one of {', '.join(FIGURES)}")
+    elif isinstance(kind, str) and isinstance(more, dict):
+        problems += [f"{label}: more has unknown {name}" for name in more if name not in FIGURES[kind]]
+        problems += [f"{label}: more lacks {figure}" for figure in figure_problems(kind, more)]
     if problems:
         return None, problems
     shape = shape_of_figures({key: content[key] for key in _FIGURES if key in content})
     entry = ModelEntry(shape=shape, **{key: content[key] for key in content if key == "name" or key not in _FIGURES})
-    if shape.model_type not in MODEL_TYPES:
-        problems.append(f"{label}: model_type is one of {', '.join(MODEL_TYPES)}")
     if entry.prompt_style not in PROMPT_STYLES:
         problems.append(f"{label}: prompt_style is one of {', '.join(PROMPT_STYLES)}")
     if entry.parameters != shape.parameters:
@@ -194,14 +210,14 @@ def _wrong_fields(content: Mapping[Any, Any], known: Mapping[str, Field], label:
     for name, field in known.items():
         value = content.get(name)
         if value is None:
-            if field.default is MISSING:
+            if field.default is MISSING and field.default_factory is MISSING:
                 problems.append(f"{label}: {name} is missing")
         elif not _has_type(value, str(field.type)):
             problems.append(f"{label}: {name} is {value!r}, not {_TYPES[str(field.type)]}")
     return problems
 
 
-_TYPES = {"int": "a whole number above 0", "bool": "true or false", "str": "text"}
+_TYPES = {"int": "a whole number above 0", "bool": "true or false", "str": "text", "Mapping[str, Any]": "a mapping"}
 
 
 def _has_type(value: Any, annotation: str) -> bool:
@@ -209,4 +225,6 @@ def _has_type(value: Any, annotation: str) -> bool:
         return type(value) is int and value > 0
     if annotation == "bool":
         return type(value) is bool
+    if annotation == "Mapping[str, Any]":
+        return isinstance(value, dict)
     return annotation != "str" or (isinstance(value, str) and bool(value))

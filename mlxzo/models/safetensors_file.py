@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,11 @@ import numpy as np
 
 # A file is read in pieces of this size.
 _PIECE_BYTES = 1 << 22
+
+# Parts of a multimodal model, and drafts of further tokens, which mlx-lm leaves out of the language model.
+_NOT_TEXT = re.compile(
+    r"(^|\.)(vision_\w+|visual|audio_tower|embed_vision|embed_audio|multi_modal_projector|mtp)(\.|$)"
+)
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
 
@@ -78,13 +84,18 @@ def tensor_pieces(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Itera
 
 
 def tensor_bytes(path: Path) -> int:
-    """Bytes of all tensors in a file.
+    """Bytes of the tensors in a file that a language model loads: not of other parts of a multimodal model.
 
     Raises:
         OSError: the file cannot be read.
+        ValueError: it is no safetensors file.
     """
     with path.open("rb") as file:
-        return max(0, path.stat().st_size - _data_start(file))
+        header = json.loads(file.read(_data_start(file) - 8))
+    spans = (
+        item["data_offsets"] for name, item in header.items() if name != "__metadata__" and not _NOT_TEXT.search(name)
+    )
+    return sum(end - begin for begin, end in spans)
 
 
 def _data_start(file: BinaryIO) -> int:

@@ -22,7 +22,8 @@ from mlxzo.models.resolve import shape_of_entry
 from mlxzo.models.slots import parameter_slots
 from mlxzo.models.trainable import prepare
 from tests.engine.examples import TOKENIZER, completion_examples, several_token_examples, single_token_examples
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import ARCHITECTURES, tiny_config, tiny_model
+from tests.variants import slow
 
 SMALL = shape_of_entry(find("smollm2-360m"))
 
@@ -32,12 +33,17 @@ def test_chunks_are_those_of_the_engine():
     assert HALF_PRECISION_CHUNK_BYTES == mlxzo.zo.inplace.HALF_PRECISION_CHUNK_BYTES
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+SCOPES = ("full", "last-1", "lora", "lora/last-2", "norms", "norms/last-1", "norms/last-0", "biases/last-2", "gains")
+
+
 @pytest.mark.parametrize(
-    "scope",
+    ("kind", "scope"),
     [
-        *("full", "last-1", "lora", "lora/last-2", "norms", "norms/last-1", "norms/last-0", "biases/last-2", "gains"),
-        *("norms+lora/last-1", "match:*.q_proj.*,model.norm.*", "match:*.norm.weight"),
+        *((kind, scope) for kind in ("llama", "gemma3") for scope in SCOPES),
+        *((kind, scope) for kind in ("gemma4", "lfm2") for scope in ("full", "lora", "norms/last-1", "norms/last-0")),
+        *(slow(kind, scope) for kind in ARCHITECTURES for scope in ("last-1", "lora/last-2", "norms")),
+        *(slow(kind, scope) for kind in ("gemma4", "lfm2", "qwen3_5") for scope in ("biases/last-2", "gains/last-3")),
+        *(("llama", scope) for scope in ("norms+lora/last-1", "match:*.q_proj.*,model.norm.*", "match:*.norm.weight")),
     ],
 )
 def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
@@ -55,13 +61,15 @@ def test_what_a_scope_trains_is_what_it_trains_of_the_loaded_model(kind, scope):
     assert found.added_bytes == after - before
 
 
-@pytest.mark.parametrize("scope", ["full", "last-1", "norms/last-0"])
-def test_what_frozen_layers_give_is_predicted_as_it_is_kept(scope):
+@pytest.mark.parametrize(
+    ("kind", "scope"), [("llama", "full"), ("llama", "last-1"), ("gemma4", "last-2"), ("gemma4", "norms/last-0")]
+)
+def test_what_frozen_layers_give_is_predicted_as_it_is_kept(kind, scope):
     config, examples = RunConfig(scope=scope).resolved(), single_token_examples() + completion_examples()
     encoded = tuple(encode(example, TOKENIZER, 64) for example in examples)
-    scorer = Scorer(CausalLM(tiny_model()), prepare(tiny_model(), config).frozen_layers, ActivationCache())
+    scorer = Scorer(CausalLM(tiny_model(kind)), prepare(tiny_model(kind), config).frozen_layers, ActivationCache())
     scorer.prefix(make_batch(encoded, Shapes()))
-    found = Predictor(of_config(tiny_config("llama"), "tiny"), config, Data(encoded, ()), on_cpu=True)
+    found = Predictor(of_config(tiny_config(kind), "tiny"), config, Data(encoded, ()), on_cpu=True)
     assert found.prefix_bytes == scorer.cache.nbytes
 
 
@@ -147,10 +155,16 @@ def test_attention_scores_count_where_they_are_made_whole():
     assert scores(SMALL, False, "bp") > SMALL.layers * 2 * SMALL.heads * 2048**2
 
 
-@pytest.mark.parametrize(("method", "scope"), [("mezo", "full"), ("bp", "full"), ("bp", "lora")])
-def test_a_step_peaks_where_it_is_predicted_to(method, scope):
+@pytest.mark.parametrize(
+    ("kind", "method", "scope"),
+    [
+        *(("llama", "mezo", "full"), ("llama", "bp", "full"), ("llama", "bp", "lora"), ("gemma4", "bp", "lora")),
+        *(slow(kind, *run) for kind in ARCHITECTURES for run in (("mezo", "norms"), ("bp", "full"))),
+    ],
+)
+def test_a_step_peaks_where_it_is_predicted_to(kind, method, scope):
     """On a tiny model: what is alive beside the weights, within a third (bench/memory.py measures real ones)."""
-    kind, size = "llama", {"hidden": 256, "layers": 4}
+    size = {"hidden": 256} | ({"layers": 4} if kind == "llama" else {})
     config = RunConfig(method=method, scope=scope, batch_size=4, checkpointing="off").resolved()
     model = tiny_model(kind, **size)
     trainable = prepare(model, config)

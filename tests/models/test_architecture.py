@@ -2,6 +2,7 @@
 
 import json
 
+import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
@@ -9,7 +10,8 @@ from mlxzo.core.errors import ModelError
 from mlxzo.models.architecture import of_config, of_folder
 from mlxzo.models.registry import load_registry
 from mlxzo.models.resolve import shape_of, shape_of_entry
-from tests.tiny import tiny_config, tiny_folder, tiny_model
+from tests.tiny import ARCHITECTURES, tiny_config, tiny_folder, tiny_model
+from tests.variants import slow
 
 FIGURES = {
     "hidden_size": 64,
@@ -27,16 +29,22 @@ def test_every_model_of_the_registry_has_as_many_parameters_as_its_entry_says():
         assert entry.parameters == shape.parameters == sum(tensor.size for tensor in shape.tensors)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize(
+    ("kind", "tied", "bits"),
+    [
+        *((kind, tied, bits) for kind in ("llama", "gemma3") for tied in (True, False) for bits in (None, 4)),
+        *((kind, True, None) for kind in ("qwen3", *ARCHITECTURES)),
+        *(slow(kind, True, 4) for kind in ARCHITECTURES),
+    ],
+)
 def test_tensors_and_bytes_are_those_of_the_loaded_model(kind, tied, bits):
     config = tiny_config(kind, tied=tied)
     if bits:
         config["quantization"] = {"bits": bits, "group_size": 32}
     shape = of_config(config, "tiny")
     parameters = dict(tree_flatten(tiny_model(kind, tied=tied, bits=bits).parameters()))
-    assert {t.name for t in shape.tensors} == {n for n in parameters if not n.endswith((".scales", ".biases"))}
+    named = {n.removeprefix("language_model.") for n in parameters if not n.endswith((".scales", ".biases"))}
+    assert {t.name for t in shape.tensors} == named and shape.assumed == ()
     assert shape.weight_bytes() == sum(p.nbytes for p in parameters.values())
 
 
@@ -61,10 +69,6 @@ def test_an_unknown_architecture_says_what_is_assumed():
     assert shape.intermediate == 256
 
 
-def test_a_known_architecture_assumes_nothing():
-    assert of_config(tiny_config("llama"), "tiny").assumed == ()
-
-
 def test_figures_that_are_missing_or_wrong_are_named_in_one_sentence():
     config = {"model_type": "llama", "hidden_size": "wide", "num_attention_heads": 4}
     with pytest.raises(ModelError) as caught:
@@ -72,6 +76,22 @@ def test_figures_that_are_missing_or_wrong_are_named_in_one_sentence():
     assert caught.value.message == (
         "config.json lacks what the memory follows from: num_hidden_layers, hidden_size (it is 'wide'), vocab_size"
     )
+
+
+def test_figures_of_one_architecture_are_checked_as_well():
+    config = tiny_config("qwen3_5")["text_config"] | {"linear_num_key_heads": None, "full_attention_interval": 0}
+    with pytest.raises(ModelError, match=r"full_attention_interval \(it is 0\), linear_num_key_heads$"):
+        of_config(config, "x")
+    config = tiny_config("lfm2") | {"num_hidden_layers": 4}
+    with pytest.raises(ModelError, match="4 layers, and layer_types names 3"):
+        of_config(config, "x")
+
+
+def test_towers_of_a_multimodal_model_are_not_loaded_and_not_counted(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    stored = of_folder(folder).weight_bytes()
+    mx.save_safetensors(str(folder / "model-2.safetensors"), {"vision_tower.patch.weight": mx.zeros((8, 8))})
+    assert of_folder(folder).weight_bytes() == stored
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,16 @@ def test_mlx_lm_computes_the_same_with_an_adapter_and_with_the_fused_model(kind,
     assert mx.allclose(mlx_lm.load(str(tmp_path / "fused"))[0](TOKENS), expected, atol=1e-4).item()
 
 
+def test_a_norm_with_a_gate_is_promoted_to_float32_and_computes_the_same():
+    model = tiny_model("qwen3_5", dtype=mx.bfloat16)
+    layer = model.language_model.model.layers[0].linear_attn
+    x, gate = mx.random.normal((2, 5, 16), mx.bfloat16, key=mx.random.key(1))
+    expected = layer.norm(x, gate)
+    prepare(model, RunConfig(scope="norms"))
+    assert layer.norm.weight.dtype == mx.float32
+    assert mx.allclose(layer.norm(x, gate), expected, rtol=1e-2, atol=1e-3).item()
+
+
 def test_a_kernel_without_a_gradient_is_used_only_where_none_is_taken(monkeypatch):
     causal, used, update = causal_of("qwen3_5"), [], qwen3_5.gated_delta_update
     monkeypatch.setattr(
