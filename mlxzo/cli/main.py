@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
+from ..core.failures import as_error
 from ..core.mlx_lm_options import name_here
 from ..core.removed_options import removed_command, removed_problem
 from ..core.suggestion import did_you_mean
@@ -88,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader closed the pipe. Without this, Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         return EXIT_DONE
     except KeyboardInterrupt:
         say("Interrupted.", error=True)
@@ -99,9 +100,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             say(traceback.format_exc(), error=True)
-        known = error if isinstance(error, MlxzoError) else _unexpected(error)
-        report(known, as_json="--json" in arguments)
+        known = as_error(error) or _unexpected(error)
+        _report_somewhere(known, as_json="--json" in arguments)
         return known.exit_code
+
+
+def _report_somewhere(error: MlxzoError, *, as_json: bool) -> None:
+    """Reports an error on whichever of stdout and stderr can still be written."""
+    for asked in (as_json, False):
+        try:
+            report(error, as_json=asked)
+            sys.stdout.flush()
+            return
+        except OSError:
+            _give_up(sys.stdout)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Sends what is left in a stream that cannot be written nowhere; Python would complain of it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def report(error: MlxzoError, *, as_json: bool = False) -> None:

@@ -127,6 +127,14 @@ class RewardError(MlxzoError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class SystemFailure(MlxzoError):
+    """The operating system refused something: a file, a name, a limit."""
+
+    kind = "system"
+    title = "System"
+    exit_code = EXIT_UNAVAILABLE
+
+
 class Diverged(MlxzoError):
     """The model gives numbers that are not finite, or a loss far above the one it began with."""
 

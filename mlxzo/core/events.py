@@ -10,9 +10,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from .errors import MlxzoError
+from .files import last_lines
 from .formatting import json_text
 from .run_migrations import error_kind, with_current_keys
 
@@ -264,6 +266,10 @@ class Finished(Event):
     result: dict[str, Any]
 
 
+AnEvent = TypeVar("AnEvent", bound=Event)
+# Of a file, where the last event of a kind is looked for first.
+_TAIL_BYTES = 1 << 16
+
 Emit = Callable[[Event], None]
 """Receives the events of a run as they happen."""
 
@@ -308,3 +314,20 @@ def read(lines: Iterable[str]) -> Iterator[tuple[Event, float]]:
     for line in lines:
         if (found := from_json(line)) is not None:
             yield found
+
+
+def last_in(path: Path, *kinds: type[AnEvent]) -> tuple[AnEvent, float] | None:
+    """The last event of one of these kinds in a file, and its time; None without one.
+
+    Reads the end of the file first, so that a thousand runs list fast.
+    """
+    for length in (_TAIL_BYTES, None):
+        try:
+            lines = last_lines(path, length)
+        except OSError:
+            return None
+        for line in reversed(lines):
+            event, time = from_json(line) or (None, 0.0)
+            if isinstance(event, kinds):
+                return event, time
+    return None

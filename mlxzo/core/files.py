@@ -67,6 +67,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     fsync_folder(path.parent)
 
 
+def append(descriptor: int, data: bytes) -> None:
+    """Writes all bytes to a file that was opened to append.
+
+    Raises:
+        OSError: the disk is full or failing; the file ends as before.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Gives a finished folder its name in one step, after its files have reached the disk.
 

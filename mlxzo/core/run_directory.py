@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from . import events, run_migrations
+from . import events, run_lock, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DataError, DoesNotFit, Interrupted, WorkerDied
-from .files import explained, fsync_folder, last_lines, write_atomic
+from .files import explained, fsync_folder, write_atomic
 from .formatting import json_text
 from .yaml_file import read_yaml
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
-
-_Event = TypeVar("_Event", bound=events.Event)
 
 # The checkpoint that did best on the validation split.
 BEST_STATE = Path("checkpoints") / "best.safetensors"
@@ -43,7 +39,6 @@ RESULT = "result.json"
 # Files that a worker writes before its first step.
 _BEFORE_WORK = ("events.jsonl", "environment.json")
 _LONGEST_ID = 100
-_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,13 @@ class RunDirectory:
                 except FileExistsError:
                     continue
                 run = RunDirectory(root / name)
-                fsync_folder(root)
-                run.begin(config)
+                try:
+                    fsync_folder(root)
+                    run.begin(config)
+                except BaseException:
+                    # It is no run, and must not keep the name.
+                    shutil.rmtree(run.path, ignore_errors=True)
+                    raise
                 return run
         raise ConfigError(
             f"a run named {config.name} exists already in {root}",
@@ -197,7 +197,8 @@ class RunDirectory:
         if (result := self.result()) is not None:
             with contextlib.suppress(OSError):
                 return events.Finished(result), (self.path / RESULT).stat().st_mtime
-        event, time = self._last(events.Finished, events.Failed, events.Step, events.Phase) or (None, 0.0)
+        ends = (events.Finished, events.Failed, events.Step, events.Phase)
+        event, time = events.last_in(self.events_path, *ends) or (None, 0.0)
         return (event, time) if isinstance(event, events.Finished | events.Failed) else None
 
     @property
@@ -205,29 +206,19 @@ class RunDirectory:
         """True where something else than a run has this path."""
         if not self.path.is_dir():
             return os.path.lexists(self.path)
-        return not is_run(self.path) and any(path.name != self.lock_path.name for path in self.path.iterdir())
+        # What a run may leave that could not begin.
+        unbegun = (self.lock_path.name, run_migrations.FILE)
+        return not is_run(self.path) and any(path.name not in unbegun for path in self.path.iterdir())
 
     @property
     def has_work(self) -> bool:
         """True if the run can be continued: it has a journal or a checkpoint."""
         return any((self.path / name).exists() for name in (JOURNAL, LAST_STATE, BEST_STATE))
 
-    def last_event(self, *kinds: type[_Event]) -> _Event | None:
-        """The last event of one of these kinds. Reads the end of the file first, so that a thousand runs list fast."""
-        found = self._last(*kinds)
+    def last_event(self, *kinds: type[events.AnEvent]) -> events.AnEvent | None:
+        """The last event of one of these kinds."""
+        found = events.last_in(self.events_path, *kinds)
         return None if found is None else found[0]
-
-    def _last(self, *kinds: type[_Event]) -> tuple[_Event, float] | None:
-        for length in (_TAIL_BYTES, None):
-            try:
-                lines = last_lines(self.events_path, length)
-            except OSError:
-                return None
-            for line in reversed(lines):
-                event, time = events.from_json(line) or (None, 0.0)
-                if isinstance(event, kinds):
-                    return event, time
-        return None
 
     def kept(self) -> str:
         """A sentence on the work that is on disk."""
@@ -241,37 +232,16 @@ class RunDirectory:
 
     def worker_is_alive(self) -> bool:
         """True if a worker holds the run's lock, whatever process started it."""
-        try:
-            with self.lock_path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return run_lock.is_locked(self.lock_path)
 
     def claim(self) -> int | None:
-        """Takes the run's lock.
-
-        Returns:
-            A file descriptor. The lock lasts until every process that has it, by inheritance too, closes it or ends.
-            None: another process holds the lock.
+        """Takes the run's lock (see `run_lock.claim`); None: another process holds it.
 
         Raises:
             ConfigError: the folder is gone or cannot be written. DoesNotFit: the disk is full.
         """
-        for attempt in range(10):
-            with explained(self.path, "the run"):
-                descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The run may have been removed in between: a lock on a file without a name excludes no other process.
-                if os.path.samestat(os.fstat(descriptor), self.lock_path.stat()):
-                    return descriptor
-            os.close(descriptor)
-            # `worker_is_alive` of another process holds the lock for an instant.
-            time.sleep(0.01 * attempt)
-        return None
+        with explained(self.path, "the run"):
+            return run_lock.claim(self.lock_path)
 
     @contextlib.contextmanager
     def held(self, *, make: bool = False) -> Iterator[int | None]:

@@ -57,6 +57,8 @@ class Guard:
                 seen = self.gauge.read()
             except ProcessLookupError:
                 return
+            except OSError:
+                continue
             if seen <= self._cap_bytes:
                 over_since = None
                 continue

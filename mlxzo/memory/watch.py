@@ -6,6 +6,7 @@ flags, which the main thread checks between layers; if the main thread does not 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -218,7 +219,9 @@ class Watch:
                 self.over = True
             shown, keep = self._thinning.worth(time.monotonic(), self._phase, self.gauge.peak_bytes)
             if shown or kept:
-                self._emit(self._event(seen), keep or kept)
+                # A sample that cannot be taken or written is lost; the watch goes on.
+                with contextlib.suppress(OSError):
+                    self._emit(self._event(seen), keep or kept)
 
     def _event(self, seen: int) -> events.Memory:
         mlx = mlx_memory()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core import events
 from ..core.errors import ConfigError, Interrupted, RankLost
+from ..core.files import append
 from ..core.run_directory import BEST_STATE, RunDirectory
 from ..engine.distributed.communicator import Communicator, Request
 from ..memory.watch import Watch
@@ -50,7 +51,7 @@ def send(run: RunDirectory, command: str) -> None:
     try:
         descriptor = os.open(run.commands_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            append(descriptor, line.encode())
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ..core import events
+from ..core.files import append
 
 _OFFER_SECONDS = 0.01
 # A resumed run depends on these: they are flushed to the disk at once. A power failure may take the others of the last
@@ -22,10 +23,10 @@ class EventWriter:
     """Appends events to a file, and repeats them on stdout for as long as that is read. Thread-safe."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # A line that an interrupted write left incomplete must not swallow the next one.
-        if not _ends_a_line(path):
-            self._file.write(b"\n")
+        size = os.fstat(self._file).st_size
+        self._begin = b"\n" if size and os.pread(self._file, 1, size - 1) != b"\n" else b""
         self._pipe = True
         self._lock = threading.Lock()
 
@@ -52,10 +53,13 @@ class EventWriter:
 
     def _write(self, event: events.Event, kept: bool, shown: bool) -> None:
         line = events.to_json(event, time.time()).encode() + b"\n"
+        problem = None
         if kept:
-            self._file.write(line)
-            if isinstance(event, _DURABLE):
-                os.fsync(self._file.fileno())
+            try:
+                self._keep(line, durable=isinstance(event, _DURABLE))
+            except OSError as error:
+                # The pipe may still take the event, the last one above all.
+                problem = error
         if shown:
             try:
                 sys.stdout.buffer.write(line)
@@ -64,9 +68,11 @@ class EventWriter:
                 self._pipe = False
                 # Otherwise Python flushes again at exit, and reports the error.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if problem is not None:
+            raise problem
 
-
-def _ends_a_line(path: Path) -> bool:
-    """True if a file is empty or ends with a newline."""
-    with path.open("rb") as file:
-        return not file.seek(0, os.SEEK_END) or (file.seek(-1, os.SEEK_END) >= 0 and file.read() == b"\n")
+    def _keep(self, line: bytes, *, durable: bool) -> None:
+        append(self._file, self._begin + line)
+        self._begin = b""
+        if durable:
+            os.fsync(self._file)

@@ -20,6 +20,7 @@ from ..core import events
 from ..core.child_process import module_command, signal_name, worker_environment
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
+from ..core.files import explained
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
 from ..memory.guard import Guard
@@ -111,8 +112,9 @@ class Supervisor:
         """Starts the process, whose copy of the lock's descriptor holds the lock until it ends."""
         read, write = os.pipe()
         try:
-            forget(self.run)
-            with self.run.log_path.open("ab") as log:
+            with explained(self.run.path, "the run"):
+                forget(self.run)
+            with explained(self.run.path, "the run"), self.run.log_path.open("ab") as log:
                 process = self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
@@ -122,7 +124,9 @@ class Supervisor:
                     env=worker_environment(),
                     pass_fds=(lock,),
                 )
-            os.pwrite(lock, f"{process.pid}\n".encode(), 0)
+            # For information alone: a full disk must not leave a worker without its supervisor.
+            with contextlib.suppress(OSError):
+                os.pwrite(lock, f"{process.pid}\n".encode(), 0)
         except BaseException:
             os.close(read)
             raise

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ..core import events
 from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
-from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, DoesNotFit, MlxzoError
-from ..core.files import disk_full, is_disk_full
+from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
+from ..core.failures import as_error
 from ..core.formatting import format_bytes
 from ..core.run_directory import RESULT, RunDirectory
 from ..engine.distributed.communicator import Communicator
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         write(events.Finished(result))
         return EXIT_DONE
     except Exception as error:
-        explained = explain(error)
+        explained = as_error(error, "the run")
         if explained is None:
             raise
         # On a full disk the pipe may still take the event.
@@ -177,22 +177,6 @@ def hold_to_cap(config: RunConfig, watch: Watch, cache_limit_bytes: int | None =
     set_limits(config.memory_cap_bytes, cache_limit_bytes)
     if config.memory_cap_bytes is not None:
         watch.hold(config.memory_cap_bytes)
-
-
-def explain(error: Exception) -> MlxzoError | None:
-    """The error as the user should see it; None for a fault of mlxzo, which leaves a traceback in worker.log."""
-    if isinstance(error, MlxzoError):
-        return error
-    if isinstance(error, OSError) and is_disk_full(error):
-        return disk_full("the run")
-    text = str(error)
-    # MLX raises either of these where an allocation fails without ending the process.
-    if isinstance(error, MemoryError) or "[malloc" in text or "Unable to allocate" in text:
-        return DoesNotFit(
-            f"there is not enough memory: {text}",
-            "use a smaller --batch-size or --max-tokens, a smaller --model, or close other programs",
-        )
-    return None
 
 
 if __name__ == "__main__":

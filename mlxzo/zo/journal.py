@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import write_atomic
+from ..core.files import append, write_atomic
 
 FORMAT = 1
 RECORD_BYTES = 16
@@ -259,18 +259,17 @@ class JournalWriter:
         if after is not None:
             # Not that of the header encoded again: another version of zlib may compress it to other bytes.
             self._check = after.check
-            self._count, self._end = len(after) * header.records_a_step, after.end
+            self._count, end = len(after) * header.records_a_step, after.end
         elif path.exists():
             raise FileExistsError(f"{path} exists already")
         else:
             head = header.encode()
             self._check = _header_check(head)
-            self._count, self._end = 0, len(head)
+            self._count, end = 0, len(head)
             # Atomically: a journal without its header is useless.
             write_atomic(path, head)
-        self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        os.ftruncate(self._file, self._end)
-        os.lseek(self._file, self._end, os.SEEK_SET)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.ftruncate(self._file, end)
         self.sync()
 
     def append(self, step: JournalStep) -> None:
@@ -290,7 +289,7 @@ class JournalWriter:
         if self._damps:
             records["loss"][-1] = step.damping[2]
         records["check"] = _checks(records, self._check, self._count)
-        self._write(records.tobytes())
+        append(self._file, records.tobytes())
         self._count += len(rows)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -303,17 +302,6 @@ class JournalWriter:
     def close(self) -> None:
         self.sync()
         os.close(self._file)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            written = os.write(self._file, data)
-            while written < len(data):
-                written += os.write(self._file, data[written:])
-        except OSError:
-            os.ftruncate(self._file, self._end)
-            os.lseek(self._file, self._end, os.SEEK_SET)
-            raise
-        self._end += len(data)
 
 
 def _header_check(head: bytes) -> int:

@@ -171,6 +171,18 @@ def test_a_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path):
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "result.json", "schema.json"]
 
 
+def test_a_run_that_has_no_room_leaves_nothing_and_does_not_keep_its_name(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DoesNotFit):
+            make(tmp_path, name="r")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert make(tmp_path, name="r").id == "r"
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(ConfigError, match=r"the run cannot be written") as caught:

@@ -1,5 +1,6 @@
 """The watch's decision at a reading over the cap, on readings made up for it."""
 
+import errno
 import threading
 
 import pytest
@@ -27,11 +28,11 @@ class Readings(watch.Gauge):
         pass
 
 
-def ended(readings, grace, monkeypatch):
+def ended(readings, grace, monkeypatch, emit=lambda sample, kept: None):
     """Whether a watch with these readings ends its process within 0.3 s; and its `over`."""
     monkeypatch.setattr(watch, "_GRACE_SECONDS", grace)
     called = threading.Event()
-    held = Watch(lambda sample, kept: None, called.set)
+    held = Watch(emit, called.set)
     held.gauge = Readings(readings)
     held.cap_bytes = CAP
     with held:
@@ -50,3 +51,10 @@ def test_a_run_that_creeps_over_its_cap_has_time_to_end_by_itself(grace, at_once
 
 def test_a_run_under_its_cap_goes_on(monkeypatch):
     assert ended([500, 900, 1000], 0.01, monkeypatch) == (False, False)
+
+
+def test_a_sample_that_cannot_be_written_does_not_end_the_watch(monkeypatch):
+    def fail(sample, kept):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert ended([500, 500, 500, 900, 1100], 60, monkeypatch, fail) == (True, True)
