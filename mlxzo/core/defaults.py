@@ -23,6 +23,10 @@ RSGN_BATCH = 64
 RSGN_TOKENS_BEHIND = 384
 RSGN_FEWEST_BEHIND = 32
 
+# Directions of a step. Behind all layers they cost little beside the vocabulary's normaliser.
+RSGN_QUERIES = 16
+RSGN_QUERIES_BEHIND = 48
+
 DEFAULT_SECONDS = 900.0
 DEFAULT_PATIENCE = 10
 DEFAULT_STEPS = 300
@@ -71,8 +75,7 @@ def default_queries(config: RunConfig) -> int:
     """Default number of random directions per step of a configuration of mezo."""
     if default_estimator(config) == "spsa":
         return 1
-    # Behind all layers a direction costs next to nothing.
-    return 48 if config.parsed_scope.last_layers == 0 else 16
+    return RSGN_QUERIES_BEHIND if config.parsed_scope.last_layers == 0 else RSGN_QUERIES
 
 
 def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
