@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..core.config import RunConfig
-from ..core.events import Event, Note, Step
+from ..core.events import Emit, Event, Note, Step
 from ..core.run_directory import RunDirectory
 from ..experiments.queue import Ended, RunQueue
 from .console import RunsView, RunView, listing, output
@@ -18,6 +18,7 @@ def watch(
     begin: Callable[[], Iterable[str]],
     record: Callable[[Ended], None],
     *,
+    prepare: Callable[[Emit, Callable[[], bool]], None] = lambda emit, stopping: None,
     jobs: int = 1,
     **more: Any,
 ) -> bool:
@@ -26,6 +27,8 @@ def watch(
     Args:
         begin: called once the names of existing runs are checked; returns notes to show.
         record: called with each run that has ended.
+        prepare: called before the first run begins, with a function that shows events and one that tells whether it is
+            to be stopped.
         jobs, more: as RunQueue takes them.
 
     Raises:
@@ -44,6 +47,12 @@ def watch(
         queue = RunQueue(configs, emit, lambda: show_stop(), jobs=jobs, **more)
         queue.check()
         with signals_to(queue, view) as show_stop:
+
+            def show(event: Event) -> None:
+                view.show(event)
+                show_stop()
+
+            prepare(show, lambda: queue.stopping)
             for text in begin():
                 view.show(Note(text))
             for ended in queue.run():

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..core import events
+from ..core.config import RunConfig
 from ..core.errors import ModelError
 from ..core.meter import system_memory
 from ..core.metrics import standard_error
 from ..models.last_layer import at_positions
+from ..models.trainable import Trainable
 from .batching import SCORED_AT_ONCE, by_length
 from .data_summary import share_candidates
 from .encoding import EncodedExample, Row
 from .evaluation import majority_share
 from .ridge_probe import RidgeProbe, fit
-from .session import Session
+from .session import Session, fetch, load_base, load_data, make_session
 
 # States of the training rows take at most this share of the memory that programs could have now.
 _MEMORY_SHARE = 0.1
@@ -109,6 +112,23 @@ def measure_probe(session: Session, split: str, emit: events.Emit) -> LayerProbe
         leave_one_out_error=probe.error,
         train_examples=len(train),
     )
+
+
+def probe_job(config: RunConfig, emit: events.Emit) -> dict[str, Any]:
+    """Measures the probe of a base model on the test split, or on the validation split where there is no other.
+
+    Returns:
+        The `split` and the fields of a `LayerProbe`; or the `obstacle`, where there can be no probe.
+
+    Raises:
+        MlxzoError: model or data are missing or damaged.
+    """
+    inputs = fetch(config, load_data(config, emit), emit)
+    session = make_session(inputs, load_base(inputs), Trainable(()), emit)
+    split = "test" if session.splits["test"] else "validation"
+    if reason := obstacle(session, split):
+        return {"obstacle": reason}
+    return {"split": split, **asdict(measure_probe(session, split, emit))}
 
 
 def layers_within(depth: int, layer_bytes: int, limit: float) -> tuple[int, ...]:

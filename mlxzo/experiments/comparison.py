@@ -21,12 +21,13 @@ from ..core.errors import ConfigError, MlxzoError
 from ..core.options import current_name
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_model, check_task
+from .model_probe import ModelProbe, model_probes
 from .naming import base_name, options_digest, read_name, read_seeds, slug
 from .spec import PlannedRun, SpecReader, problem_texts
 
 # Options that contestants have in common: without them there would be nothing to compare.
 COMMON: tuple[str, ...] = (*DATA_OPTIONS, "memory_cap", "max_seconds", "out")
-OWN_KEYS = ("name", "minutes", "seeds", "contestants")
+OWN_KEYS = ("name", "minutes", "seeds", "ridge_probe", "contestants")
 # Options of a run that a comparison sets by keys of its own.
 REPLACED = {"model": "contestants", "max_seconds": "minutes", "seed": "seeds"}
 _OPTIONS = {field.name: field for field in options()}
@@ -48,12 +49,17 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contestants, the options that they share, and the seeds that each runs with."""
+    """Contestants, the options that they share, and the seeds that each runs with.
+
+    Attributes:
+        ridge_probe: measure the ridge probe of each model beside them.
+    """
 
     name: str
     shared: Mapping[str, Any]
     seeds: tuple[int, ...]
     contestants: tuple[Contestant, ...]
+    ridge_probe: bool = True
 
     @property
     def shared_config(self) -> RunConfig:
@@ -73,6 +79,12 @@ class Comparison:
             for number, contestant in enumerate(self.contestants, 1)
         ]
 
+    def probes(self, folder: Path) -> list[ModelProbe]:
+        """The ridge probes of its models, kept in a folder; none if it has none."""
+        known = {each.name for each in self.contestants if not each.problem}
+        runs = [each.config for each in self.runs() if each.label in known]
+        return model_probes(runs, folder) if self.ridge_probe else []
+
     def _config(self, contestant: Contestant, number: int, seed: int) -> RunConfig:
         run = f"{self.name}-{_slug(contestant, number)}-s{seed}"
         return RunConfig.from_mapping({**self.shared, **contestant.options, "seed": seed, "name": run}).resolved()
@@ -83,6 +95,8 @@ class Comparison:
         limit = shared.pop("max_seconds", None)
         values = {"name": self.name, **shared, **({} if limit is None else {"minutes": limit / 60})}
         values["seeds"] = list(self.seeds)
+        if not self.ridge_probe:
+            values["ridge_probe"] = False
         values["contestants"] = [{"name": each.name, **each.options} for each in self.contestants]
         head = "# mlxzo comparison: `mlxzo compare --config FILE` reads it\n"
         return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -100,7 +114,7 @@ class Comparison:
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> Comparison:
-        """Builds a comparison from `name`, `minutes`, `seeds`, `contestants` and options of a run.
+        """Builds a comparison from `name`, `minutes`, `seeds`, `ridge_probe`, `contestants` and options of a run.
 
         With `minutes`, two defaults change: `steps` are as many as fit, and `schedule` is constant, since a rate that
         falls over steps would not know when the time is up.
@@ -121,6 +135,7 @@ class _Reader(SpecReader):
         own = {key: values.get(key) for key in OWN_KEYS}
         self._wrong_for_all: set[str] = set()
         self._seeds = self.parsed("seeds", own["seeds"], read_seeds, (0,))
+        self._ridge_probe = self.parsed("ridge_probe", own["ridge_probe"], _truth, True)
         self._shared = self._read_shared(values, own["minutes"])
         self._contestants = self._read_contestants(own["contestants"])
         # By the shared options alone, so that seeds and contestants can be added to a comparison.
@@ -130,7 +145,7 @@ class _Reader(SpecReader):
 
     def comparison(self) -> Comparison:
         self.raise_problems()
-        return Comparison(self._name, self._shared, self._seeds, self._contestants)
+        return Comparison(self._name, self._shared, self._seeds, self._contestants, self._ridge_probe)
 
     def _read_shared(self, values: Mapping[str, Any], minutes: Any) -> dict[str, Any]:
         for key, instead in REPLACED.items():
@@ -247,6 +262,17 @@ def _parsed(values: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
         return getattr(config, current_name(key)) is None or str(values[key]).lower() == "auto"
 
     return {key: raw if stays(key) else getattr(config, current_name(key)) for key, raw in values.items()}
+
+
+def _truth(raw: Any) -> bool:
+    """Returns a truth value as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(raw, bool):
+        raise ValueError(f"expected true or false, not {raw!r}")
+    return raw
 
 
 def _seconds(minutes: Any) -> float:

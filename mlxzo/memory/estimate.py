@@ -24,12 +24,10 @@ the compute dtype:
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ..core.blas import SIDE_BY_SIDE
+from ..core.blas import SIDE_BY_SIDE, runs_on_cpu
 from ..core.config import RunConfig
 from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
@@ -42,15 +40,6 @@ from .components import Component, MemoryEstimate, larger, merged, sum_bytes
 from .layer_memory import LayerMemory, backward_width, kept_width
 from .sizes import Data, Settings
 from .trainable_sizes import Trained, trained
-
-
-@functools.cache
-def runs_on_cpu() -> bool:
-    """True if MLX computes on this machine's CPU: not on Apple Silicon, nor where the CUDA backend is installed."""
-    if sys.platform == "darwin":
-        return False
-    # The folders' names say it; importlib.metadata would read a file of every package that is installed.
-    return not any(found for folder in sys.path for found in Path(folder).glob("mlx_cuda*.dist-info"))
 
 
 def estimate(
@@ -117,13 +106,11 @@ class Predictor:
         self._remade_linears = list(remade) if self._remade else []
         multiple = Shapes.suited(self.on_cpu).multiple
         self._batch = data.largest_batch(ResolvedConfig.of(config).batch_size, multiple)
-        largest = data.largest("evaluated", SCORED_AT_ONCE, multiple)
-        self._evaluated = largest[: within(SCORED_AT_ONCE, largest)]
+        self._evaluated = self._scored_at_once("evaluated", multiple)
 
     def estimate(self, settings: Settings) -> MemoryEstimate:
         """The memory of the run with these settings."""
         train = self._micro(self._batch, settings)
-        resident = self._resident(settings)
         phases: dict[str, list[Component]] = {}
         if self._evaluated:
             phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
@@ -136,6 +123,28 @@ class Predictor:
         else:
             phases["backward pass"] = self._backward(train, settings)
         phases["update"] = self._update(train)
+        return self._total(phases, self._resident(settings), settings, train.rows)
+
+    def evaluation(self) -> MemoryEstimate:
+        """The memory of one forward pass of the base model over all examples."""
+        settings, multiple = Settings.of(self.config), Shapes.suited(self.on_cpu).multiple
+        batches = {split: self._scored_at_once(split, multiple) for split in ("train", "evaluated")}
+        phases = {
+            split: self._forward(self._micro(batch, settings), perturbed=False)
+            for split, batch in batches.items()
+            if batch
+        }
+        return self._total(phases, [self._weights], settings, 0)
+
+    def _scored_at_once(self, split: str, multiple: int) -> tuple[Size, ...]:
+        """The examples of the largest batch of an evaluation."""
+        largest = self.data.largest(split, SCORED_AT_ONCE, multiple)
+        return largest[: within(SCORED_AT_ONCE, largest)]
+
+    def _total(
+        self, phases: dict[str, list[Component]], resident: list[Component], settings: Settings, rows: int
+    ) -> MemoryEstimate:
+        """The sum of what is always there and of the largest phase; `rows` is the largest micro-batch of training."""
         always = sum_bytes(resident)
         peaks = {name: always + sum_bytes(parts) for name, parts in phases.items()}
         phase = max(peaks, key=peaks.__getitem__)
@@ -149,7 +158,7 @@ class Predictor:
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
             Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
         ]
-        return MemoryEstimate(merged(components), phase, peaks, settings.cache_limit_bytes, train.rows)
+        return MemoryEstimate(merged(components), phase, peaks, settings.cache_limit_bytes, rows)
 
     def _heap_bytes(self, passing: int) -> int:
         """Bytes that the C library keeps of `passing` bytes allocated and freed on the CPU; 0 on a GPU."""

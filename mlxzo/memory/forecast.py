@@ -83,6 +83,17 @@ def forecast(config: RunConfig, calibration: Calibration | None) -> Forecast:
     return Forecast(predicted.footprint_bytes, reservation, found is not None, step)
 
 
+def evaluation_bytes(config: RunConfig) -> int | None:
+    """Predicted footprint of evaluating the base model on the rows of a configuration; None if unknown."""
+    data = _sizes(*(getattr(config, name) for name in _DATA))
+    if isinstance(data, MlxzoError):
+        return None
+    try:
+        return Predictor(shape_of(config.model), config, data).evaluation().footprint_bytes
+    except MlxzoError:
+        return None
+
+
 @dataclass(frozen=True)
 class MemoryBudget:
     """Memory shared by runs side by side.

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..core.blas import runs_on_cpu
 from ..core.config import RunConfig
 from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape
 from .components import Component
-from .estimate import Predictor, runs_on_cpu
+from .estimate import Predictor
 from .plan import smallest, try_fit
 from .sizes import Data
 from .step_time import Calibration, seconds_per_step
@@ -148,6 +149,28 @@ def largest(rows: Iterable[PlanRow]) -> dict[str, PlanRow]:
         if row.fits and (before is None or _size(row) > _size(before)):
             found[row.way.name] = row
     return found
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """The ridge probe of a model, or any other evaluation of it: one forward pass an example."""
+
+    model: str
+    footprint_bytes: int
+    peak_bytes: int
+
+
+def largest_probe(
+    shapes: Iterable[ModelShape], base: RunConfig, data: Data, cap_bytes: int, *, on_cpu: bool | None = None
+) -> ProbeRow | None:
+    """The largest model whose ridge probe fits under a cap; None where none does."""
+    cpu = runs_on_cpu() if on_cpu is None else on_cpu
+    found = {shape: Predictor(shape, base, data, cpu).evaluation() for shape in shapes}
+    fitting = [shape for shape, predicted in found.items() if predicted.footprint_bytes <= cap_bytes]
+    if not fitting:
+        return None
+    shape = max(fitting, key=lambda shape: (shape.parameters, not shape.quantised))
+    return ProbeRow(shape.name, found[shape].footprint_bytes, found[shape].peak_bytes)
 
 
 def recommend(rows: Sequence[PlanRow], cap_bytes: int) -> str:

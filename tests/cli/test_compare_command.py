@@ -25,6 +25,14 @@ def compare(*arguments):
     return mlxzo("compare", *arguments)
 
 
+@pytest.fixture
+def unprobed(tmp_path):
+    """The options of a comparison without ridge probes."""
+    path = tmp_path / "unprobed.yaml"
+    path.write_text("ridge_probe: false\n")
+    return ["--config", str(path)]
+
+
 def contestants(*texts):
     return [word for text in texts for word in ("--contestant", text)]
 
@@ -47,6 +55,10 @@ def test_one_broken_contestant_does_not_keep_the_others_from_finishing(contest):
         "broken": ("failed", 0, "match:none.* fits no parameter that can train"),
         "tiny mezo lora": ("finished", 1, None),
     }
+    # One model and one seed have one probe, whatever the contestants.
+    (probe,) = found["ridge_probes"]
+    assert probe["model"] == "tiny" and [each["seed"] for each in probe["seeds"]] == [0]
+    assert probe["seeds"][0]["examples"] == 8 and (root / "contest" / "probe-tiny-s0.json").exists()
     assert "run 3 of 3, all done in about" in done.stderr
     assert "contest-broken-s0: match:none.* fits no parameter" in done.stderr
     # They are ordinary runs; the report beside them is none.
@@ -74,7 +86,9 @@ def test_asked_again_with_one_more_seed_it_runs_what_is_missing(contest, model):
         "broken-s1",
     ]
     assert RunDirectory(root / "contest-norms-co-s0").path.stat().st_ino == first
+    assert "ridge probe of tiny, seed 1" in done.stderr and "ridge probe of tiny, seed 0" not in done.stderr
     for words in (
+        "3  ridge probe, tiny\n",
         "1  norms & co\n",
         "2  broken (failed)",
         "2/2",
@@ -116,12 +130,13 @@ def test_runs_that_exist_are_compared_without_training(contest, tmp_path):
     assert (tmp_path / "report" / "report.html").exists() and found["report"] == str(tmp_path / "report")
 
 
-def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_no_failure(model, tmp_path):
+def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_no_failure(model, unprobed, tmp_path):
     # 28 MB of weights, which gradients and Adam's means make 112; Python and MLX take some 100 themselves.
     larger = tiny_folder(tmp_path / "larger", hidden=512)
     two = contestants(f"name=fits {model} norms/last-2", f"name=large {larger} bp full")
-    done = compare(*SMALL, "--memory-cap", "150MB", "--out", tmp_path, *two, "--json")
+    done = compare(*SMALL, *unprobed, "--memory-cap", "150MB", "--out", tmp_path, *two, "--json")
     assert done.returncode == 0, done.stderr
+    assert not json.loads(done.stdout)["ridge_probes"] and "ridge probe" not in done.stderr
     fits, large = json.loads(done.stdout)["contestants"]
     assert (fits["status"], fits["needed_bytes"], fits["finished"]) == ("finished", None, 1)
     assert fits["footprint_bytes"]["high"] < 150e6
@@ -130,11 +145,11 @@ def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_n
     assert "does not fit: needs" in page and "together" in page
 
 
-def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, tmp_path):
+def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, unprobed, tmp_path):
     two = contestants(f"name=quick {model} norms/last-2", f"name=slow {model} norms/last-1")
     options = ["--minutes", "0.01", "--name", "c", "--estimator", "spsa", "--batch-size", "4", "--eval-every", "50"]
     options += ["--train-examples", "16", "--validation-examples", "8", "--test-examples", "8"]
-    arguments = ["compare", *options, "--out", str(tmp_path), *two]
+    arguments = ["compare", *unprobed, *options, "--out", str(tmp_path), *two]
     second = RunDirectory(tmp_path / "c-slow-s0")
     with once(lambda: second.last_event(events.Phase), ctrl_c):
         done = mlxzo(*arguments)

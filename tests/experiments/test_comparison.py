@@ -81,11 +81,12 @@ def test_the_name_follows_from_what_is_shared_so_that_seeds_and_contestants_can_
 
 def test_its_yaml_gives_the_same_comparison_again(tmp_path):
     contestants = [*TWO, {"name": "a: 'b'", "model": "org/name", "scope": "lora", "checkpointing": True}]
-    comparison = read(tmp_path, minutes=0.7, seeds=[2], contestants=contestants, data=str(tmp_path))
+    comparison = read(tmp_path, minutes=0.7, seeds=[2], contestants=contestants, data=str(tmp_path), ridge_probe=False)
     path = tmp_path / "c.yaml"
     path.write_text(comparison.to_yaml())
     again = Comparison.from_mapping(read_yaml(path))
     assert again.runs() == comparison.runs() and again.name == comparison.name
+    assert not again.probes(tmp_path) and read(tmp_path).probes(tmp_path)
     assert again.runs()[2].config.checkpointing == "on" and again.runs()[2].config.scope == "lora"
 
 

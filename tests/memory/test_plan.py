@@ -9,7 +9,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit
 from mlxzo.memory.estimate import Predictor
 from mlxzo.memory.plan import alternatives, fit, fit_own_cap, needed_bytes, smallest
-from mlxzo.memory.plan_table import WAYS, PlanRow, largest, recommend, table
+from mlxzo.memory.plan_table import WAYS, PlanRow, largest, largest_probe, recommend, table
 from mlxzo.memory.sizes import Data, Settings
 from mlxzo.models.registry import find, load_registry
 from mlxzo.models.resolve import shape_of_entry
@@ -72,6 +72,17 @@ def test_the_activation_cache_gives_way():
     tight = needed_bytes(with_cache.estimate) - with_cache.estimate.cache_limit_bytes - cache // 2
     without = fit(scope, SHAPE, DATA, tight, on_cpu=False).config
     assert (without.activation_cache, without.micro_batch) == ("off", None)
+
+
+def test_a_ridge_probe_takes_the_memory_of_a_forward_pass():
+    run = config(estimator="spsa", scope="full")
+    predictor = Predictor(SHAPE, run, DATA, on_cpu=False)
+    training, probe = predictor.estimate(Settings.of(run)), predictor.evaluation()
+    assert SHAPE.weight_bytes("auto") < probe.peak_bytes <= training.peak_bytes
+    small = shape_of_entry(find("smollm2-135m"))
+    rooms = (probe.footprint_bytes, probe.footprint_bytes - 1, small.weight_bytes("auto"))
+    found = [largest_probe([small, SHAPE], run, DATA, room, on_cpu=False) for room in rooms]
+    assert [each and each.model for each in found] == [SHAPE.name, small.name, None]
 
 
 def test_what_the_user_chose_stays():

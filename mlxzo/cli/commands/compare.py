@@ -20,6 +20,10 @@ Flags win over the file; all other options are those of `mlxzo train` and hold f
 its own. --minutes counts steps and evaluations on the validation split, not loading, zero-shot and test. With it, steps
 are as many as fit and the schedule is constant, unless they are given: a schedule goes by steps, never by the clock.
 
+Where the task has fixed labels, a ridge probe of each model is measured first, once for each seed: a linear map from
+the hidden state at the end of the prompt to the labels, at the cost of one forward pass an example. In the file,
+`ridge_probe: false` leaves it out.
+
 Runs follow one another, each in a process of its own, and are ordinary runs in the folder --out. The same command again
 skips those that have finished and goes on with the others. A contestant that does not fit the cap or fails does not
 keep the others from running. Table and report (HTML, SVG, PNG, CSV, JSON) are brought up to date after each run.
@@ -30,7 +34,7 @@ Exit code: 0 if every run finished, or was found not to fit before it began; els
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +44,7 @@ from ..options import add_config_options, add_json, config_values
 from ..printing import print_json
 
 if TYPE_CHECKING:
+    from ...core.events import Emit
     from ...experiments.comparison import Comparison
     from ...experiments.queue import Ended
     from ...experiments.report.summary import ComparisonReport
@@ -91,7 +96,7 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
 
     # --name without a value must not replace the name in the file.
     flags = {key: value for key, value in config_values(arguments).items() if value is not None}
-    flags |= {key: value for key in OWN_KEYS if (value := getattr(arguments, key)) is not None}
+    flags |= {key: value for key in OWN_KEYS if (value := getattr(arguments, key, None)) is not None}
     return Comparison.read(arguments.config, flags) if arguments.config else Comparison.from_mapping(flags)
 
 
@@ -104,27 +109,33 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
     Raises:
         MlxzoError: existing runs of these names have other options, or the disk is full.
     """
+    from ...experiments.report.probed_model import probed_models
     from ...experiments.report.run_record import ComparedRun
     from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
     from ..queue import watch
 
     folder = (folder or comparison.folder).expanduser().absolute()
-    planned = comparison.runs()
+    planned, probes = comparison.runs(), comparison.probes(comparison.folder)
 
     def report() -> ComparisonReport:
-        return ComparisonReport.of(comparison.name, [ComparedRun.planned(each.label, each.config) for each in planned])
+        runs = [ComparedRun.planned(each.label, each.config) for each in planned]
+        return ComparisonReport.of(comparison.name, runs, probed_models(probes))
 
     def begin() -> Iterable[str]:
         write_report(report(), folder, comparison.to_yaml())
         hopeless = [each for each in comparison.contestants if each.problem]
         return [f"the report is in {folder}", *(f"{each.name} will fail: {each.problem}" for each in hopeless)]
 
+    def prepare(emit: Emit, stopping: Callable[[], bool]) -> None:
+        for probe in probes:
+            probe.measure(emit, stopping)
+
     def update(ended: Ended) -> None:
         if ended.seconds is not None:
             write_report(report(), folder, comparison.to_yaml())
 
-    stopped = watch([each.config for each in planned], begin, update)
+    stopped = watch([each.config for each in planned], begin, update, prepare=prepare)
     found = report()
     show(found, folder, as_json=as_json)
     return EXIT_INTERRUPTED if stopped else exit_code(found)
@@ -147,6 +158,7 @@ def show(report: ComparisonReport, folder: Path, *, as_json: bool) -> None:
         return
     for each in report.contenders:
         print_lines([numbered(report, each) + ("" if each.status == "finished" else f" ({status_text(each)})")])
+    print_lines(numbered(report, each) for each in report.probed)
     header, rows = short_table(report)
     print_lines([""])
     print_table(header, rows, header[1:])

@@ -27,7 +27,7 @@ from ..options import add_config_options, add_json, config_values
 from ..printing import print_json, say
 
 if TYPE_CHECKING:
-    from ...memory.plan_table import PlanRow
+    from ...memory.plan_table import PlanRow, ProbeRow
     from ...memory.sizes import Data
     from ...memory.step_time import Calibration
     from ...models.architecture import ModelShape
@@ -72,7 +72,7 @@ _BASE = {"steps": DEFAULT_STEPS, "batch_size": 16}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ...memory.plan_table import recommend, table
+    from ...memory.plan_table import largest_probe, recommend, table
     from ...memory.step_time import calibrate, load_calibration
 
     # All ways are compared at the same number of steps and examples.
@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = calibrate() if arguments.calibrate else load_calibration()
     rows = table(shapes, base, data, cap, calibration=calibration)
     _need_room(rows, cap)
-    plan = _Plan(rows, cap, base, source, recommend(rows, cap), calibration)
+    probe = largest_probe(shapes, base, data, cap)
+    plan = _Plan(rows, probe, cap, base, source, recommend(rows, cap), calibration)
     if arguments.figure:
         from ...memory.plan_figure import draw
 
@@ -103,6 +104,7 @@ class _Plan:
     """All that the command shows: the predictions under a cap in bytes, where they come from, and the advice."""
 
     rows: Sequence[PlanRow]
+    probe: ProbeRow | None
     cap: int
     base: RunConfig
     source: str
@@ -190,6 +192,7 @@ def _document(plan: _Plan) -> dict[str, Any]:
         "recommendation": plan.advice,
         "calibration": dataclasses.asdict(plan.calibration) if plan.calibration else None,
         "rows": [{**dataclasses.asdict(row), "hours": row.hours(steps)} for row in plan.rows],
+        "ridge_probe": dataclasses.asdict(plan.probe) if plan.probe else None,
         "coefficients": {name: dataclasses.asdict(c) for name, c in COEFFICIENTS.items()},
     }
 
@@ -207,7 +210,11 @@ def _print(plan: _Plan, *, one: bool) -> None:
     say()
     numbers = ("footprint", "MLX peak", "micro-batch", "step")
     columns = ["way", "model" if one else "largest model", *numbers, f"{steps} steps"]
-    console.print(listing(columns, _best(rows, steps), right=numbers))
+    console.print(listing(columns, [*_best(rows, steps), _probe_line(plan.probe)], right=numbers))
+    say(
+        "\nThe ridge probe is part of `mlxzo eval --baselines`: one forward pass an example, at the memory of "
+        "inference.\nIt says what a frozen model's features give, before a night is spent on more."
+    )
     if plan.calibration is None:
         say("\nTimes are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
     for assumed in {f"{row.model}: {text}" for row in rows for text in row.assumed}:
@@ -255,6 +262,14 @@ def _print_components(rows: Sequence[PlanRow]) -> None:
         say(f"\n{row.model}, {row.way.name}: {verdict} {format_bytes(row.footprint_bytes)}")
         for line in component_lines(row.components):
             say(f"  {line}")
+
+
+def _probe_line(probe: ProbeRow | None) -> list[str]:
+    """The row of the ridge probe, which has no steps and no micro-batches to choose."""
+    if probe is None:
+        return ["ridge probe", "none fits", "", "", "", "", ""]
+    sizes = [format_bytes(probe.footprint_bytes), format_bytes(probe.peak_bytes)]
+    return ["ridge probe", probe.model, *sizes, "", "", "one pass"]
 
 
 def _best(rows: Sequence[PlanRow], steps: int) -> list[list[str]]:

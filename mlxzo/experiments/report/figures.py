@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _ZERO_SHOT_DASHES = ((0, (1, 2)), (0, (4, 2, 1, 2)), (0, (6, 3)), (0, (1, 4)))
+_PROBE_DASHES = (0, (8, 2, 1, 2, 1, 2))
 _METHODS = {"mezo": "-", "bp": (0, (5, 2))}
 # Inches: the figure without its legend, a contestant's bar with its name, a row of the legend.
 _WIDTH, _HEIGHT, _BAR, _LEGEND_ROW = 11.0, 4.2, 0.48, 0.2
@@ -132,7 +133,7 @@ def _figure(report: ComparisonReport) -> Figure:
 
 
 def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
-    """Validation metric against time, with zero-shot and majority lines; returns what the legend names."""
+    """Validation metric against time; lines of zero-shot, probes and majority. Returns what the legend names."""
     metric = metric_named(report.metric)
     factor = metric.scale
     bands = [each.band() for each in report.contenders]
@@ -162,6 +163,12 @@ def _race(axes: Axes, report: ComparisonReport) -> list[Line2D]:
         dashes = _ZERO_SHOT_DASHES[number % len(_ZERO_SHOT_DASHES)]
         label = f"zero-shot, {model}: {format_metric(report.metric, value)}"
         lines.append(axes.axhline(factor * value, color=LIGHT.ink, linewidth=1.0, linestyle=dashes, label=label))
+    for number, each in enumerate(report.probed, len(report.contenders)):
+        if each.metric == report.metric:
+            measured = "" if each.split == "validation" else f" on {each.split}"
+            label = f"{numbered(report, each)}{measured}: {metric.text(each.value.mean)}"
+            style = {"color": _colour(number), "linewidth": 1.7, "linestyle": _PROBE_DASHES}
+            lines.append(axes.axhline(factor * each.value.mean, label=printable(label), **style))
     if (majority := report.majority("validation")) is not None and metric.is_share:
         label = f"majority class: {format_metric(report.metric, majority)}"
         lines.append(axes.axhline(factor * majority, color=LIGHT.ink, linewidth=0.8, alpha=0.55, label=label))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,9 @@ from ...core.defaults import step_limit
 from ...core.formatting import format_seconds
 from ...core.metrics import metric_named, standard_error
 from ...core.run_history import Measurement
+from .probed_model import ProbedModel
 from .run_record import ComparedRun, Status
+from .spread import Spread
 
 # Options that runs must share to be comparable, in words.
 _CONDITIONS = {
@@ -28,25 +30,6 @@ _CONDITIONS = {
 
 
 _BY_GRAVITY: tuple[Status, ...] = ("failed", "does not fit", "running", "interrupted", "not run", "finished")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and range of a value over runs."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    @staticmethod
-    def of(values: Iterable[float | None]) -> Spread | None:
-        """The spread of the values that are not None; None where all are."""
-        known = [value for value in values if value is not None]
-        return Spread(statistics.fmean(known), min(known), max(known), len(known)) if known else None
-
-    def to_dict(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -141,20 +124,22 @@ class ComparisonReport:
 
     Attributes:
         split: the split that contestants are measured on: `test`, or `validation` where not all runs have a test split.
+        probed: the ridge probes of models, which stand beside the contestants.
     """
 
     name: str
     contenders: tuple[Contender, ...]
     split: str
+    probed: tuple[ProbedModel, ...] = ()
 
     @staticmethod
-    def of(name: str, runs: Sequence[ComparedRun]) -> ComparisonReport:
+    def of(name: str, runs: Sequence[ComparedRun], probed: Sequence[ProbedModel] = ()) -> ComparisonReport:
         """Gathers runs by contestant, in the order in which they come."""
         begun = [run for run in runs if len(run.history.steps)]
         split = "test" if begun and all("test" in run.history.zero_shot for run in begun) else "validation"
         names = dict.fromkeys(run.contestant for run in runs)
         contenders = (Contender(each, tuple(run for run in runs if run.contestant == each), split) for each in names)
-        return ComparisonReport(name, tuple(contenders), split)
+        return ComparisonReport(name, tuple(contenders), split, tuple(probed))
 
     @cached_property
     def runs(self) -> list[ComparedRun]:
@@ -234,7 +219,14 @@ class ComparisonReport:
         machines = {(run.environment.get("platform"), str(run.environment.get("device_info"))) for run in self.finished}
         if len(machines) > 1:
             found.append("The runs come from different machines: do not compare their times.")
-        return found
+        return found + [each.sentence() + self._beside(each) for each in self.probed]
+
+    def _beside(self, probe: ProbedModel) -> str:
+        """The probe beside the contestants that are measured as it is."""
+        tuned = [each.tuned.mean for each in self.contenders if each.tuned]
+        if (probe.metric, probe.split) != (self.metric, self.split) or not tuned or max(tuned) > probe.value.mean:
+            return ""
+        return " No contestant has more."
 
     @property
     def finished(self) -> list[ComparedRun]:
@@ -281,6 +273,7 @@ class ComparisonReport:
             "verdict": self.verdict(),
             "remarks": self.remarks(),
             "contestants": [_summary(each) for each in self.contenders],
+            "ridge_probes": [each.to_dict() for each in self.probed],
             "runs": [run.to_dict() for run in self.runs],
         }
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from ...core.formatting import format_bytes, format_seconds
 from ...core.metrics import metric_named
-from .summary import ComparisonReport, Contender, Spread
+from .probed_model import ProbedModel
+from .spread import Spread
+from .summary import ComparisonReport, Contender
 
 
 def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
@@ -26,7 +28,8 @@ def summary_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]
         ]
         for each in report.contenders
     ]
-    return header, rows
+    probes = [[numbered(report, each), _seeds(each), *_probe_results(report, each), "-", "-"] for each in report.probed]
+    return header, rows + probes
 
 
 def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
@@ -41,7 +44,21 @@ def short_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:
         ]
         for number, each in enumerate(report.contenders, 1)
     ]
+    for number, each in enumerate(report.probed, len(rows) + 1):
+        rows.append([str(number), str(len(each.results)), *_probe_results(report, each), "-"])
     return header, rows
+
+
+def _seeds(each: ProbedModel) -> str:
+    return "1 seed" if len(each.results) == 1 else f"{len(each.results)} seeds"
+
+
+def _probe_results(report: ComparisonReport, each: ProbedModel) -> list[str]:
+    """As `_results`: a probe takes no steps, and its time is that of all its passes."""
+    value = spread_text(each.value, metric_named(each.metric).text)
+    if each.split != report.split:
+        value += f", on {each.split}"
+    return ["-", value, "-", "-", format_seconds(each.seconds.mean)]
 
 
 def _results(
@@ -62,9 +79,9 @@ def _mean_text(spread: Spread | None, form: Callable[[float], str]) -> str:
     return form(spread.mean) if spread else "-"
 
 
-def numbered(report: ComparisonReport, each: Contender) -> str:
-    """`2  NAME`: a contestant has the same number in the figure and in every table."""
-    return f"{report.contenders.index(each) + 1}  {each.name}"
+def numbered(report: ComparisonReport, each: Contender | ProbedModel) -> str:
+    """`2  NAME`: a contestant or a probe has the same number in the figure and in every table."""
+    return f"{[*report.contenders, *report.probed].index(each) + 1}  {each.name}"
 
 
 def runs_table(report: ComparisonReport) -> tuple[list[str], list[list[str]]]:

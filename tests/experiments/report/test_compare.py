@@ -12,9 +12,19 @@ from mlxzo.cli.console import listing
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.experiments.report.run_record import ComparedRun, labelled
-from mlxzo.experiments.report.summary import ComparisonReport, Spread
+from mlxzo.experiments.report.spread import Spread
+from mlxzo.experiments.report.summary import ComparisonReport
 from mlxzo.experiments.report.tables import csv_text, problems, short_table, spread_text, summary_table
-from tests.experiments.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, failed, finished, memory, record, story
+from tests.experiments.report.recorded import (
+    EVALUATION_SECONDS,
+    STEP_SECONDS,
+    failed,
+    finished,
+    memory,
+    probed,
+    record,
+    story,
+)
 
 OPTIONS = {"memory_cap": "2GB"}
 
@@ -50,6 +60,32 @@ def test_a_row_has_the_mean_and_the_range_over_seeds(tmp_path):
         "peak footprint": "800.0 MB",
         "of it MLX": "600.0 MB",
     }
+
+
+def test_a_ridge_probe_stands_beside_the_contestants(tmp_path):
+    runs = [record(tmp_path, "a", seed, finished(story([0.5, 0.7], test=0.7))) for seed in (0, 1)]
+    found = ComparisonReport.of("x", runs, [probed("smollm2-135m", 0.8, 0.9)])
+    header, (_, row) = summary_table(found)
+    assert dict(zip(header, row, strict=True)) == {
+        "contestant": "2  ridge probe, smollm2-135m",
+        "runs": "2 seeds",
+        "zero-shot": "-",
+        "test accuracy": "85.0 % (80.0 to 90.0)",
+        "steps": "-",
+        "steps/s": "-",
+        "time to best": "1 min 00 s",
+        "peak footprint": "-",
+        "of it MLX": "-",
+    }
+    assert found.remarks()[-1] == (
+        "The ridge probe of smollm2-135m has a test accuracy of 85.0 %, with a standard error of 5.0 points: a linear "
+        "map from the states after layer 15 of 30, chosen on 1,000 training rows (seed 0, 1), in 1 min 00 s without "
+        "training. No contestant has more."
+    )
+    (told,) = found.to_dict()["ridge_probes"]
+    assert (told["value"]["mean"], told["standard_error"], len(told["seeds"])) == (pytest.approx(0.85), 0.05, 2)
+    worse = ComparisonReport.of("x", runs, [probed("smollm2-135m", 0.6)])
+    assert worse.remarks()[-1].endswith("without training.")
 
 
 def test_only_finished_runs_count_and_the_others_are_told_with_their_sentence(tmp_path):

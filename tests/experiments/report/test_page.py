@@ -13,7 +13,7 @@ from mlxzo.experiments.report import figures
 from mlxzo.experiments.report.html import page
 from mlxzo.experiments.report.summary import ComparisonReport
 from mlxzo.experiments.report.write import write_report
-from tests.experiments.report.recorded import failed, finished, record, story
+from tests.experiments.report.recorded import failed, finished, probed, record, story
 
 NASTY = '<script>alert("x")</script> & $x_1$ \x1b[31m 中文'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -33,7 +33,7 @@ def report(tmp_path_factory):
         for name, each in told.items()
         for seed in (0, 1)
     ]
-    return ComparisonReport.of("a <comparison>", runs)
+    return ComparisonReport.of("a <comparison>", runs, [probed("a <model>", 0.9)])
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ def test_the_figure_names_every_contestant_as_text_and_draws_those_that_trained(
     assert "does not fit: needs 3.1 GB" in texts and "not run" in texts
     assert any("majority class: 52.0 %" in text for text in texts)
     assert any("zero-shot, smollm2-135m: 50.0 %" in text for text in texts)
+    assert "5  ridge probe, a <model> on test: 90.0 %" in texts
 
 
 @pytest.mark.parametrize(("metric", "value"), [("loss", 3.2), ("reward", 0.464)])
@@ -132,7 +133,7 @@ def test_a_theme_leaves_none_of_the_colours_that_stand_in_for_it(drawn, text):
 
 
 def test_the_same_runs_give_the_same_bytes(report, drawn):
-    assert figures.draw(ComparisonReport.of(report.name, report.runs)) == drawn
+    assert figures.draw(ComparisonReport.of(report.name, report.runs, report.probed)) == drawn
     assert drawn.png.startswith(b"\x89PNG")
 
 
