@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
+
+from ..core import events
+from ..core.files import need_free_space
+from ..core.formatting import format_bytes
+from ..core.meter import system_memory
+
+if TYPE_CHECKING:
+    from .session import Session
+
+# `activation_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
+_CACHE_SHARE = 0.1
 
 
 class ActivationCache:
@@ -75,3 +88,48 @@ class DiskActivationCache:
         width, places = self._width, (self._places[key] for key in keys)
         pieces = (self._map[start : start + length * width].reshape(length, width) for start, length in places)
         return [mx.array(np.array(piece)).view(self._dtype) for piece in pieces]
+
+
+def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> None:
+    """Makes an activation cache for the frozen layers, where the configuration asks for one or one fits and pays.
+
+    Args:
+        folder: the folder of a cache on disk.
+
+    Raises:
+        DoesNotFit: a cache on disk was asked for, and the disk is full.
+    """
+    scorer = session.scorer
+    rows = {
+        (row, session.shapes.padded(example))
+        for split in session.splits.values()
+        for example in split
+        for row in example.rows
+    }
+    size = 4 * session.causal.wiring.width(scorer.layers) * sum(scorer.kept_positions(row) for row, _ in rows)
+    kind = _activation_cache_kind(session, folder, size)
+    if kind == "off":
+        return
+    if kind == "disk":
+        need_free_space(folder, size, "the frozen layers' output")
+    scorer.cache = DiskActivationCache(folder) if kind == "disk" else ActivationCache()
+    where = "on disk" if kind == "disk" else "in memory"
+    emit(
+        events.Note(
+            f"the output of the {scorer.layers} frozen layers is computed once per example and kept {where}, up to "
+            f"{format_bytes(size)}: the first pass over the data is slower than the later ones"
+        )
+    )
+
+
+def _activation_cache_kind(session: Session, folder: Path, size: int) -> str:
+    """The place of a cache of `size` bytes: `ram`, `disk` or `off`."""
+    config = session.config
+    if not session.scorer.layers or config.activation_cache != "auto":
+        return config.activation_cache if session.scorer.layers else "off"
+    # The cache pays only for a run that reads its examples more than once.
+    if config.steps * config.batch_size <= len(session.splits["train"]):
+        return "off"
+    if size <= _CACHE_SHARE * system_memory()[1]:
+        return "ram"
+    return "disk" if size <= _CACHE_SHARE * shutil.disk_usage(folder).free else "off"

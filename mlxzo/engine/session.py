@@ -8,10 +8,8 @@ session = make_session(inputs, base, prepare(base.loaded.model, inputs.config), 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +18,8 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_QUERIES, RSGN_TOKENS_BEHIND
 from ..core.errors import ConfigError
-from ..core.files import FileProgress, need_free_space
-from ..core.formatting import format_bytes
-from ..core.meter import mlx_memory, return_freed_memory, system_memory
+from ..core.files import FileProgress
+from ..core.meter import mlx_memory, return_freed_memory
 from ..core.resolved_config import ResolvedConfig
 from ..models.causal import CausalLM
 from ..models.folder import context_length
@@ -32,16 +29,13 @@ from ..models.trainable import Trainable, prepare
 from ..tasks.base import TaskData
 from ..tasks.metrics import WRITTEN
 from ..tasks.registry import load_task
-from .activation_cache import ActivationCache, DiskActivationCache
+from .activation_cache import ActivationCache
 from .batching import Batch, Shapes, make_batch
 from .data_summary import duplicates_text, summarise
 from .distributed.communicator import Communicator
 from .encoding import EncodedExample, encode_all
 from .reward import Judge
 from .scoring import Scorer
-
-# `activation_cache: auto` takes at most this share of the memory that programs could have now, or of the free disk.
-_CACHE_SHARE = 0.1
 
 Splits = dict[str, list[EncodedExample]]
 """The examples of each split, as tokens."""
@@ -338,51 +332,6 @@ def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:
     """
     rows = {"train": data.learned(config.objective), "validation": data.validation, "test": data.test}
     return encode_all(rows, tokenizer, config.max_tokens)
-
-
-def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> None:
-    """Makes an activation cache for the frozen layers, where the configuration asks for one or one fits and pays.
-
-    Args:
-        folder: the folder of a cache on disk.
-
-    Raises:
-        DoesNotFit: a cache on disk was asked for, and the disk is full.
-    """
-    scorer = session.scorer
-    rows = {
-        (row, session.shapes.padded(example))
-        for split in session.splits.values()
-        for example in split
-        for row in example.rows
-    }
-    size = 4 * session.causal.wiring.width(scorer.layers) * sum(scorer.kept_positions(row) for row, _ in rows)
-    kind = _activation_cache_kind(session, folder, size)
-    if kind == "off":
-        return
-    if kind == "disk":
-        need_free_space(folder, size, "the frozen layers' output")
-    scorer.cache = DiskActivationCache(folder) if kind == "disk" else ActivationCache()
-    where = "on disk" if kind == "disk" else "in memory"
-    emit(
-        events.Note(
-            f"the output of the {scorer.layers} frozen layers is computed once per example and kept {where}, up to "
-            f"{format_bytes(size)}: the first pass over the data is slower than the later ones"
-        )
-    )
-
-
-def _activation_cache_kind(session: Session, folder: Path, size: int) -> str:
-    """The place of a cache of `size` bytes: `ram`, `disk` or `off`."""
-    config = session.config
-    if not session.scorer.layers or config.activation_cache != "auto":
-        return config.activation_cache if session.scorer.layers else "off"
-    # The cache pays only for a run that reads its examples more than once.
-    if config.steps * config.batch_size <= len(session.splits["train"]):
-        return "off"
-    if size <= _CACHE_SHARE * system_memory()[1]:
-        return "ram"
-    return "disk" if size <= _CACHE_SHARE * shutil.disk_usage(folder).free else "off"
 
 
 def _remarks(session: Session) -> list[str]:

@@ -125,10 +125,11 @@ def train(
 ) -> dict[str, Any]:
     """Opens the run's configuration and trains it, from the start or from where it was interrupted."""
     # These import MLX.
+    from ..engine.activation_cache import open_activation_cache
     from ..engine.checkpoints import Checkpoints, check_same
     from ..engine.evaluation import Evaluator
     from ..engine.methods import make_method
-    from ..engine.session import fetch, load_base, load_data, make_session, open_activation_cache
+    from ..engine.session import fetch, load_base, load_data, make_session
     from ..engine.trainer import Trainer
     from ..models.trainable import prepare
     from .environment import environment

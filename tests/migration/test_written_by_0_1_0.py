@@ -66,15 +66,13 @@ def test_a_run_that_was_cut_goes_on_to_the_weights_of_the_whole_one(mlxzo, cut, 
     assert result["steps"] == 12
     expected = RunDirectory.open(whole).result()
     assert close(result, expected)
-    if cut.startswith("bp"):
-        assert result["final_sha256"] == expected["final_sha256"]
 
 
 def close(result: dict, expected: dict) -> bool:
     """Whether two results agree up to the rounding of a forward pass.
 
-    0.1.0 computed the last decoder layer at all positions, this version at the scored ones only: the same numbers, with
-    other last bits, so that the steps of MeZO differ in theirs.
+    0.1.0 computed the last decoder layer at all positions, this version at the scored ones only, in micro-batches of
+    half the size: the same numbers, with other last bits.
     """
     losses = [[each["best"]["validation"]["loss"], each["training_loss"]["last"]] for each in (result, expected)]
     return losses[0] == pytest.approx(losses[1], rel=1e-3) and result["best"]["step"] == expected["best"]["step"]
