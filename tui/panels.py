@@ -16,6 +16,7 @@ from mlxzo.core.formatting import (
     format_count,
     format_loss,
     format_metric,
+    format_percent,
     format_seconds,
     format_share,
     memory_text,
@@ -182,9 +183,9 @@ def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
     zero = history.zero_shot.get("validation")
     rows: list[tuple[str, str]] = []
     if loaded is not None:
-        share = 100 * loaded.trainable_parameters / max(1, loaded.parameters)
+        share = format_percent(loaded.trainable_parameters / max(1, loaded.parameters))
         rows.append(("model", f"{loaded.model}, {format_count(loaded.parameters)} parameters"))
-        rows.append(("trains", f"{format_count(loaded.trainable_parameters)} of them ({share:.2g} %)"))
+        rows.append(("trains", f"{format_count(loaded.trainable_parameters)} of them ({share})"))
         rows.append(("task", loaded.task))
     if zero is not None:
         rows.append(("zero-shot", format_metric(zero.metric, zero.value)))

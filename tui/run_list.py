@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mlxzo.core import events
+from mlxzo.core.files import user_path
 from mlxzo.core.run_directory import RunDirectory, Status
 from mlxzo.core.run_history import evaluations, metric_text, tuned_merit
 
@@ -51,7 +52,7 @@ def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
     """The runs in a folder, newest first, and its other entries; reads each entry once."""
     found, others = [], []
     with contextlib.suppress(OSError):
-        for folder in Path(root).expanduser().absolute().iterdir():
+        for folder in user_path(root).absolute().iterdir():
             try:
                 found.append(((folder / "config.yaml").stat().st_mtime, folder))
             except OSError:

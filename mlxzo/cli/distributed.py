@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..core import events
 from ..core.child_process import module_command
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, EXIT_INTERRUPTED, MlxzoError, WorkerDied
+from ..core.files import user_path
 from ..core.options import flag
 from ..core.run_directory import RunDirectory
 from ..runtime.hosts import Hosts
@@ -144,7 +144,7 @@ def arguments_of(flags: dict[str, str], config: str | None, resume: str | None, 
     """The same arguments for another rank, with absolute paths."""
     given = [word for name, value in flags.items() for word in (flag(name), value)]
     if config is not None:
-        given += ["--config", str(Path(config).expanduser().absolute())]
+        given += ["--config", str(user_path(config).absolute())]
     if resume is not None:
         given += ["--resume", resume]
     return [*given, *(["--allow-code"] if allow_code else [])]

@@ -14,6 +14,7 @@ from ..core.run_history import RunHistory
 from ..runtime.supervisor import Supervisor
 from .console import RunView, key_values, output, summary_rows
 from .printing import print_json
+from .streams import silence, terminals
 
 _POLL_SECONDS = 0.25
 
@@ -76,7 +77,7 @@ def show_result(result: dict[str, Any], run: RunDirectory, history: RunHistory, 
 
 @contextlib.contextmanager
 def signals_to(running: Stoppable, view: RunView) -> Iterator[Callable[[], None]]:
-    """Turns Ctrl-C and SIGTERM into `running.stop()`.
+    """Turns Ctrl-C and SIGTERM into `running.stop()`. If the terminal hangs up, the work goes on without it.
 
     Yields a function that notes new signals in `view`, to be called regularly: a signal handler must not write to a
     terminal that may be in the middle of a line.
@@ -94,7 +95,11 @@ def signals_to(running: Stoppable, view: RunView) -> Iterator[Callable[[], None]
             shown = signals
             view.show(events.Note(_stopping(shown)))
 
+    shown_on = terminals()
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Ignored where the command was started by nohup.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: silence(shown_on))
     try:
         yield show_stop
     finally:

@@ -19,6 +19,7 @@ from ..core.mlx_lm_options import name_here
 from ..core.removed_options import removed_command, removed_problem
 from ..core.suggestion import did_you_mean
 from .printing import print_json, say
+from .streams import prepare_streams
 
 # Command -> module under mlxzo.cli.commands, and its line in the overview.
 COMMANDS = {
@@ -81,6 +82,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; no exception leaves it, and no traceback is printed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    prepare_streams()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot show is replaced; it must not end the command.
         if isinstance(stream, io.TextIOWrapper):

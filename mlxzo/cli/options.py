@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import RunConfig, options
+from ..core.files import user_path
 from ..core.options import GROUP_TITLES, Option, flag, former_name, value_type
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
     from ..models.adapter_folder import ADAPTER_CONFIG
 
     if arguments.run is not None:
-        path = Path(arguments.run).expanduser().absolute()
+        path = user_path(arguments.run).absolute()
         if path.is_file():
             return Source("journal", path)
         if (path / ADAPTER_CONFIG).is_file():
@@ -99,7 +99,7 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
         return Source("run", RunDirectory.open(arguments.run, getattr(arguments, "out", RunConfig.out)).path)
     for kind in ("adapter", "journal"):
         if (path := getattr(arguments, kind)) is not None:
-            return Source(kind, Path(path).expanduser().absolute())
+            return Source(kind, user_path(path).absolute())
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -212,6 +213,48 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user gave; `~` is the home folder, if there is one.
+
+    Terminals write the path of a file that is dropped on them with escapes or quotes, and a space behind it. They are
+    taken away where that gives a path that exists, and the text as it is does not.
+    """
+    text = str(text)
+    path = _expanded(text)
+    for reading in (text, text.strip(), _unquoted(text)):
+        with suppress(OSError, ValueError):  # too long, or with a character that no path has
+            if (found := _expanded(reading)).exists():
+                return found
+    return path
+
+
+def _unquoted(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return text
+    return words[0] if len(words) == 1 else text
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, or one without a home folder
+        return Path(text)
+
+
 def mlxzo_home() -> Path:
-    """The cache folder, absolute; it need not exist yet."""
-    return Path(os.environ.get("MLXZO_HOME") or "~/.cache/mlxzo").expanduser().absolute()
+    """The cache folder, absolute; it need not exist yet.
+
+    Raises:
+        ConfigError: the user has no home folder, as in some containers.
+    """
+    if chosen := os.environ.get("MLXZO_HOME"):
+        return _expanded(chosen).absolute()
+    try:
+        return Path("~/.cache/mlxzo").expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            "there is no home folder for the cache of mlxzo: neither HOME nor the system names one",
+            "set HOME, or MLXZO_HOME (and HF_HOME for hub models), to a folder that you can write to",
+        ) from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from .errors import MlxzoError
@@ -27,8 +29,8 @@ def describe(problem: MlxzoError | events.Failed) -> str:
 def loaded_line(event: events.Loaded) -> str:
     counts = f"{format_count(event.parameters)} parameters"
     if event.trainable_parameters:
-        share = 100 * event.trainable_parameters / max(1, event.parameters)
-        counts += f", of which {format_count(event.trainable_parameters)} ({share:.2g} %) train"
+        share = format_percent(event.trainable_parameters / max(1, event.parameters))
+        counts += f", of which {format_count(event.trainable_parameters)} ({share}) train"
     return (
         f"{event.model}: {counts}; {event.task}: {event.train_examples} training, "
         f"{event.validation_examples} validation, {event.test_examples} test examples; "
@@ -82,6 +84,11 @@ def format_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return str(count)
+
+
+def format_percent(share: float) -> str:
+    """Two digits of a share in percent, written out: 0.0043 %, 7.5 %, 100 %."""
+    return f"{Decimal(f'{100 * share:.2g}'):f} %"
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -166,7 +173,7 @@ def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
         "fused": 'mlxzo generate --model {0} "..."',
         "journal": "mlxzo replay {0} --out FOLDER",
     }
-    rows.append(("use", uses[done["form"]].format(done["out"])))
+    rows.append(("use", uses[done["form"]].format(shlex.quote(str(done["out"])))))
     return rows
 
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from . import events, run_lock, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DataError, DoesNotFit, Interrupted, WorkerDied
-from .files import explained, fsync_folder, write_atomic
+from .files import explained, fsync_folder, user_path, write_atomic
 from .formatting import json_text
 from .yaml_file import read_yaml
 
@@ -57,7 +58,7 @@ class RunDirectory:
             ConfigError: the name is taken, or the folder cannot be written.
             DoesNotFit: the disk is full.
         """
-        root = Path(config.out).expanduser().absolute()
+        root = user_path(config.out).absolute()
         names = iter((config.name,)) if config.name else _automatic_names(config)
         with explained(root, "the run"):
             root.mkdir(parents=True, exist_ok=True)
@@ -88,9 +89,9 @@ class RunDirectory:
             ConfigError: there is no such run (names the nearest id), or a newer version of mlxzo wrote it.
         """
         text = str(path_or_id)
-        root = Path(root).expanduser()
+        root = user_path(root)
         under_root = root / text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) else None
-        for path in (under_root, Path(text).expanduser()):
+        for path in (under_root, user_path(text)):
             if path is not None and is_run(path):
                 run = RunDirectory(path.absolute())
                 run.migrate()
@@ -110,8 +111,8 @@ class RunDirectory:
         Raises:
             ConfigError: there is no such run in that folder, or it is a link to somewhere else.
         """
-        root = Path(root).expanduser()
-        given = Path(path_or_id).expanduser()
+        root = user_path(root)
+        given = user_path(path_or_id)
         path = root / given if len(given.parts) == 1 else given
         if path.is_symlink():
             raise ConfigError(f"{path} is a link, and no run directory", "remove the link itself, if it is yours")
@@ -227,7 +228,7 @@ class RunDirectory:
             return "no state had been saved"
         return (
             f"the best state, of step {saved[-1].step}, is in {self.path / BEST_STATE}; "
-            f"`mlxzo train --resume {self.path}` continues the run"
+            f"`mlxzo train --resume {shlex.quote(str(self.path))}` continues the run"
         )
 
     def worker_is_alive(self) -> bool:
@@ -358,7 +359,7 @@ def list_runs(root: str | Path = "runs") -> list[RunDirectory]:
     Raises:
         ConfigError: the folder cannot be read.
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     try:
         found = [RunDirectory(path.absolute()) for path in root.iterdir() if is_run(path)]
     except FileNotFoundError:

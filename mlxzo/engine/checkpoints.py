@@ -7,6 +7,7 @@ Both end bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -279,5 +280,6 @@ def check_same(run: RunDirectory, now: dict[str, Any]) -> None:
     if problems:
         raise ConfigError(
             f"the run {run.id} cannot go on: " + "; ".join(problems),
-            f"bring back what it began with, or start it anew with `mlxzo train --config {run.path / 'config.yaml'}`",
+            "bring back what it began with, or start it anew with `mlxzo train --config "
+            f"{shlex.quote(str(run.path / 'config.yaml'))}`",
         )

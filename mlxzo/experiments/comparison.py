@@ -18,6 +18,7 @@ import yaml
 
 from ..core.config import DATA_OPTIONS, RunConfig, options
 from ..core.errors import ConfigError, MlxzoError
+from ..core.files import user_path
 from ..core.options import current_name
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_model, check_task
@@ -69,7 +70,7 @@ class Comparison:
     @property
     def folder(self) -> Path:
         """The folder of its report. It lies among the runs and is none."""
-        return Path(self.shared_config.out).expanduser().absolute() / self.name
+        return user_path(self.shared_config.out).absolute() / self.name
 
     def runs(self) -> list[PlannedRun]:
         """Every run, one seed of all contestants after the other, so that half a comparison compares too."""

@@ -12,12 +12,12 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..core import events
 from ..core.config import RunConfig, options
 from ..core.errors import ConfigError, MlxzoError
+from ..core.files import user_path
 from ..core.formatting import format_seconds
 from ..core.run_directory import RunDirectory
 from ..runtime.supervisor import Supervisor
@@ -260,7 +260,7 @@ def changes(run: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 def run_directory(config: RunConfig) -> RunDirectory:
     """The directory of a run of this name, which may not exist yet."""
-    return RunDirectory(Path(config.out).expanduser().absolute() / str(config.name))
+    return RunDirectory(user_path(config.out).absolute() / str(config.name))
 
 
 class DurationEstimate:

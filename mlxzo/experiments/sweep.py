@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.config import RunConfig, options
 from ..core.errors import MlxzoError
+from ..core.files import user_path
 from ..core.options import current_name, parse_value
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_names
@@ -90,7 +91,7 @@ class _Reader(SpecReader):
         runs = (
             PlannedRun(label, config, {name: getattr(config, name) for name in varied}) for label, config in planned
         )
-        return Sweep(self._name, Path(self._out).expanduser().absolute(), tuple(runs))
+        return Sweep(self._name, user_path(self._out).absolute(), tuple(runs))
 
     def _check_keys(self, values: Mapping[str, Any]) -> None:
         self.check_repeated()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError
-from ..core.formatting import format_count
+from ..core.formatting import format_bytes, format_count
 
 if TYPE_CHECKING:
     from .plan_table import PlanRow
@@ -59,7 +59,7 @@ def draw(rows: Sequence[PlanRow], cap_bytes: int, source: str, path: Path) -> No
         axes.set_title(title, fontsize=10)
     panels[0][0].set_ylabel("predicted footprint, GB")
     figure.suptitle(
-        f"What fits under {cap_bytes / _GB:.3g} GB: {source}\n"
+        f"What fits under {format_bytes(cap_bytes)}: {source}\n"
         "filled: fits, with the largest micro-batch that does; hollow: the least it would take",
         fontsize=10,
     )

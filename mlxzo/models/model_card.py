@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from .. import __version__
@@ -37,7 +38,7 @@ def card(config: RunConfig, form: str, step: int, result: dict[str, Any] | None,
         *_figures(result),
         f"Base weights: SHA-256 `{base_sha256}`.",
         "",
-        f"Use: `{_USE[form].format(model=config.model)}`",
+        f"Use: `{_USE[form].format(model=shlex.quote(config.model))}`",
     ]
     return "\n".join(lines) + "\n"
 

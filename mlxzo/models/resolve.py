@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ModelError
-from ..core.files import FileProgress, Report, ignore_progress, mlxzo_home
+from ..core.files import FileProgress, Report, ignore_progress, mlxzo_home, user_path
 from . import hub, pypi_mirror
 from .architecture import ModelShape, of_folder
 from .folder import check_folder, folder_problems, make_once
@@ -48,7 +48,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
     home, report = home or mlxzo_home(), progress or ignore_progress
     if model in load_registry():
         return _resolve_entry(find(model), home, report)
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         check_folder(path)
         return ResolvedModel(path.resolve(), path.resolve().name, "local")
@@ -73,7 +73,7 @@ def shape_of(model: str) -> ModelShape:
     """
     if model in load_registry():
         return shape_of_entry(find(model))
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         return of_folder(path)
     if "/" in model or path.suffix.lower() == ".gguf":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -200,15 +201,15 @@ class RunControl:
         self._signals += 1
 
     def _interrupted(self) -> Interrupted:
+        path = shlex.quote(str(self._run.path))
         if not (self._run.path / BEST_STATE).exists():
             return Interrupted(
-                "the run was stopped before it began to train",
-                f"`mlxzo train --resume {self._run.path}` starts it again",
+                "the run was stopped before it began to train", f"`mlxzo train --resume {path}` starts it again"
             )
         return Interrupted(
             "the run was stopped; its best state so far is saved",
-            f"`mlxzo train --resume {self._run.path}` continues where it stopped; `mlxzo generate --run "
-            f"{self._run.path} PROMPT` tries the best state",
+            f"`mlxzo train --resume {path}` continues where it stopped; `mlxzo generate --run {path} PROMPT` tries the "
+            "best state",
         )
 
 

@@ -49,7 +49,9 @@ def advice(report: dict[str, Any]) -> list[str]:
     """Improvements that the user can make, one sentence each, most important first."""
     mlx, system = report["mlx"], report["system"]
     lines = []
-    if "error" in mlx:
+    if "error" in report["cache"]:
+        lines.append(f"{report['cache']['error']}: set HOME, or MLXZO_HOME, to a folder that you can write to.")
+    elif "error" in mlx:
         lines.append(f"MLX does not work here ({mlx['error']}): install mlxzo again in a fresh virtual environment.")
     on_cpu = mlx.get("device") == "cpu"
     if on_cpu and mlx.get("cuda_package"):

@@ -14,10 +14,10 @@ import ipaddress
 import json
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.files import user_path
 
 LOCALHOST = "127.0.0.1"
 # As in mlx.launch; each further rank has the next port.
@@ -73,7 +73,7 @@ def read_hosts(text: str) -> Hosts:
                 f"--hosts {text}: from 1 to {_MOST_RANKS} processes can share a run", "give another number"
             )
         return Hosts((Host(LOCALHOST, LOCALHOST),) * count)
-    path = Path(text).expanduser()
+    path = user_path(text)
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from ..core.config import RunConfig
+from ..core.files import user_path
 
 
 def check_names(config: RunConfig) -> RunConfig:
@@ -21,12 +21,12 @@ def check_task(config: RunConfig) -> RunConfig:
     """As `check_names`, for the task and its data."""
     from ..tasks.registry import get_task
 
-    get_task(config.task)
     changes: dict[str, str] = {}
     if config.data is not None:
-        changes["data"] = str(Path(config.data).expanduser().absolute())
-    if config.task.endswith((".yaml", ".yml")):
-        changes["task"] = str(Path(config.task).expanduser().absolute())
+        changes["data"] = str(user_path(config.data).absolute())
+    if (file := user_path(config.task)).suffix in (".yaml", ".yml"):
+        changes["task"] = str(file.absolute())
+    get_task(changes.get("task", config.task))
     return dataclasses.replace(config, **changes)
 
 
@@ -35,7 +35,7 @@ def check_model(config: RunConfig) -> RunConfig:
     from ..models.registry import find, load_registry
 
     if config.model not in load_registry():
-        path = Path(config.model).expanduser()
+        path = user_path(config.model)
         if path.exists():
             return dataclasses.replace(config, model=str(path.absolute()))
         if "/" not in config.model and not config.model.endswith(".gguf"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -271,7 +272,7 @@ class Supervisor:
         if self._guard is not None and self._guard.killed:
             return self._guard.exceeded(self.run.kept())
         details = self._reached()
-        show = f"`mlxzo runs show {self.run.path}` shows what it reached"
+        show = f"`mlxzo runs show {shlex.quote(str(self.run.path))}` shows what it reached"
         if self._stops:
             how = "by force, before it could save its last steps" if self._stops > 1 else "before it could report"
             return Interrupted(f"the run was stopped {how}", show, details)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
+from ..core.files import user_path
 from .base import Example, Task, TaskData
 from .chat import in_style
 from .choices import Copa, Record
@@ -76,7 +77,7 @@ def task_alone(config: RunConfig) -> Task:
         return task
     if config.data is None:
         raise ConfigError(f"the task {task.name} is what its training rows say", "pass --data DIR: " + FOLDER)
-    return _task_of(task, read_rows(split_paths(_folder(config.data))["train"]))
+    return _task_of(task, read_rows(split_paths(user_path(config.data))["train"]))
 
 
 def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskData:
@@ -91,7 +92,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     """
     task = get_task(config.task)
     if config.data is not None or task.embedded is not None:
-        folder = _EMBEDDED / str(task.embedded) if config.data is None else _folder(config.data)
+        folder = _EMBEDDED / str(task.embedded) if config.data is None else user_path(config.data)
         source = "embedded" if config.data is None else f"folder {folder.resolve().name}"
         task, splits, remarks = _read_folder(task, folder)
     elif task.hub is not None:
@@ -136,13 +137,6 @@ def _training_examples(task: Task, examples: list[Example], config: RunConfig) -
             few,
         )
     return chosen
-
-
-def _folder(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # `~name` of a user who does not exist
-        return Path(text)
 
 
 def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]], tuple[str, ...]]:

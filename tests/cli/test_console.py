@@ -8,7 +8,15 @@ from rich.console import Console
 
 from mlxzo.cli.console import RunsView, RunView, key_values, listing, summary_rows
 from mlxzo.core import events
-from mlxzo.core.formatting import describe, format_count, format_metric, format_seconds, printable
+from mlxzo.core.formatting import (
+    describe,
+    format_count,
+    format_metric,
+    format_percent,
+    format_seconds,
+    printable,
+    result_rows,
+)
 from mlxzo.core.run_history import RunHistory
 
 
@@ -185,6 +193,19 @@ def test_tables_keep_markup_and_control_characters_as_text():
 )
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1, "100 %"), (0.996, "100 %"), (0.0751, "7.5 %"), (4.3e-5, "0.0043 %"), (8.2e-8, "0.0000082 %")],
+)
+def test_shares_in_percent_are_written_out(share, text):
+    assert format_percent(share) == text
+
+
+def test_commands_to_copy_hold_paths_as_a_shell_takes_them():
+    rows = dict(result_rows({"out": "/tmp/Мои run's", "form": "fused"}))
+    assert rows["use"].split(" --model ")[1] == "'/tmp/Мои run'\"'\"'s' \"...\""
 
 
 def test_counts_and_metrics():

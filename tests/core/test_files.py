@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from pathlib import Path
 
-from mlxzo.core.files import folder_contents
+import pytest
+
+from mlxzo.core.errors import ConfigError
+from mlxzo.core.files import folder_contents, mlxzo_home, user_path
 
 
 def test_a_folder_is_measured_while_others_remove_what_is_in_it(tmp_path, monkeypatch):
@@ -25,3 +31,30 @@ def test_a_folder_is_measured_while_others_remove_what_is_in_it(tmp_path, monkey
 
     monkeypatch.setattr(os, "scandir", scan_late)
     assert folder_contents(tmp_path) == (5, 1)
+
+
+@pytest.mark.parametrize("written", ["{}", "{} ", "'{}'", '"{}" ', "escaped"])
+def test_a_folder_dropped_on_a_terminal_is_found(tmp_path, written):
+    folder = tmp_path / "My Данные's (2)"
+    folder.mkdir()
+    text = re.sub(r"([ '()])", r"\\\1", str(folder)) if written == "escaped" else written.format(folder)
+    if written == "'{}'":
+        text = shlex.quote(str(folder))
+    assert user_path(text) == folder
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\\ b", "it's", "x" * 5000, "a\0b", "two words"])
+def test_a_path_that_does_not_exist_stays_as_it_is_written(text):
+    assert str(user_path(text)) == text
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)
+    assert user_path("~/x") == Path("~/x")
+    monkeypatch.setenv("MLXZO_HOME", str(tmp_path))
+    assert mlxzo_home() == tmp_path
+    monkeypatch.delenv("MLXZO_HOME")
+    with pytest.raises(ConfigError, match="no home folder") as caught:
+        mlxzo_home()
+    assert "MLXZO_HOME" in caught.value.fix

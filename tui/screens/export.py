@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Group
@@ -16,6 +15,7 @@ from textual.widgets import Button, Input, Static
 
 from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
+from mlxzo.core.files import user_path
 from mlxzo.core.formatting import default_out, describe, format_amount, format_share, printable, result_rows
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 
@@ -121,7 +121,7 @@ class ExportDialog(ModalScreen[None]):
             self._say("✗ No path: type a folder, or a file for a journal.")
             return
         words = ["export", str(self._run.path), "--to", form, "--stream"]
-        words += ["--out", os.fspath(Path(target).expanduser().absolute())]
+        words += ["--out", os.fspath(user_path(target).absolute())]
         if form == "fused" and self.query_one("#weights", Pick).value == "dequantized":
             words.append("--dequantize")
         self._export(words)

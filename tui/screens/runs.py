@@ -17,6 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
+from mlxzo.core.files import user_path
 from mlxzo.core.formatting import printable
 from mlxzo.core.run_directory import RunDirectory
 
@@ -158,7 +159,7 @@ class Runs(Page):
             self._marked = [path for path in self._marked if path not in gone]
             self._fill()
         nothing = not paths
-        self.query_one("#no-runs", Static).update(_EMPTY.format(root=Path(self.app.root).expanduser().absolute()))
+        self.query_one("#no-runs", Static).update(_EMPTY.format(root=user_path(self.app.root).absolute()))
         self.query_one("#no-runs").display = nothing
         self.query_one("#runs-body").display = not nothing
         if not nothing and self.focused is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from textual.worker import get_current_worker
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
+from mlxzo.core.files import user_path
 from mlxzo.core.formatting import format_bytes, parse_bytes, printable
 from mlxzo.core.meter import system_memory
 from mlxzo.core.yaml_file import read_yaml
@@ -328,11 +330,11 @@ class Setup(Page):
 
     def _save(self, name: str, config: RunConfig) -> None:
         try:
-            Path(name).expanduser().write_text(config.to_yaml(), encoding="utf-8")
+            user_path(name).write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
             self.app.report(ConfigError(f"{name} cannot be written: {error.strerror}", "choose another folder"))
         else:
-            self.notify(f"`mlxzo train --config {name}` starts the same run.", title="Saved")
+            self.notify(f"`mlxzo train --config {shlex.quote(name)}` starts the same run.", title="Saved")
 
     def action_load(self) -> None:
         self._ask_for_file("Load options from YAML", "Load", self._load)
@@ -348,7 +350,7 @@ class Setup(Page):
 
     def _load(self, name: str) -> None:
         with self.app.reporting():
-            self.fill(RunConfig.from_mapping(read_yaml(Path(name).expanduser()), source=name))
+            self.fill(RunConfig.from_mapping(read_yaml(user_path(name)), source=name))
 
     def action_copy(self) -> None:
         if self._checked.config is not None:

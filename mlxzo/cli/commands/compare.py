@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from ...core.files import user_path
 from ..options import add_config_options, add_json, config_values
 from ..printing import print_json
 
@@ -115,7 +116,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
     from ...experiments.report.write import write_report
     from ..queue import watch
 
-    folder = (folder or comparison.folder).expanduser().absolute()
+    folder = user_path(folder or comparison.folder).absolute()
     planned, probes = comparison.runs(), comparison.probes(comparison.folder)
 
     def report() -> ComparisonReport:
@@ -179,7 +180,7 @@ def _compare_runs(arguments: argparse.Namespace) -> int:
     root = getattr(arguments, "out", RunConfig.out)
     runs = list(dict.fromkeys(RunDirectory.open(text, root) for text in arguments.runs))
     name = arguments.name or f"compare-runs-{digest(chr(10).join(run.id for run in runs))}"
-    folder = Path(arguments.report or Path(root) / name).expanduser().absolute()
+    folder = user_path(arguments.report or Path(root) / name).absolute()
     report = ComparisonReport.of(name, labelled(runs))
     write_report(report, folder)
     show(report, folder, as_json=arguments.json)

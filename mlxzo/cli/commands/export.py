@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
+from ...core.files import user_path
 from ...core.formatting import default_out, result_rows
 from ..options import add_json
 from ..printing import print_json
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ...core.run_directory import RunDirectory
 
     found = RunDirectory.open(arguments.run)
-    out = Path(arguments.out or default_out(found.id, arguments.to)).expanduser().absolute()
+    out = user_path(arguments.out or default_out(found.id, arguments.to)).absolute()
     load_fast_blas()
     from ...engine.export import export_job
 

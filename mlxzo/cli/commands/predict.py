@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE, ConfigError, Interrupted
-from ...core.files import explained
+from ...core.files import explained, user_path
 from ...core.formatting import format_metric, format_seconds
 from ...tasks.classification import Classification
 from ...tasks.row_stream import OBJECTS, RowStream
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"the task {task.name} has no fixed set of labels, and predict labels rows",
             "name a run of a classification task",
         )
-    out = None if arguments.labels_out is None else Path(arguments.labels_out).expanduser().absolute()
+    out = None if arguments.labels_out is None else user_path(arguments.labels_out).absolute()
     load_fast_blas()
     from ...engine.prediction import predict_job
     from ..console import RunView
@@ -121,7 +121,7 @@ def known_task(config: RunConfig, source: Source | None, flags: dict[str, Any]) 
 def _stream(name: str) -> Iterator[RowStream]:
     """The rows of a file; those of stdin are read from a copy, since they are read twice."""
     if name != "-":
-        path = Path(name).expanduser()
+        path = user_path(name)
         yield RowStream(path, path)
         return
     with tempfile.TemporaryDirectory(prefix="mlxzo-") as folder:

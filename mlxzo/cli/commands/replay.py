@@ -8,10 +8,10 @@ mlxzo replay runs/RUN/journal.bin --model DIR --out tuned    from another copy o
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
+from ...core.files import user_path
 from ..options import add_json
 from .export import add_dequantize, show
 
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.journal).expanduser()
-    out = Path(arguments.out or f"{path.stem}-{arguments.to}").expanduser().absolute()
+    path = user_path(arguments.journal)
+    out = user_path(arguments.out or f"{path.stem}-{arguments.to}").absolute()
     load_fast_blas()
     from ...engine.export import replay_job
     from ..console import RunView

@@ -11,6 +11,7 @@ opened again at any time, and so can one that `mlxzo train` started.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from ...core.errors import EXIT_DONE, ConfigError
@@ -31,6 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     opened = None if arguments.run is None else RunDirectory.open(arguments.run, root)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("the terminal app needs a terminal", "in scripts, use `mlxzo train` and `mlxzo runs`")
+    if os.environ.get("TERM") == "dumb":
+        raise ConfigError(
+            "the terminal app needs a terminal that can place text, and TERM is dumb",
+            "start it in a terminal of its own, or set TERM to what this one is, such as xterm-256color",
+        )
     from tui.app import MlxzoApp
 
     MlxzoApp(root=root, run=opened, demo=arguments.demo).run()
