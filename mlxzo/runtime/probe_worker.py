@@ -14,7 +14,7 @@ from ..core import events
 from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE
-from .worker import explain
+from ..core.failures import as_error
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         emit(events.Finished(probe_job(config, emit)))
         return EXIT_DONE
     except Exception as error:
-        explained = explain(error)
+        explained = as_error(error, "the probe")
         if explained is None:
             raise
         emit(events.Failed(**explained.to_dict()))
