@@ -230,7 +230,7 @@ class RunConfig:
         "mezo",
         minimum=1,
         maximum=4096,
-        auto="1 for spsa; for rsgn 16, or 48 for the final norm alone and labels of several tokens",
+        auto="1 for spsa; for rsgn 16, or 32 where the final norm alone trains",
     )
     update: str | None = option_field(
         None,

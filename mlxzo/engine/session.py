@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_QUERIES, RSGN_TOKENS_BEHIND
+from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND
 from ..core.errors import ConfigError
 from ..core.files import FileProgress
 from ..core.meter import mlx_memory, return_freed_memory
@@ -206,7 +206,7 @@ def fetch(config: RunConfig, data: TaskData, emit: events.Emit) -> Inputs:
     tokenizer = load_tokenizer(model)
     return_freed_memory()
     splits = encode_splits(config, data, tokenizer)
-    return Inputs(with_step_size(config, splits), data, model, tokenizer, splits)
+    return Inputs(with_batch_size(config, splits), data, model, tokenizer, splits)
 
 
 @dataclass(frozen=True)
@@ -307,20 +307,17 @@ def within_context(config: RunConfig, resolved: ResolvedModel, emit: events.Emit
     return replace(config, max_tokens=context)
 
 
-def with_step_size(config: RunConfig, splits: Splits) -> RunConfig:
-    """The configuration with a batch size and a number of directions, where these depend on the data.
+def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
+    """The configuration with a batch size, where that depends on the data.
 
-    Behind the last layer a pass over labels of one token each costs next to nothing: a step takes all examples, and few
-    directions, so that evaluations find the best state on a path that soon fits the training set too well. Other
-    answers need the vocabulary's normaliser at each of their tokens.
+    Behind the last layer a pass over labels of one token each costs next to nothing, so a step takes all examples.
+    Other answers need the vocabulary's normaliser at each of their tokens.
     """
     if config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
         return config
     train = splits["train"]
     scored = sum(example.scored for example in train if not example.shared)
-    if not scored:
-        return replace(config, batch_size=len(train), queries=config.queries or RSGN_QUERIES)
-    enough = max(RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND * len(train) // scored)
+    enough = len(train) if not scored else max(RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND * len(train) // scored)
     return replace(config, batch_size=min(enough, len(train)))
 
 

@@ -18,7 +18,7 @@ from mlxzo.engine.activation_cache import DiskActivationCache
 from mlxzo.engine.batching import Shapes, make_batch
 from mlxzo.engine.encoding import encode
 from mlxzo.engine.scoring import Scorer
-from mlxzo.engine.session import with_step_size
+from mlxzo.engine.session import with_batch_size
 from mlxzo.engine.trainer import Trainer, evaluations_since_the_lowest
 from mlxzo.models.causal import CausalLM
 from mlxzo.runtime.resume import resume_config
@@ -124,9 +124,8 @@ def test_the_default_batch_follows_the_tokens_scored_and_one_that_is_given_stays
         (completion_examples() * 100, 54),
     ):
         train = [encode(example, TOKENIZER, 64) for example in examples]
-        found = with_step_size(config, {"train": train})
-        assert found.batch_size == (by_default if given is None else given)
-        assert found.queries == (16 if given is None and examples == single_token_examples() else None)
+        found = with_batch_size(config, {"train": train}).batch_size
+        assert found == (by_default if given is None else given)
 
 
 def test_caching_ends_where_the_disk_is_full(tmp_path, monkeypatch):
