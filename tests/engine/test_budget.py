@@ -36,6 +36,7 @@ def test_frozen_layers_are_computed_before_the_first_step_and_reported(model, da
             steps=3,
             batch_size=1000,
             eval_every=3,
+            queries=4,
             out=str(tmp_path),
             name="whole",
         ).resolved()
@@ -76,7 +77,7 @@ def flat(model, data, tmp_path_factory):
     """A finished run without a lower loss from the first step on: eps is so small that no score changes."""
     out = str(tmp_path_factory.mktemp("flat"))
     config = RunConfig(model=str(model), task="custom", data=str(data), out=out, name="flat", eval_every=1)
-    run = RunDirectory.create(dataclasses.replace(config, patience=2, max_seconds=60, eps=1e-30).resolved())
+    run = RunDirectory.create(dataclasses.replace(config, patience=2, max_seconds=60, eps=1e-30, queries=2).resolved())
     finish(run)
     return run
 

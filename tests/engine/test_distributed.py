@@ -31,9 +31,9 @@ from tests.engine.test_resume import told
 from tests.variants import mostly_slow, slow
 from tests.warm_workers import WORKER_NAME, warm_python
 
-STEPS = 24
+STEPS = 16
 # Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
-OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 12}
+OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 8}
 
 
 def configuration(model: Path, data: Path, out: Path, **more) -> RunConfig:

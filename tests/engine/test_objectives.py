@@ -60,7 +60,7 @@ def test_a_step_follows_the_difference_of_its_objective(objective, kind):
 def test_where_both_sides_score_alike_nothing_moves(model, data, tmp_path):
     """So small an eps that no answer changes: every step is counted, told of, and leaves the weights as they were."""
     config = RunConfig(model=str(model), task="custom", data=str(data), out=str(tmp_path), scope="norms/last-1")
-    config = replace(config, objective="accuracy", eps=1e-7, steps=55, batch_size=4, eval_every=55)
+    config = replace(config, objective="accuracy", eps=1e-7, steps=50, batch_size=4, eval_every=50)
     run = RunDirectory.create(config.resolved())
     finished = train(run)
     assert isinstance(finished, events.Finished) and finished.result["tie_share"] == 1.0
@@ -69,11 +69,13 @@ def test_where_both_sides_score_alike_nothing_moves(model, data, tmp_path):
 
 
 def test_accuracy_alone_teaches_the_task(model, data, tmp_path):
-    config = RunConfig(model=str(model), task="custom", data=str(data), out=str(tmp_path), scope="full", steps=80)
-    config = replace(config, objective="accuracy", lr=3e-3, eps=0.03, batch_size=40, eval_every=80, schedule="constant")
+    config = RunConfig(
+        model=str(model), task="custom", data=str(data), out=str(tmp_path), scope="norms/last-0", steps=24
+    )
+    config = replace(config, objective="accuracy", lr=3.0, eps=3.0, batch_size=40, eval_every=24, schedule="constant")
     result = train(RunDirectory.create(config.resolved())).result
     assert result["objective"] == "accuracy" and 0.0 < result["tie_share"] < 0.5
-    assert result["training_loss"]["last"] < result["training_loss"]["first"] - 0.05
+    assert result["training_loss"]["last"] < result["training_loss"]["first"] - 0.15
 
 
 def test_many_directions_without_signal_are_reported_once():
@@ -120,7 +122,7 @@ def prompts(tmp_path):
     """Completions, of which a judge looks at the answers alone."""
     folder = tmp_path / "prompts"
     folder.mkdir()
-    rows = "".join(json.dumps({"prompt": f"number {i} is", "completion": " fine"}) + "\n" for i in range(6))
+    rows = "".join(json.dumps({"prompt": f"number {i} is", "completion": " fine"}) + "\n" for i in range(3))
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text(rows)
     return folder
@@ -128,7 +130,7 @@ def prompts(tmp_path):
 
 def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
     """By hand: write both sides' answers, and measure them."""
-    config = RunConfig(model=str(model), task="custom", data=str(prompts), scope="full", eps=0.05, batch_size=6)
+    config = RunConfig(model=str(model), task="custom", data=str(prompts), scope="full", eps=0.05, batch_size=3)
     config = replace(config, objective="reward", reward_function="unused:here").resolved()
     session = replace(open_session(config, lambda event: None), judge=Lengths())
     method = MeZO(session.scorer, session.trainable, config, Evaluator(session).of_answers())
@@ -137,7 +139,7 @@ def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
     for eps in (0.05, -0.05):
         view = session.causal.view(Direction(0, 0, 0, "sign", method.scales), eps)
         answers = Evaluator(session).write("train", session.data.train, view=view)
-        means.append(sum(1 - len(answer) / 100 for answer in answers) / 6)
+        means.append(sum(1 - len(answer) / 100 for answer in answers) / 3)
     assert means[0] != means[1]
     assert method.step(0, batch).directional_derivative == pytest.approx((means[0] - means[1]) / 0.1, abs=1e-4)
     assert session.metric == "reward"
@@ -174,7 +176,7 @@ class Lengths:
 def test_a_reward_runs_only_where_the_user_says_so(model, prompts, tmp_path, monkeypatch, capsys):
     (tmp_path / "judge.py").write_text(LENGTH_JUDGE)
     monkeypatch.chdir(tmp_path)
-    config = {"model": str(model), "task": "custom", "data": str(prompts), "objective": "reward", "steps": 4}
+    config = {"model": str(model), "task": "custom", "data": str(prompts), "objective": "reward", "steps": 2}
     config |= {
         "reward_command": f"{sys.executable} judge.py",
         "scope": "last-1",
