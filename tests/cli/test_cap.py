@@ -102,7 +102,7 @@ def over_its_cap(cap, root, *options):
                 reader = FootprintReader(int(run.lock_path.read_text()))
                 highest += filter(None, reader.read())
                 reader.close()
-            time.sleep(0.001)
+            time.sleep(0.003)
         shown, problems = process.communicate()
     error = json.loads(shown)["error"]
     assert process.returncode == error["exit_code"] == 3 and error["title"] == "Does not fit"

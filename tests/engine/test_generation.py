@@ -35,7 +35,7 @@ def prompts(seed: int = 0) -> list[tuple[int, ...]]:
     rng = random.Random(seed)
     lengths = [1, 40, 190, *(rng.randrange(2, 30) for _ in range(6))]
     apart = [some(rng, length) for length in lengths]
-    alike = [[*beginning, *some(rng, rng.randrange(1, 9))] for beginning in (some(rng, 12), some(rng, 70)) * 7]
+    alike = [[*beginning, *some(rng, rng.randrange(1, 9))] for beginning in (some(rng, 12), some(rng, 70)) * 4]
     mixed = [tuple(tokens) for tokens in (*apart, *alike, apart[1])]
     rng.shuffle(mixed)
     return mixed

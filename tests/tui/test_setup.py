@@ -43,7 +43,7 @@ def test_models_plan_and_start_are_in_view_at_every_size(root):
     setup(root, scenario)
 
 
-def test_every_option_can_be_set_on_the_screen_and_says_what_it_is(root):
+def test_every_option_can_be_set_on_the_screen_and_f1_explains_it(root):
     async def scenario(pilot):
         fields = {field.name_of_option: field for field in pilot.app.screen.query(Field)}
         # The rest has a place of its own: lists, the field of the data folder, the cap, the folder of the app.
@@ -55,11 +55,17 @@ def test_every_option_can_be_set_on_the_screen_and_says_what_it_is(root):
             if f.name in fields:
                 assert f.metadata["option"].help in fields[f.name].help
         assert pilot.app.screen.values() == {"model": "smollm2-135m", "task": "reviews", "out": str(root)}
+        pilot.app.screen.query_one("#value-eps", Input).focus()
+        await pilot.press("f1")
+        shown = await wait_for(pilot, "─ Help ─")
+        assert "perturbation scale" in shown
+        await pilot.press("escape")
+        await wait_for(pilot, "Plan")
 
     setup(root, scenario)
 
 
-def test_a_wrong_value_disables_start_and_says_why_until_it_is_right(root):
+def test_values_are_set_by_keys_and_mouse_and_a_wrong_one_disables_start_and_says_why(root):
     async def scenario(pilot):
         steps = pilot.app.screen.query_one("#value-steps", Input)
         start = pilot.app.screen.query_one("#start", Button)
@@ -73,6 +79,13 @@ def test_a_wrong_value_disables_start_and_says_why_until_it_is_right(root):
         await pilot.press("backspace", "backspace", *"20")
         await wait_for(pilot, "ready to start")
         assert not start.disabled and pilot.app.screen.values()["steps"] == "20"
+        # By mouse alone.
+        await pilot.click("#value-method", offset=(12, 0))
+        await wait_for(pilot, "Backpropagation")
+        assert pilot.app.screen.query_one("#value-method", Pick).value == "bp"
+        slider = pilot.app.screen.query_one(CapSlider)
+        await pilot.click(slider, offset=(slider.size.width // 2, 0))
+        assert pilot.app.screen.values()["memory_cap"] == pilot.app.screen.query_one("#cap", Input).value != ""
 
     setup(root, scenario)
 
@@ -103,18 +116,6 @@ def _fits(pilot, model):
     """The mark in a model's line of the list, whose frame ends the line; '' while there is none."""
     line = next(line for line in screen_text(pilot).splitlines() if model in line and "│" in line)
     return next((character for character in line.split("│")[1] if character in "✓✗"), "")
-
-
-def test_by_mouse_alone_method_and_cap_are_set(root):
-    async def scenario(pilot):
-        await pilot.click("#value-method", offset=(12, 0))
-        await wait_for(pilot, "Backpropagation")
-        assert pilot.app.screen.query_one("#value-method", Pick).value == "bp"
-        slider = pilot.app.screen.query_one(CapSlider)
-        await pilot.click(slider, offset=(slider.size.width // 2, 0))
-        assert pilot.app.screen.values()["memory_cap"] == pilot.app.screen.query_one("#cap", Input).value != ""
-
-    setup(root, scenario)
 
 
 def test_problems_of_own_data_are_shown_by_line(root, tmp_path):
@@ -243,18 +244,6 @@ def test_saved_options_come_back_and_a_broken_file_is_a_dialog(root, tmp_path):
         await pilot.press("enter")
         shown = await wait_for(pilot, "did you mean steps?")
         assert "What to do" in shown
-
-    setup(root, scenario)
-
-
-def test_f1_explains_the_field_in_focus(root):
-    async def scenario(pilot):
-        pilot.app.screen.query_one("#value-eps", Input).focus()
-        await pilot.press("f1")
-        shown = await wait_for(pilot, "─ Help ─")
-        assert "perturbation scale" in shown
-        await pilot.press("escape")
-        await wait_for(pilot, "Plan")
 
     setup(root, scenario)
 
