@@ -141,9 +141,17 @@ class ScopedModel:
             "forward": lambda step: forward(self.scorer, batch),
             "noise": partial(self._noise, requests),
             "update": self._update,
-            "rsgn": lambda step: self.rsgn.step(step, batch).loss,
+            "rsgn": partial(self._rsgn_step, batch),
         }
         return {name: self._with_adapters(turn) for name, turn in parts.items()}
+
+    def _rsgn_step(self, batch: Batch, step: int) -> float:
+        """A step that is taken back, up to rounding: its moves are long, and other turns read the same weights."""
+        loss = self.rsgn.step(step, batch).loss
+        if self.rsgn._last is not None:
+            back, _ = self.rsgn._last
+            self.rsgn.apply_updates(back.terms, back.step)
+        return loss
 
     def _with_adapters(self, turn: Turn) -> Turn:
         def run(step: int) -> float | None:

@@ -315,10 +315,11 @@ def with_batch_size(config: RunConfig, splits: Splits) -> RunConfig:
     """
     if config.batch_size is not None or ResolvedConfig.of(config).batch_size != ALL_EXAMPLES:
         return config
+    # A model that only labels rows has no training examples.
     train = splits["train"]
     scored = sum(example.scored for example in train if not example.shared)
     enough = len(train) if not scored else max(RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND * len(train) // scored)
-    return replace(config, batch_size=min(enough, len(train)))
+    return replace(config, batch_size=max(1, min(enough, len(train))))
 
 
 def encode_splits(config: RunConfig, data: TaskData, tokenizer: Any) -> Splits:

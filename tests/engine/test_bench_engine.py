@@ -57,8 +57,8 @@ def test_every_contestant_has_its_time_and_memory(figures):
     assert figures[0]["figure"] == "machine" and figures[0]["threads"] >= 1
     assert set(losses(figures, 1)) == {
         "forward",
-        *(f"{part} full" for part in ("step", "noise", "update")),
-        *(f"{part} {s}" for s in ("lora/last-2", "last-1") for part in ("step", "forward", "noise", "update")),
+        *(f"{part} full" for part in ("step", "noise", "update", "rsgn")),
+        *(f"{part} {s}" for s in ("lora/last-2", "last-1") for part in ("step", "forward", "noise", "update", "rsgn")),
         "textbook",
         *(f"{bp} lora/last-2{how}" for bp in ("bp", "mlx-lm") for how in ("", ", checkpointing")),
     }
