@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,8 @@ import mlx.core as mx
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.errors import ModelError
+from ..core.errors import DataError, ModelError
+from ..core.parsing import ContentError, parsing
 from ..core.run_directory import BEST_STATE
 from ..models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..models.loading import LoadedModel, fingerprint, weights_fingerprint
@@ -23,6 +25,9 @@ from ..zo.replay import replay
 from .checkpoint_file import load_state
 from .session import Inputs, Session, load_base, make_session
 from .tuned_source import Source, read_journal
+
+_AGAIN = "export the adapter again"
+_NAME_BASE = "name the base model that it was trained on with --model"
 
 
 class TunedModel:
@@ -89,8 +94,11 @@ class TunedModel:
 
         Raises:
             ModelError: base weights, scope or noise version are not those of the journal, or the result differs.
+            DataError: an exported journal is cut short.
         """
         header, name = journal.header, self._source.path.name
+        if header.sha256 is not None and journal.torn_bytes:
+            raise DataError(f"{name} is cut short: it ends within a step", "copy it again from where it came from")
         if header.noise != NOISE_VERSION:
             raise ModelError(
                 f"{name} was made with noise version {header.noise}, and this mlxzo makes {NOISE_VERSION}",
@@ -100,7 +108,7 @@ class TunedModel:
             raise ModelError(
                 f"{name} belongs to base weights with SHA-256 {header.base_sha256[:16]}..., and those of "
                 f"{self.config.model} have {self.base_sha256[:16]}...",
-                "name the base model that it was trained on with --model",
+                _NAME_BASE,
             )
         here = {n: (str(p.dtype).removeprefix("mlx.core."), tuple(p.shape)) for n, p in self.parameters().items()}
         there = {p.name: (p.dtype, p.shape) for p in header.parameters}
@@ -123,8 +131,9 @@ class TunedModel:
         sha256 = fingerprint(self.parameters())
         if header.sha256 is not None and sha256 != header.sha256:
             raise ModelError(
-                f"the weights rebuilt from {name} are not those of the run, although base and journal match",
-                "please report this with the output of `mlxzo doctor`",
+                f"the weights rebuilt from the {len(journal)} steps of {name} are not those that it was exported with",
+                "copy the journal again from where it came from: it may have been cut; if it is whole, please report "
+                "this with the output of `mlxzo doctor`",
             )
         return sha256
 
@@ -153,29 +162,32 @@ def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:
 
     path, described = folder / ADAPTER_WEIGHTS, adapter_config(folder)
     if problem := safetensors_problem(path):
-        raise ModelError(f"{path} is damaged: {problem}", "export the adapter again")
+        raise ModelError(f"{path} is damaged: {problem}", _AGAIN)
     kind = described.get("fine_tune_type", "lora")
-    try:
+    base = {id(slot.get()) for slot in parameter_slots(loaded.model).values()}
+    with parsing(folder / ADAPTER_CONFIG, ModelError, f"{_AGAIN}, or {_NAME_BASE}"):
         if kind != "full":
             layers, parameters = described["num_layers"], described["lora_parameters"]
+            if not math.isfinite(parameters["scale"]):
+                raise ContentError("has a scale that is no finite number")
             linear_to_lora_layers(loaded.model, layers, parameters, use_dora=kind == "dora")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{folder / ADAPTER_CONFIG} makes no sense for this model: {type(error).__name__}: {error}",
-            "export the adapter again, or name the base model that it was trained on with --model",
-        ) from None
-    # The stub of `mx.load` returns the types of all formats; a safetensors file gives a dictionary.
-    tensors, slots = cast("dict[str, mx.array]", mx.load(str(path))), parameter_slots(loaded.model)
-    shapes = {name: tuple(slots[name].get().shape) if name in slots else None for name in tensors}
-    problems = [
-        f"{name} is {tuple(tensor.shape)} in the adapter and {shapes[name] or 'missing'} in the model"
-        for name, tensor in sorted(tensors.items())
-        if tuple(tensor.shape) != shapes[name]
-    ]
-    if problems:
-        raise ModelError(
-            f"the adapter {folder} is not of this model",
-            "name the base model that it was trained on with --model",
-            problems,
-        )
+    slots = parameter_slots(loaded.model)
+    with parsing(path, ModelError, _AGAIN):
+        # The stub of `mx.load` returns the types of all formats; a safetensors file gives a dictionary.
+        tensors = cast("dict[str, mx.array]", mx.load(str(path)))
+        if not tensors:
+            raise ContentError("holds no tensor")
+        here = {name: tuple(slots[name].get().shape) for name in slots.keys() & tensors.keys()}
+        there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        # What the file lacks of the layers that were just added would keep its random numbers.
+        needed = sorted({*tensors, *(name for name, slot in slots.items() if id(slot.get()) not in base)})
+        problems = [
+            f"{name} is {there.get(name, 'missing')} in the adapter and {here.get(name, 'missing')} in the model"
+            for name in needed
+            if name not in there or there[name] != here.get(name)
+        ]
+        if problems:
+            raise ModelError(f"the adapter {folder} is not of this model", _NAME_BASE, problems)
+        if broken := [name for name, tensor in sorted(tensors.items()) if not mx.isfinite(tensor).all().item()]:
+            raise ContentError(f"holds numbers that are not finite, in {', '.join(broken[:4])}")
     return tensors

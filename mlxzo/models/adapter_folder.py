@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.parsing import read_json_object
 
 ADAPTER_WEIGHTS = "adapters.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,10 +24,4 @@ def adapter_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not an adapter folder: it has no {' and no '.join(missing)}",
             "name a folder that `mlxzo export --to adapter` or mlx-lm made",
         )
-    try:
-        found = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}", "export the adapter again") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is not a mapping", "export the adapter again")
-    return found
+    return read_json_object(folder / ADAPTER_CONFIG, ModelError, "export the adapter again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import ModelError
 from ..core.files import FileProgress, Report, disk_full, is_disk_full, lock, publish_folder
+from ..core.parsing import CONTENT_ERRORS, read_json, read_json_object, reason_of
 from .adapter_folder import ADAPTER_CONFIG
 from .safetensors_file import safetensors_problem
 
@@ -38,7 +38,7 @@ def check_folder(folder: Path) -> None:
 
 def context_length(folder: Path) -> int | None:
     """Longest sequence of a complete model, in tokens; None if its config.json does not say."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_json_object(folder / "config.json", ModelError, "copy it from the original model")
     if isinstance(text := config.get("text_config"), dict):
         config = text
     length = config.get("max_position_embeddings")
@@ -49,13 +49,13 @@ def folder_problems(folder: Path) -> list[str]:
     """The problems of a folder as a model for mlx-lm, one clause each; empty if it is complete."""
     problems = []
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
             problems.append("config.json does not say its model_type")
     except FileNotFoundError:
         problems.append("config.json is missing")
-    except (OSError, ValueError) as error:
-        problems.append(f"config.json cannot be read as JSON ({error})")
+    except (OSError, *CONTENT_ERRORS) as error:
+        problems.append(f"config.json {reason_of(error)}")
     problems += _weight_problems(folder)
     if not any(all((folder / name).exists() for name in names) for names in TOKENIZER_FILES):
         problems.append("the tokenizer is missing: tokenizer.json (or tokenizer.model)")
@@ -68,8 +68,8 @@ def _weight_problems(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            named = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            named = sorted(set(read_json(index)["weight_map"].values()))
+        except (OSError, *CONTENT_ERRORS):
             return [f"{index.name} is not a valid index of weights"]
         if missing := [name for name in named if not (folder / str(name)).exists()]:
             return [f"weights are missing: {', '.join(missing)}"]

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from ..core.parsing import CONTENT_ERRORS, ContentError, brief, reason_of
 
 # A file is read in pieces of this size.
 _PIECE_BYTES = 1 << 22
@@ -28,6 +30,11 @@ _NOT_TEXT = re.compile(
 )
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4}
+# Of every dtype with whole bytes; others are left to MLX.
+_DTYPES = {8: "F64 I64 U64 C64", 4: "F32 I32 U32", 2: "F16 BF16 I16 U16", 1: "BOOL I8 U8 F8_E4M3 F8_E5M2 F8_E8M0"}
+_DTYPE_BYTES = {name: size for size, names in _DTYPES.items() for name in names.split()}
+# That of the `safetensors` package: a file with a larger one is none, and must not be read into memory.
+_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -49,37 +56,96 @@ class TensorPlan:
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def safetensors_problem(path: Path) -> str | None:
-    """One sentence on a file that is cut short or no safetensors file; None if it is whole. Reads the header only.
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """The header of a file that is whole.
 
-    MLX reads weights lazily, so a file that was cut short would otherwise fail much later, or not at all.
+    Attributes:
+        start: position of the first tensor.
+        spans: of each tensor, first and last byte behind `start`.
+        metadata: the texts that the writer added.
     """
+
+    start: int
+    spans: dict[str, tuple[int, int]]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Reads the header of a file and checks it: MLX reads weights lazily and unchecked, so a file that was cut short
+    would fail much later or not at all, and tensors that overlap would share their values.
+
+    Raises:
+        OSError: the file cannot be read. ContentError: it is cut short, or no safetensors file.
+    """
+    not_one = ContentError("is not a safetensors file")
+    with path.open("rb") as file:
+        size, beginning = os.fstat(file.fileno()).st_size, file.read(8)
+        start = 8 + int.from_bytes(beginning, "little")
+        if len(beginning) < 8:
+            raise ContentError("is cut short")
+        if start > 8 + _LARGEST_HEADER:
+            raise not_one
+        if start > size:
+            raise ContentError("is cut short")
+        try:
+            header = json.loads(file.read(start - 8), object_pairs_hook=_without_repeats)
+            metadata = header.pop("__metadata__", {})
+            spans = {str(name): _span(item) for name, item in header.items()}
+        except CONTENT_ERRORS:
+            raise not_one from None
+    last, before = 0, ""
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin < last:
+            raise ContentError(f"is damaged: its tensors {brief(before)} and {brief(name)} overlap")
+        last, before = end, name
+    if (missing := start + last - size) > 0:
+        raise ContentError(f"is cut short: {missing} bytes are missing")
+    return SafetensorsHeader(start, spans, metadata if isinstance(metadata, dict) else {})
+
+
+def _span(item: dict[str, Any]) -> tuple[int, int]:
+    """First and last byte of a tensor, by its entry in the header.
+
+    Raises:
+        ValueError, TypeError, KeyError: the entry makes no sense.
+    """
+    (begin, end), shape = item["data_offsets"], item["shape"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError
+    size = _DTYPE_BYTES.get(item["dtype"])
+    if end < begin or (size is not None and end - begin != prod(shape) * size):
+        raise ValueError
+    return begin, end
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """One sentence on a file that is cut short, damaged or no safetensors file; None if its header is sound."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = _data_start(file)
-            if start > size:
-                return f"{path.name} is cut short"
-            header = json.loads(file.read(start - 8))
-        end = max((item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"), default=0)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return f"{path.name} is not a safetensors file"
-    missing = start + end - size
-    return f"{path.name} is cut short: {missing} bytes are missing" if missing > 0 else None
+        read_header(path)
+    except (OSError, ContentError) as error:
+        return f"{path.name} {reason_of(error)}"
+    return None
 
 
 def tensor_pieces(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Iterator[bytes]]]:
     """The bytes of tensors of a whole file: each name with its pieces, to be consumed before the next name.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read. ContentError: it is damaged.
     """
+    header = read_header(path)
     with path.open("rb") as file:
-        start = _data_start(file)
-        header = json.loads(file.read(start - 8))
         for name in names:
-            begin, end = header[name]["data_offsets"]
-            file.seek(start + begin)
+            begin, end = header.spans[name]
+            file.seek(header.start + begin)
             yield name, _pieces(file, end - begin)
 
 
@@ -87,20 +153,10 @@ def tensor_bytes(path: Path) -> int:
     """Bytes of the tensors in a file that a language model loads: not of other parts of a multimodal model.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no safetensors file.
+        OSError: the file cannot be read. ContentError: it is no safetensors file.
     """
-    with path.open("rb") as file:
-        header = json.loads(file.read(_data_start(file) - 8))
-    spans = (
-        item["data_offsets"] for name, item in header.items() if name != "__metadata__" and not _NOT_TEXT.search(name)
-    )
-    return sum(end - begin for begin, end in spans)
-
-
-def _data_start(file: BinaryIO) -> int:
-    """Position of the first tensor: 8 bytes hold the length of the header that follows them."""
-    return 8 + int.from_bytes(file.read(8), "little")
+    spans = read_header(path).spans.items()
+    return sum(end - begin for name, (begin, end) in spans if not _NOT_TEXT.search(name))
 
 
 def _pieces(file: BinaryIO, left: int) -> Iterator[bytes]:

@@ -198,8 +198,8 @@ def read(path: Path) -> Journal:
     """Reads a journal and checks every byte of it.
 
     Raises:
-        JournalError: the file is no journal, of another version, or damaged before its last step; or its run had
-            momentum.
+        JournalError: the file is no journal, of another version, or damaged before its last step; it holds factors
+            that are not finite; or its run had momentum.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
@@ -223,6 +223,9 @@ def read(path: Path) -> Journal:
         )
     steps = good // a_step
     kept = records[: steps * a_step].reshape(steps, a_step)
+    moves = kept["factor"][:, : header.directions + header.decays]
+    if len(wrong := np.flatnonzero(~np.isfinite(moves).all(axis=1))):
+        raise JournalError(f"{path.name} has a factor in step {wrong[0] + 1} that is no finite number")
     return Journal(header, start, check, len(data) - start - kept.nbytes, kept)
 
 

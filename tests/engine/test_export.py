@@ -10,7 +10,7 @@ import mlx_lm
 import pytest
 
 from mlxzo.core.config import RunConfig
-from mlxzo.core.errors import ConfigError, DoesNotFit, ModelError
+from mlxzo.core.errors import ConfigError, DataError, DoesNotFit, ModelError
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, RunDirectory
 from mlxzo.engine.checkpoint_file import save_state
 from mlxzo.engine.export import export_job, replay_job
@@ -22,7 +22,7 @@ from mlxzo.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import weights_fingerprint
 from mlxzo.models.trainable import prepare
-from mlxzo.zo.journal import JournalWriter, read
+from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder
 from tests.variants import mostly_slow
@@ -164,6 +164,21 @@ def test_a_journal_is_refused_with_another_base(tmp_path):
             run.path / JOURNAL, model=str(other), form="fused", out=tmp_path / "x", dequantise=False, on_event=silent
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_an_exported_journal_that_was_cut_is_told_to_be_copied_again(tmp_path):
+    model = folder_of(tmp_path)
+    run, _ = tuned_run(tmp_path / "runs", "norms/last-1", model)
+    export(run, "journal", tmp_path / "whole")
+    for lost in (5, RECORD_BYTES):
+        (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:-lost])
+        with pytest.raises(
+            (DataError, ModelError), match="is cut short" if lost == 5 else "not those that it"
+        ) as caught:
+            replay_job(
+                tmp_path / "cut", model=str(model), form="fused", out=tmp_path / "x", dequantise=False, on_event=silent
+            )
+        assert "again from where it came from" in caught.value.fix and not (tmp_path / "x").exists()
 
 
 def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
+import mlx.core as mx
 import pytest
 
 from mlxzo.cli.main import main
@@ -96,13 +98,42 @@ def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, mod
     assert "does not say what it was tuned for" in " ".join(capsys.readouterr().err.split())
 
 
+def with_tensors(folder, change) -> None:
+    path = str(folder / "adapters.safetensors")
+    tensors = {name: mx.array(value) for name, value in mx.load(path).items()}
+    mx.eval(tensors)
+    change(tensors)
+    mx.save_safetensors(path, tensors)
+
+
+def nan(tensors) -> None:
+    name = min(tensors)
+    tensors[name] = mx.where(mx.arange(tensors[name].size).reshape(tensors[name].shape) == 3, mx.nan, tensors[name])
+
+
+def with_parameters(folder, **changes) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_parameters"].update(changes)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("damage", "says", "code"),
     [
         (lambda folder: (folder / "adapters.safetensors").unlink(), "no adapters.safetensors", 4),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read", 4),
-        (lambda folder: (folder / "adapter_config.json").write_text('{"fine_tune_type": "lora"}'), "makes no sense", 4),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not valid JSON", 4),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text('{"fine_tune_type": "lora"}'),
+            "lacks 'num_layers'",
+            4,
+        ),
         (lambda folder: (folder / "adapters.safetensors").write_bytes(b"abc"), "is damaged", 4),
+        (lambda folder: with_tensors(folder, lambda tensors: tensors.clear()), "holds no tensor", 4),
+        (lambda folder: with_tensors(folder, lambda tensors: tensors.popitem()), "is missing in the adapter", 4),
+        (lambda folder: with_tensors(folder, nan), "numbers that are not finite, in model.layers", 4),
+        (lambda folder: with_parameters(folder, scale=math.nan), "scale that is no finite number", 4),
+        (lambda folder: with_parameters(folder, rank="8"), "makes no sense", 4),
+        (lambda folder: with_parameters(folder, rank=10**30), "adapter_config.json", 4),
     ],
 )
 def test_a_damaged_adapter_is_named(damage, says, code, exported, model, tmp_path, capsys):

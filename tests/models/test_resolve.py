@@ -52,7 +52,7 @@ def test_all_that_a_folder_lacks_is_named_at_once(tmp_path):
     with pytest.raises(ModelError) as caught:
         resolve(str(folder))
     told = " | ".join(caught.value.details)
-    for part in ("config.json cannot be read", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json is"):
+    for part in ("config.json is not valid JSON", "pytorch_model.bin", "tokenizer.json", "tokenizer_config.json is"):
         assert part in told
     assert len(caught.value.details) == 4
 

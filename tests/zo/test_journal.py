@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import struct
 import zlib
@@ -136,6 +137,12 @@ def test_a_damaged_record_is_named(tmp_path):
     data[place + 2 * RECORD_BYTES] ^= 4
     (tmp_path / "j").write_bytes(data)
     with pytest.raises(JournalError, match=rf"record 3 of 6 \(step 2, byte {place + 2 * RECORD_BYTES}\)"):
+        read(tmp_path / "j")
+
+
+def test_a_factor_that_is_not_finite_is_refused(tmp_path):
+    written(tmp_path / "j", [*steps(2), JournalStep((1.0, 1.0), (1.0, math.inf), 1.0), *steps(1)])
+    with pytest.raises(JournalError, match="factor in step 3 that is no finite number"):
         read(tmp_path / "j")
 
 

@@ -57,12 +57,16 @@ class MeZO(ZerothOrder):
         estimate = self.estimator.combine(self.losses(batch, points), config.eps)
         # Rounded to the precision of the journal, so that a replay computes the same update.
         loss, *derivatives = as_float32([estimate.loss, *estimate.derivatives])
-        if math.isfinite(loss) and all(map(math.isfinite, derivatives)):
+        finite = math.isfinite(loss) and all(map(math.isfinite, derivatives))
+        if finite:
             *factors, decay = as_float32([*self.rule.factors(derivatives, lr), lr * config.weight_decay])
-            if self.journal is not None:
-                self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
-            self.apply_updates(list(zip(directions, factors, strict=True)), step, decay)
-        return StepResult(loss, lr, rms(derivatives), ties=sum(d == 0.0 for d in derivatives))
+            finite = all(map(math.isfinite, (*factors, decay)))
+            if finite:
+                if self.journal is not None:
+                    self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
+                self.apply_updates(list(zip(directions, factors, strict=True)), step, decay)
+        ties = sum(d == 0.0 for d in derivatives)
+        return StepResult(loss if finite else math.nan, lr, rms(derivatives), ties=ties)
 
     def resume(self, journal: Journal, step: int) -> None:
         """Replays the steps of a journal from `step` on, and rebuilds the state of the update rule from all of them."""
