@@ -121,14 +121,18 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         start = common_prefix(prompt, joined)
         if whole_text:
             start = max(1, start)
-        if start >= len(joined):
+        scored = joined[start:]
+        # The end token is what a text of one token has to be scored.
+        if scored or whole_text:
+            scored = _ended(scored, example, tokenizer)
+        if not scored:
             raise DataError(
                 f"the candidate {shown(candidate)} adds no token to its prompt",
                 "change the label word, or leave the row out",
             )
         if start == 0:
             raise DataError("the prompt is empty", "give every example some text before its answer")
-        split.append((joined[:start], _ended(joined[start:], example, tokenizer)))
+        split.append((joined[:start], scored))
     cut_texts = whole_text and any(len(context) + len(scored) > max_tokens + 1 for context, scored in split)
     if cut_texts:
         split = [(context, scored[: max_tokens + 1 - len(context)]) for context, scored in split]
@@ -182,7 +186,7 @@ def _ended(scored: list[int], example: Example, tokenizer: Tokenizer) -> list[in
     """The scored tokens, with an end token if the text ends with them and has none."""
     ends = tokenizer.eos_token_ids
     # A template may write a newline behind the end token of a turn; in a text an end token may divide two documents.
-    ended = not ends.isdisjoint(scored) if example.messages else scored[-1] in ends
+    ended = not ends.isdisjoint(scored if example.messages else scored[-1:])
     if ended or not ends or not example.ends_text:
         return scored
     own = tokenizer.eos_token_id
@@ -214,7 +218,7 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, max_tokens: int | None
 def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
     """A function from a candidate, or an empty text, to the tokens of prompt and candidate."""
     if not example.messages:
-        return lambda candidate: list(tokenizer.encode(example.prompt + candidate))
+        return lambda candidate: _plain_tokens(tokenizer, example.prompt + candidate)
     if not getattr(tokenizer, "has_chat_template", False):
         raise DataError(
             "the prompts are conversations, and this model has no chat template",
@@ -232,6 +236,14 @@ def _tokens_of(example: Example, tokenizer: Any) -> Callable[[str], list[int]]:
         # The template writes the special tokens itself.
         return list(tokenizer.encode(text, add_special_tokens=False))
 
+    return tokens
+
+
+def _plain_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text, without the end token that some tokenizers put behind every text, a prompt included."""
+    tokens, ends = list(tokenizer.encode(text)), tokenizer.eos_token_ids
+    if tokens[-1:] and tokens[-1] in ends and tokenizer.encode("a")[-1] in ends:
+        tokens.pop()
     return tokens
 
 

@@ -119,6 +119,11 @@ class Task:
         """True if the model generates its answer, up to the end of a line, rather than choose among candidates."""
         return self.metric in WRITTEN
 
+    @property
+    def row_form(self) -> str:
+        """The form of a row, as advice to those whose rows have another."""
+        return "each row needs " + " and ".join(f'"{name}"' for name in self.fields)
+
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         """The example of a row.
 

@@ -37,6 +37,10 @@ class CustomTask(Task):
     template = TEMPLATE
     fields = _CLASSIFICATION
 
+    @property
+    def row_form(self) -> str:
+        return "write every row in one of these forms"
+
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> Task:
         rows = list(rows)
         form = next((form for row in rows if (form := _form(row))), None)

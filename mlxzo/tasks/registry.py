@@ -151,7 +151,7 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
     else:
         splits = {split: file.examples(task.example_from_row) for split, file in files.items()}
     if problems := [problem for file in files.values() for problem in file.located()]:
-        raise bad_rows(problems, "each row needs " + " and ".join(f'"{name}"' for name in task.fields))
+        raise bad_rows(problems, task.row_form)
     if isinstance(task, Classification):
         for file in files.values():
             file.remarks += task.remarks(row for _, row in file.rows)

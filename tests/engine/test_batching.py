@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+import tokenizers
 
 from mlxzo.core.errors import DataError
 from mlxzo.engine.batching import Shapes, batch_indices, by_length, make_batch
@@ -262,18 +263,45 @@ def test_a_text_without_a_prompt_is_scored_from_its_second_token_and_loses_its_e
         (Example("Is it true?", (" Yes.<|im_end|>",), 0, ends_text=True), [2]),
         (Example("", ("The rain stopped.",), 0, ends_text=True), [2]),
         (Example("", ("One.<|im_end|>Two.",), 0, ends_text=True), [2, 2]),
+        (Example("", ("O",), 0, ends_text=True), [2]),
         (Example("Is it true?", (" Yes.",), 0), []),
         (Example("Is it true?", (" Yes.", " No."), 0), []),
     ],
-    ids=["completion", "completion that ends", "text", "two documents", "the right choice alone", "choices"],
+    ids=[
+        "completion",
+        "completion that ends",
+        "text",
+        "two documents",
+        "one token",
+        "the right choice alone",
+        "choices",
+    ],
 )
 def test_a_text_that_is_learned_ends_in_one_end_token(example, ends):
     encoded = encode(example, TOKENIZER, 64)
     assert [token for token in encoded.targets[0] if token == 2] == ends
     assert not ends or encoded.targets[0][-1] == 2
-    if not example.prompt:
+    if len(example.candidates[0]) > 1 and not example.prompt:
         cut = encode(example, TOKENIZER, 3)
         assert cut.truncated and cut.targets[0][-1] != 2
+
+
+def test_an_end_token_that_the_tokenizer_adds_is_no_part_of_a_prompt(tmp_path):
+    folder = tiny_folder(tmp_path)
+    own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    around = {
+        "single": ["<|im_start|>", "$A", "<|im_end|>"],
+        "special_tokens": [("<|im_start|>", 1), ("<|im_end|>", 2)],
+    }
+    own.post_processor = tokenizers.processors.TemplateProcessing(pair=None, **around)
+    own.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("Is it true?")[-1] == 2
+    prompt = encode_prompt(Example("Is it true?", (" Yes.",), 0), tokenizer)
+    assert prompt[0] == 1 and prompt[-1] != 2
+    for ends, learned in ((False, " Yes."), (True, " Yes.<|im_end|>")):
+        encoded = encode(Example("Is it true?", (" Yes.",), 0, ends_text=ends), tokenizer, 64)
+        assert tokenizer.decode(encoded.targets[0]) == learned and context(encoded, 0) == tuple(prompt)
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>\n", "\n"], ids=["template ends turns", "template ends none"])

@@ -103,6 +103,9 @@ def test_rows_of_no_form_are_named_with_what_they_hold(tmp_path):
         f"train.jsonl, line 2: {needs}; found label",
         f"validation.jsonl, line 1: {needs}; found other",
     ]
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, [{"conversations": []}])
+    assert caught.value.fix == "write every row in one of these forms"
 
 
 def message(role, content):
