@@ -64,6 +64,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result to stdout as one JSON document")
 
 
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="allow the runs to execute the judge that --reward-command or --reward-function names",
+    )
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where tuned weights come from; `source_of` reads them."""
     source = parser.add_mutually_exclusive_group()

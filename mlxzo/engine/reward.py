@@ -50,7 +50,7 @@ def check_consent(config: RunConfig, allow_code: bool) -> None:
         named = config.reward_command or config.reward_function
         raise ConfigError(
             f"the configuration wants to run {named!r} to judge answers",
-            "check it, and give --allow-code to `mlxzo train` if you trust it",
+            "check it, and give --allow-code to the command if you trust it",
         )
 
 

@@ -67,6 +67,7 @@ class RunQueue:
         admits: True if a run may start beside those in progress; not called where none is.
         changeable: options that may differ from those of an existing run: an unfinished one goes on with the new
             values, a finished one stays as it is (see `check`).
+        allow_code: the user allows the reward code of the configurations to run.
 
     Attributes:
         ended: the runs that have ended, those that had finished before included.
@@ -82,11 +83,13 @@ class RunQueue:
         jobs: int = 1,
         admits: Callable[[RunConfig, Sequence[RunConfig]], bool] = lambda config, running: True,
         changeable: Collection[str] = (),
+        allow_code: bool = False,
     ):
         self.configs = list(configs)
         self.ended: list[Ended] = []
         self._emit, self._tick = emit, tick
         self._jobs, self._admits, self._changeable = jobs, admits, frozenset(changeable)
+        self._allow_code = allow_code
         self._waiting = list(self.configs)
         self._running: list[_Job] = []
         self._announced: set[str] = set()
@@ -176,15 +179,20 @@ class RunQueue:
             if self._running and not self._admits(config, [job.config for job in self._running]):
                 continue
             run = run_directory(config)
-            with run.held(make=True) as lock:
-                if lock is None:
-                    self._announce_waiting(run)
-                    continue
-                self._waiting.remove(config)
+            # Without the lock at first, with which the run would be taken for running.
+            before = None if run.worker_is_alive() else self._over(run)
+            if before is None:
+                with run.held(make=True) as lock:
+                    if lock is None:
+                        self._announce_waiting(run)
+                        continue
+                    _refuse(self._problems(run, config))
+                    before = self._over(run)
+                    if before is None:
+                        self._start(run, config, lock)
+            else:
                 _refuse(self._problems(run, config))
-                before = self._over(run)
-                if before is None:
-                    self._start(run, config, lock)
+            self._waiting.remove(config)
             if before is not None:
                 yield Ended(run, config, before, None)
 
@@ -211,7 +219,8 @@ class RunQueue:
                 changed = dataclasses.replace(run.config, **new)
         else:
             run.begin(config)
-        job = _Job(run, config, Supervisor(run, resume=resume, config=changed), time.monotonic())
+        supervisor = Supervisor(run, resume=resume, config=changed, allow_code=self._allow_code)
+        job = _Job(run, config, supervisor, time.monotonic())
         job.supervisor.start(lock)
         self._running.append(job)
         self._emit(run, events.Note(f"{self.position()}: {run.id}"))

@@ -24,7 +24,8 @@ from .step_time import Calibration, seconds_per_step
 # English text has about four characters a token; a plan errs on the side of more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that determine a run's rows and their sizes.
-_DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "objective", "seed")
+# With the judge, without which an objective `reward` is no configuration.
+_DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "objective", "reward_command", "reward_function", "seed")
 
 
 @dataclass(frozen=True)

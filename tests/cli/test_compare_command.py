@@ -117,6 +117,13 @@ def test_runs_of_these_names_with_other_options_are_refused(contest, model):
     assert {run.id for run in list_runs(root)} == before
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", ".", "a/b"])
+def test_a_name_does_not_lead_out_of_the_folder(name, contest):
+    _, root, _ = contest
+    done = compare("--runs", "contest-norms-co-s0", "--out", root, "--name", name)
+    assert done.returncode == 2 and "must be 1-40 letters" in done.stderr
+
+
 def test_runs_that_exist_are_compared_without_training(contest, tmp_path):
     _, root, _ = contest
     names = ["contest-norms-co-s0", root / "contest-tiny-mezo-lora-s0"]

@@ -13,7 +13,8 @@ from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.experiments import queue
 from mlxzo.experiments.queue import DurationEstimate, Ended, RunQueue, changes, makespan
-from mlxzo.memory.forecast import MemoryBudget
+from mlxzo.experiments.report.run_record import ComparedRun
+from mlxzo.memory.forecast import MemoryBudget, forecast
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE
 
@@ -63,7 +64,7 @@ def worker(monkeypatch, tmp_path):
         script = tmp_path / "worker.py"
         script.write_text(PRELUDE + LOGGED + textwrap.dedent(program) + "\nnote('end ' + name)\n")
 
-        def supervise(run, *, resume, config=None):
+        def supervise(run, *, resume, config=None, allow_code=False):
             more = ["--resume"] if resume else []
             return Supervisor(run, config=config, _command=[sys.executable, str(script), str(run.path), *more])
 
@@ -116,6 +117,34 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ConfigError) as caught:
         RunQueue([config(tmp_path, "r")], quiet).check()
     assert caught.value.details == [f"r: {tmp_path / 'r'} is no run"]
+
+
+def test_a_run_that_is_done_is_not_locked_and_looks_done_whoever_looks(tmp_path, monkeypatch):
+    """Else one of several commands over one file takes it for running while another looks at it."""
+    run = existing(tmp_path, FINISHED)
+    run.write_json("result.json", {"steps": 1})
+    wanted = config(tmp_path, "r")
+    with run.held():
+        assert ComparedRun.planned("r", wanted).status == "finished"
+    monkeypatch.setattr(RunDirectory, "claim", lambda run: pytest.fail("it is locked"))
+    assert [ended.run.id for ended in RunQueue([wanted], quiet).run()] == ["r"]
+
+
+def test_a_reward_run_is_forecast_and_its_code_runs_only_with_consent(tmp_path, worker, monkeypatch):
+    reward = {"objective": "reward", "reward_command": "touch judged", "task": "squad"}
+    wanted = config(tmp_path, "r", **reward)
+    assert forecast(wanted, None).unknown
+    worker("finish()")
+    asked = []
+    supervise = queue.Supervisor
+    monkeypatch.setattr(
+        queue,
+        "Supervisor",
+        lambda run, **options: asked.append(options["allow_code"]) or supervise(run, **options),
+    )
+    for name, allow_code in (("without", False), ("with", True)):
+        assert list(RunQueue([config(tmp_path, name, **reward)], quiet, allow_code=allow_code).run())
+    assert asked == [False, True]
 
 
 def test_what_failed_before_it_began_begins_anew_and_what_left_work_goes_on(tmp_path, worker):
@@ -184,7 +213,7 @@ def test_two_processes_share_the_runs_and_do_none_twice(tmp_path, worker):
         from mlxzo.core.config import RunConfig
         from mlxzo.runtime.supervisor import Supervisor
         command = [sys.executable, {str(tmp_path / "worker.py")!r}]
-        queue.Supervisor = lambda run, resume, config=None: Supervisor(run, _command=[*command, str(run.path)])
+        queue.Supervisor = lambda run, **_: Supervisor(run, _command=[*command, str(run.path)])
         configs = [RunConfig(out={str(tmp_path)!r}, name=name).resolved() for name in "abcd"]
         ended = list(queue.RunQueue(configs, lambda run, event: None).run())
         assert sorted(item.run.id for item in ended) == list("abcd")

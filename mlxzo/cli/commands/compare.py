@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from ...core.config import RunConfig, options
 from ...core.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.files import user_path
-from ..options import add_config_options, add_json, config_values
+from ..options import add_allow_code, add_config_options, add_json, config_values
 from ..printing import print_json
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare these existing runs (directories, or ids in the folder --out) and train nothing",
     )
     parser.add_argument("--report", metavar="DIR", help="folder of the report (default: that of the name, in --out)")
+    add_allow_code(parser)
     add_json(parser)
     add_config_options(parser, [field.name for field in options() if field.name not in (*REPLACED, "name")])
 
@@ -84,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.runs:
         return _compare_runs(arguments)
     comparison = read_comparison(arguments)
-    return compare(comparison, Path(arguments.report) if arguments.report else None, as_json=arguments.json)
+    folder = Path(arguments.report) if arguments.report else None
+    return compare(comparison, folder, allow_code=arguments.allow_code, as_json=arguments.json)
 
 
 def read_comparison(arguments: argparse.Namespace) -> Comparison:
@@ -101,11 +103,14 @@ def read_comparison(arguments: argparse.Namespace) -> Comparison:
     return Comparison.read(arguments.config, flags) if arguments.config else Comparison.from_mapping(flags)
 
 
-def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool = False) -> int:
+def compare(
+    comparison: Comparison, folder: Path | None = None, *, allow_code: bool = False, as_json: bool = False
+) -> int:
     """Executes the runs that are not done, keeps the report up to date and prints it; returns the exit code.
 
     Args:
         folder: of the report; None for the comparison's own folder.
+        allow_code: the user allows the reward code of the runs to run.
 
     Raises:
         MlxzoError: existing runs of these names have other options, or the disk is full.
@@ -136,7 +141,7 @@ def compare(comparison: Comparison, folder: Path | None = None, *, as_json: bool
         if ended.seconds is not None:
             write_report(report(), folder, comparison.to_yaml())
 
-    stopped = watch([each.config for each in planned], begin, update, prepare=prepare)
+    stopped = watch([each.config for each in planned], begin, update, prepare=prepare, allow_code=allow_code)
     found = report()
     show(found, folder, as_json=as_json)
     return EXIT_INTERRUPTED if stopped else exit_code(found)
@@ -170,7 +175,7 @@ def show(report: ComparisonReport, folder: Path, *, as_json: bool) -> None:
 def _compare_runs(arguments: argparse.Namespace) -> int:
     """Reports on existing runs; those of one contestant are found by their configurations."""
     from ...core.run_directory import RunDirectory
-    from ...experiments.naming import digest
+    from ...experiments.naming import digest, read_name
     from ...experiments.report.run_record import labelled
     from ...experiments.report.summary import ComparisonReport
     from ...experiments.report.write import write_report
@@ -179,7 +184,12 @@ def _compare_runs(arguments: argparse.Namespace) -> int:
         raise ConfigError("--runs compares runs that exist", "leave out --contestant and --config, or leave out --runs")
     root = getattr(arguments, "out", RunConfig.out)
     runs = list(dict.fromkeys(RunDirectory.open(text, root) for text in arguments.runs))
-    name = arguments.name or f"compare-runs-{digest(chr(10).join(run.id for run in runs))}"
+    try:
+        name = read_name(arguments.name or f"compare-runs-{digest(chr(10).join(run.id for run in runs))}")
+    except ValueError as error:
+        raise ConfigError(
+            f"--name: {error}", "choose another --name, and a folder for the report with --report"
+        ) from None
     folder = user_path(arguments.report or Path(root) / name).absolute()
     report = ComparisonReport.of(name, labelled(runs))
     write_report(report, folder)

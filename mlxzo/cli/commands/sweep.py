@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.defaults import step_limit
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
 from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
-from ..options import add_config_options, add_json
+from ..options import add_allow_code, add_config_options, add_json
 from ..printing import print_json
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory that simultaneous runs share, such as 8GB (default: what is free when the command starts)",
     )
+    add_allow_code(parser)
     add_json(parser)
     add_config_options(parser, ("out",))
 
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{sweep.folder}, where the summary goes, is a run", "give the batch another name")
     if arguments.dry_run:
         return _dry_run(sweep, as_json=arguments.json)
-    return _run(sweep, arguments.jobs, limit, as_json=arguments.json)
+    return _run(sweep, arguments.jobs, limit, allow_code=arguments.allow_code, as_json=arguments.json)
 
 
 def _prospects(sweep: Sweep) -> list[Prospect]:
@@ -136,7 +137,7 @@ def _row(each: Prospect) -> list[str]:
     return [*begin, size, cap, fits, "unknown" if each.seconds is None else format_seconds(each.seconds)]
 
 
-def _run(sweep: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
+def _run(sweep: Sweep, jobs: int, limit: int | None, *, allow_code: bool, as_json: bool) -> int:
     """Executes the runs that are not done, keeps the summary up to date and prints it; returns the exit code."""
     from ...core.meter import system_memory
     from ...experiments.report.sweep_summary import exit_code, record, refused, write_summary
@@ -163,7 +164,9 @@ def _run(sweep: Sweep, jobs: int, limit: int | None, *, as_json: bool) -> int:
         write_summary(records.values(), sweep.folder)
 
     configs = [each.config for name, each in planned.items() if name not in left_out]
-    stopped = watch(configs, begin, update, jobs=jobs, admits=budget.admits, changeable=CHANGEABLE)
+    stopped = watch(
+        configs, begin, update, jobs=jobs, admits=budget.admits, changeable=CHANGEABLE, allow_code=allow_code
+    )
     code = EXIT_INTERRUPTED if stopped else exit_code(records.values())
     _show(sweep, list(records.values()), code, as_json=as_json)
     return code

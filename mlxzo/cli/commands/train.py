@@ -25,7 +25,7 @@ from ...core.yaml_file import read_yaml
 from ...runtime.hosts import LOCALHOST
 from ...runtime.launcher import RELAY
 from ...runtime.preflight import check_names
-from ..options import add_config_options, add_json, config_values
+from ..options import add_allow_code, add_config_options, add_json, config_values
 
 if TYPE_CHECKING:
     from ...core.run_directory import RunDirectory
@@ -40,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="FILE", help="a YAML file of options, such as a run's config.yaml")
     source.add_argument("--resume", metavar="RUN", help="continue an interrupted run: its directory or id")
-    parser.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="allow this run to execute the judge that --reward-command or --reward-function names",
-    )
+    add_allow_code(parser)
     parser.add_argument(
         "--hosts",
         metavar="FILE|N",

@@ -40,6 +40,9 @@ class ComparedRun:
         """The run's status; `does not fit` is that of a run that never began, since it was predicted not to fit."""
         if not self.run.events_path.exists() and not self.run.worker_is_alive():
             return "not run"
+        # A result is final whoever holds the lock: another command may be looking whether there is work left.
+        if self.run.last_status == "finished":
+            return "finished"
         status = self.run.status
         if status in ("finished", "running", "interrupted"):
             return status
