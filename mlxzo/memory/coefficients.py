@@ -27,6 +27,11 @@ COEFFICIENTS = {
         0.05,
         "measured: the C library keeps 1 to 14 % of the memory that a step allocates and frees on the CPU",
     ),
+    "second_layer": Coefficient(
+        0.25,
+        "measured on tiny models: a CPU computes a layer of two micro-batches at once, and MLX bounds the operations "
+        "that are under way in all streams together",
+    ),
     "margin": Coefficient(0.05, "a run fits if its predicted footprint and this share of it stay under the cap"),
     "made_copies": Coefficient(
         3, "a matrix w + eps z is made from the random words, eps z and the sum, all of its size in float32"

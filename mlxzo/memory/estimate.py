@@ -27,7 +27,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..core.blas import SIDE_BY_SIDE, runs_on_cpu
+from ..core.blas import runs_on_cpu
 from ..core.config import RunConfig
 from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
@@ -224,11 +224,11 @@ class Predictor:
             if (micro.parts > 1 and not shape.quantised) or any(4 * t.size > CHUNK_BYTES for t in whole):
                 # Micro-batches share the layer's weights, which stay until the last of them has passed.
                 weights += sum(self.c * t.size for t in whole)
-        at_once = min(micro.parts, SIDE_BY_SIDE) if self.on_cpu else 1
-        layer = at_once * self._layer.peak_bytes(micro.rows, micro.length, ahead=not made)
-        scores = at_once * self._layer.score_bytes(micro.rows, micro.length)
+        at_once = 1.0 + coefficient("second_layer") if self.on_cpu and micro.parts > 1 else 1.0
+        layer = int(at_once * self._layer.peak_bytes(micro.rows, micro.length, ahead=not made))
+        scores = int(at_once * self._layer.score_bytes(micro.rows, micro.length))
         width = 3 * shape.state_width(shape.layers - 1) + shape.own_input_width
-        others = self.c * width * max(0, micro.tokens - at_once * micro.own)
+        others = self.c * width * (micro.tokens - micro.own)
         head = 0
         if not micro.shared:
             copies = coefficient("made_copies" if perturbed and self._trains_head else "head_copies")
@@ -239,8 +239,7 @@ class Predictor:
                 Component("activations", 2 * self.c * shape.hidden * micro.tokens, "hidden states of the batch"),
                 Component("logits", head, "a chunk of the head's rows and its logits"),
             ]
-        times = f"{at_once} times " if at_once > 1 else ""
-        why = f"one layer of {times}{micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
+        why = f"one layer of {micro.rows} x {micro.length} tokens, and hidden states of all {micro.tokens}"
         return [
             Component("transient", weights, "effective weights of a layer while it computes"),
             Component("activations", others + layer - scores, why),

