@@ -131,7 +131,9 @@ def test_other_scopes_run_too_and_can_be_generated_from(scope, model, data, tmp_
     assert {"base", "tuned"} <= json.loads(spoken.stdout).keys()
 
 
-@pytest.mark.parametrize("more", [("--scope", "lora", "--checkpointing", "on"), slow(("--optimizer", "adamw", "--lr", "3e-4"))])
+@pytest.mark.parametrize(
+    "more", [("--scope", "lora", "--checkpointing", "on"), slow(("--optimizer", "adamw", "--lr", "3e-4"))]
+)
 def test_backpropagation_trains_in_the_same_loop(more, finished, model, data, tmp_path):
     done = train(model, data, tmp_path, "--steps", 10, "--name", "bp", "--method", "bp", "--lr", "3e-3", *more)
     assert done.returncode == 0, done.stderr
