@@ -17,6 +17,7 @@ def test_the_page_of_a_report_is_data_of_its_package():
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_models_and_the_embedded_task_travel_in_the_wheel(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True)

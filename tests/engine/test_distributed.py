@@ -113,6 +113,7 @@ def test_ranks_of_rsgn_end_with_the_weights_of_one_process(more, model, data, tm
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_ranks_of_backpropagation_have_the_same_weights_and_nearly_those_of_one_process(model, data, tmp_path):
     options = {"method": "bp", "scope": "last-2", "lr": 1e-3, "steps": 8, "eval_every": 8}
     expected = alone(configuration(model, data, tmp_path, name="one", **options))

@@ -273,6 +273,7 @@ def test_bfloat16_weights_keep_their_dtype_and_move_on_average_by_what_they_shou
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_bfloat16_follows_the_float32_loss_curve_and_plain_rounding_falls_behind(monkeypatch):
     words = (" terrible and empty", " great", " a moving story")
     batch = batch_of([Example(f"{text} It was", words[: 2 + i % 2], i % 2) for i, text in enumerate(TEXTS)])

@@ -84,8 +84,8 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
 @pytest.mark.parametrize(
     "name, options, steps, within",
     [
-        pytest.param("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05, marks=pytest.mark.slow),
-        pytest.param("tiny", {"scope": "lora", "queries": 3}, 60, 0.05, marks=pytest.mark.slow),
+        slow("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05),
+        slow("tiny", {"scope": "lora", "queries": 3}, 60, 0.05),
         pytest.param("smollm2-135m", {"scope": "lora", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
         pytest.param("smollm2-135m", {"scope": "last-6", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
     ],

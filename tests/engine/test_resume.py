@@ -17,8 +17,8 @@ from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.runtime.resume import resume_config
 from mlxzo.runtime.supervisor import Supervisor
+from tests.variants import slow
 
-SLOW = pytest.mark.slow
 STEPS = 16
 METHODS = {
     "mezo": {"scope": "full", "lr": 1e-3},
@@ -78,9 +78,7 @@ def uninterrupted(model, data, tmp_path_factory):
     return result
 
 
-@pytest.mark.parametrize(
-    "method", ["mezo", "rsgn", *(pytest.param(name, marks=SLOW) for name in ("rsgn, batches", "lora", "bp"))]
-)
+@pytest.mark.parametrize("method", ["mezo", "rsgn", *(slow(name) for name in ("rsgn, batches", "lora", "bp"))])
 def test_a_run_killed_again_and_again_ends_as_the_uninterrupted_one(method, model, data, tmp_path, uninterrupted):
     run = RunDirectory.create(config(model, data, tmp_path, method))
     assert isinstance(train(run, until=3), events.Failed)

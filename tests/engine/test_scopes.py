@@ -278,7 +278,7 @@ def test_a_bias_that_is_there_already_is_trained_from_its_value_in_float32(dtype
 
 
 @case
-@pytest.mark.parametrize("batch", [pytest.param("single", marks=pytest.mark.slow), "several"])
+@pytest.mark.parametrize("batch", [slow("single"), "several"])
 def test_the_two_sided_difference_is_the_directional_derivative(kind, options, scope, batch):
     method, data = mezo_of(kind, options, scope, lr=1e-2 if "lora" in scope else None), BATCHES[batch]()
     if "lora" in scope:

@@ -205,6 +205,7 @@ def test_a_task_of_ones_own_is_set_up_and_trained_by_keys_alone(root, tickets, f
 
 
 @pytest.mark.slow
+@pytest.mark.variant
 def test_a_task_of_ones_own_trains_a_tiny_model(root, tickets):
     model = tiny_folder(tickets / "model")
 
