@@ -19,7 +19,7 @@ def evaluated(kind: str, split: str, step: int, value: float, best: bool = False
     return events.Evaluated(kind, split, step, "accuracy", value, 1.0 - value, EXAMPLES, 0.52, EVALUATION_SECONDS, best)
 
 
-def step(number: int, steps: int, peak_bytes: int) -> events.Step:
+def step(number: int, steps: int, peak_bytes: int, seconds: float = STEP_SECONDS) -> events.Step:
     return events.Step(
         step=number,
         steps=steps,
@@ -27,7 +27,7 @@ def step(number: int, steps: int, peak_bytes: int) -> events.Step:
         smoothed_loss=0.6,
         lr=0.1,
         directional_derivative=None,
-        seconds=STEP_SECONDS,
+        seconds=seconds,
         tokens=64,
         steps_per_second=0.5,
         tokens_per_second=32.0,
@@ -43,7 +43,12 @@ def memory(footprint_bytes: int, peak_bytes: int) -> events.Memory:
 
 
 def story(
-    accuracies: Sequence[float], *, every: int = 2, test: float | None = None, peak_bytes: int = 600_000_000
+    accuracies: Sequence[float],
+    *,
+    every: int = 2,
+    test: float | None = None,
+    peak_bytes: int = 600_000_000,
+    step_seconds: float = STEP_SECONDS,
 ) -> list[events.Event]:
     """The events of a run: zero-shot `accuracies[0]`, then an evaluation every so many steps; best as it rises."""
     found: list[events.Event] = [evaluated("zero-shot", "validation", 0, accuracies[0])]
@@ -52,7 +57,7 @@ def story(
     best = accuracies[0]
     steps = every * (len(accuracies) - 1)
     for number, value in enumerate(accuracies[1:], 1):
-        found += [step(i, steps, peak_bytes) for i in range(every * (number - 1) + 1, every * number + 1)]
+        found += [step(i, steps, peak_bytes, step_seconds) for i in range(every * (number - 1) + 1, every * number + 1)]
         found.append(evaluated("validation", "validation", every * number, value, value > best))
         best = max(best, value)
     found.append(memory(peak_bytes + 200_000_000, peak_bytes))

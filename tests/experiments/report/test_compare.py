@@ -255,7 +255,7 @@ def test_contestants_are_measured_on_one_split(tmp_path):
 
 
 def test_the_short_table_fits_80_columns(tmp_path):
-    told = {"a long name " * 5: [finished(story([0.5, 0.6], every=9999, test=value)) for value in (0.7, 0.9)]}
+    told = {"a long name " * 5: [finished(story([0.5, 0.6], step_seconds=9999.0, test=value)) for value in (0.7, 0.9)]}
     console = Console(file=io.StringIO(), width=80)
     header, rows = short_table(report(tmp_path, told))
     console.print(listing(header, rows, right=tuple(header[1:])))
