@@ -111,8 +111,9 @@ def over_its_cap(cap, root, *options):
     print(
         f"cap {cap / 1e6:.1f} MB, reported {taken / 1e6:.1f}, seen {max(highest) / 1e6:.1f}, growth {growth / 1e6:.1f}"
     )
-    # What is told is rounded to a tenth of its unit.
-    assert cap < taken and max(highest) <= 1.001 * (cap + growth)
+    # The first reading over the cap is above it by less than a growth, and the run ends at the next one that is half a
+    # percent above that. What is told is rounded to a tenth of its unit.
+    assert cap < taken and max(highest) <= 1.001 * (1.005 * cap + 2 * growth)
     assert "--memory-cap well above" in error["fix"] and "the best state, of step" in error["details"][-2]
     assert "Traceback" not in problems and run.log_path.read_text() == ""
     assert run.status == "failed" and run.last_event(events.Memory).cap_bytes == cap
