@@ -82,6 +82,10 @@ def test_from_start_to_a_finished_run_and_the_tuned_model_by_keys_alone(tmp_path
         terminal.go_to("eval_every: ", "Down")
         terminal.type("3")
         terminal.wait_for("eval every          3")
+        for split in ("train", "validation", "test"):
+            terminal.go_to(f"{split}_examples: ", "Down")
+            terminal.type("16")
+            terminal.wait_for(f"{split} examples".ljust(20) + "16")
         terminal.wait_for("ready to start")
         terminal.keys("F9")
         terminal.wait_for("▶ ")
