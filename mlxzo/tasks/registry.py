@@ -26,12 +26,12 @@ from .row_problems import bad_rows
 from .sampling import sample, sample_of_each
 from .sentiment import Reviews, Sst2
 from .superglue import BoolQ, Cb, MultiRc, Rte, Wic, Wsc
-from .topics import AgNews, SmsSpam, Trec
+from .topics import AgNews, SmsSpam, SupportDesk, Trec
 
 _TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
-        Reviews,
+        *(Reviews, SupportDesk),
         *(Sst2, Rte, Cb, BoolQ, Wsc, Wic, MultiRc, Copa, Record, Squad, Drop),
         *(Trec, AgNews, SmsSpam),
         CustomTask,

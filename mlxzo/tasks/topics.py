@@ -1,4 +1,7 @@
-"""Topics of short texts: TREC, AG News and SMS spam. The prompts of the first two are those of Zhao et al. 2021."""
+"""Topics of short texts: the embedded messages to a support desk, written for mlxzo, TREC, AG News and SMS spam.
+
+The prompts of TREC and AG News are those of Zhao et al. 2021.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,24 @@ from typing import ClassVar
 
 from .base import HubSource
 from .classification import Classification, Label
+
+
+class SupportDesk(Classification):
+    """Rows: {"text": text, "label": queue}. Of two matters in a message the main one decides.
+
+    Billing: what was or will be charged, paid or refunded. Shipping: where goods are, when and how they come. Returns:
+    goods to send back or exchange. Technical: how to make something work.
+    """
+
+    name = "support_desk"
+    description = "messages to a shop's support desk, by the queue that answers them (embedded, needs no network)"
+    template = "{text}\nThis message is about"
+    classes = tuple(Label(queue, queue) for queue in ("billing", "shipping", "returns", "technical"))
+    embedded = "support_desk"
+    sample_row: ClassVar = {
+        "text": "I paid for the lamp on Monday and the parcel came today, but why did you charge my card twice?",
+        "label": "billing",
+    }
 
 
 class Trec(Classification):
