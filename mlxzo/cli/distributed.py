@@ -20,7 +20,7 @@ from ..core.files import user_path
 from ..core.options import flag
 from ..core.run_directory import RunDirectory
 from ..runtime.hosts import Hosts
-from ..runtime.launcher import RELAY, Launcher
+from ..runtime.launcher import RELAY, STOP, Launcher
 from ..runtime.supervisor import Supervisor
 from .foreground import show_result, watch
 
@@ -116,8 +116,13 @@ def _attend(supervisor: Supervisor, emit: events.Emit = lambda event: None) -> e
     while supervisor.running:
         for event in supervisor.poll(_POLL_SECONDS):
             emit(event)
-        if relays:
-            for _ in range(_stops()):
+        said = _from_launcher() if relays else b""
+        if said is None:
+            # Without its launcher nobody could end the run: it stops, and can be resumed.
+            relays = False
+            supervisor.stop()
+        else:
+            for _ in range(said.count(STOP.strip())):
                 supervisor.stop()
         if force_at is not None and time.monotonic() > force_at:
             force_at = None
@@ -126,16 +131,18 @@ def _attend(supervisor: Supervisor, emit: events.Emit = lambda event: None) -> e
     return supervisor.outcome
 
 
-def _stops() -> int:
-    """Number of stop requests that came from the launcher since the last call."""
+def _from_launcher() -> bytes | None:
+    """What the launcher has written since the last call; None once it is gone."""
     try:
-        return os.read(sys.stdin.fileno(), 4096).count(b"stop")
+        return os.read(sys.stdin.fileno(), 4096) or None
+    except BlockingIOError:
+        return b""
     except OSError:
-        return 0
+        return None
 
 
 def _print(event: events.Event) -> None:
-    # The launcher may be gone: the run goes on without it.
+    # The launcher may be gone, which the end of stdin tells.
     with contextlib.suppress(OSError):
         os.write(sys.stdout.fileno(), events.to_json(event, time.time()).encode() + b"\n")
 

@@ -21,6 +21,8 @@ from .failures import as_error
 
 # No JSON file of a run or a model that is read whole comes near this; tokenizers, which may, are read elsewhere.
 MOST_JSON_BYTES = 1 << 26
+# No file of ours is nested as deeply. What is parsed can then be walked, compared and shown by recursion.
+MOST_LEVELS = 50
 _LONGEST_REASON = 200
 # What parsers raise on content that is not what it should be, beside OSError.
 CONTENT_ERRORS = (
@@ -100,9 +102,21 @@ def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """The value in a JSON file.
 
     Raises:
-        OSError: it cannot be read. ValueError, RecursionError: it is no JSON; `parsing` turns all of them into one.
+        OSError: it cannot be read. ValueError, RecursionError: it is no JSON, or nested more than `MOST_LEVELS` deep;
+            `parsing` turns all of them into one.
     """
-    return json.loads(read_bytes(path, most_bytes).decode("utf-8"))
+    found = json.loads(read_bytes(path, most_bytes).decode("utf-8"))
+    level = [found]
+    for _ in range(MOST_LEVELS):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return found
+    raise RecursionError
 
 
 def read_json_object(path: Path, refused: type[MlxzoError], fix: str) -> dict[str, Any]:

@@ -11,19 +11,20 @@ Each machine is one rank, the first of them rank 0. `share`, its share of the wo
 from __future__ import annotations
 
 import ipaddress
-import json
 import socket
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.files import user_path
+from ..core.parsing import brief, parsing, read_json
 
 LOCALHOST = "127.0.0.1"
 # As in mlx.launch; each further rank has the next port.
 FIRST_PORT = 32323
 _MOST_RANKS = 256
 _PORT_TRIES = 64
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,27 +68,16 @@ def read_hosts(text: str) -> Hosts:
         ConfigError: the file is missing, no JSON, or does not describe machines; with all problems.
     """
     if text.isdecimal():
-        count = int(text)
+        count = int(text[:10])
         if not 1 <= count <= _MOST_RANKS:
             raise ConfigError(
-                f"--hosts {text}: from 1 to {_MOST_RANKS} processes can share a run", "give another number"
+                f"--hosts {brief(text)}: from 1 to {_MOST_RANKS} processes can share a run", "give another number"
             )
         return Hosts((Host(LOCALHOST, LOCALHOST),) * count)
     path = user_path(text)
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"the hosts file {path} cannot be read: {error.strerror or error}",
-            "name a file, or a number of processes on this machine; `mlx.distributed_config` writes hosts files",
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"the hosts file {path} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}",
-            "correct that line",
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the hosts file {path} is not UTF-8 text", "save it as UTF-8") from None
+    fix = "name a hosts file, as `mlx.distributed_config` writes them, or a number of processes on this machine"
+    with parsing(path, ConfigError, fix):
+        described = read_json(path, _MOST_BYTES)
     problems: list[str] = []
     hosts = _read(described, problems)
     if problems:
@@ -104,17 +94,21 @@ def _read(described: Any, problems: list[str]) -> Hosts:
     whole = described if isinstance(described, dict) else {"hosts": described}
     backend, envs, entries = whole.get("backend") or "ring", whole.get("envs", []), whole.get("hosts")
     if backend != "ring":
-        problems.append(f"backend: --hosts starts a ring; for {backend!r} use `mlx.launch ... mlxzo train`")
+        problems.append(f"backend: --hosts starts a ring; for {brief(backend)} use `mlx.launch ... mlxzo train`")
     if not isinstance(envs, list) or not all(isinstance(env, str) and "=" in env for env in envs):
         problems.append("envs: expected a list of texts NAME=VALUE")
         envs = []
     if not isinstance(entries, list) or not entries:
         problems.append("hosts: expected a list of at least one host")
         entries = []
-    hosts = [_read_host(entry, rank, problems) for rank, entry in enumerate(entries[:_MOST_RANKS])]
+    if len(entries) > _MOST_RANKS:
+        problems.append(f"hosts: {len(entries)} are given, and at most {_MOST_RANKS} can share a run")
+    hosts = [_read_host(entry, rank, problems) for rank, entry in enumerate(entries)]
     shares = [entry.get("share") for entry in entries if isinstance(entry, dict)]
     if any(share is not None for share in shares):
-        if not all(isinstance(share, int | float) and not isinstance(share, bool) and share > 0 for share in shares):
+        if not all(
+            isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < 1e9 for share in shares
+        ):
             problems.append("share: give every host a positive number, or none of them")
         return Hosts(tuple(hosts), tuple(envs), ",".join(map(str, shares)))
     return Hosts(tuple(hosts), tuple(envs))
@@ -123,19 +117,19 @@ def _read(described: Any, problems: list[str]) -> Hosts:
 def _read_host(entry: Any, rank: int, problems: list[str]) -> Host:
     name = f"host {rank + 1}"
     if not isinstance(entry, dict):
-        problems.append(f"{name}: expected an object, not {entry!r}")
+        problems.append(f"{name}: expected an object, not {brief(repr(entry))}")
         return Host("", "")
     ssh, ips = entry.get("ssh"), entry.get("ips")
     # A name with a leading dash would be an option of ssh.
     if not isinstance(ssh, str) or not ssh.strip() or ssh.startswith("-"):
-        problems.append(f"{name}: ssh: expected the name of the machine for ssh, not {ssh!r}")
+        problems.append(f"{name}: ssh: expected the name of the machine for ssh, not {brief(repr(ssh))}")
     if not isinstance(ips, list) or not ips:
-        problems.append(f"{name}: ips: expected a list with the machine's address, not {ips!r}")
+        problems.append(f"{name}: ips: expected a list with the machine's address, not {brief(repr(ips))}")
         return Host("", "")
     try:
         ip = str(ipaddress.IPv4Address(ips[0]))
     except ValueError:
-        problems.append(f"{name}: ips: {ips[0]!r} is no IPv4 address")
+        problems.append(f"{name}: ips: {brief(repr(ips[0]))} is no IPv4 address")
         ip = ""
     return Host(LOCALHOST if ssh == "localhost" else str(ssh), ip)
 

@@ -24,6 +24,7 @@ from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, Ml
 from ..core.files import explained
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
+from ..engine.distributed.communicator import not_joined, rank_of_environment
 from ..memory.guard import Guard
 from .control import forget
 
@@ -276,6 +277,8 @@ class Supervisor:
         if self._stops:
             how = "by force, before it could save its last steps" if self._stops > 1 else "before it could report"
             return Interrupted(f"the run was stopped {how}", show, details)
+        if returncode == -signal.SIGALRM and (rank := rank_of_environment()) is not None:
+            return not_joined(rank)
         if returncode < 0:
             cause = _CAUSES.get(-returncode, "it was ended by a signal that mlxzo did not send")
             return WorkerDied(

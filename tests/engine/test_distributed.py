@@ -177,6 +177,23 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step_and_another_number_goes_on(mo
     assert known(finish(["train", "--resume", str(run.path), "--hosts", "1"])) == known(one_process)
 
 
+@pytest.mark.slow
+@pytest.mark.variant
+def test_ranks_stop_when_their_launcher_is_killed(model, data, tmp_path, one_process):
+    config = configuration(model, data, tmp_path, name="run", steps=2000)
+    run = RunDirectory(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "mlxzo", *arguments(config, 2)], env=worker_environment()
+    ) as launcher:
+        limit = time.monotonic() + 90
+        while reached(run) < 3 and time.monotonic() < limit:
+            time.sleep(0.05)
+        launcher.kill()
+    while run.worker_is_alive() and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert run.status == "interrupted" and 3 <= reached(run) < 2000
+
+
 def reached(run: RunDirectory) -> int:
     step = run.last_event(events.Step)
     return step.step if isinstance(step, events.Step) else 0

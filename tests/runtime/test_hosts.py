@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
 
+from mlxzo.cli.distributed import _from_launcher
 from mlxzo.cli.main import main
+from mlxzo.core.child_process import worker_environment
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.engine.distributed.communicator import assign, check_ranks, rank_of_environment
 from mlxzo.runtime.hosts import Host, Hosts, read_hosts
-from mlxzo.runtime.launcher import Launcher
+from mlxzo.runtime.launcher import STOP, Launcher
 
 
 def file_of(folder, content) -> str:
@@ -49,7 +54,17 @@ def test_every_problem_of_a_hosts_file_is_told_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("[{]", "line 1, column 3"), ("[]", "at least one host"), ("{}", "at least one host"), ("7", "at least one host")],
+    [
+        ("[{]", "line 1, column 3"),
+        ("[]", "at least one host"),
+        ("{}", "at least one host"),
+        ("7", "at least one host"),
+        (json.dumps([{"ssh": f"mac{i}", "ips": ["10.0.0.1"]} for i in range(257)]), "257 are given, and at most 256"),
+        ("[" * 3000, "nested too deeply"),
+        (json.dumps([["x" * 10_000]]), "expected an object, not .{200}…$"),
+        ('[{"ssh": "a", "ips": ["10.0.0.1"], "share": Infinity}]', "positive number"),
+        (" " * 2_000_000, "larger than 1,024 KB"),
+    ],
 )
 def test_a_hosts_file_that_makes_no_sense(content, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
@@ -182,3 +197,35 @@ if rank == "0": tell("finished", result={"steps": 3})
         if heard and not launcher.result:
             launcher.stop()
     assert launcher.error() is None and launcher.result == {"steps": 3}
+
+
+def test_what_the_launcher_says_and_that_it_is_gone(monkeypatch):
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with os.fdopen(read) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert _from_launcher() == b""
+        os.write(write, STOP)
+        assert _from_launcher() == STOP
+        os.close(write)
+        assert _from_launcher() is None
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_rank_that_nobody_joins_can_be_stopped_and_gives_up(stopped, tmp_path):
+    """MLX holds the interpreter while it waits for a connection."""
+    (tmp_path / "ring.json").write_text(json.dumps([["127.0.0.1:0"], ["127.0.0.1:1"]]))
+    program = """if True:
+        from mlxzo.core.blas import load_fast_blas
+        load_fast_blas()
+        from mlxzo.engine.distributed import mlx_communicator
+        mlx_communicator.JOIN_SECONDS, mlx_communicator._ALARM_SECONDS = 1.0, 0.5
+        print("ready", flush=True)
+        mlx_communicator.join(0, lambda: None)
+    """
+    environment = {**worker_environment(), "MLX_HOSTFILE": str(tmp_path / "ring.json"), "MLX_RANK": "0"}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as rank:
+        assert rank.stdout is not None and rank.stdout.readline() == b"ready\n"
+        if stopped:
+            rank.send_signal(signal.SIGINT)
+        assert rank.wait(60) == (-signal.SIGINT if stopped else -signal.SIGALRM)

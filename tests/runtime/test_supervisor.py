@@ -64,6 +64,16 @@ def test_a_run_that_finishes_is_relayed_whole(start):
     assert supervisor.poll(1.0) == []
 
 
+def test_a_rank_that_gave_up_waiting_for_the_others_says_so(start, monkeypatch, tmp_path):
+    (tmp_path / "ring.json").write_text('[["10.0.0.1:1"], ["10.0.0.2:2"]]')
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "ring.json"))
+    monkeypatch.setenv("MLX_RANK", "0")
+    supervisor = start("os.kill(os.getpid(), signal.SIGALRM)")
+    drain(supervisor)
+    assert supervisor.outcome.kind == "ranks" and supervisor.exit_code == 4
+    assert "rank 1 did not connect to 10.0.0.1:1, or rank 1 did not answer at 10.0.0.2:2" in supervisor.outcome.message
+
+
 def test_a_worker_is_running_while_it_runs_and_no_second_one_may_start(start):
     supervisor = start("step(1)\ntime.sleep(30)")
     wait_for(supervisor, events.Step)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ...core import events
 from ...core.config import RunConfig
-from ...core.errors import ConfigError, RanksDisagree
+from ...core.errors import ConfigError, RanksDisagree, RanksError
 from ...core.options import parse_shares
+from ...core.parsing import CONTENT_ERRORS, read_json
 from ...core.resolved_config import ResolvedConfig
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Models load, and are fetched, at different speeds.
 LOAD_SECONDS = 24 * 3600.0
+# Longest time for all ranks to start and connect.
+JOIN_SECONDS = 90.0
 # Longest wait of ranks that are loaded: far more than the pieces of a step differ in, since ranks share it by speed. A
 # rank whose process dies is noticed at once; this is for machines that sleep.
 STALL_SECONDS = 600.0
@@ -225,6 +228,31 @@ def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | No
     if not environment[name].isdecimal():
         raise ConfigError(f"{name} is no rank: {environment[name]!r}", "unset it, or start ranks with mlx.launch")
     return int(environment[name])
+
+
+def ring_addresses() -> list[list[str]]:
+    """The addresses of MLX's ring, by rank; empty without a ring, or if they cannot be read."""
+    try:
+        found = read_json(Path(os.environ["MLX_HOSTFILE"]))
+        return [[str(address) for address in addresses] for addresses in found]
+    except (KeyError, OSError, *CONTENT_ERRORS):
+        return []
+
+
+def not_joined(rank: int) -> RanksError:
+    """The error of a rank that the others did not join in time."""
+    addresses, who = ring_addresses(), "they did not join"
+    if len(addresses) > 1:
+        after = (rank + 1) % len(addresses)
+        who = (
+            f"rank {(rank - 1) % len(addresses)} did not connect to {', '.join(addresses[rank % len(addresses)])}, or "
+            f"rank {after} did not answer at {', '.join(addresses[after])}"
+        )
+    return RanksError(
+        f"rank {rank} waited {JOIN_SECONDS:g} s for the other ranks: {who}",
+        "check that all machines are awake and can reach one another at these addresses, and that their firewalls let "
+        "these ports through",
+    )
 
 
 def shares_points(config: RunConfig) -> bool:

@@ -7,18 +7,18 @@ Collectives run in a thread of their own: they may block for ever, and the main 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import platform
 import queue
 import re
+import signal
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -26,13 +26,20 @@ import numpy as np
 
 from ...core import events
 from ...core.errors import RankLost, RanksError
-from .communicator import Communicator, Compute, Piece, Request, assign
+from .communicator import (
+    JOIN_SECONDS,
+    Communicator,
+    Compute,
+    Piece,
+    Request,
+    assign,
+    not_joined,
+    ring_addresses,
+)
 
 T = TypeVar("T")
 
-# Longest time for all ranks to start and connect.
-JOIN_SECONDS = 90.0
-
+_ALARM_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 # Most bytes in one collective.
 _CHUNK_BYTES = 1 << 25
@@ -297,52 +304,55 @@ def join(rank: int, interrupt: Callable[[], None]) -> MlxCommunicator:
     Raises:
         RanksError: an address or a port cannot be used, or a rank did not join in time.
     """
-    thread, limit = CollectiveThread(), time.monotonic() + JOIN_SECONDS
-    # With several backends built in, a hosts file stands for the ring.
-    backend = "ring" if os.environ.get("MLX_HOSTFILE") else "any"
-    while True:
-        try:
-            left = limit - time.monotonic()
-            group = thread.run(lambda: mx.distributed.init(strict=True, backend=backend), left, interrupt)
-            break
-        except TimeoutError:
-            raise RanksError(
-                f"rank {rank} waited {JOIN_SECONDS:g} s for the other ranks: {_neighbours(rank)}",
-                "check that all machines are awake and can reach one another at these addresses, and that their "
-                "firewalls let these ports through",
-            ) from None
-        except (RuntimeError, ValueError) as error:
-            # MLX tries to reach the next rank of the ring for 15 s only, but that one may start later.
-            if "connect" not in str(error) or time.monotonic() + _POLL_SECONDS > limit:
-                raise _explained(rank, str(error)) from None
+    thread = CollectiveThread()
+    with _ended_by_the_system():
+        group = _group(rank, thread, interrupt)
     communicator = MlxCommunicator(group, thread, interrupt)
     communicator.names = [name.decode() for name in communicator.gather(platform.node().encode())]
     return communicator
 
 
-def _addresses() -> list[list[str]]:
-    """The addresses of the ring, by rank; empty without a ring, or if they cannot be read."""
+def _group(rank: int, thread: CollectiveThread, interrupt: Callable[[], None]) -> mx.distributed.Group:
+    # With several backends built in, a hosts file stands for the ring.
+    backend = "ring" if os.environ.get("MLX_HOSTFILE") else "any"
+    limit = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            left = limit - time.monotonic()
+            return thread.run(lambda: mx.distributed.init(strict=True, backend=backend), left, interrupt)
+        except TimeoutError:
+            raise not_joined(rank) from None
+        except (RuntimeError, ValueError) as error:
+            # MLX tries to reach the next rank of the ring for 15 s only, but that one may start later.
+            if "connect" not in str(error) or time.monotonic() + _POLL_SECONDS > limit:
+                raise _explained(rank, str(error)) from None
+
+
+@contextlib.contextmanager
+def _ended_by_the_system() -> Iterator[None]:
+    """Has signals end this process at once, and SIGALRM if the block takes too long.
+
+    While MLX waits for the connection of another rank it holds the interpreter: neither a signal handler nor a time
+    limit of Python's would ever be reached. The supervisor tells why the process ended (see `not_joined`).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ending}
+    # Later than the limit of `_group`, which tells more where it can.
+    signal.setitimer(signal.ITIMER_REAL, JOIN_SECONDS + _ALARM_SECONDS)
     try:
-        found: Any = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
-        return [[str(address) for address in addresses] for addresses in found]
-    except (KeyError, OSError, ValueError, TypeError):
-        return []
-
-
-def _neighbours(rank: int) -> str:
-    addresses = _addresses()
-    if not addresses:
-        return "they did not join"
-    following = (rank + 1) % len(addresses)
-    return (
-        f"rank {(rank - 1) % len(addresses)} did not connect to {', '.join(addresses[rank])}, or rank {following} did "
-        f"not answer at {', '.join(addresses[following])}"
-    )
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explained(rank: int, text: str) -> RanksError:
     """MLX's error about a ring that cannot be formed, with addresses and a remedy."""
-    addresses = _addresses()
+    addresses = ring_addresses()
     number = re.search(r"\(error: (\d+)\)", text)
     reason = os.strerror(int(number[1])) if number else text.removeprefix("[ring] ")
     fix = "correct the hosts file; `mlxzo train --help` describes --hosts and --port"
