@@ -255,6 +255,7 @@ class Supervisor:
         if self._guard is not None:
             self._guard.stop()
         self._ended = True
+        self._end_children()
         with self.run.held() if self._kept_config is not None else contextlib.nullcontext() as lock:
             # Unless another process has taken the run over.
             if lock is not None:
@@ -267,6 +268,12 @@ class Supervisor:
             # The worker may have died in the middle of a line.
             file.write(b"\n" + events.to_json(self._outcome, time.time()).encode() + b"\n")
         return [self._outcome]
+
+    def _end_children(self) -> None:
+        """Ends what a killed worker has left of its process group: a judge of rewards, a download."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._process is not None:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _explain(self, returncode: int) -> MlxzoError:
         """The reason for the end of a worker without a Finished or Failed."""

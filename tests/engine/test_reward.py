@@ -53,15 +53,24 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
         ("print('{\"points\": 1}', flush=True); sys.stdin.read()", "answered"),
         ("print('[1]', flush=True); sys.stdin.read()", "answered"),
         ("time.sleep(600)", "gave no score within 0.5 s (answer 1 of 3)"),
+        ("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and does not end"),
+        ("print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
+        ("print(json.dumps({'score': 10**400}), flush=True); sys.stdin.read()", "answered"),
+        # Each would shift the scores, or fill the memory.
+        ('for line in sys.stdin: print(\'{"score": 1}\\n{"score": 2}\', flush=True)', "without being asked"),
+        ("while True: print('{\"score\": 1}')", "without being asked"),
+        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 0.5 s"),
     ],
 )
 def test_a_judge_that_fails_is_told_and_ended(program, says, tmp_path):
-    with judge(tmp_path, program, seconds=0.5 if "sleep" in program else 60.0) as it:
+    with judge(tmp_path, program, seconds=0.5 if "sleep" in program or "stderr)" in program else 60.0) as it:
         with pytest.raises(RewardError) as error:
             it.scores(ANSWERS)
         assert it._process is None
     assert says in error.value.message and error.value.exit_code == 4
-    assert error.value.details == (["no idea what to say"] if "exit(7)" in program else [])
+    assert error.value.details == (
+        ["no idea what to say"] if "exit(7)" in program else ["e" * 1000] * 5 if "'e'" in program else []
+    )
 
 
 def test_a_command_that_is_none_is_refused():

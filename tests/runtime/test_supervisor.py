@@ -1,5 +1,6 @@
 """The supervisor with real child processes that behave, dawdle, die and misbehave like workers."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,6 +73,27 @@ def test_a_rank_that_gave_up_waiting_for_the_others_says_so(start, monkeypatch, 
     drain(supervisor)
     assert supervisor.outcome.kind == "ranks" and supervisor.exit_code == 4
     assert "rank 1 did not connect to 10.0.0.1:1, or rank 1 did not answer at 10.0.0.2:2" in supervisor.outcome.message
+
+
+def test_what_a_killed_worker_leaves_ends_with_it(start):
+    supervisor = start(
+        """
+        child = subprocess.Popen(["sleep", "600"])
+        emit("note", text=str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    (note, _) = drain(supervisor)
+    limit = time.monotonic() + 10
+    while is_alive(int(note.text)) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not is_alive(int(note.text))
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def test_a_worker_is_running_while_it_runs_and_no_second_one_may_start(start):
