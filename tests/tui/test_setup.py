@@ -199,7 +199,7 @@ def test_a_task_of_ones_own_is_set_up_and_trained_by_keys_alone(root, tickets, f
         await wait_for(pilot, "Task · tickets.yaml")
         pilot.app.screen.query_one("#task-list").focus()
         await pilot.press("down")
-        await wait_for(pilot, lambda: pilot.app.screen.values()["task"] == "sst2")
+        await wait_for(pilot, lambda: pilot.app.screen.values()["task"] == "support_desk")
 
     setup(root, scenario)
 
