@@ -47,30 +47,37 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
     "program, says",
     [
         ("sys.stdin.readline(); print('no idea what to say', file=sys.stderr); sys.exit(7)", "ended with exit code 7"),
-        ("print('not json', flush=True); sys.stdin.read()", "answered 'not json'"),
-        ("print('{\"score\": NaN}', flush=True); sys.stdin.read()", "answered '{\"score\": NaN}'"),
-        ("print('{\"score\": true}', flush=True); sys.stdin.read()", "answered"),
-        ("print('{\"points\": 1}', flush=True); sys.stdin.read()", "answered"),
-        ("print('[1]', flush=True); sys.stdin.read()", "answered"),
-        ("time.sleep(600)", "gave no score within 0.5 s (answer 1 of 3)"),
+        ("sys.stdin.readline(); print('not json', flush=True); sys.stdin.read()", "answered 'not json'"),
+        (
+            "sys.stdin.readline(); print('{\"score\": NaN}', flush=True); sys.stdin.read()",
+            "answered '{\"score\": NaN}'",
+        ),
+        ("sys.stdin.readline(); print('{\"score\": true}', flush=True); sys.stdin.read()", "answered"),
+        ("sys.stdin.readline(); print('{\"points\": 1}', flush=True); sys.stdin.read()", "answered"),
+        ("sys.stdin.readline(); print('[1]', flush=True); sys.stdin.read()", "answered"),
+        ("time.sleep(600)", "gave no score within 2 s (answer 1 of 3)"),
         ("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and does not end"),
-        ("print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
-        ("print(json.dumps({'score': 10**400}), flush=True); sys.stdin.read()", "answered"),
+        ("sys.stdin.readline(); print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
+        ("sys.stdin.readline(); print(json.dumps({'score': 10**400}), flush=True); sys.stdin.read()", "answered"),
         # Each would shift the scores, or fill the memory.
         ('for line in sys.stdin: print(\'{"score": 1}\\n{"score": 2}\', flush=True)', "without being asked"),
         ("while True: print('{\"score\": 1}')", "without being asked"),
-        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 0.5 s"),
+        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 2 s"),
     ],
 )
 def test_a_judge_that_fails_is_told_and_ended(program, says, tmp_path):
-    with judge(tmp_path, program, seconds=0.5 if "sleep" in program or "stderr)" in program else 60.0) as it:
+    # Where the time has to pass, it is enough for the program to start on a busy machine.
+    with judge(tmp_path, program, seconds=2.0 if "sleep" in program or "stderr)" in program else 60.0) as it:
         with pytest.raises(RewardError) as error:
             it.scores(ANSWERS)
         assert it._process is None
     assert says in error.value.message and error.value.exit_code == 4
-    assert error.value.details == (
-        ["no idea what to say"] if "exit(7)" in program else ["e" * 1000] * 5 if "'e'" in program else []
-    )
+    details = error.value.details
+    if "'e'" in program:
+        # The program is killed while it writes, so its last line may be a shorter one.
+        assert details[:4] == ["e" * 1000] * 4 and len(details) == 5 and details[4].ljust(1000, "e") == "e" * 1000
+    else:
+        assert details == (["no idea what to say"] if "exit(7)" in program else [])
 
 
 def test_a_command_that_is_none_is_refused():
