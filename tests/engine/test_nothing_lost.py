@@ -85,7 +85,7 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
     "name, options, steps, within",
     [
         slow("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05),
-        slow("tiny", {"scope": "lora", "queries": 3}, 60, 0.05),
+        slow("tiny", {"scope": "lora", "queries": 3}, 200, 0.05),
         pytest.param("smollm2-135m", {"scope": "lora", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
         pytest.param("smollm2-135m", {"scope": "last-6", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
     ],
