@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
-load_fast_blas()
+prepare_mlx()
 
 from bench.report import emit, machine, table
 from mlxzo.core import events

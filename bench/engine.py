@@ -40,9 +40,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
-load_fast_blas()
+prepare_mlx()
 
 import mlx.core as mx
 import numpy as np

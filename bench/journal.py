@@ -23,9 +23,9 @@ from statistics import median
 from typing import Any
 
 from mlxzo.core import events
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
-load_fast_blas()
+prepare_mlx()
 
 import mlx.core as mx
 

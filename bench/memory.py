@@ -161,9 +161,9 @@ def measure(cell: Cell) -> dict[str, Any]:
 
 
 def _run(cell: Cell) -> dict[str, int]:
-    from mlxzo.core.blas import load_fast_blas
+    from mlxzo.core.mlx_startup import prepare_mlx
 
-    load_fast_blas()
+    prepare_mlx()
     import mlx.core as mx
 
     from bench.contestants import Shape, ordinary_tokens, synthetic_examples

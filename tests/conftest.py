@@ -13,9 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many workers as cores: threads that wait for a busy core would make all of them crawl.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
-load_fast_blas()
+prepare_mlx()
 
 from tests.warm_workers import warm_workers  # noqa: E402
 

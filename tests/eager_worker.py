@@ -2,11 +2,11 @@
 
 import sys
 
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
 if __name__ == "__main__":
-    # MLX must find a fast BLAS already loaded.
-    load_fast_blas()
+    # MLX must find its variables set and a fast BLAS loaded.
+    prepare_mlx()
     from mlxzo.engine import checkpoints
     from mlxzo.runtime import worker
 

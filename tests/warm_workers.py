@@ -50,7 +50,7 @@ _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _SOCKET = "MLXZO_WARM_SOCKET"
 """Variable with the address of the server that commands are forked from."""
 # Read once, by libraries that the server has imported: a worker for which they differ is started cold.
-_READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "OPENBLAS_", "PYTHON")
+_READ_AT_IMPORT = ("HF_", "MLX_DISABLE_COMPILE", "MLX_ENABLE_TF32", "OPENBLAS_", "PYTHON")
 
 
 class ForkedWorker:
@@ -314,10 +314,10 @@ def nest() -> None:
 
 
 if __name__ == "__main__":
-    from mlxzo.core.blas import load_fast_blas
+    from mlxzo.core.mlx_startup import prepare_mlx
     from mlxzo.models.registry import load_registry
 
-    load_fast_blas()
+    prepare_mlx()
     for module in WARM:
         importlib.import_module(module)
     load_registry()

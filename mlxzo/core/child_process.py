@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import IO, AnyStr
 
+from .mlx_startup import VARIABLES
+
 
 def worker_environment() -> dict[str, str]:
     """The environment of a worker: that of this process, and variables that have to be set before MLX starts."""
@@ -17,8 +19,7 @@ def worker_environment() -> dict[str, str]:
         "PYTHONFAULTHANDLER": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Else the macOS watchdog ends long command buffers while the display is on (MLX issue 3267).
-        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
+        **VARIABLES,
         **os.environ,
     }
     if path := search_path():

@@ -140,9 +140,9 @@ def _path() -> Path:
 def _measure() -> Calibration:
     from importlib.metadata import version
 
-    from ..core.blas import load_fast_blas
+    from ..core.mlx_startup import prepare_mlx
 
-    load_fast_blas()
+    prepare_mlx()
     import mlx.core as mx
 
     on_cpu = mx.default_device() == mx.cpu

@@ -159,8 +159,9 @@ def _mlx_in_child() -> dict[str, Any]:
 
 def _mlx() -> dict[str, Any]:
     from ..core.blas import load_fast_blas
+    from ..core.mlx_startup import prepare_mlx, variables
 
-    blas = load_fast_blas()
+    prepare_mlx()
     import mlx.core as mx
 
     try:
@@ -169,7 +170,8 @@ def _mlx() -> dict[str, Any]:
         described = {}
     return {
         "device": "gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu",
-        "blas": blas,
+        "blas": load_fast_blas(),
+        "variables": variables(),
         "cuda_package": _cuda_package(),
         "device_name": described.get("device_name"),
         "architecture": described.get("architecture"),

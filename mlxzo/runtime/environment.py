@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.blas import load_fast_blas
+from ..core.mlx_startup import variables
 
 if TYPE_CHECKING:
     from ..engine.session import Session
@@ -31,6 +32,7 @@ def environment(session: Session) -> dict[str, Any]:
         "device_info": {key: value for key, value in mx.device_info().items() if isinstance(value, str | int)},
         "cpu_count": os.cpu_count(),
         "blas": load_fast_blas(),
+        "variables": variables(),
         "noise_version": NOISE_VERSION,
         "seed": session.config.seed,
         "ranks": session.team.size,

@@ -11,10 +11,10 @@ import sys
 import time
 
 from ..core import events
-from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE
 from ..core.failures import as_error
+from ..core.mlx_startup import prepare_mlx
 
 
 def main() -> int:
@@ -25,8 +25,8 @@ def main() -> int:
 
     try:
         config = RunConfig.from_mapping(json.load(sys.stdin))
-        load_fast_blas()
-        # MLX must find a fast BLAS already loaded.
+        prepare_mlx()
+        # MLX must find its variables set and a fast BLAS loaded.
         from ..engine.layer_probe import probe_job
 
         emit(events.Finished(probe_job(config, emit)))

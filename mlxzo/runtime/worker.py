@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import events
-from ..core.blas import load_fast_blas
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
 from ..core.failures import as_error
 from ..core.formatting import format_bytes
+from ..core.mlx_startup import prepare_mlx
 from ..core.run_directory import RESULT, RunDirectory
 from ..engine.distributed.communicator import Communicator
 from ..engine.reward import Judge, check_consent
@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
     started = time.perf_counter()
     try:
         run.check_in_place()
-        load_fast_blas()
-        # MLX must find a fast BLAS already loaded.
+        prepare_mlx()
+        # MLX must find its variables set and a fast BLAS loaded.
         import mlx.core  # noqa: F401
 
         with watch:

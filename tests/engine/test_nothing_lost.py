@@ -191,8 +191,8 @@ def test_the_bits_do_not_depend_on_compilation_threads_or_chunks(more, model, da
     run = RunDirectory.create(replace(config, out=str(tmp_path), name="run").resolved())
     expected = to_the_end(run)["final_sha256"]
     program = f"""if True:
-        from mlxzo.core.blas import load_fast_blas
-        load_fast_blas()
+        from mlxzo.core.mlx_startup import prepare_mlx
+        prepare_mlx()
         from pathlib import Path
         from mlxzo.zo import inplace
         import os

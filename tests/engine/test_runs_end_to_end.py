@@ -50,7 +50,7 @@ def test_training_lowers_the_loss_and_leaves_a_whole_run_directory(finished):
     }
     assert run.result() == {key: value for key, value in result.items() if key != "run"}
     environment = json.loads((run.path / "environment.json").read_text())
-    assert environment["packages"]["mlx"]
+    assert environment["packages"]["mlx"] and environment["variables"]["MLX_ENABLE_TF32"] == "0"
     assert len(environment["base_weights_sha256"]) == len(environment["data_sha256"]) == 64
 
 

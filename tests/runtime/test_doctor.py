@@ -12,6 +12,7 @@ def test_json_is_valid_and_names_what_was_measured(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["mlx"]["gemm_float32_gflops"] > 0 and report["mlx"]["gemm_bfloat16_gflops"] > 0
+    assert report["mlx"]["variables"]["MLX_ENABLE_TF32"] == "0"
     assert report["mlx"]["device"] in ("cpu", "gpu")
     assert report["system"]["memory_bytes"] > report["system"]["memory_available_bytes"] > 0
     assert report["versions"]["mlx"] and report["versions"]["mlxzo"]

@@ -216,8 +216,8 @@ def test_a_rank_that_nobody_joins_can_be_stopped_and_gives_up(stopped, tmp_path)
     """MLX holds the interpreter while it waits for a connection."""
     (tmp_path / "ring.json").write_text(json.dumps([["127.0.0.1:0"], ["127.0.0.1:1"]]))
     program = """if True:
-        from mlxzo.core.blas import load_fast_blas
-        load_fast_blas()
+        from mlxzo.core.mlx_startup import prepare_mlx
+        prepare_mlx()
         from mlxzo.engine.distributed import mlx_communicator
         mlx_communicator.JOIN_SECONDS, mlx_communicator._ALARM_SECONDS = 1.0, 0.5
         print("ready", flush=True)

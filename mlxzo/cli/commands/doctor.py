@@ -52,6 +52,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         if mlx["recommended_working_set_bytes"]:
             lines.append(("working set", f"{format_bytes(mlx['recommended_working_set_bytes'])} recommended at most"))
         lines.append(("BLAS", mlx["blas"] or "MLX's own"))
+        lines.append(("variables", ", ".join(f"{name}={value}" for name, value in mlx["variables"].items())))
         speed = f"float32 {mlx['gemm_float32_gflops']} GFLOP/s, bfloat16 {mlx['gemm_bfloat16_gflops']} GFLOP/s"
         lines.append(("matrix product", speed))
     versions = [f"{name} {version or 'missing'}" for name, version in report["versions"].items()]

@@ -14,11 +14,11 @@ import argparse
 import time
 from typing import Any
 
-from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
 from ...core.files import user_path
 from ...core.formatting import default_out, result_rows
+from ...core.mlx_startup import prepare_mlx
 from ..options import add_json
 from ..printing import print_json
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = RunDirectory.open(arguments.run)
     out = user_path(arguments.out or default_out(found.id, arguments.to)).absolute()
-    load_fast_blas()
+    prepare_mlx()
     from ...engine.export import export_job
 
     def job(on_event: Emit) -> dict[str, Any]:

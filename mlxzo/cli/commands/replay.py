@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from ...core.blas import load_fast_blas
 from ...core.errors import EXIT_DONE
 from ...core.files import user_path
+from ...core.mlx_startup import prepare_mlx
 from ..options import add_json
 from .export import add_dequantize, show
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = user_path(arguments.journal)
     out = user_path(arguments.out or f"{path.stem}-{arguments.to}").absolute()
-    load_fast_blas()
+    prepare_mlx()
     from ...engine.export import replay_job
     from ..console import RunView
 

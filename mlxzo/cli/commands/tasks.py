@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE
+from ...core.mlx_startup import prepare_mlx
 from ..options import add_config_options, add_json, config_values
 from ..printing import print_json, say
 
@@ -103,6 +104,7 @@ def _show(task: Task, as_json: bool) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    prepare_mlx()
     from ...core.config import RunConfig
     from ...core.events import Progress
     from ...engine.data_summary import duplicates_text, summarise
