@@ -25,7 +25,7 @@ def mlxzo(*arguments: object, input: str = "") -> subprocess.CompletedProcess[st
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
-        mock.patch.object(sys, "stdin", io.StringIO(input)),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode()))),
     ):
         code = main(words)
     return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())

@@ -9,8 +9,10 @@ from mlxzo.core.formatting import evaluated_line, format_seconds, loaded_line
 
 # Words for the phases of a run, as the log and the status line say them.
 PHASES = {
+    "fetch": "fetching",
     "load": "loading",
     "baseline": "zero-shot",
+    "cache": "caching",
     "train": "training",
     "evaluate": "evaluating",
     "test": "testing",

@@ -11,6 +11,7 @@ from rich.text import Text
 from mlxzo.core import events
 from mlxzo.core.errors import Interrupted
 from mlxzo.core.formatting import (
+    eta_text,
     format_amount,
     format_bytes,
     format_count,
@@ -23,6 +24,8 @@ from mlxzo.core.formatting import (
     objective_words,
     printable,
     ranks_text,
+    step_share,
+    step_text,
 )
 from mlxzo.core.run_history import Columns, Measurement, RunHistory
 
@@ -72,7 +75,7 @@ def status_text(feed: RunFeed | Replay, width: int) -> Text:
     elif progress is not None and progress.done:
         label = f"{progress.label}: {format_amount(progress.done, progress.unit)}"
     elif step is not None:
-        label, share = f"step {step.step:,} of {step.steps:,}", step.step / step.steps
+        label, share = step_text(step), step_share(step)
     left = Text(printable(f"{' '.join(state_words(feed))}  {label}  "))
     if share is not None:
         percent_done = f" {100 * share:.0f} %"
@@ -90,11 +93,11 @@ def _second_line(feed: RunFeed | Replay, width: int) -> str:
     parts = [f"elapsed {format_seconds(history.elapsed)}"]
     if step is not None and history.outcome is None and step.step < step.steps:
         ranks = [] if history.ranks is None else [ranks_text(history.ranks)]
-        parts = [f"{step.steps_per_second:.2f} steps/s", f"ETA {format_seconds(step.eta_seconds)}", *ranks, *parts]
+        parts = [f"{step.steps_per_second:.2f} steps/s", eta_text(step), *ranks, *parts]
     if (best := history.best) is not None:
         where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
         parts.append(f"best {best.metric} {format_metric(best.metric, best.value)} at {where}")
-    line = "   ".join(parts)
+    line = "   ".join(part for part in parts if part)
     # The elapsed time is the first to go.
     return line if len(line) <= width else "   ".join(part for part in parts if not part.startswith("elapsed"))
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..core import events
 from ..core.formatting import (
+    eta_text,
     evaluated_line,
     format_amount,
     format_bytes,
@@ -28,14 +29,18 @@ from ..core.formatting import (
     objective_words,
     printable,
     ranks_text,
+    step_share,
+    step_text,
 )
-from ..core.metrics import metric_named
+from ..core.metrics import metric_named, standard_error
 from ..core.run_history import RunHistory
 
 _PLAIN_SECONDS = 10.0
 _PHASES = {
+    "fetch": "Fetching the model",
     "load": "Loading the model and the data",
     "baseline": "Zero-shot, before training",
+    "cache": "Caching the frozen layers",
     "train": "Training",
     "evaluate": "Evaluating",
     "test": "Evaluating on the test split",
@@ -101,7 +106,10 @@ class RunView:
             case events.Step():
                 self._transient(lambda: self._step_lines(event), final=event.step == event.steps)
             case events.Evaluated():
-                self._say(evaluated_line(event), style="bold" if event.best else "")
+                if event.kind == "validation" and not event.best:
+                    self._transient(lambda: [Text(evaluated_line(event))])
+                else:
+                    self._say(evaluated_line(event), style="bold" if event.best else "")
             case events.Memory():
                 self._memory = f"  memory {memory_text(event)}"
             case events.RankStats():
@@ -138,12 +146,13 @@ class RunView:
             self._live = None
 
     def _step_lines(self, step: events.Step) -> list[Text]:
-        share = f"{100 * step.step / step.steps:.0f} %"
-        head = f"step {step.step}/{step.steps}  {share}  {step.steps_per_second:.2f} steps/s"
-        head += f"  ETA {format_seconds(step.eta_seconds)}"
+        share = step_share(step)
+        percent = "" if share is None else f"{100 * share:.0f} %"
+        parts = [step_text(step), percent, f"{step.steps_per_second:.2f} steps/s", eta_text(step)]
+        head = "  ".join(part for part in parts if part)
         loss = f"{self._minimised} {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
         text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
-        return self._with_bar(step.step, step.steps, [head, text])
+        return self._with_bar(share, [head, text])
 
     def _progress_lines(self, progress: events.Progress) -> list[Text]:
         if self._wait_began is None or self._wait_began[0] != progress.label:
@@ -156,14 +165,16 @@ class RunView:
                 text += f"  ETA {format_seconds(seconds * (progress.total - progress.done) / progress.done)}"
         elif progress.done:
             text += f": {format_amount(progress.done, progress.unit)}"
-        return self._with_bar(progress.done, progress.total, [printable(text)])
+        share = progress.done / progress.total if progress.total else None
+        return self._with_bar(share, [printable(text)])
 
-    def _with_bar(self, done: float, total: float | None, lines: list[str]) -> list[Text]:
+    def _with_bar(self, share: float | None, lines: list[str]) -> list[Text]:
+        """The lines of a wait, below a bar where the share that is done is known."""
         texts = [Text(line) for line in (*lines, self.overall) if line]
         width = min(60, self.console.width - 1)
-        if total and self.console.is_terminal and width >= 20:
+        if share is not None and self.console.is_terminal and width >= 20:
             full, empty = ("━", "─") if self.console.encoding.startswith("utf") else ("#", "-")
-            filled = round(width * min(1.0, done / total))
+            filled = round(width * min(1.0, share))
             texts.insert(0, Text.assemble((full * filled, "green"), (empty * (width - filled), "dim")))
         return texts
 
@@ -186,9 +197,9 @@ class RunsView(RunView):
                 super().show(event)
             case events.Step():
                 minimised = self._minimised_by.get(run, objective_words("loss"))
-                head = f"{run}: step {event.step}/{event.steps}  {minimised} {format_loss(event.smoothed_loss)}"
-                self._steps[run] = f"{head}  ETA {format_seconds(event.eta_seconds)}"
-                self._transient(lambda: self._with_bar(0, None, list(self._steps.values())))
+                parts = [f"{run}: {step_text(event)}", f"{minimised} {format_loss(event.smoothed_loss)}"]
+                self._steps[run] = "  ".join([*parts, eta_text(event)]).rstrip()
+                self._transient(lambda: self._with_bar(None, list(self._steps.values())))
             case events.Finished() | events.Failed():
                 self._steps.pop(run, None)
             case events.Phase() | events.Progress() | events.Memory():
@@ -214,7 +225,9 @@ def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
             rows.append(("zero-shot", metric_named(before.metric).text(before.value)))
         gain = metric.gain_text(before.value, after.value) if before and before.metric == after.metric else ""
         rows.append(("tuned", metric.text(after.value) + (f" ({gain} over zero-shot)" if gain else "")))
-        rows.append(("measured by", f"{after.metric} on {after.examples} {after.split} examples"))
+        error = f", standard error {100 * standard_error(after.value, after.examples):.1f} points"
+        measured = f"{after.metric} on {after.examples} {after.split} examples"
+        rows.append(("measured by", measured + (error if metric.is_share else "")))
     if count := len(history.steps):
         seconds, padded = history.training_seconds, history.total("padded_tokens")
         training = f"{count} steps in {format_seconds(seconds)}, {count / seconds if seconds else 0.0:.2f} steps/s"

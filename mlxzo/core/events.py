@@ -28,7 +28,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Phase(Event):
-    """The run enters a phase: `load`, `baseline`, `train`, `evaluate`, `test` or `save`."""
+    """The run enters a phase: `fetch`, `load`, `baseline`, `cache`, `train`, `evaluate`, `test` or `save`."""
 
     name: ClassVar[str] = "phase"
     phase: str
@@ -73,6 +73,8 @@ class Step(Event):
         step: from 1; `steps` is their number in the end, estimated where `max_seconds` ends the run.
         loss: the value minimised on the batch (see the option `objective`).
         lr: learning rate; 0 for a method that has none.
+        eta_seconds: until the run ends; None while the speed of its steps is not known.
+        may_end_early: the run ends before its last step where the validation loss no longer falls.
         directional_derivative: the rms over the directions of the step; None for a method without directions.
         padded_tokens: `tokens` and the padding.
         ties: directions with the same loss on both sides, which gave no signal.
@@ -91,7 +93,7 @@ class Step(Event):
     tokens: int
     steps_per_second: float
     tokens_per_second: float
-    eta_seconds: float
+    eta_seconds: float | None
     active_bytes: int
     peak_bytes: int
     cache_bytes: int
@@ -99,6 +101,7 @@ class Step(Event):
     ties: int = 0
     bytes_sent: int = 0
     damping: float = 0.0
+    may_end_early: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,24 @@ def memory_text(event: events.Memory) -> str:
     return f"{format_bytes(event.footprint_bytes)}, peak {format_bytes(event.peak_footprint_bytes)}{cap}"
 
 
+def step_text(event: events.Step) -> str:
+    """`step 60 of 300`; `step 60` where the run ends when the validation loss no longer falls."""
+    return f"step {event.step:,}" if event.may_end_early else f"step {event.step:,} of {event.steps:,}"
+
+
+def step_share(event: events.Step) -> float | None:
+    """The share of a run's steps that are done; None where their number is not known."""
+    return None if event.may_end_early else event.step / event.steps
+
+
+def eta_text(event: events.Step) -> str:
+    """`ETA 4 min 10 s`, or `at most 14 min 05 s more`; empty where nothing is known."""
+    if event.eta_seconds is None:
+        return ""
+    left = format_seconds(event.eta_seconds)
+    return f"at most {left} more" if event.may_end_early else f"ETA {left}"
+
+
 def objective_words(objective: str) -> str:
     """The name of the minimised value, by the option `objective`: `loss`, or 1 minus the value to maximise."""
     return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"

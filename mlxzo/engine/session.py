@@ -124,7 +124,13 @@ def find_model(config: RunConfig, emit: events.Emit) -> ResolvedModel:
         ModelError: it cannot be had. DoesNotFit: the disk is full.
     """
 
+    begun = False
+
     def report(progress: FileProgress) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            emit(events.Phase("fetch", config.model))
         total = None if progress.total_bytes is None else float(progress.total_bytes)
         emit(events.Progress(progress.label, float(progress.done_bytes), total, "bytes"))
 

@@ -27,6 +27,8 @@ from .session import Session
 # Decay of the smoothed loss per step; steps over which speed and ETA are averaged.
 _SMOOTHING = 0.98
 _SPEED_WINDOW = 50
+# Steps after which the speed of a run is known: the first ones compile kernels.
+_STEPS_TO_KNOW = 3
 # A validation loss that falls by less than this share does not count as lower.
 _LEAST_GAIN = 1e-3
 # Steps between comparisons of all ranks' weights.
@@ -76,7 +78,6 @@ class Trainer:
             self.checkpoints.begin()
         if self.past.step == 0:
             self._begin()
-        self.emit(events.Phase("train"))
         try:
             self._train()
         except (Interrupted, DoesNotFit):
@@ -108,11 +109,16 @@ class Trainer:
         smoothed, weight = 0.0, 0.0
         for loss in past.losses:
             smoothed, weight = _smooth(smoothed, loss), _smooth(weight, 1.0)
-        recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
         # A part of the first step, which could not be taken without it.
         cached_seconds = self._fill_cache()
+        self.emit(events.Phase("train"))
+        recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+        filled = past.step + self._steps_to_fill
         detector = TieDetector(config.queries)
         for step in range(past.step, config.steps):
+            if step == filled:
+                # Steps that fill the cache are slower than all later ones.
+                recent.clear()
             # Before the step: a run that resumes may have been killed after its last one.
             if self._is_over():
                 break
@@ -123,17 +129,19 @@ class Trainer:
             outcome = self.method.step(step, batch)
             if not math.isfinite(outcome.loss):
                 raise self._diverged(f"the loss of step {step + 1} is not a finite number")
-            seconds, cached_seconds = time.perf_counter() - began + cached_seconds, 0.0
+            own_seconds = time.perf_counter() - began
+            seconds, cached_seconds = own_seconds + cached_seconds, 0.0
             past.step = step + 1
             past.train_seconds += seconds
             past.losses.append(outcome.loss)
             smoothed, weight = _smooth(smoothed, outcome.loss), _smooth(weight, 1.0)
             past.tokens += batch.token_count
             past.padded_tokens += batch.padded_token_count
-            recent.append((seconds, batch.token_count))
+            recent.append((own_seconds, batch.token_count))
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
             steps = self._expected_steps(step + 1, window / len(recent))
+            known = step >= filled and len(recent) >= _STEPS_TO_KNOW
             self.emit(
                 events.Step(
                     step=step + 1,
@@ -147,13 +155,14 @@ class Trainer:
                     padded_tokens=batch.padded_token_count,
                     steps_per_second=len(recent) / window,
                     tokens_per_second=sum(t for _, t in recent) / window,
-                    eta_seconds=self._eta(step + 1, steps, window / len(recent)),
+                    eta_seconds=self._eta(step + 1, steps, window / len(recent)) if known else None,
                     active_bytes=memory.active_bytes,
                     peak_bytes=memory.peak_bytes,
                     cache_bytes=memory.cache_bytes,
                     ties=outcome.ties,
                     bytes_sent=self.team.bytes_sent - sent,
                     damping=outcome.damping,
+                    may_end_early=config.patience > 0,
                 )
             )
             if (news := self.team.rank_stats()) is not None:
@@ -171,11 +180,11 @@ class Trainer:
     def _fill_cache(self) -> float:
         """Computes the frozen layers of all training examples, where the first step needs them all, and reports how far
         it is; returns the seconds it took."""
-        session, examples = self.session, self.session.splits["train"]
-        scorer, everything = session.scorer, session.config.batch_size >= len(examples)
+        session, examples, scorer = self.session, self.session.splits["train"], self.session.scorer
         # Several ranks divide the examples among themselves in the first step.
-        if not (scorer.layers and scorer.cache is not None and everything and self.team.size == 1):
+        if self._steps_to_fill != 1 or self.team.size > 1:
             return 0.0
+        self.emit(events.Phase("cache"))
         done, began = 0, time.perf_counter()
         for indices, batch in by_length(examples, SCORED_AT_ONCE, session.batch):
             scorer.prefix(batch)
@@ -186,6 +195,14 @@ class Trainer:
                 # The disk is full, or the memory short: the rest is computed in every step.
                 break
         return time.perf_counter() - began
+
+    @property
+    def _steps_to_fill(self) -> int:
+        """Number of steps that compute the frozen layers of their examples; later ones find them in the cache."""
+        scorer = self.session.scorer
+        if not scorer.layers or scorer.cache is None:
+            return 0
+        return math.ceil(len(self.session.splits["train"]) / self.session.config.batch_size)
 
     def _is_due(self, step: int) -> bool:
         """Returns whether an evaluation is due after `step` steps."""

@@ -64,7 +64,7 @@ def test_a_terminal_of_any_width_shows_figures_with_their_units(width):
         for event in RUN:
             view.show(event)
     text = file.getvalue()
-    assert "majority class 52.0 %" in text and "* best" in text and "step 50/100" in text
+    assert "majority class 52.0 %" in text and "* best" in text and "step 50 of 100" in text
     assert "[bold]x" in text or width < 30  # data is never read as markup
 
 
@@ -90,9 +90,28 @@ def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
     assert "\x1b" not in text
     lines = text.splitlines()
     assert 10 <= len(lines) <= 13
-    assert "step 100/100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
+    assert "step 100 of 100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
     assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 700.0 MB, peak 812.0 MB, cap 1.0 GB" in lines[-2]
     assert lines[-1].startswith("step 100: validation accuracy 70.0 %")
+
+
+def test_a_run_that_a_plateau_may_end_has_neither_a_share_nor_an_eta():
+    view, file = view_on(200, False, clock := Clock())
+    view.show(replace(step(1), may_end_early=True, eta_seconds=None))
+    clock.now += 20
+    view.show(replace(step(60), may_end_early=True))
+    first, later = file.getvalue().splitlines()
+    assert first.startswith("step 1  2.00 steps/s  loss")
+    assert later.startswith("step 60  2.00 steps/s  at most 1 min 30 s more  loss")
+
+
+def test_a_log_file_gets_the_evaluations_that_found_nothing_better_only_now_and_then():
+    view, file = view_on(200, False, clock := Clock())
+    for number in range(100):
+        clock.now += 0.5
+        view.show(evaluated("validation", "validation", 0.6, best=number == 0, number=number))
+    lines = file.getvalue().splitlines()
+    assert "* best" in lines[0] and 5 <= len(lines) <= 7
 
 
 def test_phases_between_steps_are_not_said_again_and_pauses_are():
@@ -137,7 +156,7 @@ def test_what_is_minimised_is_called_by_its_name():
         clock.now += 20
         side_by_side.show(step(100), run)
     shown = side_by_side.console.file.getvalue()
-    assert "a: step 100/100  1 - soft accuracy 0.6000" in shown and "b: step 100/100  loss 0.6000" in shown
+    assert "a: step 100 of 100  1 - soft accuracy 0.6000" in shown and "b: step 100 of 100  loss 0.6000" in shown
 
 
 def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
@@ -154,7 +173,7 @@ def test_the_table_compares_on_the_test_split():
         ("majority class", "52.0 %"),
         ("zero-shot", "61.0 %"),
         ("tuned", "78.0 % (+17.0 points over zero-shot)"),
-        ("measured by", "accuracy on 100 test examples"),
+        ("measured by", "accuracy on 100 test examples, standard error 4.1 points"),
         ("training", "100 steps in 50 s, 2.00 steps/s"),
         ("peak memory", "812.0 MB (MLX's arrays 677.0 MB); cap 1.0 GB"),
     ]
@@ -173,7 +192,9 @@ def test_without_a_test_split_the_table_says_validation():
     history.add(evaluated("validation", "validation", 0.7, best=True))
     history.add(evaluated("validation", "validation", 0.6))
     assert dict(summary_rows(history))["tuned"] == "70.0 % (+20.0 points over zero-shot)"
-    assert dict(summary_rows(history))["measured by"] == "accuracy on 100 validation examples"
+    assert (
+        dict(summary_rows(history))["measured by"] == "accuracy on 100 validation examples, standard error 4.6 points"
+    )
 
 
 def test_an_empty_run_has_an_empty_table():

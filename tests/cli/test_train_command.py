@@ -1,6 +1,7 @@
 """Whole runs from the command line: real workers on a tiny model, finished, refused, stopped and killed."""
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -11,11 +12,11 @@ import time
 
 import psutil
 import pytest
+from rich.console import Console
 
-from mlxzo.cli.commands.quickstart import next_commands
+from mlxzo.cli.commands.quickstart import answers_table, next_commands
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
-from mlxzo.core.yaml_file import read_yaml
 from tests.command import mlxzo, once
 from tests.tiny import tiny_folder
 from tests.warm_workers import warm_python
@@ -52,7 +53,7 @@ def test_a_run_trains_and_prints_its_result_as_one_json_document(finished):
     assert result["run"] == str(run.path)
     assert {**run.result(), "run": result["run"]} == result
     assert run.status == "finished"
-    for words in ("parameters, of which", "majority class", "zero-shot", "step 6/6", "tuned", "peak memory"):
+    for words in ("parameters, of which", "majority class", "zero-shot", "step 6 of 6", "tuned", "peak memory"):
         assert words in shown
 
 
@@ -228,12 +229,28 @@ def test_a_run_goes_on_when_its_command_is_killed(model, tmp_path):
         assert worker.is_running() and run.status == "running"
 
 
-def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished):
+def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished, tmp_path):
     run = RunDirectory.open(finished[0]["run"])
-    generate, show, again = (shlex.split(command) for command in next_commands(run))
-    assert mlxzo(*generate[1:], "--max-new-tokens", 2).returncode == 0
-    assert mlxzo(*show[1:]).returncode == 0
-    assert again[:2] == ["mlxzo", "train"] and read_yaml(again[3])["steps"] == 6
+    generate, predict, export = next_commands(run)
+    assert "tuned" in mlxzo(*shlex.split(generate)[1:]).stdout
+    make, _, label = predict.partition(" | ")
+    messages = subprocess.run(make, shell=True, capture_output=True, text=True, check=True).stdout
+    assert mlxzo(*shlex.split(label)[1:], input=messages).stdout.count("predicted_label") == 2
+    assert mlxzo(*shlex.split(export)[1:], "--out", tmp_path / "adapter").returncode == 0
+
+
+def test_quickstart_ends_with_the_answers_of_both_models_to_test_messages(finished):
+    run = RunDirectory.open(finished[0]["run"])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(answers_table(run))
+    header, *rows = console.file.getvalue().splitlines()
+    assert header.split() == ["right", "base", "tuned", "message"] and len(rows) == 6
+    shown = {(item["right"].strip(), item["prompt"].partition("\n")[0]) for item in samples_of(run)}
+    assert shown == {(row.split()[0], row.rpartition(" % ")[2].strip()) for row in rows}
+
+
+def samples_of(run):
+    return run.last_event(events.Samples).items
 
 
 def test_a_key_that_a_file_gives_twice_is_refused(tmp_path):

@@ -21,10 +21,10 @@ def mlxzo(*arguments: object) -> dict:
 def test_the_quickstart_learns_and_its_state_can_be_measured_again(tmp_path):
     result = mlxzo("quickstart", "--out", tmp_path)
     before, after = result["zero_shot"]["test"], result["test"]
-    assert before["majority"] == 0.5
-    assert after["loss"] < before["loss"] - 0.3
-    # Less than what was measured with three seeds, by a standard error and more.
-    assert after["value"] > before["value"] + 0.06
+    assert before["majority"] == 0.25 and before["examples"] == 400
+    assert after["loss"] < before["loss"] - 0.8
+    # Less than what was measured with three seeds, by two standard errors and more.
+    assert after["value"] > before["value"] + 0.4
     again = mlxzo("eval", "--run", result["run"], "--split", "test")
     assert again["value"] == after["value"]
 

@@ -60,7 +60,8 @@ def test_the_events_tell_the_whole_story_in_order(finished):
     steps = [event for event in story if isinstance(event, events.Step)]
     assert [event.step for event in steps] == list(range(1, 21))
     assert all(event.peak_bytes >= event.active_bytes > 0 and event.tokens > 0 for event in steps)
-    assert steps[-1].eta_seconds < steps[0].eta_seconds
+    # The first steps tell nothing of the speed of later ones.
+    assert steps[0].eta_seconds is None and 0 < steps[-1].eta_seconds < steps[10].eta_seconds
     evaluations = [event for event in story if isinstance(event, events.Evaluated)]
     assert [(e.kind, e.split, e.step) for e in evaluations[:2]] == [
         ("zero-shot", "validation", 0),

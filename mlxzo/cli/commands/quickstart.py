@@ -1,27 +1,36 @@
-"""See it work: tune a small model on an embedded task, from nothing, in a minute or two.
+"""See it work: tune a small model on an embedded task, from nothing, in two or three minutes.
 
   mlxzo quickstart
 
-A 135-million-parameter model learns to tell good reviews from bad with forward passes alone. Only its final norm
-trains: all layers before it run once for each review, and a step takes a fraction of a second. The run ends when the
-loss of the validation reviews no longer falls: it is `mlxzo train` with all its defaults. It saves its options as
-config.yaml, for `mlxzo train --config`. The model is downloaded once; no account and no data are needed.
+A 135-million-parameter model learns to route messages of a shop's customers to four queues, by forward passes alone.
+Only its final norm trains: all layers before it run once for each message, and a step takes a fraction of a second. The
+run ends when the loss of the validation messages no longer falls: it is `mlxzo train --task support_desk` with all its
+defaults. It saves its options as config.yaml, for `mlxzo train --config`. The model is downloaded once; no account and
+no data are needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+from typing import TYPE_CHECKING, Any
 
+from ...core import events
 from ...core.errors import EXIT_DONE
 from ...core.run_directory import RunDirectory
 from ..options import add_config_options, add_json, config_values
 from ..printing import say
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _OPTIONS = ("seed", "steps", "out")
-# A review outside the training data.
-_PROMPT = "The soup was cold and nobody came to ask."
+_TASK = "support_desk"
+# Messages outside the data.
+_MESSAGE = "My new kettle leaks. Where do I send it, and who pays for the parcel?"
+_MESSAGES = (_MESSAGE, "Why was I charged twice this month?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,24 +40,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ...runtime.supervisor import Supervisor
+    from ..console import output
     from ..foreground import train
     from .train import read_config
 
-    run = RunDirectory.create(read_config(config_values(arguments), None))
+    run = RunDirectory.create(read_config({"task": _TASK, **config_values(arguments)}, None))
     train(Supervisor(run), as_json=arguments.json)
     if not arguments.json:
+        say("\nThe first test messages, which the run did not learn from:\n")
+        output().print(answers_table(run))
         say("\nNext, try:")
         for command in next_commands(run):
             say(f"  {command}")
     return EXIT_DONE
 
 
+def answers_table(run: RunDirectory) -> Table:
+    """The answers of a finished run to its first test rows with their probabilities, base beside tuned."""
+    from ..console import listing
+
+    answers = [event.items for event, _ in run.events() if isinstance(event, events.Samples) and event.split == "test"]
+    rows = [
+        [item["right"].strip(), _answer(item), _answer(tuned), item["prompt"].partition("\n")[0]]
+        for item, tuned in zip(answers[0], answers[-1], strict=True)
+    ]
+    return listing(["right", "base", "tuned", "message"], rows)
+
+
+def _answer(item: dict[str, Any]) -> str:
+    mark = "+" if item["answer"] == item["right"] else "-"
+    return f"{mark} {item['answer'].strip()} {100 * item['share']:.0f} %"
+
+
 def next_commands(run: RunDirectory) -> list[str]:
-    """Three commands to try after a finished run, ready to paste."""
+    """Three commands to try after a finished run, ready to paste: label one message, label many, use it in mlx-lm."""
     near = os.path.relpath(run.path)
     path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
+    rows = " ".join(shlex.quote(json.dumps({"text": message})) for message in _MESSAGES)
     return [
-        f"mlxzo generate --run {path} {shlex.quote(_PROMPT)}",
-        f"mlxzo runs show {path}",
-        f"mlxzo train --config {path}/config.yaml --seed {run.config.seed + 1}",
+        f"mlxzo generate --run {path} {shlex.quote(_MESSAGE)}",
+        f"printf '%s\\n' {rows} | mlxzo predict --run {path} -",
+        f"mlxzo export {path} --to adapter",
     ]
