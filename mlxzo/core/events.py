@@ -80,6 +80,7 @@ class Step(Event):
         ties: directions with the same loss on both sides, which gave no signal.
         bytes_sent: to other ranks.
         damping: RSGN's, for the next step; 0 for the other methods.
+        example_passes: forward passes of one example each; 0 in runs of versions that did not count them.
     """
 
     name: ClassVar[str] = "step"
@@ -102,6 +103,7 @@ class Step(Event):
     bytes_sent: int = 0
     damping: float = 0.0
     may_end_early: bool = False
+    example_passes: int = 0
 
 
 @dataclass(frozen=True)

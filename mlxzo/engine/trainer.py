@@ -163,6 +163,7 @@ class Trainer:
                     bytes_sent=self.team.bytes_sent - sent,
                     damping=outcome.damping,
                     may_end_early=config.patience > 0,
+                    example_passes=outcome.passes * batch.size,
                 )
             )
             if (news := self.team.rank_stats()) is not None:

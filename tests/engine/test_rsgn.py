@@ -107,10 +107,9 @@ def test_a_move_that_does_not_lower_the_loss_is_not_made(monkeypatch):
     monkeypatch.setattr("mlxzo.engine.methods.rsgn.by_example", lambda of, grids: np.full(of.size, 99.0))
     result = method.step(0, given)
     assert trained(method) == start and result.damping == 4**4
-    # The scores at w, those of 4 directions, and 4 trials; the next step knows the scores at w.
-    assert passes == [1, 4, 1, 1, 1, 1]
-    method.step(1, given)
-    assert passes[6:] == [4, 1, 1, 1, 1]
+    # The scores at w, those of 4 directions, and 4 trials, beside the normalisers; the next step knows the scores at w.
+    assert passes == [1, 4, 1, 1, 1, 1] and result.passes == 10
+    assert method.step(1, given).passes == 9 and passes[6:] == [4, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,8 @@ def test_another_batch_judges_the_last_move():
     before = loss(method, second)
     assert method.step(0, first) and method.damping.noise == 3.0
     after = loss(method, second)
-    method.step(1, second)
+    # Besides w, four directions and one trial: the weights before the move, which judge it.
+    assert method.step(1, second).passes == 7
     assert (method.damping.noise < 3.0) == (before - after > 0.5 * method_along(method, first))
 
 

@@ -30,6 +30,7 @@ class StepResult:
         directional_derivative: MeZO's; the rms of several; None for backpropagation.
         ties: directions that change no value, which carry no signal.
         damping: RSGN's, for the next step; 0 for the other methods.
+        passes: forward passes over the batch.
     """
 
     loss: float
@@ -37,6 +38,7 @@ class StepResult:
     directional_derivative: float | None = None
     ties: int = 0
     damping: float = 0.0
+    passes: int = 1
 
 
 class Method:

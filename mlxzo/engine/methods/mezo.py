@@ -52,7 +52,7 @@ class MeZO(ZerothOrder):
     def step(self, step: int, batch: Batch) -> StepResult:
         config = self.config
         lr = learning_rate(config.lr, config.schedule, step, config.steps, config.warmup_steps)
-        directions = self.directions(step)
+        directions, passes = self.directions(step), self.passes
         points = self.estimator.points(directions, config.eps)
         estimate = self.estimator.combine(self.losses(batch, points), config.eps)
         # Rounded to the precision of the journal, so that a replay computes the same update.
@@ -66,7 +66,7 @@ class MeZO(ZerothOrder):
                     self.journal.append(JournalStep(tuple(derivatives), tuple(factors), loss, decay))
                 self.apply_updates(list(zip(directions, factors, strict=True)), step, decay)
         ties = sum(d == 0.0 for d in derivatives)
-        return StepResult(loss if finite else math.nan, lr, rms(derivatives), ties=ties)
+        return StepResult(loss if finite else math.nan, lr, rms(derivatives), ties=ties, passes=self.passes - passes)
 
     def resume(self, journal: Journal, step: int) -> None:
         """Replays the steps of a journal from `step` on, and rebuilds the state of the update rule from all of them."""

@@ -56,6 +56,7 @@ class RSGN(ZerothOrder):
     def step(self, step: int, batch: Batch) -> StepResult:
         if self.damping is None:
             self.damping = Damping(noise=0.0) if batch.repeats else Damping()
+        passes = self.passes
         directions = self.directions(step)
         views = [self.causal.view(direction, self.config.eps) for direction in directions]
         if batch.repeats:
@@ -84,7 +85,8 @@ class RSGN(ZerothOrder):
             all(np.array_equal(after[i], before) for before, after in zip(clean, sides, strict=True))
             for i in range(len(directions))
         )
-        return StepResult(loss if finite else math.nan, 0.0, rms(gradient), ties, self.damping.value)
+        loss = loss if finite else math.nan
+        return StepResult(loss, 0.0, rms(gradient), ties, self.damping.value, self.passes - passes)
 
     def resume(self, journal: Journal, step: int) -> None:
         super().resume(journal, step)
@@ -118,6 +120,8 @@ class RSGN(ZerothOrder):
             grids = [self.scorer.scores(batch, view, prefix, near) for view in views]
             return [np.stack(of_part) for of_part in zip(*grids, strict=True)]
 
+        # The pass at w that the normalisers take.
+        self.passes += not all(part.shared for part in batch.parts)
         return self.shared(batch, views, compute, [part.candidate.shape for part in batch.parts])
 
     def _at_w(self, step: int) -> View:

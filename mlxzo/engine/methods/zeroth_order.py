@@ -34,6 +34,8 @@ class ZerothOrder(Method):
     has_journal = True
     journal: JournalWriter | None = None
     """Records each step before the weights move; None records nothing."""
+    passes = 0
+    """Forward passes over a batch so far, those of all ranks."""
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
         """
@@ -91,6 +93,7 @@ class ZerothOrder(Method):
             compute: computes the values of some micro-batches under some views.
             shapes: shape of the values of each micro-batch under one view, [B, ...].
         """
+        self.passes += len(views)
         if shares_points(self.config):
             sizes = [math.prod(shape) for shape in shapes]
 
