@@ -15,6 +15,7 @@ from pathlib import Path
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import MlxzoError
+from mlxzo.core.files import open_regular
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.core.run_history import RunHistory
 from mlxzo.runtime.supervisor import Supervisor
@@ -38,7 +39,7 @@ class Tail:
     def read(self) -> list[tuple[events.Event, float]]:
         """Returns the new events with their times; none while the file is missing."""
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(self._offset)
                 block = file.read()
         except OSError:

@@ -101,6 +101,7 @@ def training_time(config: RunConfig, runs: Iterable[RunDirectory]) -> str:
     for run in runs:
         result = run.result() or {}
         same = all(result.get(name) == getattr(config, name) for name in ("method", "scope"))
-        if same and result.get("model") == Path(config.model).name and (speed := result.get("steps_per_second")):
+        speed = result.get("steps_per_second")
+        if same and result.get("model") == Path(config.model).name and isinstance(speed, float) and speed > 0.0:
             return f"about {format_seconds(limit / speed)} of training at the speed of {run.id}"
     return "time: unknown until a run with this model, method and scope has finished here"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxzo.core.files import mlxzo_home, write_atomic
+from mlxzo.core.parsing import CONTENT_ERRORS, read_json
 
 
 class Preferences:
@@ -20,8 +21,8 @@ class Preferences:
         """The file at `path`; None for the user's own."""
         self._path = path or mlxzo_home() / "tui.json"
         self._values: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, *CONTENT_ERRORS):
+            found = read_json(self._path)
             self._values = found if isinstance(found, dict) else {}
 
     @property

@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from mlxzo.core import events
+from mlxzo.core.config import RunConfig
+from mlxzo.core.errors import MlxzoError
 from mlxzo.core.files import user_path
 from mlxzo.core.run_directory import RunDirectory, Status
 from mlxzo.core.run_history import evaluations, metric_text, tuned_merit
-
-# In C if PyYAML was built with it: there may be a thousand files.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MARKS: dict[str, str] = {"running": "▶", "finished": "✓", "interrupted": "■", "failed": "✗", "died": "✗"}
 
@@ -41,6 +37,8 @@ class Entry:
     """Modification time of its events when the row was read, seconds since the epoch."""
     failed: events.Failed | None = None
     """The event that reports an early end."""
+    problem: str = ""
+    """The reason why its configuration cannot be read."""
 
     @property
     def words(self) -> str:
@@ -63,11 +61,11 @@ def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
 def read_entry(run: RunDirectory) -> Entry:
     """The row of a run. Reads small files and the ends of large ones."""
     stamp = changed(run)
-    config = _config(run)
+    config, problem = _config(run)
     result = run.result()
     status = "finished" if result is not None and not run.worker_is_alive() else run.status
     before, after = evaluations(result)
-    steps = found if isinstance(found := config.get("steps"), int) else 0
+    steps = config.steps if config else 0
     step, last = steps, None
     if status != "finished":
         reached = run.last_event(events.Step)
@@ -78,10 +76,10 @@ def read_entry(run: RunDirectory) -> Entry:
         run=run,
         started=run.started(),
         status=status,
-        model=Path(str(config.get("model", ""))).name,
-        task=Path(str(config.get("task", ""))).stem,
-        method=str(config.get("method", "")),
-        scope=str(config.get("scope", "")),
+        model=Path(config.model).name if config else "",
+        task=Path(config.task).stem if config else "",
+        method=config.method if config else "",
+        scope=config.scope if config else "",
         step=step,
         steps=steps,
         before=metric_text(before),
@@ -89,6 +87,7 @@ def read_entry(run: RunDirectory) -> Entry:
         merit=tuned_merit(result),
         stamp=stamp,
         failed=last if isinstance(last, events.Failed) else None,
+        problem=problem,
     )
 
 
@@ -100,9 +99,9 @@ def changed(run: RunDirectory) -> float:
         return 0.0
 
 
-def _config(run: RunDirectory) -> dict[str, Any]:
+def _config(run: RunDirectory) -> tuple[RunConfig | None, str]:
+    """The configuration of a run; None, and the reason, where it cannot be read."""
     try:
-        found = yaml.load((run.path / "config.yaml").read_bytes(), Loader=_Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return run.config, ""
+    except MlxzoError as error:
+        return None, " ".join([error.message, *error.details])

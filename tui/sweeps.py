@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxzo.core.files import last_lines
 from mlxzo.core.formatting import format_seconds
+from mlxzo.core.parsing import CONTENT_ERRORS
 
 from .run_list import MARKS, Entry
 
@@ -78,22 +80,23 @@ def read_sweeps(folders: Iterable[Path]) -> list[SweepProgress]:
     found = []
     for folder in folders:
         with contextlib.suppress(OSError):
-            text = (folder / SUMMARY).read_text(encoding="utf-8", errors="replace")
-            found.append(_read(folder.name, text, (folder / SUMMARY).stat().st_mtime))
+            lines = last_lines(folder / SUMMARY, None)
+            found.append(_read(folder.name, lines, (folder / SUMMARY).stat().st_mtime))
     return sorted(found, key=lambda sweep: -sweep.stamp)
 
 
-def _read(name: str, summary: str, stamp: float) -> SweepProgress:
+def _read(name: str, summary: list[str], stamp: float) -> SweepProgress:
     statuses: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for line in summary.splitlines():
+    for line in summary:
         try:
             record = json.loads(line)
-            statuses[str(record["id"])] = str(record.get("status", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            run_id = str(record["id"])
+            statuses[run_id] = str(record.get("status", ""))
+            if isinstance(took := record.get("seconds"), int | float) and statuses[run_id] == "finished":
+                seconds[run_id] = float(took)
+        except CONTENT_ERRORS:
             continue
-        if isinstance(took := record.get("seconds"), int | float) and statuses[str(record["id"])] == "finished":
-            seconds[str(record["id"])] = float(took)
     return SweepProgress(name, statuses, tuple(seconds.values()), stamp)
 
 

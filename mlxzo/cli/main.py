@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 from .. import __version__
 from ..core.errors import EXIT_DONE, EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, MlxzoError
 from ..core.failures import as_error
+from ..core.formatting import shown
 from ..core.mlx_lm_options import name_here
 from ..core.removed_options import removed_command, removed_problem
 from ..core.suggestion import did_you_mean
@@ -75,7 +76,7 @@ class Parser(argparse.ArgumentParser):
             )
             options = [text.split("=")[0] for text in unknown if text.startswith("-") and text != "-"]
             problems = [_advice(text) or f"unknown option {text}{did_you_mean(text, known, '--')}" for text in options]
-            self.error("; ".join(problems) or f"unexpected argument {unknown[0]!r}")
+            self.error("; ".join(problems) or f"unexpected argument {shown(unknown[0])}")
         return found
 
 
@@ -176,7 +177,7 @@ def _overview(arguments: list[str]) -> int:
         raise UsageError(gone, "`mlxzo --help` lists the commands")
     if not word.startswith("-"):
         raise UsageError(
-            f"unknown command {word!r}{did_you_mean(word, COMMANDS)}", f"choose one of {', '.join(COMMANDS)}"
+            f"unknown command {shown(word)}{did_you_mean(word, COMMANDS)}", f"choose one of {', '.join(COMMANDS)}"
         )
     try:
         parser.parse_arguments(arguments)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .formatting import brief, shown
 from .mlx_lm_options import name_here
 from .options import current_name, parse_value, value_problems
 from .removed_options import removed_problem
@@ -15,6 +16,9 @@ from .suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from .config import RunConfig
+
+
+_LONGEST_PROBLEM = 400
 
 
 def combination_problems(config: RunConfig) -> list[str]:
@@ -50,7 +54,7 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
         problems.append(f"{judges[0]}: only the objective reward uses it")
     function = config.reward_function
     if function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
-        problems.append(f"reward_function: expected MODULE:FUNCTION, not {function!r}")
+        problems.append(f"reward_function: expected MODULE:FUNCTION, not {shown(function)}")
     if config.temperature and not config.writes:
         problems.append(f"temperature: with the objective {config.objective} no answers are generated in steps")
     if config.top_p < 1.0 and not config.temperature:
@@ -112,6 +116,7 @@ def configuration_error(problems: Sequence[str], source: str = "") -> ConfigErro
     Args:
         source: the file of the configuration; empty without one.
     """
+    problems = [brief(problem, _LONGEST_PROBLEM) for problem in problems]
     where = f"{source}: " if source else ""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")

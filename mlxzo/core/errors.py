@@ -13,6 +13,10 @@ EXIT_DIVERGED = 5
 EXIT_INTERRUPTED = 130
 
 
+# A damaged file may have a problem in every line.
+_MOST_DETAILS = 200
+
+
 class MlxzoError(Exception):
     """An error that a user can act on; the command line prints it without a traceback.
 
@@ -33,7 +37,9 @@ class MlxzoError(Exception):
         super().__init__(message)
         self.message = message
         self.fix = fix
-        self.details = list(details)
+        self.details = list(details[:_MOST_DETAILS])
+        if (more := len(details) - _MOST_DETAILS) > 0:
+            self.details.append(f"and {more:,} more")
 
     def to_dict(self) -> dict:
         """The fields of `events.Failed`."""

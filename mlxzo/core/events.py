@@ -124,6 +124,10 @@ class RankStats(Event):
     waiting_seconds: list[float]
     bytes_sent: int
 
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.busy_seconds) == len(self.waiting_seconds) > 0:
+            raise ValueError("one value for each rank is needed")
+
 
 @dataclass(frozen=True)
 class Memory(Event):
@@ -217,6 +221,12 @@ class Samples(Event):
     split: str
     items: list[dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        for item in self.items:
+            texts, share = (item["prompt"], item["answer"], item["right"] or ""), item["share"]
+            if not all(isinstance(text, str) for text in texts) or not (share is None or _is_number(share)):
+                raise ValueError("prompt, answer, right answer and share of each are needed")
+
 
 @dataclass(frozen=True)
 class Saved(Event):
@@ -284,6 +294,31 @@ def ignore(event: Event) -> None:
 
 
 _KINDS: dict[str, type[Event]] = {kind.name: kind for kind in Event.__subclasses__()}
+# Beyond these, sums and conversions to whole numbers would overflow in whatever shows a run.
+_LARGEST_INT, _LARGEST_FLOAT, _LATEST = 2**63, 1e100, 1e11
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return abs(value) < _LARGEST_FLOAT  # false for NaN too
+    return isinstance(value, int) and abs(value) < _LARGEST_INT
+
+
+# By the annotation of a field, whether it may have a value. A number that was not finite comes back as None.
+_SUITS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: isinstance(value, int) and _is_number(value),
+    "int | None": lambda value: value is None or (isinstance(value, int) and _is_number(value)),
+    "float": lambda value: value is None or _is_number(value),
+    "float | None": lambda value: value is None or _is_number(value),
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "list[float]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
+    "dict[str, Any]": lambda value: isinstance(value, dict),
+    "dict[str, float]": lambda value: isinstance(value, dict) and all(map(_SUITS["float"], value.values())),
+}
+_FIELDS = {kind: {f.name: _SUITS[str(f.type)] for f in dataclasses.fields(kind)} for kind in _KINDS.values()}
 
 
 def to_json(event: Event, time: float) -> str:
@@ -296,21 +331,23 @@ def from_json(line: str) -> tuple[Event, float] | None:
     """The event on a line and its time; None for an unknown event or a torn line."""
     try:
         return from_record(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def from_record(record: Any) -> tuple[Event, float] | None:
-    """The event in a line parsed as JSON, and its time; None for an unknown event."""
+    """The event in a line parsed as JSON, and its time; None for an unknown event, or values of wrong types."""
     try:
         fields = with_current_keys(dict(record))
         kind = _KINDS[fields.pop("event")]
         if kind is Finished:
             fields["result"] = with_current_keys(fields["result"])
         time = float(fields.pop("time"))
-        known = {f.name for f in dataclasses.fields(kind)}
-        return kind(**{key: value for key, value in fields.items() if key in known}), time
-    except (ValueError, KeyError, TypeError):
+        known = {key: value for key, value in fields.items() if key in _FIELDS[kind]}
+        if not 0.0 <= time < _LATEST or not all(_FIELDS[kind][key](value) for key, value in known.items()):
+            return None
+        return kind(**known), time
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -1,4 +1,4 @@
-"""Files: atomic writes, a lock between processes, hashes, free space, progress, and errors of the disk explained."""
+"""Files: regular ones, atomic writes, a lock between processes, hashes, free space, progress, errors of the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .errors import ConfigError, DoesNotFit, MlxzoError
 from .formatting import format_bytes
@@ -35,6 +35,32 @@ Report = Callable[[FileProgress], None]
 
 def ignore_progress(_: FileProgress) -> None:
     """Discards progress: a `Report` for a caller without a display."""
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Checks that a path leads to a file that can be read to its end: a pipe could block for ever, and a device has
+    no end. A name in /dev, which only a user gives, is not looked at: `/dev/stdin` and the shell's `<(command)`.
+
+    Raises:
+        OSError: it does not, or there is nothing at the path.
+    """
+    if not str(path).startswith("/dev/"):
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode):
+            # The system has no error for all kinds of them.
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            reason = os.strerror(number) if stat.S_ISDIR(mode) else "it is no regular file"
+            raise OSError(number, reason, str(path))
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes; see `check_regular`.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    check_regular(path)
+    return Path(path).open("rb")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -123,7 +149,7 @@ def lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex, read in blocks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -131,7 +157,7 @@ def sha256_file(path: Path) -> str:
 
 def last_lines(path: Path, length: int | None) -> list[str]:
     """The lines in the last `length` bytes of a UTF-8 file (None: all of it); the first may lack its beginning."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - length) if length else 0)
         return file.read().decode("utf-8", errors="replace").splitlines()

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,24 @@ def printable(text: str, instead: str = "�") -> str:
     return "".join(instead if _acts(c) else c for c in text.replace("\t", "    "))
 
 
+def shown(value: object) -> str:
+    """The `repr` of a value from a file or a command line, cut to the length that a message has room for."""
+    return _cut(value, repr, 100)
+
+
+def brief(value: object, most: int = 200) -> str:
+    """A text in one line that a message can hold, cut if it is long."""
+    return _cut(value, lambda value: " ".join(str(value).split()), most)
+
+
+def _cut(value: object, written: Callable[[object], str], most: int) -> str:
+    try:
+        text = written(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or what contains itself
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON: letters of all languages as they are, the characters that `printable` replaces escaped, and null
     for a number that is not finite, since JSON has none."""
@@ -213,10 +231,10 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([kmgt]?i?)b?\s*", text.lower())
     if not match or match[2] not in _UNITS:
-        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {shown(text)}")
     size = float(match[1]) * _UNITS[match[2]]
     if not 1 <= size < 2**53:
-        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {text!r}")
+        raise ValueError(f"expected a size such as 8GB, 900MB or 1.5GiB, not {shown(text)}")
     return int(size)
 
 

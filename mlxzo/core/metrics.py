@@ -55,5 +55,5 @@ def metric_named(name: object) -> Metric:
 
 
 def standard_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent examples (binomial)."""
-    return math.sqrt(share * (1.0 - share) / count)
+    """Standard error of a share of `count` independent examples (binomial); 0 for what is no share."""
+    return math.sqrt(max(0.0, share * (1.0 - share)) / max(1, count))

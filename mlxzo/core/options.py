@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
-from .formatting import parse_bytes
+from .formatting import parse_bytes, shown
 from .scope import Scope
 
 GROUP_TITLES = {
@@ -80,7 +80,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         shares = ()
     if not shares or not all(0.0 < share < math.inf for share in shares):
-        raise ValueError(f"expected positive numbers with commas between them, such as 2,1,1, not {text!r}")
+        raise ValueError(f"expected positive numbers with commas between them, such as 2,1,1, not {shown(text)}")
     return shares
 
 
@@ -103,17 +103,17 @@ def parse_value(f: dataclasses.Field, raw: Any) -> Any:
     if isinstance(raw, bool) and (word := "on" if raw else "off") in option.choices:
         return word
     if isinstance(raw, bool) or raw is None or isinstance(raw, (list, dict)):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+        raise ValueError(f"expected {_describe(kind, option)}, not {shown(raw)}")
     if kind is str:
         return str(raw)
     try:
         number = float(raw)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"expected {_describe(kind, option)}, not {shown(raw)}") from None
     if kind is float:
         return number
     if not math.isfinite(number) or number != int(number):
-        raise ValueError(f"expected {_describe(kind, option)}, not {raw!r}")
+        raise ValueError(f"expected {_describe(kind, option)}, not {shown(raw)}")
     # Integers beyond 2**53 must not pass through a float.
     if isinstance(raw, int):
         return raw
@@ -149,8 +149,8 @@ def value_problems(f: dataclasses.Field, value: Any) -> list[str]:
         return [f"{f.name}: {error}"]
     if f.name == "name" and value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
         return [
-            f"name: {value!r} must be 1-100 letters, digits, dots, dashes or underscores, and start with a letter or "
-            "digit"
+            f"name: {shown(value)} must be 1-100 letters, digits, dots, dashes or underscores, and start with a "
+            "letter or digit"
         ]
     return []
 
@@ -164,14 +164,14 @@ def _problem(f: dataclasses.Field, value: Any) -> str | None:
     if ok and option.choices and value not in option.choices:
         near = difflib.get_close_matches(str(value), option.choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{f.name}: expected {_describe(kind, option)}, not {value!r}{hint}"
+        return f"{f.name}: expected {_describe(kind, option)}, not {shown(value)}{hint}"
     if ok and option.minimum is not None:
         ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
     if ok and option.maximum is not None:
         ok = value <= option.maximum
     if isinstance(value, str) and not value.strip():
         ok = False
-    return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {value!r}"
+    return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {shown(value)}"
 
 
 def yaml_text(fields: Iterable[dataclasses.Field], values: Mapping[str, Any]) -> str:

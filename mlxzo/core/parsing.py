@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,12 +17,13 @@ from typing import Any
 
 from .errors import DoesNotFit, MlxzoError
 from .failures import as_error
+from .files import open_regular
+from .formatting import brief
 
 # No JSON file of a run or a model that is read whole comes near this; tokenizers, which may, are read elsewhere.
 MOST_JSON_BYTES = 1 << 26
 # No file of ours is nested as deeply. What is parsed can then be walked, compared and shown by recursion.
 MOST_LEVELS = 50
-_LONGEST_REASON = 200
 # What parsers raise on content that is not what it should be, beside OSError.
 CONTENT_ERRORS = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, MemoryError),
@@ -61,6 +61,8 @@ def reason_of(error: Exception) -> str:
     """What is wrong with a file by the exception of its parser: a clause that follows the name of the file."""
     if isinstance(error, ContentError):
         return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or brief(error)}"
     if isinstance(error, RecursionError):
@@ -74,24 +76,13 @@ def reason_of(error: Exception) -> str:
     return f"makes no sense: {brief(error)}"
 
 
-def brief(value: object, most: int = _LONGEST_REASON) -> str:
-    """A text in one line that a message can hold, cut if it is long."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
 def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """The content of a regular file; a pipe, which could block for ever, is opened only by a name in /dev.
+    """The content of a file that `open_regular` opens.
 
     Raises:
-        OSError: it cannot be read. ContentError: it is no file, or larger than `most_bytes`.
+        OSError: it cannot be read. ContentError: it is larger than `most_bytes`.
     """
-    in_dev = str(path).startswith("/dev/")
-    # Without O_NONBLOCK a pipe that nobody writes would block here already.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if in_dev else os.O_NONBLOCK))
-    with os.fdopen(descriptor, "rb") as file:
-        if not in_dev and not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ContentError("is no regular file")
+    with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ContentError(f"is larger than {most_bytes // 1024:,} KB")

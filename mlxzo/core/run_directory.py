@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
+import io
 import os
 import re
 import shlex
@@ -23,8 +23,9 @@ from typing import Any, Literal
 from . import events, run_lock, run_migrations
 from .config import RunConfig
 from .errors import ConfigError, DataError, DoesNotFit, Interrupted, WorkerDied
-from .files import explained, fsync_folder, user_path, write_atomic
+from .files import check_regular, explained, fsync_folder, open_regular, user_path, write_atomic
 from .formatting import json_text
+from .parsing import CONTENT_ERRORS, read_json
 from .yaml_file import read_yaml
 
 Status = Literal["running", "finished", "interrupted", "failed", "died"]
@@ -149,18 +150,21 @@ class RunDirectory:
         """The run's resolved configuration.
 
         Raises:
-            ConfigError: config.yaml is missing or wrong, or a newer version of mlxzo wrote the run.
+            ConfigError: config.yaml is missing or wrong, a newer version of mlxzo wrote the run, or something in it is
+                neither a file nor a folder.
         """
         self.migrate()
+        self._check_kinds()
         path = self.path / "config.yaml"
         return RunConfig.from_mapping(read_yaml(path), source=str(path))
 
     def events(self) -> Iterator[tuple[events.Event, float]]:
-        """Every event so far with its time (seconds since the epoch); torn and unknown lines are skipped."""
+        """Every event so far with its time (seconds since the epoch); torn and unknown lines are skipped, and a file
+        that cannot be read."""
         try:
-            with self.events_path.open(encoding="utf-8", errors="replace") as lines:
+            with io.TextIOWrapper(open_regular(self.events_path), encoding="utf-8", errors="replace") as lines:
                 yield from events.read(lines)
-        except FileNotFoundError:
+        except OSError:
             return
 
     def result(self) -> dict[str, Any] | None:
@@ -286,6 +290,22 @@ class RunDirectory:
                 raise ConfigError(f"an older mlxzo is running {self.id}", "wait for it to end")
             run_migrations.migrate(self.path)
 
+    def _check_kinds(self) -> None:
+        """Raises ConfigError if something in the directory is neither a file nor a folder: MLX and others open by name
+        what lies there, and a pipe would never end."""
+        for folder in (self.path, self.path / BEST_STATE.parent):
+            # Other files come and go, or are reported by their readers.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                for path in folder.iterdir():
+                    try:
+                        check_regular(path)
+                    except (FileNotFoundError, IsADirectoryError):
+                        continue
+                    except OSError as error:
+                        raise ConfigError(
+                            f"{path} cannot be read: {error.strerror}", "remove it, or restore it from a backup"
+                        ) from None
+
     def check_in_place(self) -> None:
         """Checks that the directory is still the one that the first call found: files of a run that go on in another
         would make up no run.
@@ -324,8 +344,8 @@ class RunDirectory:
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(self.path / name)
+        except (OSError, *CONTENT_ERRORS):
             return None
         return found if isinstance(found, dict) else None
 

@@ -16,6 +16,9 @@ from typing import Any
 from . import events
 from .metrics import metric_named
 
+# No metric is as large; a whole number in a damaged file may exceed all that a float can hold.
+_LARGEST = 1e100
+
 
 class Columns:
     """A table of numbers (float64) that grows by rows and is read by columns; NaN stands for a None that was added."""
@@ -278,7 +281,7 @@ def metric_text(evaluation: dict | None) -> str:
 
 def _value(evaluation: dict | None) -> float | None:
     value = evaluation and evaluation.get("value")
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else None
 
 
 def _inside(value: Any, *keys: str) -> dict | None:

@@ -8,13 +8,15 @@ import os
 import time
 from pathlib import Path
 
+from .files import open_regular
+
 _TRIES = 10
 
 
 def is_locked(path: Path) -> bool:
     """True if a process holds the lock, whatever process that is."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -15,6 +15,8 @@ from typing import Any
 from .. import __version__
 from .errors import ConfigError
 from .files import write_atomic
+from .formatting import brief
+from .parsing import parsing, read_json
 
 VERSION = 1
 FILE = "schema.json"
@@ -42,15 +44,12 @@ def version_of(run: Path) -> int:
         ConfigError: it is newer than `VERSION`, or schema.json cannot be read.
     """
     path = run / FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version, writer = int(found["version"]), str(found.get("mlxzo", ""))
-    except FileNotFoundError:
-        return 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} does not name the version of the run: {error}", "restore it from a backup, or remove the run"
-        ) from None
+    with parsing(path, ConfigError, "restore it from a backup, or remove the run"):
+        try:
+            found = read_json(path)
+        except FileNotFoundError:
+            return 1
+        version, writer = int(found["version"]), brief(found.get("mlxzo", ""))
     if version > VERSION:
         raise ConfigError(
             f"the run {run.name} has files of version {version}, and this mlxzo ({__version__}) reads up to {VERSION}",

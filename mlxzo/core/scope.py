@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from .errors import ConfigError
+from .formatting import shown
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Scope:
         """
 
         def refuse(problem: str) -> NoReturn:
-            raise ConfigError(f"scope {text!r} {problem}", SCOPE_FORMS)
+            raise ConfigError(f"scope {shown(text)} {problem}", SCOPE_FORMS)
 
         what, slash, restriction = text.partition("/")
         if not slash and re.fullmatch(r"last-[0-9]+", text):

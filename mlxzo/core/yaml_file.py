@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, MlxzoError
+from .formatting import brief
 from .options import current_name
+from .parsing import MOST_LEVELS, parsing, read_bytes, reason_of
 
 # Aliases let a small file expand to a huge one; a thousand runs of thirty options each stay below this.
 MOST_VALUES = 100_000
+MOST_BYTES = 1 << 20
 GIVEN_TWICE = "it is given more than once"
 
 
@@ -26,7 +30,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     file = YamlFile.read(path)
     values = file.values()
-    if found := [f"line {line}: {key}: {GIVEN_TWICE}" for key, line in file.repeated()]:
+    if found := [f"line {line}: {brief(key)}: {GIVEN_TWICE}" for key, line in file.repeated()]:
         details = found if len(found) > 1 else ()
         message = found[0] if len(found) == 1 else f"{len(found)} keys are given more than once"
         raise ConfigError(f"{path}: {message}", "leave one of each", details)
@@ -52,7 +56,7 @@ class YamlFile:
         *,
         holds: str = "option: value",
         fix: str = "`mlxzo train --help` lists the options",
-        most_bytes: int = 2**20,
+        most_bytes: int = MOST_BYTES,
         may_be_empty: bool = True,
     ) -> YamlFile:
         """Parses a file.
@@ -62,15 +66,10 @@ class YamlFile:
             fix: the advice for a file of other content.
 
         Raises:
-            ConfigError: the file cannot be read, is too large, is not YAML (with line and column), or holds no mapping.
+            ConfigError: the file cannot be read, is too large, is not YAML (with line and column), or holds no mapping;
+                it is nested too deeply, or its aliases expand to more than `MOST_VALUES` values.
         """
-        text = _text(path, kind, most_bytes)
-        try:
-            root = _composed(text)
-        except yaml.YAMLError as error:
-            raise _not_yaml(path, error) from None
-        except RecursionError:
-            raise ConfigError(f"{path} is nested too deeply for a {kind}", fix) from None
+        root = _read(path, most_bytes, ConfigError, fix)
         if root is None and may_be_empty:
             root = yaml.MappingNode("tag:yaml.org,2002:map", [])
         if not isinstance(root, yaml.MappingNode):
@@ -81,14 +80,10 @@ class YamlFile:
         """The mapping as plain Python values; the last one of a repeated key.
 
         Raises:
-            ConfigError: a value is not plain, or aliases expand to more than `MOST_VALUES` values.
+            ConfigError: a value is not plain.
         """
-        if _count(self.root, {}) > MOST_VALUES:
-            raise ConfigError(f"{self.path} stands for more than {MOST_VALUES:,} values", "use fewer aliases (`*name`)")
-        try:
+        with _reading(self.path, ConfigError, "correct that value"):
             return yaml.SafeLoader("").construct_document(self.root)
-        except yaml.YAMLError as error:
-            raise _not_yaml(self.path, error) from None
 
     def line(self, *path: Any) -> int | None:
         """The line, from 1, of the node at a path of keys and positions, or of its nearest ancestor where the path is
@@ -120,18 +115,24 @@ class YamlFile:
                 seen.add(current_name(key.value))
 
 
-def _text(path: str | Path, kind: str, most_bytes: int) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(most_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}", "check the path") from None
-    if len(content) > most_bytes:
-        raise ConfigError(f"{path} is larger than {most_bytes // 1024:,} KB, which no {kind} is", "check the path")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+def plain_values(path: str | Path, refused: type[MlxzoError], fix: str) -> Any:
+    """Whatever a YAML file of at most 1 MB holds, as plain Python values.
+
+    Raises:
+        refused: as `YamlFile.read` and `YamlFile.values` do, but for the kind of the content.
+    """
+    root = _read(path, MOST_BYTES, refused, fix)
+    with _reading(path, refused, fix):
+        return None if root is None else yaml.SafeLoader("").construct_document(root)
+
+
+def _read(path: str | Path, most_bytes: int, refused: type[MlxzoError], fix: str) -> yaml.Node | None:
+    """The nodes of a file, None if it is empty; of bounded depth and number."""
+    with _reading(path, refused, fix):
+        root = _composed(read_bytes(path, most_bytes).decode("utf-8-sig"))
+        if root is not None and _size(root, {}).values > MOST_VALUES:
+            raise refused(f"{path} stands for more than {MOST_VALUES:,} values", "use fewer aliases (`*name`)")
+        return root
 
 
 def _composed(text: str) -> yaml.Node | None:
@@ -143,21 +144,45 @@ def _composed(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
-def _not_yaml(path: str | Path, error: yaml.YAMLError) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return ConfigError(f"{path} is not valid YAML{where}: {reason}", "correct that line")
+@contextlib.contextmanager
+def _reading(path: str | Path, refused: type[MlxzoError], fix: str) -> Iterator[None]:
+    """Turns the errors of PyYAML into those of a file; it raises others than its own for a date or a number that there
+    cannot be."""
+    with parsing(path, refused, fix):
+        try:
+            yield
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            reason = brief(getattr(error, "problem", None) or error)
+            raise refused(f"{path} is not valid YAML{where}: {reason}", "correct that line") from None
+        except OSError as error:
+            raise refused(f"{path} {reason_of(error)}", "check the path") from None
 
 
-def _count(node: yaml.Node, known: dict[int, float]) -> float:
-    """The number of scalars in a node with its aliases expanded; infinite where it contains itself."""
+class _Size(NamedTuple):
+    """Number of nodes and levels of a node with its aliases expanded."""
+
+    values: float
+    levels: int
+
+
+def _size(node: yaml.Node, known: dict[int, _Size]) -> _Size:
+    """The size of a node; infinitely many values where it contains itself.
+
+    Raises:
+        RecursionError: it has more than `MOST_LEVELS` levels.
+    """
     if isinstance(node, yaml.ScalarNode):
-        return 1
+        return _Size(1, 1)
     if id(node) not in known:
-        known[id(node)] = float("inf")
+        known[id(node)] = _Size(math.inf, 0)
         children = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+        sizes = [_size(child, known) for child in children]
+        levels = 1 + max((size.levels for size in sizes), default=0)
+        if levels > MOST_LEVELS:
+            raise RecursionError
+        known[id(node)] = _Size(1 + sum(size.values for size in sizes), levels)
     return known[id(node)]
 
 

@@ -14,7 +14,8 @@ from itertools import chain
 from typing import Any, Protocol
 
 from ..core.errors import DataError
-from ..tasks.base import Example, Message, Origin, shown
+from ..core.formatting import shown
+from ..tasks.base import Example, Message, Origin
 from ..tasks.row_problems import bad_rows
 
 # A placeholder for the answer in a chat template; no template contains it.

@@ -27,6 +27,7 @@ from typing import IO
 from ..core.child_process import pipe
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, RewardError
+from ..core.formatting import shown
 from ..core.parsing import CONTENT_ERRORS
 
 # Time to end by itself after the end of its input.
@@ -56,7 +57,7 @@ def check_consent(config: RunConfig, allow_code: bool) -> None:
     if config.objective == "reward" and not allow_code:
         named = config.reward_command or config.reward_function
         raise ConfigError(
-            f"the configuration wants to run {named!r} to judge answers",
+            f"the configuration wants to run {shown(named)} to judge answers",
             "check it, and give --allow-code to the command if you trust it",
         )
 
@@ -144,7 +145,8 @@ class Judge:
             )
         except OSError as error:
             raise RewardError(
-                f"the reward command {self._command[0]!r} cannot be started: {error.strerror}", "correct the command"
+                f"the reward command {shown(self._command[0])} cannot be started: {error.strerror}",
+                "correct the command",
             ) from None
         self._replies, self._errors = queue.Queue(_MOST_WAITING), deque(maxlen=_SHOWN_LINES)
         threading.Thread(target=self._read, args=(process, self._replies), daemon=True).start()

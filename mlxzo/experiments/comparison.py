@@ -19,6 +19,7 @@ import yaml
 from ..core.config import DATA_OPTIONS, RunConfig, options
 from ..core.errors import ConfigError, MlxzoError
 from ..core.files import user_path
+from ..core.formatting import shown
 from ..core.options import current_name
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_model, check_task
@@ -194,7 +195,7 @@ class _Reader(SpecReader):
                 return None
         if not isinstance(item, Mapping):
             expected = "expected options or `MODEL METHOD SCOPE OPTION=VALUE ...`"
-            self.problem(path, f"{where}: {expected}, not {item!r}")
+            self.problem(path, f"{where}: {expected}, not {shown(item)}")
             return None
         self.check_repeated(path)
         name = "" if item.get("name") is None else self.label(item["name"], path, "", f"{where}: ")
@@ -247,7 +248,7 @@ def parse_contestant(text: str) -> dict[str, Any]:
         if bare and wanted(bare[0]) and key not in found:
             found[key] = bare.pop(0)
     if bare:
-        raise ValueError(f"{bare[0]!r} is one word too many; further options are written as option=value")
+        raise ValueError(f"{shown(bare[0])} is one word too many; further options are written as option=value")
     return found
 
 
@@ -272,7 +273,7 @@ def _truth(raw: Any) -> bool:
         ValueError: it is none.
     """
     if not isinstance(raw, bool):
-        raise ValueError(f"expected true or false, not {raw!r}")
+        raise ValueError(f"expected true or false, not {shown(raw)}")
     return raw
 
 
@@ -287,7 +288,7 @@ def _seconds(minutes: Any) -> float:
     except (TypeError, ValueError):
         found = 0.0
     if isinstance(minutes, bool) or not 0.0 < found < 1e7:
-        raise ValueError(f"expected a number above 0, not {minutes!r}")
+        raise ValueError(f"expected a number above 0, not {shown(minutes)}")
     return 60 * found
 
 

@@ -19,6 +19,7 @@ from ..core.config import DATA_OPTIONS, RunConfig
 from ..core.errors import MlxzoError
 from ..core.files import explained, write_atomic
 from ..core.formatting import format_bytes, json_text
+from ..core.parsing import CONTENT_ERRORS, read_json
 from .naming import base_name, digest, slug
 
 # The options that a probe depends on.
@@ -44,9 +45,9 @@ class ModelProbe:
     def kept(self) -> dict[str, Any] | None:
         """What `engine.layer_probe.probe_job` returned; None where it was not measured with these options."""
         try:
-            content = json.loads(self.path.read_text("utf-8"))
+            content = read_json(self.path)
             return dict(content["result"]) if content["options"] == self._options else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *CONTENT_ERRORS):
             return None
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.formatting import shown
 from ..core.options import former_name
 
 LONGEST_NAME = 40
@@ -27,7 +28,7 @@ def read_seeds(raw: Any) -> tuple[int, ...]:
     except ValueError:
         seeds = ()
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"expected different whole numbers such as 0,1,2, not {raw!r}")
+        raise ValueError(f"expected different whole numbers such as 0,1,2, not {shown(raw)}")
     return seeds
 
 
@@ -39,8 +40,8 @@ def read_name(raw: Any) -> str:
     """
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}", str(raw)):
         raise ValueError(
-            f"{raw!r} must be 1-{LONGEST_NAME} letters, digits, dots, dashes or underscores, and start with a letter "
-            "or digit"
+            f"{shown(raw)} must be 1-{LONGEST_NAME} letters, digits, dots, dashes or underscores, and start with a "
+            "letter or digit"
         )
     return str(raw)
 

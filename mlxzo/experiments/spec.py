@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 from ..core.config import RunConfig, options
 from ..core.config_checks import option_problems
 from ..core.errors import ConfigError, MlxzoError
+from ..core.formatting import brief, shown
 from ..core.yaml_file import GIVEN_TWICE, YamlFile
 from ..runtime.preflight import check_names
 
 T = TypeVar("T")
 
 _LONGEST_LABEL = 100
+_LONGEST_PROBLEM = 400
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -67,7 +69,7 @@ class SpecReader:
 
     def problem(self, path: tuple[Any, ...], text: str) -> None:
         line = self._file.line(*path) if self._file and path and path[0] in self._located else None
-        self._problems.append((line or 0, text))
+        self._problems.append((line or 0, brief(text, _LONGEST_PROBLEM)))
 
     def problems_of(
         self, error: MlxzoError, path: tuple[Any, ...], prefix: str = "", known: Collection[str] = ()
@@ -80,7 +82,7 @@ class SpecReader:
     def check_repeated(self, path: tuple[Any, ...] = ()) -> None:
         """Adds the keys that a mapping of the file has more than once."""
         if self._file and (not path or path[0] in self._located):
-            self._problems += [(line, f"{key}: {GIVEN_TWICE}") for key, line in self._file.repeated(*path)]
+            self._problems += [(line, f"{brief(key)}: {GIVEN_TWICE}") for key, line in self._file.repeated(*path)]
 
     def parsed(self, key: str, raw: Any, parse: Callable[[Any], T], default: T) -> T:
         """The value of a top-level key; `default` where it is None or wrong (ValueError)."""
@@ -95,7 +97,7 @@ class SpecReader:
         if isinstance(raw, str) and raw.strip() and len(raw) <= _LONGEST_LABEL:
             return raw
         expected = f"expected a text of at most {_LONGEST_LABEL} characters"
-        self.problem((*path, "name"), f"{prefix}name: {expected}, not {raw!r}")
+        self.problem((*path, "name"), f"{prefix}name: {expected}, not {shown(raw)}")
         return default
 
     def options(

@@ -16,6 +16,7 @@ from typing import Any
 from ..core.config import RunConfig, options
 from ..core.errors import MlxzoError
 from ..core.files import user_path
+from ..core.formatting import shown
 from ..core.options import current_name, parse_value
 from ..core.yaml_file import YamlFile
 from ..runtime.preflight import check_names
@@ -110,7 +111,7 @@ class _Reader(SpecReader):
         if raw is None:
             return {}
         if not isinstance(raw, Mapping):
-            self.problem(path, f"expected `option: value` lines, not {raw!r}")
+            self.problem(path, f"expected `option: value` lines, not {shown(raw)}")
             return {}
         self.check_repeated(path)
         return self.options(raw, path, reserved=_RESERVED)
@@ -119,12 +120,12 @@ class _Reader(SpecReader):
         if raw is None:
             return
         if not isinstance(raw, list) or not raw:
-            self.problem(("runs",), f"runs: expected a list of at least one run, not {raw!r}")
+            self.problem(("runs",), f"runs: expected a list of at least one run, not {shown(raw)}")
             return
         for number, item in enumerate(raw):
             path = ("runs", number)
             if not isinstance(item, Mapping):
-                self.problem(path, f"expected a run's `option: value` lines, not {item!r}")
+                self.problem(path, f"expected a run's `option: value` lines, not {shown(item)}")
                 continue
             chosen = self._mapping({key: value for key, value in item.items() if key != "name"}, path)
             name = item.get("name")
@@ -140,9 +141,9 @@ class _Reader(SpecReader):
                 if isinstance(item, Mapping):
                     yield from self._grid(item, ("grid", number))
                 else:
-                    self.problem(("grid", number), f"expected `option: [value, ...]` lines, not {item!r}")
+                    self.problem(("grid", number), f"expected `option: [value, ...]` lines, not {shown(item)}")
         else:
-            self.problem(("grid",), f"grid: expected `option: [value, ...]` lines, not {raw!r}")
+            self.problem(("grid",), f"grid: expected `option: [value, ...]` lines, not {shown(raw)}")
 
     def _grid(self, raw: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[_Draft]:
         """The runs of one grid: every combination of the values of its lists; other values hold for all of it."""

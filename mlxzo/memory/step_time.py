@@ -23,6 +23,7 @@ from typing import Any
 from ..core.config import RunConfig
 from ..core.errors import InternalError
 from ..core.files import mlxzo_home, write_atomic
+from ..core.parsing import CONTENT_ERRORS, read_json
 from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import DTYPE_BYTES, ModelShape
 from .layer_memory import FUSED_HEAD_DIMS, layer_width
@@ -63,8 +64,9 @@ def load_calibration() -> Calibration | None:
     from importlib.metadata import version
 
     try:
-        kept = Calibration(**json.loads(_path().read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        kept = Calibration(**read_json(_path()))
+        _ = [1.0 / rate for rate in (kept.flops, kept.bytes_per_second, kept.exponentials_per_second)]
+    except (OSError, *CONTENT_ERRORS):
         return None
     return kept if kept.mlx == version("mlx") else None
 

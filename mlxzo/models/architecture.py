@@ -6,7 +6,6 @@ and every assumption is reported.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.formatting import shown
+from ..core.parsing import ContentError, parsing, read_json_object
 from .layer_shapes import FIGURES, LayerShape, figure_problems, layer_shapes, own_inputs
 from .safetensors_file import tensor_bytes
 
@@ -173,21 +174,15 @@ def of_folder(folder: Path) -> ModelShape:
     Raises:
         ModelError: config.json is missing, is not JSON, or lacks required dimensions; all of them are named.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} has no config.json", "copy it from the original model") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}", "copy it from the original model") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} does not hold the figures of a model", "copy it from the original model")
+    path, fix = folder / "config.json", "copy it from the original model"
+    config = read_json_object(path, ModelError, fix)
     files = list(folder.glob("model*.safetensors"))
     try:
         stored = sum(map(tensor_bytes, files)) if files else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ContentError):
         stored = None  # loading the model reports a broken file
-    return of_config(config, folder.resolve().name, str(path), stored)
+    with parsing(path, ModelError, fix):
+        return of_config(config, folder.resolve().name, str(path), stored)
 
 
 def of_config(
@@ -211,7 +206,7 @@ def of_config(
         if type(value) is int and value > 0:
             found[figure] = value
         elif value is not None or figure in _REQUIRED:
-            missing.append(keys[0] if value is None else f"{keys[0]} (it is {value!r})")
+            missing.append(keys[0] if value is None else f"{keys[0]} (it is {shown(value)})")
     if missing := missing + figure_problems(kind, more):
         raise ModelError(
             f"{source} lacks what the memory follows from: {', '.join(missing)}",
@@ -219,7 +214,7 @@ def of_config(
         )
     assumed: list[str] = []
     if kind not in FIGURES:
-        assumed.append(f"its architecture, {kind!r}, is not known here and is taken for a llama-like decoder")
+        assumed.append(f"its architecture, {shown(kind)}, is not known here and is taken for a llama-like decoder")
         if any(re.search(r"expert", key) for key in config):
             assumed.append("it has experts, of which only one a layer is counted")
     if kind == "lfm2" and config.get("block_auto_adjust_ff_dim"):

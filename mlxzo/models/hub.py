@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.errors import MlxzoError, ModelError
 from ..core.files import FileProgress, Report, disk_full, is_disk_full
+from ..core.formatting import shown
 
 # The files that mlx-lm reads; none that Python would execute or unpickle.
 ALLOW_PATTERNS = ["*.json", "*.jsonl", "*.jinja", "*.txt", "*.tiktoken", "model*.safetensors", "tokenizer.model"]
@@ -97,14 +98,14 @@ def _plain_error(repo: str, revision: str, error: Exception) -> MlxzoError:
     if is_disk_full(error):
         return disk_full(f"{repo} in the hub's cache")
     if isinstance(error, errors.HFValidationError):
-        return ModelError(f"{repo!r} is not the name of a hub repository", "write it as organisation/name")
+        return ModelError(f"{shown(repo)} is not the name of a hub repository", "write it as organisation/name")
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
             f"{repo} is gated: its owner asks you to accept terms before you download it",
             f"accept them on {endpoint()}/{repo}, then set HF_TOKEN or run `hf auth login`",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(f"{repo} has no revision {revision!r}", "name a branch, tag or commit it has")
+        return ModelError(f"{repo} has no revision {shown(revision)}", "name a branch, tag or commit it has")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelError(
             f"the hub has no repository {repo}, or it is private",

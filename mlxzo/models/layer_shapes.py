@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..core.formatting import shown
+
 if TYPE_CHECKING:
     from .architecture import ModelShape
 
@@ -129,7 +131,7 @@ def figure_problems(model_type: str, more: Figures) -> list[str]:
         if value is None:
             problems.append(name)
         elif not isinstance(value, kinds) or ((default is None or divides) and value < 1):
-            problems.append(f"{name} (it is {value!r})")
+            problems.append(f"{name} (it is {shown(value)})")
     return problems
 
 

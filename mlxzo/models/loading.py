@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..core.errors import ModelError
+from ..core.formatting import shown
 from ..core.meter import return_freed_memory
 from .folder import check_folder
 from .resolve import ResolvedModel
@@ -122,7 +123,7 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
         importlib.import_module(f"mlx_lm.models.{module}")
     except (ImportError, ValueError) as error:
         raise ModelError(
-            f"{path} is a model of type {model_type!r}, which mlx-lm does not know",
+            f"{path} is a model of type {shown(model_type)}, which mlx-lm does not know",
             "use another model, or install a newer mlx-lm",
         ) from error
     try:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError
+from ..core.formatting import shown
+from ..core.yaml_file import plain_values
 from .architecture import ModelShape, Quantization, shape_of_figures
 from .layer_shapes import FIGURES, figure_problems
 
@@ -107,16 +109,8 @@ def load_registry(path: Path | None = None) -> dict[str, ModelEntry]:
     Raises:
         ModelError: the file is missing, is not YAML, or has wrong entries; every problem is listed.
     """
-    import yaml
-
     path = path or registry_path()
-    try:
-        # libyaml's parser, where PyYAML has it, is eight times as fast.
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise ModelError(f"the list of models, {path}, cannot be read", "install mlxzo again") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid YAML", "correct the file", [str(error)]) from error
+    content = plain_values(path, ModelError, "correct the list of models, or install mlxzo again")
     if not isinstance(content, list):
         raise ModelError(f"{path} does not hold a list of models", "start each entry with `- name:`")
 
@@ -143,7 +137,7 @@ def find(name: str) -> ModelEntry:
     entries = load_registry()
     if name in entries:
         return entries[name]
-    raise ModelError(f"there is no model called {name!r}{nearest(name)}", "`mlxzo models` lists them")
+    raise ModelError(f"there is no model called {shown(name)}{nearest(name)}", "`mlxzo models` lists them")
 
 
 def nearest(name: str) -> str:
@@ -206,14 +200,14 @@ def _build(kind: type, content: Any, label: str) -> tuple[Any, list[str]]:
 
 def _wrong_fields(content: Mapping[Any, Any], known: Mapping[str, Field], label: str) -> list[str]:
     """Unknown and missing fields, and values of a wrong type, one clause each."""
-    problems = [f"{label}: unknown field {str(name)!r}" for name in content if name not in known]
+    problems = [f"{label}: unknown field {shown(str(name))}" for name in content if name not in known]
     for name, field in known.items():
         value = content.get(name)
         if value is None:
             if field.default is MISSING and field.default_factory is MISSING:
                 problems.append(f"{label}: {name} is missing")
         elif not _has_type(value, str(field.type)):
-            problems.append(f"{label}: {name} is {value!r}, not {_TYPES[str(field.type)]}")
+            problems.append(f"{label}: {name} is {shown(value)}, not {_TYPES[str(field.type)]}")
     return problems
 
 

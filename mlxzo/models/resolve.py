@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..core.errors import ModelError
 from ..core.files import FileProgress, Report, ignore_progress, mlxzo_home, user_path
+from ..core.formatting import shown
 from . import hub, pypi_mirror
 from .architecture import ModelShape, of_folder
 from .folder import check_folder, folder_problems, make_once
@@ -59,7 +60,7 @@ def resolve(model: str, *, home: Path | None = None, progress: Report | None = N
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ResolvedModel(_from_hub(model, "main", report), model, "hub")
     raise ModelError(
-        f"there is no model called {model!r}{nearest(model)}",
+        f"there is no model called {shown(model)}{nearest(model)}",
         "`mlxzo models` lists them; a folder, a .gguf file or a hub repository (organisation/name) works too",
     )
 

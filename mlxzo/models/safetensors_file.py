@@ -19,7 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..core.parsing import CONTENT_ERRORS, ContentError, brief, reason_of
+from ..core.files import open_regular
+from ..core.formatting import brief
+from ..core.parsing import CONTENT_ERRORS, ContentError, reason_of
 
 # A file is read in pieces of this size.
 _PIECE_BYTES = 1 << 22
@@ -79,7 +81,7 @@ def read_header(path: Path) -> SafetensorsHeader:
         OSError: the file cannot be read. ContentError: it is cut short, or no safetensors file.
     """
     not_one = ContentError("is not a safetensors file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size, beginning = os.fstat(file.fileno()).st_size, file.read(8)
         start = 8 + int.from_bytes(beginning, "little")
         if len(beginning) < 8:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..core import events
 from ..core.errors import ConfigError, Interrupted, RankLost
-from ..core.files import append
+from ..core.files import append, open_regular
 from ..core.run_directory import BEST_STATE, RunDirectory
 from ..engine.distributed.communicator import Communicator, Request
 from ..memory.watch import Watch
@@ -83,7 +83,7 @@ class Inbox:
             if size < self._read_bytes:
                 # The file was emptied.
                 self._read_bytes = 0
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(self._read_bytes)
                 block = file.read()
         except OSError:

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..core.errors import ConfigError
 from ..core.files import user_path
-from ..core.parsing import brief, parsing, read_json
+from ..core.formatting import brief
+from ..core.parsing import parsing, read_json
 
 LOCALHOST = "127.0.0.1"
 # As in mlx.launch; each further rank has the next port.

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..core.formatting import shown
 from .metrics import WRITTEN
 from .template import Template
 
@@ -211,7 +212,7 @@ def require(row: Mapping[str, Any], name: str) -> Any:
     # A name may be composed of other characters in a file than where it was typed.
     same = (key for key in row if isinstance(key, str) and nfc(key) == nfc(name))
     if name not in row and (name := next(same, name)) not in row:
-        raise ValueError(f"the field {name!r} is missing; found {field_names(row)}")
+        raise ValueError(f"the field {shown(name)} is missing; found {field_names(row)}")
     return row[name]
 
 
@@ -223,13 +224,13 @@ def require_text(row: Mapping[str, Any], name: str) -> str:
     """
     value = require(row, name)
     if not isinstance(value, str):
-        raise ValueError(f"{name!r} must be text, not {kind_of(value)}")
+        raise ValueError(f"{shown(name)} must be text, not {kind_of(value)}")
     if not value.strip():
-        raise ValueError(f"{name!r} is empty")
+        raise ValueError(f"{shown(name)} is empty")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{name!r} holds half of a surrogate pair, which is no character") from None
+        raise ValueError(f"{shown(name)} holds half of a surrogate pair, which is no character") from None
     return value
 
 
@@ -241,9 +242,9 @@ def require_texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """
     value = require(row, name)
     if not isinstance(value, list):
-        raise ValueError(f"{name!r} must be a list, not {kind_of(value)}")
+        raise ValueError(f"{shown(name)} must be a list, not {kind_of(value)}")
     if not value:
-        raise ValueError(f"{name!r} is empty")
+        raise ValueError(f"{shown(name)} is empty")
     return tuple(dict.fromkeys(require_text({name: item}, name).strip() for item in value))
 
 
@@ -273,12 +274,6 @@ def kind_of(value: Any) -> str:
 def nfc(text: str) -> str:
     """Text in the composed form: one spelling for `é`, which is one character or two."""
     return unicodedata.normalize("NFC", text)
-
-
-def shown(value: Any) -> str:
-    """A value short enough for an error message."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def listed(words: Iterable[str], limit: int = 12) -> str:

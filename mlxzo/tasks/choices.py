@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .base import Example, Task, append, label_text, require, require_text, require_texts, shown
+from ..core.formatting import shown
+from .base import Example, Task, append, label_text, require, require_text, require_texts
 from .superglue import superglue
 
 _CONJUNCTIONS = {"cause": "because", "effect": "so"}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from .base import Example, Task, label_text, labelled, listed, require, require_text, shown
+from ..core.formatting import shown
+from .base import Example, Task, label_text, labelled, listed, require, require_text
 from .template import Template
 
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .base import Message, kind_of, require, require_text, shown
+from ..core.formatting import shown
+from .base import Message, kind_of, require, require_text
 
 _ROLES = ("system", "user", "assistant", "tool")
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .base import Example, Message, Task, append, field_names, label_text, require_text, shown
+from ..core.formatting import shown
+from .base import Example, Message, Task, append, field_names, label_text, require_text
 from .classification import Classification, Label
 from .conversations import messages_of, tools_of
 

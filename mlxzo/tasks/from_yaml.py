@@ -23,9 +23,10 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError
+from ..core.formatting import shown
 from ..core.suggestion import did_you_mean
 from ..core.yaml_file import YamlFile
-from .base import Task, nfc, require, require_text, require_texts, shown
+from .base import Task, nfc, require, require_text, require_texts
 from .classification import Classification, Label
 from .questions import Questions
 from .template import Template

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
+from ..core.files import open_regular
 from .base import kind_of, listed
 from .parquet import parquet_rows
 from .row_file import RowFile
@@ -73,7 +74,7 @@ def read_rows(path: Path) -> RowFile:
             found.unit, form = "row", "rows"
             found.rows = list(enumerate(parquet_rows(path, "write it anew"), start=1))
         else:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 most = MAX_ARRAY_BYTES if suffix == ".json" else MAX_LINE_BYTES
                 lines = lines_of(file, path, most, found.problems)
                 if suffix in SEPARATORS:

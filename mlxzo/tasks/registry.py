@@ -13,6 +13,7 @@ from typing import Any
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
 from ..core.files import user_path
+from ..core.formatting import shown
 from .base import Example, Task, TaskData
 from .chat import in_style
 from .choices import Copa, Record
@@ -61,7 +62,7 @@ def get_task(name: str) -> Task:
     near = difflib.get_close_matches(name.lower(), _TASKS, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(
-        f"there is no task {name!r}{hint}",
+        f"there is no task {shown(name)}{hint}",
         f"choose one of {', '.join(_TASKS)}, or name a task YAML (a file that ends in .yaml)",
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
+from ..core.files import open_regular
 from .base import Origin
 from .reading import parse_object
 from .tables import SEPARATORS, Table
@@ -102,7 +103,7 @@ class RowStream:
     def _lines(self) -> Iterator[str]:
         """One pass over the lines; those that are no text are added to `problems`, and come as empty ones."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 for _, line in lines_of(file, self.name, MAX_LINE_BYTES, self.problems):
                     yield line
         except OSError as error:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import DataError
-from .base import nfc, shown
+from ..core.formatting import shown
+from .base import nfc
 from .row_file import RowFile
 from .text_lines import MAX_LINE_BYTES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..core.errors import DataError
-from .base import shown
+from ..core.formatting import shown
 
 MAX_LINE_BYTES = 16 * 2**20
 

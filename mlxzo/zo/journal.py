@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import append, write_atomic
+from ..core.parsing import read_bytes
 
 FORMAT = 1
 RECORD_BYTES = 16
@@ -50,6 +51,8 @@ _MAGIC = b"MLXZO-J1"
 _RECORD = np.dtype([("derivative", "<f4"), ("factor", "<f4"), ("loss", "<f4"), ("check", "<u4")])
 # A header has a few kilobytes; a file with a larger one is no journal, and must not be read into memory.
 _LARGEST_HEADER = 1 << 24
+# Some 4 million records of a step of 16 directions.
+_LARGEST = 1 << 30
 
 
 class JournalError(ValueError):
@@ -202,7 +205,7 @@ def read(path: Path) -> Journal:
             that are not finite; or its run had momentum.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, _LARGEST)
     header, start = _read_header(data, path.name)
     # An option of version 0.1: its updates do not follow from the factors of one step alone.
     if momentum := header.config.get("momentum"):
@@ -236,7 +239,7 @@ def steps_in(path: Path) -> int:
         JournalError: the file is no journal, of another version, or has a damaged header.
         OSError: the file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, _LARGEST)
     header, start = _read_header(data, path.name)
     check, count = _header_check(data[:start]), (len(data) - start) // RECORD_BYTES
     records = np.frombuffer(data, _RECORD, count, start)

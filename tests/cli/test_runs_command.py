@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory, list_runs
 from mlxzo.core.run_history import RunHistory
 from tests.experiments.report.recorded import evaluated, failed, finished, memory, record, step, story
+from tui.run_list import read_entry
 
 
 def result(value, metric="accuracy"):
@@ -171,8 +173,11 @@ def test_nothing_but_a_run_inside_the_folder_is_removed_and_all_that_is_wrong_is
 def test_a_damaged_run_and_one_of_a_newer_version_can_be_removed_and_are_told_by_the_list(capsys, root):
     (root / "dead-s2" / "config.yaml").write_text("steps: [")
     (root / "worse-s0" / "schema.json").write_text('{"version": 99, "mlxzo": "9.0"}')
-    listed = runs(capsys, root, "ls")[1].out
-    assert "files of version 99" in listed and "not valid YAML" in listed
+    os.mkfifo(root / "broken-s1" / "result.json")
+    listed = " ".join(runs(capsys, root, "ls")[1].out.split())
+    assert "files of version 99" in listed and "not valid YAML" in listed and "no regular file" in listed
+    problems = {run.id: read_entry(run).problem for run in list_runs(root)}
+    assert problems.pop("best-s0") == "" and all(problems.values())
     code, printed = runs(capsys, root, "show", "worse-s0")
     assert code == 2 and "upgrade mlxzo to 9.0 or later" in printed.err
     assert runs(capsys, root, "rm", "dead-s2", "worse-s0", "--yes")[0] == 0

@@ -30,6 +30,14 @@ def test_names_of_mlx_lm_are_answered_by_those_here_and_other_words_by_no_guess(
     ]
 
 
+@pytest.mark.parametrize("value", ["x" * 100_000, ["x"] * 100_000, 16**5000, {"a": "x" * 100_000}], ids=type)
+def test_a_long_value_is_cut_in_every_message(value):
+    for field in options():
+        for problem in option_problems(options(), field.name, value):
+            assert len(problem) < 500, field.name
+    assert all(len(problem) < 500 for problem in problems_of({"x" * 100_000: value}))
+
+
 def test_every_problem_is_listed_at_once():
     problems = problems_of(
         {"batchsize": 4, "steps": "many", "batch_size": 0, "scope": "half", "name": "../up", "lr": -1}

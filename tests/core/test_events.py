@@ -40,6 +40,20 @@ def test_torn_unknown_and_foreign_lines_are_passed_over():
     assert list(events.read(lines)) == [(STEP, 1.0)]
 
 
+def test_events_whose_values_have_other_types_are_passed_over():
+    whole = json.loads(events.to_json(STEP, 1.0))
+    for value in ("7", [1], {}, "x", 10**400, 1e300, float("nan"), -(2**64)):
+        assert events.from_json(json.dumps(whole | {"step": value})) is None
+        assert events.from_json(json.dumps(whole | {"loss": value})) is None
+        assert events.from_json(json.dumps(whole | {"time": value})) in (None, (STEP, 7.0))
+    ranks = json.loads(events.to_json(events.RankStats(["a"], [1.0], [1.0], [1.0], 64), 1.0))
+    assert events.from_json(json.dumps(ranks | {"names": []})) is None
+    samples = {"event": "samples", "time": 1, "split": "validation"}
+    for item in (1, {}, {"prompt": "p", "answer": 3, "right": None, "share": 0.5}):
+        assert events.from_json(json.dumps(samples | {"items": [item]})) is None
+    assert events.from_json("[" * 100_000) is None
+
+
 def test_a_field_of_a_later_version_is_ignored():
     record = json.loads(events.to_json(STEP, 1.0)) | {"new": 1}
     assert events.from_json(json.dumps(record)) == (STEP, 1.0)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -89,6 +90,33 @@ def test_damaged_folders_do_not_hide_the_others(tmp_path):
     assert all(run.status == "died" and run.result() is None for run in found.values())
     with pytest.raises(ConfigError):
         _ = found["torn"].config
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def endless_link(path):
+    path.symlink_to(path.name)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make_it", [pipe, endless_link, device])
+@pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "result.json", "schema.json", "worker.lock", "x.bin"])
+def test_what_is_no_file_is_not_opened_and_hides_no_other_run(tmp_path, make_it, name):
+    good, bad = make(tmp_path, name="good"), make(tmp_path, name="bad")
+    for run in (good, bad):
+        log(run, INTERRUPTED)
+    (bad.path / name).unlink(missing_ok=True)
+    make_it(bad.path / name)
+    found = {run.id: run for run in list_runs(tmp_path / "runs")}
+    assert set(found) == {"good", "bad"} and found["good"].status == "interrupted"
+    assert found["bad"].status in ("interrupted", "died") and len(list(found["bad"].events())) <= 1
+    with pytest.raises(ConfigError, match=rf"{name} (cannot be read|is no)"):
+        _ = found["bad"].config
 
 
 def test_no_folder_means_no_runs_and_a_file_is_an_error(tmp_path):

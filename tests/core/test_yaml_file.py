@@ -50,6 +50,8 @@ def test_a_path_leads_to_its_line_or_to_the_nearest_above_it(write):
         ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + TENS, "more than 100,000 values"),
         ("a: &a [1, *a]", "more than 100,000 values"),
         ("a: " + "[" * 1500, "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
+        ("a: 2001-02-30", "makes no sense: day is out of range"),
         ("a: " + "#" * 2_000_000, "larger than 1,024 KB"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML at line 1, column 4"),
         ("a: {[1]: 2}", "not valid YAML at line 1, column 5: found unhashable key"),

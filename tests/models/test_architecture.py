@@ -95,7 +95,7 @@ def test_towers_of_a_multimodal_model_are_not_loaded_and_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "has no config.json"), ("{", "cannot be read"), ("[]", "figures")]
+    ("content", "said"), [(None, "does not exist"), ("{", "is not valid JSON"), ("[]", "holds no JSON object")]
 )
 def test_a_folder_without_a_usable_config_is_refused(tmp_path, content, said):
     if content is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import mlx.core as mx
 import pytest
@@ -21,6 +22,13 @@ def test_what_was_saved_is_what_is_loaded(tmp_path, kind, tied, bits):
     ids = mx.array([loaded.tokenizer.encode("What a good book! What a bad book!")])
     assert mx.array_equal(loaded.model(ids), original(ids))
     assert weights_fingerprint(loaded.model) == weights_fingerprint(original)
+
+
+def test_a_folder_with_a_pipe_in_it_is_refused_unopened(tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    os.mkfifo(folder / "generation_config.json")
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be read: it is no regular file"):
+        load_model(folder)
 
 
 def test_dtype_casts_floating_weights_and_leaves_packed_integers(tmp_path):

@@ -73,7 +73,7 @@ def test_a_hosts_file_that_makes_no_sense(content, said, tmp_path):
 
 def test_the_command_line_refuses_hosts_that_cannot_work(tmp_path, capsys):
     for words, said in (
-        (["--hosts", str(tmp_path / "none.json")], "cannot be read"),
+        (["--hosts", str(tmp_path / "none.json")], "does not exist"),
         (["--hosts", "0"], "1 to 256"),
         (["--hosts", "4", "--batch-size", "3"], "3 examples: 1 would have nothing to do"),
         (

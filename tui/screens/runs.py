@@ -206,7 +206,7 @@ class Runs(Page):
         if key == "mark":
             return "◆" if path in self._marked else " "
         if key == "status":
-            return f"{MARKS[entry.status]} {entry.status}"
+            return "✗ unreadable" if entry.problem else f"{MARKS[entry.status]} {entry.status}"
         if key == "name":
             return printable(entry.run.id.removeprefix(f"{self._batch}-"))
         if key == "steps":
@@ -323,6 +323,8 @@ def _details(entry: Entry) -> Table:
         ("zero-shot", entry.before),
         ("tuned", entry.after),
     ]
+    if entry.problem:
+        rows.append(("unreadable", entry.problem))
     if entry.status in ("failed", "died", "interrupted") and entry.failed is not None:
         rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
-from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text
+from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text, shown
 from ...core.mlx_startup import prepare_mlx
 from ..options import add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json
@@ -99,7 +99,7 @@ def _shots(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isdecimal() and text.isascii() and len(text) <= 4):
-        raise ConfigError(f"--shots: expected a whole number from 0 to 9999, not {text!r}", "try --shots 4")
+        raise ConfigError(f"--shots: expected a whole number from 0 to 9999, not {shown(text)}", "try --shots 4")
     return int(text)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import ConfigError, RanksDisagree, RanksError
+from ...core.formatting import shown
 from ...core.options import parse_shares
 from ...core.parsing import CONTENT_ERRORS, read_json
 from ...core.resolved_config import ResolvedConfig
@@ -226,7 +227,7 @@ def rank_of_environment(environment: Mapping[str, str] = os.environ) -> int | No
     ):
         return None
     if not environment[name].isdecimal():
-        raise ConfigError(f"{name} is no rank: {environment[name]!r}", "unset it, or start ranks with mlx.launch")
+        raise ConfigError(f"{name} is no rank: {shown(environment[name])}", "unset it, or start ranks with mlx.launch")
     return int(environment[name])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...core.errors import ModelError
 from ...core.files import FileProgress, Report, disk_full, ignore_progress, is_disk_full, need_free_space
-from ...core.formatting import format_bytes
+from ...core.formatting import format_bytes, shown
 from ..safetensors_file import TensorPlan, write_safetensors
 from .quants import GROUP_SIZE, KEPT_BITS, cast, kept_plans, pieces_of, to_float32
 from .reader import GgufFile, GgufTensor, read_gguf
@@ -70,7 +70,7 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
     gguf_file = read_gguf(path)
     if gguf_file.architecture not in ARCHITECTURES:
         raise ModelError(
-            f"{path} holds a model of architecture {gguf_file.architecture!r}, which mlxzo cannot convert",
+            f"{path} holds a model of architecture {shown(gguf_file.architecture)}, which mlxzo cannot convert",
             f"use a GGUF file of {', '.join(ARCHITECTURES)}, or the model's safetensors",
         )
     names = _names(gguf_file)
@@ -228,7 +228,7 @@ def _rope_scaling(gguf_file: GgufFile, config: dict) -> dict | None:
     if kind == "none":
         return None
     if kind != "linear":
-        raise ModelError(f"{gguf_file.path} scales its rotary positions by {kind!r}, which is not supported", fix)
+        raise ModelError(f"{gguf_file.path} scales its rotary positions by {shown(kind)}, which is not supported", fix)
     return {"rope_type": "linear", "factor": _shortest(gguf_file.get("rope.scaling.factor", 1.0))}
 
 

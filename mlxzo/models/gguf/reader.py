@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ModelError
+from ...core.formatting import shown
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -175,7 +176,7 @@ def _parse(path: Path, data: np.ndarray) -> GgufFile:
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
-        raise _Damaged(f"its alignment is {alignment!r}")
+        raise _Damaged(f"its alignment is {shown(alignment)}")
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: _tensor(path, data, name, shape, kind, start + offset) for name, shape, kind, offset in described}
     return GgufFile(path, metadata, tensors)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ModelError
+from ...core.formatting import shown
 from .reader import GgufFile
 
 # Part of the name of a converted file of the user's: raise it when the tokenizer of some files changes.
@@ -52,7 +53,7 @@ def write_tokenizer(gguf_file: GgufFile, config: dict, out_dir: Path) -> None:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if family not in ("gpt2", "llama") or not isinstance(tokens, list):
         raise ModelError(
-            f"{gguf_file.path} has a tokenizer of kind {family!r}, which mlxzo cannot rebuild",
+            f"{gguf_file.path} has a tokenizer of kind {shown(family)}, which mlxzo cannot rebuild",
             "use the model's safetensors folder, which brings its own tokenizer",
         )
     kinds = metadata.get("tokenizer.ggml.token_type")
@@ -99,7 +100,7 @@ def _byte_level(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, speci
     name = gguf_file.metadata.get("tokenizer.ggml.pre", "default")
     if name not in _PRE_TOKENIZERS:
         raise ModelError(
-            f"{gguf_file.path} splits text in the way {name!r}, which mlxzo does not know",
+            f"{gguf_file.path} splits text in the way {shown(name)}, which mlxzo does not know",
             "use the model's safetensors folder, which brings its own tokenizer",
         )
     pre = _PRE_TOKENIZERS[name]
