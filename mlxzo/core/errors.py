@@ -80,10 +80,17 @@ class DoesNotFit(MlxzoError):
 
 
 class WorkerDied(DoesNotFit):
-    """The training process was ended by a signal, most often because memory ran out."""
+    """The system ended the training process, most often because memory ran out."""
 
     kind = "worker-died"
     title = "Worker died"
+
+
+class GpuFailure(WorkerDied):
+    """The system ended work on the GPU for another reason than memory, such as its duration."""
+
+    kind = "gpu"
+    title = "GPU"
 
 
 class RankLost(WorkerDied):

@@ -1,11 +1,11 @@
-"""What the system refuses (space, memory, files, names) as an error that a user can act on, wherever it was raised."""
+"""What the system refuses (space, memory, the GPU, files, names) as an error that a user can act on."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from .errors import DoesNotFit, MlxzoError, SystemFailure
+from .errors import DoesNotFit, GpuFailure, MlxzoError, SystemFailure
 from .files import disk_full, is_disk_full
 
 _FIXES = {
@@ -17,9 +17,21 @@ _FIXES = {
     errno.EIO: "check the disk",
 }
 _ELSE = "check the path and its permissions"
-# As MLX, the loader of shared libraries and Python's threads report that an allocation failed.
-_NO_MEMORY = ("[malloc", "Unable to allocate", "std::bad_alloc", "failed to map segment", "Cannot allocate memory")
-_NO_THREAD = "can't start new thread"
+# As MLX on Metal and CUDA, C++, the loader of shared libraries and Python's threads report that there is no memory.
+_NO_MEMORY = (
+    *("malloc]", "Unable to allocate", "Insufficient Memory", "failed: out of memory"),
+    *("std::bad_alloc", "failed to map segment", "Cannot allocate memory", "can't start new thread"),
+)
+# What MLX raises where it evaluates if Metal has ended its work (mlx/backend/metal/device.cpp), the system's own words
+# behind it. Parts of these words, and the reason that they stand for.
+_METAL = "[METAL] Command buffer execution failed"
+_METAL_REASONS = {
+    "Interactivity": "it kept the display waiting",
+    "Timeout": "it took too long",
+    "Hang": "it took too long",
+    "SubmissionsIgnored": "earlier work of this process had failed",
+    "InnocentVictim": "other work had failed",
+}
 
 
 def as_error(error: BaseException, writing: str = "what is written") -> MlxzoError | None:
@@ -36,15 +48,35 @@ def as_error(error: BaseException, writing: str = "what is written") -> MlxzoErr
     if (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or any(words in text for words in (*_NO_MEMORY, _NO_THREAD))
+        or any(words in text for words in _NO_MEMORY)
     ):
         return DoesNotFit(
             f"there is not enough memory{': ' * bool(text)}{text}",
-            "use a smaller --batch-size or --max-tokens, a smaller --model, or close other programs; a limit of the "
-            "shell (`ulimit -v`, `ulimit -u`) may be too low",
+            "use a smaller --batch-size, --micro-batch or --max-tokens, a smaller --model, or close other programs; a "
+            "limit of the shell (`ulimit -v`, `ulimit -u`) may be too low",
+        )
+    if _METAL in text:
+        reason = next((f", since {why}" for word, why in _METAL_REASONS.items() if word in text), "")
+        return GpuFailure(
+            f"macOS ended the work on the GPU{reason}",
+            "use a smaller --micro-batch or --max-tokens, let the display sleep, and close other programs that use the "
+            "GPU; a run goes on with `mlxzo train --resume RUN`",
+            [text],
         )
     if isinstance(error, OSError) and error.errno is not None:
         reason = error.strerror or os.strerror(error.errno)
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return SystemFailure(f"{where}{reason}", _FIXES.get(error.errno, _ELSE))
     return None
+
+
+def raise_shortage(error: BaseException) -> None:
+    """Raises the error of a machine that lacks memory, space or time on its GPU, if `error` stands for one.
+
+    For handlers that would otherwise tell of a fault in a file.
+
+    Raises:
+        DoesNotFit: it does; GpuFailure is one.
+    """
+    if isinstance(found := as_error(error), DoesNotFit):
+        raise found from error

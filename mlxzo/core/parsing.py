@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import DoesNotFit, MlxzoError
-from .failures import as_error
+from .errors import MlxzoError
+from .failures import raise_shortage
 from .files import open_regular
 from .formatting import brief
 
@@ -51,9 +51,7 @@ def parsing(path: str | os.PathLike[str], refused: type[MlxzoError], fix: str) -
     except MlxzoError:
         raise
     except (OSError, *CONTENT_ERRORS) as error:
-        # Memory or space that is missing is no fault of the file.
-        if isinstance(failure := as_error(error), DoesNotFit):
-            raise failure from None
+        raise_shortage(error)
         raise refused(f"{path} {reason_of(error)}", fix) from None
 
 

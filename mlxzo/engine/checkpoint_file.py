@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..core.errors import DoesNotFit, ModelError
+from ..core.failures import raise_shortage
 from ..core.files import explained, fsync_folder, need_free_space
 from ..models.loading import described, fingerprint
 from ..models.safetensors_file import (
@@ -103,6 +104,7 @@ def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
         found = mx.load(str(path), return_metadata=True)
     except RuntimeError as error:
+        raise_shortage(error)
         raise _damaged(path, str(error)) from None
     # MLX's stub knows only that `load` returns a pair for some formats.
     if not isinstance(found, tuple) or not isinstance(found[0], dict):

@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..core.errors import ModelError
+from ..core.failures import raise_shortage
 from ..core.formatting import shown
 from ..core.meter import return_freed_memory
 from .folder import check_folder
@@ -100,6 +101,7 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
         for _, parameter in tree_flatten(model.parameters()):
             mx.eval(parameter)
     except (RuntimeError, ValueError) as error:
+        raise_shortage(error)
         raise ModelError(f"the weights in {path} cannot be read", "download the model again", [str(error)]) from error
     return LoadedModel(model, tokenizer, path, config)
 
@@ -130,6 +132,7 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
         with _without_wildcards(path) as plain:
             return utils.load_model(plain, lazy=True)
     except Exception as error:  # mlx-lm raises whatever a wrong config or file happens to cause
+        raise_shortage(error)
         raise ModelError(
             f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together",
             "download the model again, or convert it with `mlx_lm.convert`",
@@ -158,6 +161,7 @@ def _load_tokenizer(path: Path, config: dict) -> Any:
         settings = {"trust_remote_code": False, "model_max_length": sys.maxsize}
         return load_tokenizer(path, settings, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:  # transformers raises whatever a wrong file happens to cause
+        raise_shortage(error)
         raise ModelError(
             f"the tokenizer in {path} cannot be loaded",
             "copy tokenizer.json and tokenizer_config.json from the original model",

@@ -1,9 +1,9 @@
 """Runs a worker as a child process: starts it, relays its events, stops it, enforces its memory cap, and explains its
 end. Imports no MLX.
 
-Training is always in a child, since running out of memory on Metal aborts the process and cannot be caught. The worker
-appends its events to events.jsonl by itself and prints the same lines to a pipe, which the supervisor only relays: a
-worker survives its supervisor.
+Training is always in a child, since the system may end a process that takes too much memory. The worker appends its
+events to events.jsonl by itself and prints the same lines to a pipe, which the supervisor only relays: a worker
+survives its supervisor.
 """
 
 from __future__ import annotations

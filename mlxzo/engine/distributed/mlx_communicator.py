@@ -26,6 +26,7 @@ import numpy as np
 
 from ...core import events
 from ...core.errors import RankLost, RanksError
+from ...core.failures import raise_shortage
 from .communicator import (
     JOIN_SECONDS,
     Communicator,
@@ -202,6 +203,8 @@ class MlxCommunicator(Communicator):
                 "check that all machines are awake and reachable",
             ) from None
         except RuntimeError as error:
+            # The ring's part of the work waits for this process's own, which may have failed.
+            raise_shortage(error)
             raise self._lost(str(error).removeprefix("[ring] ")) from None
 
     def _lost(self, why: str) -> RankLost:
