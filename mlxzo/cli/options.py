@@ -91,6 +91,7 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
         ConfigError: there is no such run.
     """
     from ..core.run_directory import RunDirectory
+    from ..engine.task_record import export_options
     from ..engine.tuned_source import Source
     from ..models.adapter_folder import ADAPTER_CONFIG
 
@@ -103,6 +104,8 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
         if (path / "config.json").is_file():
             # A fused model needs no other, and no source.
             arguments.model = str(path)
+            for name, value in export_options(path).items():
+                vars(arguments).setdefault(name, value)
             return None
         return Source("run", RunDirectory.open(arguments.run, getattr(arguments, "out", RunConfig.out)).path)
     for kind in ("adapter", "journal"):

@@ -11,10 +11,11 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..core.files import write_atomic
 from ..core.run_directory import JOURNAL, RunDirectory
-from ..models.export import write_adapter, write_fused, writing
+from ..models.export import CARD, write_adapter, write_fused, writing
 from ..models.loading import fingerprint, weights_fingerprint
 from ..models.model_card import card
 from .session import open_model
+from .task_record import task_record
 from .tuned_model import TunedModel
 from .tuned_source import Source, read_journal, recorded_options
 
@@ -33,7 +34,7 @@ def export_job(run: RunDirectory, *, form: str, out: Path, dequantise: bool, on_
     done: dict[str, Any] = {"run": str(run.path), "form": form, "out": str(out), "step": step}
     on_event(events.Phase("save", str(out)))
     if form != "journal":
-        return {**done, **_write(tuned, form, out, text, dequantise)}
+        return {**done, **_write(tuned, form, out, {CARD: text, **task_record(run.config, on_event)}, dequantise)}
     journal = read_journal(run.path / JOURNAL)
     if out.exists():
         raise ConfigError(f"{out} exists already", "name another file with --out")
@@ -78,15 +79,15 @@ def replay_job(
         "verified": journal.header.sha256 is not None,
         "form": form,
         "out": str(out),
-        **_write(tuned, form, out, text, dequantise),
+        **_write(tuned, form, out, {CARD: text, **task_record(config, on_event)}, dequantise),
     }
 
 
-def _write(tuned: TunedModel, form: str, out: Path, text: str, dequantise: bool) -> dict[str, Any]:
-    """Writes `adapter` or `fused` with a model card; returns counts of changed and requantised tensors, if folded."""
+def _write(tuned: TunedModel, form: str, out: Path, texts: dict[str, str], dequantise: bool) -> dict[str, Any]:
+    """Writes `adapter` or `fused` with further files; returns counts of changed and requantised tensors, if folded."""
     names, base = tuned.trainable.names, tuned.base_names
     if form == "adapter":
-        folded = write_adapter(tuned.loaded, tuned.config, names, base, out, text)
+        folded = write_adapter(tuned.loaded, tuned.config, names, base, out, texts)
     else:
-        folded = write_fused(tuned.loaded, names, base, out, text, dequantise=dequantise)
+        folded = write_fused(tuned.loaded, names, base, out, texts, dequantise=dequantise)
     return {} if folded is None else {"tensors": len(folded.changed), "requantised": folded.requantised}

@@ -11,6 +11,7 @@ from ..core.removed_options import without_removed
 from ..core.run_directory import RunDirectory
 from ..models.adapter_folder import adapter_config
 from ..zo.journal import Journal, JournalError, read
+from .task_record import export_options
 
 Kind = Literal["run", "adapter", "journal"]
 
@@ -23,7 +24,7 @@ class Source:
     path: Path
 
     def options(self) -> dict[str, Any]:
-        """The options it was trained with; for an adapter the base model alone.
+        """The options it was trained with; for an adapter the base model and what an export records.
 
         Raises:
             MlxzoError: it is missing or damaged.
@@ -33,7 +34,7 @@ class Source:
         if self.kind == "journal":
             return recorded_options(read_journal(self.path))
         model = adapter_config(self.path).get("model")
-        return {"model": model} if isinstance(model, str) else {}
+        return export_options(self.path) | ({"model": model} if isinstance(model, str) else {})
 
 
 def read_journal(path: Path) -> Journal:

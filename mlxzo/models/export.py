@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +106,20 @@ _FOLDS = {PromotedNorm: _fold_norm, BiasedLinear: _fold_bias, GainedLinear: _fol
 
 
 def write_adapter(
-    loaded: LoadedModel, config: RunConfig, trained: Iterable[str], base: Iterable[str], out: Path, card: str
+    loaded: LoadedModel,
+    config: RunConfig,
+    trained: Iterable[str],
+    base: Iterable[str],
+    out: Path,
+    texts: Mapping[str, str],
 ) -> Folded | None:
     """Writes an adapter directory for `mlx_lm.generate --adapter-path`; returns the folded model, None if not folded.
 
     A run whose scope is LoRA alone becomes a LoRA adapter, and nothing is folded. mlx-lm has no adapter type for the
     other scopes: their tensors are stored whole (`fine_tune_type: full`).
+
+    Args:
+        texts: further files, by name.
 
     Raises:
         ConfigError: `out` exists, or mlx-lm's architecture has no place for a parameter. DoesNotFit: the disk is full.
@@ -142,8 +150,7 @@ def write_adapter(
         tensors = folded.changed
     with new_folder(out, sum(t.nbytes for t in tensors.values())) as folder:
         mx.save_safetensors(str(folder / ADAPTER_WEIGHTS), tensors, {"format": "mlx"})
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
+        _write_texts(folder, {ADAPTER_CONFIG: json.dumps(described, indent=2) + "\n", **texts})
     return folded
 
 
@@ -152,13 +159,14 @@ def write_fused(
     trained: Iterable[str],
     base: Iterable[str],
     out: Path,
-    card: str,
+    texts: Mapping[str, str],
     *,
     dequantise: bool = False,
 ) -> Folded:
     """Writes a whole model folder that mlx-lm loads like any other.
 
     Args:
+        texts: further files, by name; the model card takes the place of the base model's.
         dequantise: store the weights of a quantised model as floating numbers, so that added LoRA products are not
             quantised.
 
@@ -181,8 +189,13 @@ def write_fused(
         save(folder, loaded.path, model, loaded.tokenizer, config, donate_model=False)
         for code in folder.glob("*.py"):
             code.unlink()
-        (folder / CARD).write_text(card, encoding="utf-8")
+        _write_texts(folder, texts)
     return folded
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _make_room_for_biases(model: nn.Module, config: dict[str, Any], added: tuple[str, ...]) -> None:

@@ -83,6 +83,18 @@ def read_task_yaml(path: str | Path) -> Task:
     return task
 
 
+def task_yaml(task: Classification) -> str:
+    """A task with labels as the YAML that `read_task_yaml` reads. All scalars are quoted, so that none is a number."""
+    values = {
+        "name": task.name,
+        "description": task.description,
+        "template": task.template,
+        "label_field": task.label_field,
+        "labels": {label.text: label.word for label in task.classes},
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_style='"', width=_MAX_BYTES)
+
+
 def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
     """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`."""
     entries: dict[str, yaml.Node] = {}

@@ -95,7 +95,7 @@ def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, mod
     shown = capsys.readouterr().out
     assert "base" in shown and f"{100 * tuned['negative']:.1f} %" in shown
     assert main(["predict", "--run", str(exported / "adapter"), str(tmp_path / "rows.jsonl")]) == 2
-    assert "does not say what it was tuned for" in " ".join(capsys.readouterr().err.split())
+    assert "nothing says what this model was tuned for" in " ".join(capsys.readouterr().err.split())
 
 
 def with_tensors(folder, change) -> None:

@@ -135,10 +135,10 @@ def test_mlx_lm_computes_the_same_with_an_adapter_and_with_the_fused_model(kind,
     expected = loaded.model(TOKENS)
     assert not mx.allclose(mlx_lm.load(str(folder))[0](TOKENS), expected, atol=1e-2).item()
     if scope == "lora":
-        write_adapter(loaded, config, names, base, tmp_path / "adapter", "")
+        write_adapter(loaded, config, names, base, tmp_path / "adapter", {})
         adapted, _ = mlx_lm.load(str(folder), adapter_path=str(tmp_path / "adapter"))
         assert mx.allclose(adapted(TOKENS), expected, atol=1e-4).item()
-    write_fused(loaded, names, base, tmp_path / "fused", "")
+    write_fused(loaded, names, base, tmp_path / "fused", {})
     assert mx.allclose(mlx_lm.load(str(tmp_path / "fused"))[0](TOKENS), expected, atol=1e-4).item()
 
 

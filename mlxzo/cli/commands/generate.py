@@ -7,8 +7,9 @@ mlxzo generate --run runs/RUN --max-new-tokens 40 "The soup was cold and nobody 
 mlxzo generate --model smollm2-135m --prompt-style chat --temperature 0.7 "Name a river in France."
 
 Of a task with labels their probabilities are printed, for the text of a row; where a row has several fields, for
-these as a JSON object. The task is that of the run or journal, or --task. Both models continue the prompt instead where
-no such task is known, and with --max-new-tokens or an option of sampling. The prompt style is that of the run.
+these as a JSON object. The task is that of the run, journal or export, or --task. Both models continue the prompt
+instead where no such task is known, and with --max-new-tokens or an option of sampling. The prompt style is that of the
+run.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
   mlxzo predict --run RUN mails.jsonl > labelled.jsonl
   cat mails.jsonl | mlxzo predict --run RUN -
   mlxzo predict --model smollm2-135m --task sst2 reviews.csv
-  mlxzo predict --run ADAPTER --task custom --data DIR mails.csv --skip-broken
+  mlxzo predict --run EXPORT mails.csv --skip-broken
 
 Every row comes out as it came, followed by `predicted_label` and a `probability_LABEL` for each label; rows that have
 such a field already are refused. A row needs the fields of the task's template; where rows have labels, the accuracy is
-told at the end. A run or a journal knows its task and prompt style; with an adapter or a fused model they are given.
-The labels of the task custom are those of its training rows, read from the run's data folder or --data.
+told at the end. A run, a journal and an export know their task and prompt style; with other models --task is given. The
+labels of the task custom are those of its training rows, read from the run's data folder or --data; an export has them.
 
 Rows that cannot be used are all named before anything is written. With --out the labels are collected in FILE.KEY.part,
 which gets the name FILE when it is whole: after an interruption the same command goes on where it stopped.
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     task = known_task(config, source, flags)
     if task is None:
         raise ConfigError(
-            "a model or an adapter does not say what it was tuned for",
+            "nothing says what this model was tuned for",
             "give --task, and --data where the labels are those of training rows",
         )
     if not isinstance(task, Classification):
@@ -106,14 +106,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def known_task(config: RunConfig, source: Source | None, flags: dict[str, Any]) -> Task | None:
-    """The task that a run, a journal or the flags name; None where nothing does.
+    """The task that the flags, a run, a journal or an export name; None where nothing does.
 
     Raises:
         MlxzoError: there is no such task, or the training rows that define it cannot be read.
     """
+    from ...engine.task_record import export_options, recorded_task
     from ...tasks.registry import task_alone
 
-    named = "task" in flags or (source is not None and source.kind != "adapter")
+    folder = Path(config.model) if source is None else source.path
+    # An export has the task as it was when the run trained.
+    if flags.get("task") in (None, export_options(folder).get("task")) and (task := recorded_task(folder)) is not None:
+        return task
+    named = "task" in flags or (source is not None and "task" in source.options())
     return task_alone(config) if named else None
 
 
