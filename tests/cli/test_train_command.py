@@ -237,11 +237,6 @@ def test_the_commands_that_quickstart_ends_with_can_be_pasted(finished, tmp_path
     messages = subprocess.run(make, shell=True, capture_output=True, text=True, check=True).stdout
     assert mlxzo(*shlex.split(label)[1:], input=messages).stdout.count("predicted_label") == 2
     assert mlxzo(*shlex.split(export)[1:], "--out", tmp_path / "adapter").returncode == 0
-    assert mlxzo("export", run.path, "--to", "fused", "--out", tmp_path / "fused").returncode == 0
-    # Exports know their task.
-    labelled = mlxzo(*shlex.split(label)[1:], input=messages).stdout
-    for folder in ("adapter", "fused"):
-        assert mlxzo("predict", "--run", tmp_path / folder, "-", input=messages).stdout == labelled
 
 
 def test_quickstart_ends_with_the_answers_of_both_models_to_test_messages(finished):

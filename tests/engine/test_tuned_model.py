@@ -86,15 +86,15 @@ def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, mod
     assert labelled("--model", model, *on_data) == pytest.approx(base, abs=1e-5)
     for options in (
         ("--run", run.path),
-        ("--run", exported / "adapter", *on_data),
-        ("--run", exported / "fused", *on_data),
+        ("--run", exported / "adapter"),
+        ("--run", exported / "fused"),
         ("--run", exported / "journal", "--model", model, "--data", data),
     ):
         assert labelled(*options) == pytest.approx(tuned, abs=1e-5), options
     assert main(["generate", "--run", str(run.path), text]) == 0
     shown = capsys.readouterr().out
     assert "base" in shown and f"{100 * tuned['negative']:.1f} %" in shown
-    assert main(["predict", "--run", str(exported / "adapter"), str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["predict", "--model", str(model), str(tmp_path / "rows.jsonl")]) == 2
     assert "nothing says what this model was tuned for" in " ".join(capsys.readouterr().err.split())
 
 
