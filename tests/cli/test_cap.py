@@ -23,6 +23,7 @@ from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.runtime.worker import SKIP_PLAN
 from tests.command import mlxzo
 from tests.tiny import tiny_folder
+from tests.warm_workers import warm_python
 from tests.workers import end
 
 MB = 1_000_000
@@ -60,10 +61,10 @@ def test_a_run_that_goes_over_its_cap_ends_with_3_in_plain_words_and_leaves_a_st
         1,
     ]
     options += ["--train-examples", 2, "--activation-cache", "off", "--estimator", "spsa"]
-    peaks = uncapped(tmp_path, *options)
+    peaks = uncapped(warm_python(), tmp_path, *options)
     need = max(peaks.values())
     assert need - peaks["load"] > 60 * MB, peaks
-    over_its_cap((peaks["load"] + need) // 2, tmp_path, *options)
+    over_its_cap(warm_python(), (peaks["load"] + need) // 2, tmp_path, *options)
 
 
 @pytest.mark.slow
@@ -71,27 +72,31 @@ def test_a_cap_20_percent_under_the_need_of_a_real_run_is_held(tmp_path):
     """Backpropagation on SmolLM2-135M, which takes most of its memory in the middle of a step."""
     options = ["--model", "smollm2-135m", "--task", "reviews", "--method", "bp", "--scope", "lora", "--steps", 2]
     options += ["--batch-size", 16, "--train-examples", 32, "--validation-examples", 8, "--test-examples", 8]
-    peaks = uncapped(tmp_path, *options)
+    peaks = uncapped(sys.executable, tmp_path, *options)
     cap = int(0.8 * max(peaks.values()))
     assert max(peaks["load"], peaks["baseline"]) < cap < peaks["train"], peaks
-    over_its_cap(cap, tmp_path, *options)
+    over_its_cap(sys.executable, cap, tmp_path, *options)
 
 
-def uncapped(root, *options):
-    """The footprint's peak in each phase of a run without a cap, in bytes."""
-    # A process of its own, as the run under the cap is: a worker forked from a warm one takes less memory of its own.
+def uncapped(python, root, *options):
+    """The footprint's peak in each phase of a run without a cap, in bytes.
+
+    Args:
+        python: that runs the command, and the same for the run under the cap: a worker forked from a warm one takes
+            less memory of its own.
+    """
     command = ["train", *options, "--out", root, "--name", "free", "--json"]
-    done = subprocess.run([sys.executable, "-m", "mlxzo", *map(str, command)], capture_output=True, text=True)
+    done = subprocess.run([python, "-m", "mlxzo", *map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout)["memory"]["footprint_peak_by_phase"]
 
 
-def over_its_cap(cap, root, *options):
+def over_its_cap(python, cap, root, *options):
     """The run, which was not fitted to its cap before it started, and ended as it should; seen from outside, too."""
     command = ["train", *options, "--memory-cap", cap, "--out", root, "--name", "capped", "--json"]
     run, highest = RunDirectory(root / "capped"), [0]
     with subprocess.Popen(
-        [sys.executable, "-m", "mlxzo", *map(str, command)],
+        [python, "-m", "mlxzo", *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

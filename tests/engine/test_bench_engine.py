@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -16,6 +17,16 @@ from mlxzo.models.loading import load_model
 from tests.tiny import SPECIAL_TOKENS, tiny_folder
 
 LENGTH, BATCH_SIZE, ANSWER = 16, 2, 3
+
+
+@contextmanager
+def uncompiled():
+    """Has MLX compile nothing: on a CPU it starts a C++ compiler for each of some 30 kernels of mlx-lm's trainer."""
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
 
 
 def run(folder, *more: str) -> tuple[list[dict], str]:
@@ -45,7 +56,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def printed(folder):
-    return run(folder, "--scopes", "full", "lora/last-2", "last-1", "last-6")
+    with uncompiled():
+        return run(folder, "--scopes", "full", "lora/last-2", "last-1", "last-6")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +140,14 @@ def test_backpropagation_trains_on_the_same_answer(figures, checkpointing):
     seen = losses(figures, ANSWER)
     for trainer in ("bp", "mlx-lm"):
         assert seen[f"{trainer} lora/last-2{checkpointing}"] == pytest.approx(seen["forward"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.variant
+def test_the_compiled_steps_of_mlx_lm_train_on_the_same_answer(folder):
+    figures, _ = run(folder, "--scopes", "lora/last-2", "--contestants", "bp")
+    test_backpropagation_trains_on_the_same_answer(figures, "")
+    test_backpropagation_trains_on_the_same_answer(figures, ", checkpointing")
 
 
 def test_a_scopes_adapters_are_out_of_the_model_between_turns(folder):

@@ -20,6 +20,7 @@ from mlxzo.zo.journal import JournalWriter, read
 from tests.engine.examples import BATCHES
 from tests.engine.test_mezo import exact_derivative
 from tests.tiny import tiny_model
+from tests.variants import crossed, slow
 
 CASES = {
     "final norm": ("llama", {}, {"scope": "norms/last-0"}),
@@ -51,8 +52,12 @@ def loss(method: RSGN, of) -> float:
     return float(by_example(of, [grid[0] for grid in method.scores(of, [method.causal.view()])]).mean())
 
 
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("case", ["final norm", "norms", "adapters", "full float32"])
+@pytest.mark.parametrize(
+    ("case", "name"),
+    crossed(
+        [("norms",), ("final norm",), ("adapters",), ("full float32",)], [("several",), ("single",), ("completion",)]
+    ),
+)
 def test_the_gradient_is_the_derivative_along_each_direction(case, name, tmp_path):
     kind, options, config = CASES[case]
     # One-sided differences: a large eps would show the curvature, a small one the rounding of float32.
@@ -82,7 +87,12 @@ def test_weights_seen_before_a_move_have_the_bits_that_are_stored_by_it(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "name"), [*((case, "several") for case in CASES), ("norms", "single"), ("norms", "completion")]
+    ("case", "name"),
+    [
+        *((case, "several") for case in ("norms", "full float32")),
+        *(slow(case, "several") for case in ("final norm", "adapters", "full bfloat16", "scales")),
+        *(("norms", name) for name in ("single", "completion")),
+    ],
 )
 def test_on_a_batch_that_repeats_no_step_raises_the_loss(case, name):
     method = rsgn(*CASES[case])
@@ -115,8 +125,8 @@ def test_a_move_that_does_not_lower_the_loss_is_not_made(monkeypatch):
 @pytest.mark.parametrize(
     ("case", "repeats"),
     [
-        *((case, True) for case in ("final norm", "full bfloat16")),
-        *((case, False) for case in ("norms", "adapters")),
+        *(("full bfloat16", True), slow("final norm", True)),
+        *(("adapters", False), slow("norms", False)),
     ],
 )
 def test_a_resumed_run_ends_with_the_bits_of_the_uninterrupted_one(case, repeats, tmp_path):
