@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from mlxzo.core import events
+from mlxzo.core.errors import MlxzoError
 from mlxzo.core.formatting import format_bytes
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.core.run_history import RunHistory
@@ -23,7 +24,7 @@ def checkpoint_rows(run: RunDirectory | None, history: RunHistory) -> list[tuple
     if journal:
         rows.append(("journal", journal))
     if run is not None and not isinstance(history.outcome, events.Finished):
-        rows.append(("resumable", _resumable(steps, last[0].step if last else 0)))
+        rows.append(("resumable", _resumable(run, steps, last[0].step if last else 0)))
     return rows
 
 
@@ -32,19 +33,30 @@ def _saved(event: events.Saved, time: float) -> str:
 
 
 def _journal(run: RunDirectory) -> tuple[int | None, str]:
-    """The number of steps in a run's journal, and its size in words; None and '' if it has none."""
+    """The number of steps in a run's journal, None without a usable one, and its size or its problem in words."""
     path = run.path / JOURNAL
     try:
         steps, size = steps_in(path), path.stat().st_size
     except JournalError as error:
-        return 0, f"✗ {error}"
+        return None, f"✗ {error}"
     except OSError:
         return None, ""
     return steps, f"{steps:,} {'step' if steps == 1 else 'steps'} in {format_bytes(size)}"
 
 
-def _resumable(steps: int | None, checkpoint: int) -> str:
-    """The step that a run would resume from: `steps` in its journal, the last `checkpoint` (0 for none)."""
+def _resumable(run: RunDirectory, steps: int | None, checkpoint: int) -> str:
+    """The step that a run which has begun would resume from, or the reason why it would be refused.
+
+    Args:
+        steps: in its journal; None without a usable one.
+        checkpoint: the step of the last one; 0 for none.
+    """
+    try:
+        journalled = run.config.method == "mezo"
+    except MlxzoError as error:
+        return f"no: {error.message}"
+    if steps is None and journalled:
+        return f"no: {JOURNAL} is {'damaged' if (run.path / JOURNAL).exists() else 'missing'}"
     if steps is None:
         return f"from step {checkpoint}, the checkpoint" if checkpoint else "from the start: no checkpoint yet"
     if steps < checkpoint:

@@ -304,21 +304,29 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and abs(value) < _LARGEST_INT
 
 
-# By the annotation of a field, whether it may have a value. A number that was not finite comes back as None.
+# By the annotation of a field, whether it may have a value.
 _SUITS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "int": lambda value: isinstance(value, int) and _is_number(value),
     "int | None": lambda value: value is None or (isinstance(value, int) and _is_number(value)),
-    "float": lambda value: value is None or _is_number(value),
+    "float": _is_number,
     "float | None": lambda value: value is None or _is_number(value),
     "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     "list[float]": lambda value: isinstance(value, list) and all(map(_is_number, value)),
     "list[dict[str, Any]]": lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
     "dict[str, Any]": lambda value: isinstance(value, dict),
-    "dict[str, float]": lambda value: isinstance(value, dict) and all(map(_SUITS["float"], value.values())),
+    "dict[str, float]": lambda value: isinstance(value, dict) and all(map(_SUITS["float | None"], value.values())),
 }
-_FIELDS = {kind: {f.name: _SUITS[str(f.type)] for f in dataclasses.fields(kind)} for kind in _KINDS.values()}
+# What training measures; durations and speeds are always numbers.
+_MAY_BE_NULL = ("value", "loss", "smoothed_loss", "damping")
+
+
+def _suits(field: dataclasses.Field) -> Callable[[Any], bool]:
+    return _SUITS["float | None" if field.name in _MAY_BE_NULL else str(field.type)]
+
+
+_FIELDS = {kind: {f.name: _suits(f) for f in dataclasses.fields(kind)} for kind in _KINDS.values()}
 
 
 def to_json(event: Event, time: float) -> str:

@@ -148,6 +148,18 @@ def _cut(value: object, written: Callable[[object], str], most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def spreadsheet_cell(text: str) -> str:
+    """The text of a cell as a CSV file for people holds it: behind an apostrophe where a spreadsheet would compute it,
+    as it does what begins so and is no number."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON: letters of all languages as they are, the characters that `printable` replaces escaped, and null
     for a number that is not finite, since JSON has none."""

@@ -16,7 +16,7 @@ from .. import __version__
 from .errors import ConfigError
 from .files import write_atomic
 from .formatting import brief
-from .parsing import parsing, read_json
+from .parsing import ContentError, parsing, read_json
 
 VERSION = 1
 FILE = "schema.json"
@@ -50,6 +50,8 @@ def version_of(run: Path) -> int:
         except FileNotFoundError:
             return 1
         version, writer = int(found["version"]), brief(found.get("mlxzo", ""))
+        if version < 1:
+            raise ContentError(f"names version {version}, and the first is 1")
     if version > VERSION:
         raise ConfigError(
             f"the run {run.name} has files of version {version}, and this mlxzo ({__version__}) reads up to {VERSION}",

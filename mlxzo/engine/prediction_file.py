@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import explained, fsync_folder
-from ..core.formatting import json_text
+from ..core.formatting import json_text, spreadsheet_cell
 from ..tasks.classification import Label
 from ..tasks.row_stream import RowStream, StreamedRow
 
@@ -68,8 +68,9 @@ class RowWriter:
         label = self._classes[int(probabilities.argmax())]
         if self.separator is not None:
             own = row.written
+            # The cells of a table are the user's, and come out as they came.
             cells = own if isinstance(own, list) else [_cell(row.fields.get(name, "")) for name in self._columns]
-            return self._line([*cells, label.text, *(f"{p:.{_DECIMALS}f}" for p in probabilities)])
+            return self._line([*cells, spreadsheet_cell(label.text), *(f"{p:.{_DECIMALS}f}" for p in probabilities)])
         values = (label.value, *(round(float(p), _DECIMALS) for p in probabilities))
         added = json_text(dict(zip(self.added, values, strict=True)))
         # An object is not written anew: its numbers and escapes stay as they are.
@@ -87,8 +88,10 @@ class RowWriter:
 
 
 def _cell(value: Any) -> str:
-    """A JSON value in a table: text as it is, null as nothing, anything else as JSON."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    """A JSON value in a table: text as `spreadsheet_cell` writes it, null as nothing, anything else as JSON."""
+    if isinstance(value, str):
+        return spreadsheet_cell(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def check_new(out: Path) -> None:

@@ -203,7 +203,7 @@ def of_config(
     missing: list[str] = []
     for figure, keys in _KEYS.items():
         value = next((config[key] for key in keys if config.get(key) is not None), None)
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value <= _MOST.get(figure, value):
             found[figure] = value
         elif value is not None or figure in _REQUIRED:
             missing.append(keys[0] if value is None else f"{keys[0]} (it is {shown(value)})")
@@ -263,8 +263,9 @@ def of_config(
     return shape
 
 
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _KEYS = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "layers": LAYER_KEYS,
     "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
     "intermediate": ("block_ff_dim", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "heads": ("num_attention_heads", "n_head", "n_heads"),
@@ -272,6 +273,8 @@ _KEYS = {
     "head_dim": ("head_dim",),
     "vocabulary": ("vocab_size", "padded_vocab_size"),
 }
+# Some ten times the most that there are; every one costs time before anything is compared with the weights.
+_MOST = {"layers": 2000}
 _REQUIRED = ("layers", "hidden", "heads", "vocabulary")
 # Model types of multimodal architectures, by which their text part is known as well.
 _TEXT_TYPES = {

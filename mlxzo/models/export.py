@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any
 
 import mlx.core as mx
@@ -229,11 +231,36 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         need_free_space(out.parent, size, _purpose(out))
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        prefix = f".{out.name}.part-"
+        _remove_leftovers(out.parent, prefix)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as temporary, _held(Path(temporary)):
             folder = Path(temporary) / out.name
             folder.mkdir()
             yield folder
             publish_folder(folder, out)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a temporary folder (flock) for as long as its process lives.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Removes the temporary folders of exports to the same place whose processes were killed."""
+    for path in parent.iterdir():
+        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink():
+            with suppress(BlockingIOError), _held(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -244,7 +271,7 @@ def writing(out: Path) -> Iterator[None]:
             yield
         except RuntimeError as error:
             # MLX reports a failed write as a RuntimeError without the cause.
-            if disk_usage(out.parent).free < 1 << 20:
+            if shutil.disk_usage(out.parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, str(error)) from None
             raise
 

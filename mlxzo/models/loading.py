@@ -20,10 +20,12 @@ from mlx.utils import tree_flatten
 
 from ..core.errors import ModelError
 from ..core.failures import raise_shortage
-from ..core.formatting import shown
+from ..core.formatting import brief, shown
 from ..core.meter import return_freed_memory
+from .architecture import LAYER_KEYS
 from .folder import check_folder
 from .resolve import ResolvedModel
+from .safetensors_file import read_header
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -102,7 +104,7 @@ def load_model(resolved: ResolvedModel | Path | str, *, dtype: str = "auto", tok
             mx.eval(parameter)
     except (RuntimeError, ValueError) as error:
         raise_shortage(error)
-        raise ModelError(f"the weights in {path} cannot be read", "download the model again", [str(error)]) from error
+        raise ModelError(f"the weights in {path} cannot be read", "download the model again", _lines(error)) from error
     return LoadedModel(model, tokenizer, path, config)
 
 
@@ -119,6 +121,7 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
             f"{path} needs code that comes with the model ({config['model_file']}), which mlxzo never runs",
             "use a model of an architecture that mlx-lm itself has",
         )
+    _check_layers(path, config)
     model_type = config["model_type"]
     module = utils.MODEL_REMAPPING.get(model_type, model_type)
     try:
@@ -136,8 +139,21 @@ def _load_weights(path: Path) -> tuple[nn.Module, dict]:
         raise ModelError(
             f"mlx-lm cannot load the model in {path}: its weights and config.json do not fit together",
             "download the model again, or convert it with `mlx_lm.convert`",
-            [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
+            _lines(error),
         ) from error
+
+
+def _check_layers(path: Path, config: dict) -> None:
+    """Checks that config.json claims no more layers than the weight files have tensors: each would be made first."""
+    text = config.get("text_config")
+    claims = [each.get(key) for each in (config, text) if isinstance(each, dict) for key in LAYER_KEYS]
+    layers = max((claim for claim in claims if isinstance(claim, int)), default=0)
+    tensors = sum(len(read_header(file).spans) for file in path.glob("model*.safetensors"))
+    if layers > tensors:
+        raise ModelError(
+            f"{path / 'config.json'} has {shown(layers)} layers, and the weight files have {tensors} tensors",
+            "copy config.json from the original model",
+        )
 
 
 @contextlib.contextmanager
@@ -165,8 +181,13 @@ def _load_tokenizer(path: Path, config: dict) -> Any:
         raise ModelError(
             f"the tokenizer in {path} cannot be loaded",
             "copy tokenizer.json and tokenizer_config.json from the original model",
-            [f"{type(error).__name__}: {line}" for line in str(error).splitlines()[:8]],
+            _lines(error),
         ) from error
+
+
+def _lines(error: Exception) -> list[str]:
+    """The message of another library, cut to a few short lines."""
+    return [f"{type(error).__name__}: {brief(line)}" for line in str(error).splitlines()[:8]]
 
 
 def count_parameters(model: nn.Module) -> int:

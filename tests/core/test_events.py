@@ -42,6 +42,7 @@ def test_torn_unknown_and_foreign_lines_are_passed_over():
 
 def test_events_whose_values_have_other_types_are_passed_over():
     whole = json.loads(events.to_json(STEP, 1.0))
+    assert events.from_json(json.dumps(whole | {"seconds": None})) is None
     for value in ("7", [1], {}, "x", 10**400, 1e300, float("nan"), -(2**64)):
         assert events.from_json(json.dumps(whole | {"step": value})) is None
         assert events.from_json(json.dumps(whole | {"loss": value})) is None

@@ -195,3 +195,12 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(tmp_path, monkeyp
     with pytest.raises(DoesNotFit):
         export(run, "fused", tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "runs", "taken"}
+
+
+def test_the_folder_of_a_killed_export_goes_with_the_next_one_and_that_of_a_live_one_stays(tmp_path):
+    left, live, other = (tmp_path / name for name in (".out.part-left", ".out.part-live", ".others.part-x"))
+    for folder in (left, live, other):
+        (folder / "out").mkdir(parents=True)
+    with export_module._held(live), export_module.new_folder(tmp_path / "out", 0) as folder:
+        (folder / "model.safetensors").write_bytes(b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {live.name, other.name, "out"}

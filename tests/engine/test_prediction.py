@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlxzo.cli.main import main
+from mlxzo.core.formatting import spreadsheet_cell
 from mlxzo.engine import prediction
 from mlxzo.engine.prediction_file import PartialFile
 from mlxzo.models.loading import load_model
@@ -60,6 +61,16 @@ def test_a_table_comes_out_as_it_came_with_labels_behind(model, tmp_path, capsys
         assert row[4] == str(int(np.argmax(shares)))
     right = sum(row[2] == row[4] for row in rows[:2])
     assert f"accuracy {50 * right:.1f} % on the 2 rows" in said.err
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "-", "=", "--5"])
+def test_a_cell_that_a_spreadsheet_would_compute_is_text(text):
+    assert spreadsheet_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "-5", "+1e3", "-0.25", "1-2", "'=x"])
+def test_any_other_cell_stays_as_it_is(text):
+    assert spreadsheet_cell(text) == text
 
 
 def test_objects_keep_their_spelling_and_broken_ones_are_named_before_anything_is_written(

@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 
 from mlxzo.core.errors import ModelError
 from mlxzo.models.architecture import of_config, of_folder
+from mlxzo.models.loading import load_model
 from mlxzo.models.registry import load_registry
 from mlxzo.models.resolve import shape_of, shape_of_entry
 from tests.tiny import ARCHITECTURES, tiny_config, tiny_folder, tiny_model
@@ -92,6 +93,17 @@ def test_towers_of_a_multimodal_model_are_not_loaded_and_not_counted(tmp_path):
     stored = of_folder(folder).weight_bytes()
     mx.save_safetensors(str(folder / "model-2.safetensors"), {"vision_tower.patch.weight": mx.zeros((8, 8))})
     assert of_folder(folder).weight_bytes() == stored
+
+
+def test_layers_beyond_all_that_there_are_and_those_without_weights_are_refused_before_they_are_made(tmp_path):
+    with pytest.raises(ModelError, match=r"num_hidden_layers \(it is 100000\)"):
+        of_config({**FIGURES, "num_hidden_layers": 100_000}, "deep")
+    folder = tiny_folder(tmp_path / "model", layers=1, hidden=16)
+    config = json.loads((folder / "config.json").read_text())
+    for wrong in ({"num_hidden_layers": 100_000}, {"text_config": {"num_hidden_layers": 100_000}}):
+        (folder / "config.json").write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(ModelError, match="has 100000 layers, and the weight files have 11 tensors"):
+            load_model(folder)
 
 
 @pytest.mark.parametrize(

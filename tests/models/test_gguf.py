@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from mlxzo.core.errors import ModelError
 from mlxzo.models.gguf.convert import convert_gguf, natural_weights
 from mlxzo.models.gguf.reader import read_gguf
+from mlxzo.models.gguf.tokenizer import _merges
 from mlxzo.models.loading import load_model, load_tokenizer
 from mlxzo.models.resolve import resolve
 from tests.models.gguf_writing import add_byte_level_tokenizer, finish, write_tiny_gguf
@@ -227,6 +228,12 @@ def write_with_tokenizer(path, pieces, types, scores, prefix):
     for tensor in source.tensors.values():
         writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.rows).view("<f4").reshape(tensor.shape))
     finish(writer)
+
+
+def test_the_cuts_of_a_long_piece_are_looked_for_where_its_parts_may_end():
+    tokens = ["a", "b", "ab", "abab", "x" * 300_000]
+    kinds, scores = np.ones(len(tokens)), -np.arange(len(tokens), dtype=float)
+    assert _merges(tokens, kinds, scores) == [("a", "b"), ("ab", "ab")]
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):

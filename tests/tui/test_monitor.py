@@ -12,10 +12,12 @@ from textual.events import MouseScrollUp
 
 from mlxzo.core import events
 from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.core.run_history import RunHistory
 from mlxzo.runtime import control
 from mlxzo.zo.journal import Header, JournalStep, JournalWriter
 from tui.app import DEMO, MlxzoApp
 from tui.feed import Replay, RunFeed, Tail
+from tui.resume_info import checkpoint_rows
 from tui.throttle import Throttle
 from tui.widgets.chart import Chart
 
@@ -324,6 +326,17 @@ def test_a_tail_reads_what_was_appended_once(tmp_path):
     with path.open("ab") as file:
         file.write(line[-3:])
     assert [event.text for event, _ in tail.read()] == ["é"] and tail.read() == []
+
+
+def test_a_run_whose_journal_is_gone_or_damaged_is_not_called_resumable(make_run):
+    run = make_run(events=60)
+    history = RunHistory.read(run.events())
+    assert ("resumable", "no: journal.bin is missing") in checkpoint_rows(run, history)
+    (run.path / JOURNAL).write_bytes(b"nothing")
+    assert ("resumable", "no: journal.bin is damaged") in checkpoint_rows(run, history)
+    (run.path / JOURNAL).unlink()
+    backpropagation = make_run(events=60, method="bp")
+    assert ("resumable", "from the start: no checkpoint yet") in checkpoint_rows(backpropagation, history)
 
 
 def test_steps_that_come_again_after_a_resumption_replace_the_old_ones(tmp_path):

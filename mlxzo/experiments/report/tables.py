@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 
-from ...core.formatting import format_bytes, format_seconds
+from ...core.formatting import format_bytes, format_seconds, spreadsheet_cell
 from ...core.metrics import metric_named
 from .probed_model import ProbedModel
 from .spread import Spread
@@ -126,7 +126,10 @@ def problems(report: ComparisonReport) -> list[tuple[str, str]]:
 
 def csv_text(report: ComparisonReport) -> str:
     """One row a run, in plain numbers: shares, seconds and bytes."""
-    rows = [run.to_dict() for run in report.runs]
+    rows = [
+        {key: spreadsheet_cell(value) if isinstance(value, str) else value for key, value in run.to_dict().items()}
+        for run in report.runs
+    ]
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.errors import ModelError
+from ...core.errors import MlxzoError, ModelError
 from ...core.files import FileProgress, Report, disk_full, ignore_progress, is_disk_full, need_free_space
-from ...core.formatting import format_bytes, shown
+from ...core.formatting import brief, format_bytes, shown
+from ...core.parsing import parsing
 from ..safetensors_file import TensorPlan, write_safetensors
 from .quants import GROUP_SIZE, KEPT_BITS, cast, kept_plans, pieces_of, to_float32
 from .reader import GgufFile, GgufTensor, read_gguf
@@ -23,6 +24,7 @@ from .tokenizer import write_tokenizer
 
 CONVERTER_VERSION = 1  # part of the name of a converted model: raise it when the output changes
 
+_AGAIN = "download the file again"
 WEIGHTS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 
@@ -73,6 +75,35 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
             f"{path} holds a model of architecture {shown(gguf_file.architecture)}, which mlxzo cannot convert",
             f"use a GGUF file of {', '.join(ARCHITECTURES)}, or the model's safetensors",
         )
+    with parsing(path, ModelError, _AGAIN):
+        config, plans = _planned(gguf_file, weights)
+    total = sum(plan.nbytes for plan in plans)
+    purpose = f"the converted model ({format_bytes(total)})"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    need_free_space(out_dir, total + (32 << 20), purpose)
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        report(FileProgress("Converting the model", done, total))
+
+    try:
+        _write_tokenizer(gguf_file, config, out_dir)
+        (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_safetensors(out_dir / "model.safetensors", plans, on_bytes)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(purpose) from error
+        raise ModelError(f"the converted model cannot be written to {out_dir}: {error}") from error
+
+
+def _planned(gguf_file: GgufFile, weights: str) -> tuple[dict, list[TensorPlan]]:
+    """The content of config.json without the tokens' ids, and the tensors to be written.
+
+    Raises:
+        ModelError: see `convert_gguf`. Other exceptions: the metadata are not what they should be.
+    """
     names = _names(gguf_file)
     config = _config(gguf_file)
     plans: list[TensorPlan] = []
@@ -91,26 +122,17 @@ def convert_gguf(path: Path, out_dir: Path, *, weights: str, report: Report = ig
         config["quantization"] = {"group_size": GROUP_SIZE, "bits": common, **exceptions}
     else:
         config["torch_dtype"] = weights if weights != "quantized" else "float32"
+    return config, plans
 
-    total = sum(plan.nbytes for plan in plans)
-    purpose = f"the converted model ({format_bytes(total)})"
-    out_dir.mkdir(parents=True, exist_ok=True)
-    need_free_space(out_dir, total + (32 << 20), purpose)
-    done = 0
 
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        done += count
-        report(FileProgress("Converting the model", done, total))
-
+def _write_tokenizer(gguf_file: GgufFile, config: dict, out_dir: Path) -> None:
+    """As `write_tokenizer`, with every fault of the file as a ModelError."""
     try:
         write_tokenizer(gguf_file, config, out_dir)
-        (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_safetensors(out_dir / "model.safetensors", plans, on_bytes)
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(purpose) from error
-        raise ModelError(f"the converted model cannot be written to {out_dir}: {error}") from error
+    except (MlxzoError, OSError):
+        raise
+    except Exception as error:  # `tokenizers` raises no narrower class
+        raise ModelError(f"{gguf_file.path} has a tokenizer that makes no sense: {brief(error)}", _AGAIN) from None
 
 
 def natural_weights(path: Path) -> str:

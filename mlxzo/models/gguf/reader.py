@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ModelError
-from ...core.formatting import shown
+from ...core.files import check_regular
+from ...core.formatting import brief, shown
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -141,8 +142,9 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _read(path: Path) -> GgufFile:
-    fix = "Download the file again."
+    fix = "download the file again"
     try:
+        check_regular(path)
         data = np.memmap(path, mode="r", dtype=np.uint8)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise ModelError(f"{path} cannot be read: {error}", fix) from error
@@ -151,7 +153,7 @@ def _read(path: Path) -> GgufFile:
     try:
         return _parse(path, data)
     except _Damaged as error:
-        raise ModelError(f"{path} is damaged or incomplete: {error}", fix) from error
+        raise ModelError(f"{path} is damaged or incomplete: {brief(error)}", fix) from error
 
 
 def _parse(path: Path, data: np.ndarray) -> GgufFile:

@@ -155,11 +155,15 @@ def _sentencepiece(gguf_file: GgufFile, tokens: list[str], kinds: np.ndarray, sp
 def _merges(tokens: list[str], kinds: np.ndarray, scores: np.ndarray) -> list[tuple[str, str]]:
     """Merge rules in the order of the merged piece's score, best first."""
     mergeable = {token for token, kind in zip(tokens, kinds, strict=True) if kind in (NORMAL, UNUSED)}
+    # Only where both parts have the length of some piece can a piece be cut, however long it is.
+    lengths = {len(token) for token in mergeable}
     ranked = []
     for index, token in enumerate(tokens):
         if kinds[index] not in (NORMAL, UNUSED):
             continue
-        for cut in range(1, len(token)):
+        for cut in lengths:
+            if len(token) - cut not in lengths:
+                continue
             left, right = token[:cut], token[cut:]
             if left in mergeable and right in mergeable:
                 ranked.append((-float(scores[index]), index, cut, left, right))

@@ -209,10 +209,10 @@ def test_runs_made_for_themselves_are_one_contestant_where_only_the_seed_differs
 def test_csv_has_one_row_a_run_with_plain_numbers(tmp_path):
     found = report(
         tmp_path,
-        {'a, "quoted"': [finished(story([0.5, 0.6], test=0.7))], "b": [failed([], "Data", "no data", 4)]},
+        {'=a, "quoted"': [finished(story([0.5, 0.6], test=0.7))], "b": [failed([], "Data", "no data", 4)]},
     )
     first, second = csv.DictReader(io.StringIO(csv_text(found)))
-    assert first["contestant"] == 'a, "quoted"' and float(first["test"]) == 0.7 and first["seed"] == "0"
+    assert first["contestant"] == '\'=a, "quoted"' and float(first["test"]) == 0.7 and first["seed"] == "0"
     assert float(first["footprint_bytes"]) == 800_000_000 and first["memory_cap_bytes"] == "2000000000"
     assert (second["status"], second["test"], second["problem"]) == ("failed", "", "no data")
 
