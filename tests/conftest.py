@@ -17,6 +17,7 @@ from mlxzo.core.mlx_startup import prepare_mlx
 
 prepare_mlx()
 
+from tests.fake_mac import FakeMac  # noqa: E402
 from tests.warm_workers import warm_workers  # noqa: E402
 
 _AS_STARTED = {name: os.environ.get(name) for name in ("MLXZO_HOME", "OPENBLAS_NUM_THREADS")}
@@ -37,6 +38,12 @@ def temporary_home(tmp_path_factory):
 def _warm_workers(temporary_home):
     with warm_workers():
         yield
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """This process on a Mac, as far as it asks the system."""
+    return FakeMac(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,7 @@ import importlib, pkgutil, sys
 for name in packages:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
-        # The one module that sets MLX's own limits.
-        if module.name != "mlxzo.memory.mlx_limits":
-            importlib.import_module(module.name)
+        importlib.import_module(module.name)
 sys.exit(", ".join(sorted(set(heavy.split(",")) & set(sys.modules))) or 0)
 """
 

@@ -133,12 +133,31 @@ def swap_used_bytes() -> int:
 
 def memory_pressure() -> int | None:
     """macOS's memory pressure: 1 normal, 2 warning, 4 critical; None elsewhere."""
+    return _sysctl(b"kern.memorystatus_vm_pressure_level")
+
+
+def gpu_working_set_bytes() -> int | None:
+    """Memory that macOS lets the GPU hold at once; None elsewhere.
+
+    It is the limit that the user has set, or about the default of Metal's `recommendedMaxWorkingSetSize`, as Macs
+    report it: two thirds of the memory below 36 GiB, three quarters from there on. MLX knows the exact value.
+    """
     if sys.platform != "darwin":
         return None
-    level, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-    name = b"kern.memorystatus_vm_pressure_level"
-    failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(level), ctypes.byref(size), None, ctypes.c_size_t(0))
-    return None if failed else level.value
+    if limit_mb := _sysctl(b"iogpu.wired_limit_mb"):
+        return limit_mb << 20
+    total = system_memory()[0]
+    return int(total * (2 / 3 if total < 36 << 30 else 3 / 4))
+
+
+def _sysctl(name: bytes) -> int | None:
+    """A whole number that the kernel of macOS reports; None if it has none of that name, and elsewhere."""
+    if sys.platform != "darwin":
+        return None
+    # Of 4 or 8 bytes, the lower ones first.
+    value, size = ctypes.c_uint64(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_uint64))
+    failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return None if failed else value.value
 
 
 def return_freed_memory() -> None:

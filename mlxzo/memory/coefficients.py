@@ -21,7 +21,12 @@ COEFFICIENTS = {
         500, "measured: memory of tokenizers of 49,152 and of 262,144 words, after freed memory is returned"
     ),
     "default_cache_bytes": Coefficient(
-        32 * 2**20, "measured: MLX's own limit for its cache of freed buffers on the CPU, where a run sets none"
+        32 * 2**20,
+        "measured: MLX's own limit for its cache of freed buffers on the CPU; on a GPU the least that is set",
+    ),
+    "cache_share": Coefficient(
+        0.05,
+        "chosen: most of the machine's memory for this cache on a GPU without a cap, where MLX's own limit is 95 %",
     ),
     "heap_share": Coefficient(
         0.05,

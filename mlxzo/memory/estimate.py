@@ -56,12 +56,14 @@ def estimate(
         config: resolved or not; `checkpointing: auto` counts as off, `activation_cache: auto` and `disk` as off.
         data: sizes of its examples; the batch of the largest ones counts.
         on_cpu: the device that it runs on; None: that of this machine.
-        cache_limit_bytes: limit of MLX's cache of freed buffers; None: MLX's own limit on the CPU.
+        cache_limit_bytes: limit of MLX's cache of freed buffers; None: that of a process
+            without a cap.
     """
-    settings = Settings.of(config)
+    predictor = Predictor(shape, config, data, on_cpu)
+    settings = Settings.of(config, predictor.on_cpu)
     if cache_limit_bytes is not None:
         settings = replace(settings, cache_limit_bytes=cache_limit_bytes)
-    return Predictor(shape, config, data, on_cpu).estimate(settings)
+    return predictor.estimate(settings)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Predictor:
 
     def evaluation(self) -> MemoryEstimate:
         """The memory of one forward pass of the base model over all examples."""
-        settings, multiple = Settings.of(self.config), Shapes.suited(self.on_cpu).multiple
+        settings, multiple = Settings.of(self.config, self.on_cpu), Shapes.suited(self.on_cpu).multiple
         batches = {split: self._scored_at_once(split, multiple) for split in ("train", "evaluated")}
         phases = {
             split: self._forward(self._micro(batch, settings), perturbed=False)
@@ -167,7 +169,7 @@ class Predictor:
     @functools.cached_property
     def most_rows(self) -> int:
         """Sequences in the largest micro-batch that suits the device."""
-        return self._micro(self._batch, Settings.of(self.config)).rows
+        return self._micro(self._batch, Settings.of(self.config, self.on_cpu)).rows
 
     @functools.cached_property
     def prefix_bytes(self) -> int:

@@ -1,26 +1,39 @@
-"""MLX's own limits, set from a run's memory cap."""
+"""MLX's own limits, for every process that loads a model."""
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from ..core.meter import footprint_bytes, mlx_memory
+from ..core.mlx_startup import prepare_mlx
+from .sizes import uncapped_cache_bytes
 
 # Wiring all of the recommended working set has frozen machines of 16 GB.
 _WIRED_SHARE = 0.75
 
 
+def start_mlx() -> None:
+    """Prepares and imports MLX in a process that loads a model and has no memory cap, and sets MLX's limits.
+
+    Raises:
+        ConfigError, RuntimeError: as `prepare_mlx`.
+    """
+    prepare_mlx()
+    set_limits(None)
+
+
 def set_limits(cap_bytes: int | None, cache_limit_bytes: int | None = None) -> None:
-    """Makes MLX free its cached buffers before it exceeds the cap, and leave the system memory on Metal.
+    """Bounds MLX's cache of freed buffers, makes MLX free it before it exceeds the cap, and leaves the system memory on
+    Metal. Imports MLX.
 
     MLX takes these limits as advice; `watch` enforces the cap.
 
     Args:
         cap_bytes: the run's cap.
-        cache_limit_bytes: most freed buffers that MLX may keep for reuse.
+        cache_limit_bytes: most freed buffers that MLX may keep for reuse; None: as for a process without a cap.
     """
-    if cache_limit_bytes is not None:
-        mx.set_cache_limit(cache_limit_bytes)
+    import mlx.core as mx
+
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    mx.set_cache_limit(uncapped_cache_bytes(on_cpu) if cache_limit_bytes is None else cache_limit_bytes)
     if cap_bytes is not None:
         # MLX does not count the interpreter and its libraries.
         memory = mlx_memory()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
 from ..core.formatting import format_bytes
+from ..core.meter import gpu_working_set_bytes
 from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import ModelShape
 from ..models.registry import load_registry
@@ -35,7 +36,7 @@ class Fit:
         config: the run's, with values for `micro_batch`, `checkpointing` and `activation_cache`.
         estimate: its predicted memory.
         cap_bytes: the cap; None without one, when only `checkpointing` gets a value.
-        cache_limit_bytes: limit of MLX's cache of freed buffers; None: MLX's own limit.
+        cache_limit_bytes: limit of MLX's cache of freed buffers; None: that of a process without a cap.
         notes: the choices, in words.
     """
 
@@ -61,7 +62,8 @@ def fit_own_cap(config: RunConfig, shape: ModelShape, data: Data, *, on_cpu: boo
         return fit(config, shape, data, cap, on_cpu=on_cpu)
     if config.checkpointing == "auto":
         config = dataclasses.replace(config, checkpointing="off")
-    return Fit(config, Predictor(shape, config, data, on_cpu).estimate(Settings.of(config)), None, None)
+    predictor = Predictor(shape, config, data, on_cpu)
+    return Fit(config, predictor.estimate(Settings.of(config, predictor.on_cpu)), None, None)
 
 
 def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_cpu: bool | None = None) -> Fit:
@@ -77,7 +79,8 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
     predictor = Predictor(shape, config, data, on_cpu)
     found = try_fit(predictor, cap_bytes)
     if found is not None:
-        return found
+        above = () if predictor.on_cpu else above_working_set(cap_bytes)
+        return dataclasses.replace(found, notes=(*found.notes, *above))
     least = smallest(predictor)
     runtime = least.bytes_of("runtime", "tokenizer")
     if cap_bytes < runtime:
@@ -116,17 +119,36 @@ def try_fit(predictor: Predictor, cap_bytes: int) -> Fit | None:
 def smallest(predictor: Predictor) -> MemoryEstimate:
     """The estimate of the run with the smallest footprint that it can be made to have."""
     ways = (
-        predictor.estimate(dataclasses.replace(settings, micro_batch=micro_batch, cache_limit_bytes=0))
+        predictor.estimate(
+            dataclasses.replace(settings, micro_batch=micro_batch, cache_limit_bytes=least_cache(predictor.on_cpu))
+        )
         for settings in _ways(predictor)
         for micro_batch in (1, settings.micro_batch)
     )
     return min(ways, key=lambda predicted: predicted.footprint_bytes)
 
 
+def above_working_set(cap_bytes: int) -> tuple[str, ...]:
+    """A warning of a cap above the memory that the GPU of a Mac can hold at once; empty where there is none."""
+    limit = gpu_working_set_bytes()
+    if limit is None or cap_bytes <= limit:
+        return ()
+    return (
+        f"the cap is above the {format_bytes(limit)} that macOS lets the GPU hold at once: a run that takes more "
+        "is slow, or the system ends it",
+    )
+
+
 def needed_bytes(predicted: MemoryEstimate) -> int:
     """The smallest cap for a run with this prediction: the footprint and the margin."""
     # One byte more, against the rounding.
     return math.ceil(predicted.footprint_bytes * (1.0 + coefficient("margin"))) + 1
+
+
+def least_cache(on_cpu: bool) -> int:
+    """The smallest limit of MLX's cache of freed buffers, in bytes, that a run is given. Without a cache every array of
+    a forward pass would be a new buffer, which is slow to make on a GPU."""
+    return 0 if on_cpu else int(coefficient("default_cache_bytes"))
 
 
 def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
@@ -178,7 +200,7 @@ def describe_method(config: RunConfig) -> str:
 def _ways(predictor: Predictor) -> Iterator[Settings]:
     """The settings that `auto` leaves open, fastest first."""
     config = predictor.config
-    settings = Settings.of(config)
+    settings = Settings.of(config, predictor.on_cpu)
     backward = config.method == "bp"
     for checkpointing in (False, True) if backward and config.checkpointing == "auto" else (settings.checkpointing,):
         for keeps in _prefix_choices(predictor):
@@ -203,7 +225,7 @@ def _largest_micro_batch(predictor: Predictor, settings: Settings, cap_bytes: in
         tried = dataclasses.replace(settings, micro_batch=rows, cache_limit_bytes=0)
         bare = predictor.estimate(tried)
         room = int(cap_bytes / (1.0 + coefficient("margin"))) - bare.footprint_bytes
-        if room < 0:
+        if room < least_cache(predictor.on_cpu):
             return None
         limit = min(room, cache_limit(bare, predictor.on_cpu))
         return _fit(predictor, dataclasses.replace(tried, cache_limit_bytes=limit), cap_bytes)

@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 
 from ..core.config import RunConfig
+from ..core.meter import system_memory
 from ..engine.batching import Shapes, Size
 from .coefficients import coefficient
 
@@ -91,11 +92,22 @@ class Settings:
     cache_limit_bytes: int
 
     @staticmethod
-    def of(config: RunConfig) -> Settings:
+    def of(config: RunConfig, on_cpu: bool) -> Settings:
         """The settings of a configuration; `auto` counts as the faster choice, as without a cap."""
         return Settings(
             config.micro_batch,
             config.checkpointing == "on",
             config.activation_cache == "ram",
-            int(coefficient("default_cache_bytes")),
+            uncapped_cache_bytes(on_cpu),
         )
+
+
+def uncapped_cache_bytes(on_cpu: bool) -> int:
+    """The limit of MLX's cache of freed buffers in a process without a memory cap.
+
+    On the CPU it is MLX's own. On Metal that is nearly all memory, and the cache is wired: a process of 7 GiB was seen
+    to take 51 (mlx-lm, pull request 986).
+    """
+    if on_cpu:
+        return int(coefficient("default_cache_bytes"))
+    return max(int(coefficient("default_cache_bytes")), int(coefficient("cache_share") * system_memory()[0]))

@@ -92,7 +92,7 @@ def _checked(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _system() -> dict[str, Any]:
-    from ..core.meter import system_memory
+    from ..core.meter import gpu_working_set_bytes, system_memory
 
     total, available = system_memory()
     facts = {
@@ -106,9 +106,7 @@ def _system() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
     }
     if sys.platform == "darwin":
-        limit = subprocess.run(["sysctl", "-n", "iogpu.wired_limit_mb"], capture_output=True, text=True, timeout=5)
-        # 0 is the system's default, the recommended working set.
-        facts["wired_limit_mb"] = int(limit.stdout) if limit.stdout.strip().isdigit() else None
+        facts["gpu_working_set_bytes"] = gpu_working_set_bytes()
     return facts
 
 

@@ -14,7 +14,7 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE
 from ..core.failures import as_error
-from ..core.mlx_startup import prepare_mlx
+from ..memory.mlx_limits import start_mlx
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
 
     try:
         config = RunConfig.from_mapping(json.load(sys.stdin))
-        prepare_mlx()
+        start_mlx()
         # MLX must find its variables set and a fast BLAS loaded.
         from ..engine.layer_probe import probe_job
 

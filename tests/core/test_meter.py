@@ -6,7 +6,14 @@ import sys
 import mlx.core as mx
 import pytest
 
-from mlxzo.core.meter import FootprintReader, footprint_bytes, mlx_memory, system_memory
+from mlxzo.core.meter import (
+    FootprintReader,
+    footprint_bytes,
+    gpu_working_set_bytes,
+    memory_pressure,
+    mlx_memory,
+    system_memory,
+)
 
 
 def test_the_footprint_grows_with_what_is_held():
@@ -50,3 +57,19 @@ def test_mlx_counts_what_is_alive_and_the_peak():
     after = mlx_memory()
     assert after.active_bytes - before.active_bytes >= 4_000_000
     assert after.peak_bytes >= after.active_bytes
+
+
+def test_a_mac_tells_its_pressure_and_what_its_gpu_can_hold(mac):
+    assert memory_pressure() == 1
+    for total, share in ((8 << 30, 2 / 3), (64 << 30, 3 / 4)):
+        mac.set_memory(total)
+        assert gpu_working_set_bytes() == int(share * total)
+    mac.sysctl["iogpu.wired_limit_mb"] = 57344
+    assert gpu_working_set_bytes() == 57344 << 20
+    mac.sysctl.clear()
+    assert memory_pressure() is None and gpu_working_set_bytes() == 48 << 30
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="elsewhere than on a Mac")
+def test_other_systems_have_no_such_values():
+    assert memory_pressure() is None and gpu_working_set_bytes() is None

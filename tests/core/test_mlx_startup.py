@@ -6,11 +6,13 @@ import ast
 import os
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import mlxzo
 from mlxzo.core.child_process import worker_environment
 from mlxzo.core.mlx_startup import VARIABLES, prepare_mlx, variables
+from mlxzo.memory.mlx_limits import start_mlx
 
 ROOT = Path(mlxzo.__file__).parent
 
@@ -55,4 +57,15 @@ def test_every_program_that_computes_prepares_mlx():
     programs = {file for file, text in texts.items() if file.parent.name == "commands" or "__main__" in text}
     computing = {file for file in programs if imported(file) & computes}
     assert ROOT / "runtime" / "worker.py" in computing
-    assert {str(file) for file in computing if "prepare_mlx()" not in texts[file]} == set()
+    loading = {file for file in computing if "start_mlx()" in texts[file]}
+    preparing = {file.name for file in computing - loading if "prepare_mlx()" in texts[file]}
+    assert len(loading) + len(preparing) == len(computing)
+    # These load no model; the worker bounds MLX's cache by its memory cap (see `hold_to_cap`).
+    assert preparing == {"doctor.py", "step_time.py", "tasks.py", "worker.py"}
+
+
+def test_a_process_that_loads_a_model_bounds_the_cache_of_freed_buffers():
+    # MLX's own limit on the CPU, which it is asked for by setting another one.
+    mx.set_cache_limit(1 << 40)
+    start_mlx()
+    assert mx.set_cache_limit(32 << 20) == 32 << 20

@@ -24,7 +24,7 @@ def search(cap, setting, method):
 
     def taken(layers):
         shape = member(layers)
-        predicted = Predictor(shape, config, data, on_cpu=False).estimate(Settings.of(config))
+        predicted = Predictor(shape, config, data, on_cpu=False).estimate(Settings.of(config, on_cpu=False))
         return predicted.peak_bytes - predicted.bytes_of("transient")
 
     low, high = 1, 2

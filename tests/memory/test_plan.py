@@ -8,9 +8,9 @@ import pytest
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import DoesNotFit
 from mlxzo.memory.estimate import Predictor
-from mlxzo.memory.plan import alternatives, fit, fit_own_cap, needed_bytes, smallest
+from mlxzo.memory.plan import alternatives, fit, fit_own_cap, least_cache, needed_bytes, smallest
 from mlxzo.memory.plan_table import WAYS, PlanRow, largest, largest_probe, recommend, table
-from mlxzo.memory.sizes import Data, Settings
+from mlxzo.memory.sizes import Data, Settings, uncapped_cache_bytes
 from mlxzo.models.registry import find, load_registry
 from mlxzo.models.resolve import shape_of_entry
 
@@ -23,8 +23,8 @@ def config(**options):
 
 
 def needs(settled):
-    """The least cap for the settings of a fit, without a cache of freed buffers."""
-    settings = dataclasses.replace(Settings.of(settled), cache_limit_bytes=0)
+    """The least cap for the settings of a fit, with the smallest cache of freed buffers."""
+    settings = dataclasses.replace(Settings.of(settled, on_cpu=False), cache_limit_bytes=least_cache(on_cpu=False))
     return needed_bytes(Predictor(SHAPE, settled, DATA, on_cpu=False).estimate(settings))
 
 
@@ -77,7 +77,7 @@ def test_the_activation_cache_gives_way():
 def test_a_ridge_probe_takes_the_memory_of_a_forward_pass():
     run = config(estimator="spsa", scope="full")
     predictor = Predictor(SHAPE, run, DATA, on_cpu=False)
-    training, probe = predictor.estimate(Settings.of(run)), predictor.evaluation()
+    training, probe = predictor.estimate(Settings.of(run, on_cpu=False)), predictor.evaluation()
     assert SHAPE.weight_bytes("auto") < probe.peak_bytes <= training.peak_bytes
     small = shape_of_entry(find("smollm2-135m"))
     rooms = (probe.footprint_bytes, probe.footprint_bytes - 1, small.weight_bytes("auto"))
@@ -169,3 +169,25 @@ def row(model, parameters, way, fits):
 )
 def test_backpropagation_is_recommended_wherever_it_is_the_better_choice(rows, said):
     assert said in recommend([row(*r) for r in rows], 10**9)
+
+
+def test_the_cache_of_freed_buffers_is_bounded_on_a_gpu_with_and_without_a_cap(mac):
+    mac.set_memory(16 << 30)
+    assert uncapped_cache_bytes(on_cpu=False) == (16 << 30) // 20
+    assert uncapped_cache_bytes(on_cpu=True) == 32 << 20
+    free = fit_own_cap(config(scope="full"), SHAPE, DATA, on_cpu=False)
+    assert free.estimate.bytes_of("buffer cache") == uncapped_cache_bytes(on_cpu=False)
+    tight = needs(config(scope="full"))
+    assert (
+        fit(config(scope="full"), SHAPE, DATA, tight, on_cpu=False).cache_limit_bytes >= least_cache(on_cpu=False) > 0
+    )
+    # On a CPU it may go, as before.
+    assert least_cache(on_cpu=True) == 0
+
+
+def test_a_cap_above_what_the_gpu_of_a_mac_can_hold_is_told(mac):
+    run = config(scope="full", micro_batch=1)
+    assert "lets the GPU hold" not in str(fit(run, SHAPE, DATA, 10 << 30, on_cpu=False).notes)
+    assert "above the 11.5 GB that macOS lets the GPU hold" in str(fit(run, SHAPE, DATA, 12 << 30, on_cpu=False).notes)
+    mac.sysctl["iogpu.wired_limit_mb"] = 13 << 10
+    assert "lets the GPU hold" not in str(fit(run, SHAPE, DATA, 12 << 30, on_cpu=False).notes)

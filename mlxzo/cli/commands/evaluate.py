@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
 from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text, shown
-from ...core.mlx_startup import prepare_mlx
+from ...memory.mlx_limits import start_mlx
 from ..options import add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     shots = _shots(arguments.shots)
     source = source_of(arguments)
     config = read_tuned_config(config_values(arguments), source)
-    prepare_mlx()
+    start_mlx()
     from ...engine.baselines import Baseline, evaluate_job, suitable_baselines
     from ..console import RunView, key_values, listing, output
 

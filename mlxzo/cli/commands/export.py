@@ -18,7 +18,7 @@ from ...core.errors import EXIT_DONE
 from ...core.events import Emit, Event, Finished, to_json
 from ...core.files import user_path
 from ...core.formatting import default_out, result_rows
-from ...core.mlx_startup import prepare_mlx
+from ...memory.mlx_limits import start_mlx
 from ..options import add_json
 from ..printing import print_json
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = RunDirectory.open(arguments.run)
     out = user_path(arguments.out or default_out(found.id, arguments.to)).absolute()
-    prepare_mlx()
+    start_mlx()
     from ...engine.export import export_job
 
     def job(on_event: Emit) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ...core.config import options
 from ...core.config_checks import option_problems
 from ...core.errors import EXIT_DONE, ConfigError
-from ...core.mlx_startup import prepare_mlx
 from ...core.options import parse_value
 from ...engine.sampling import LONGEST
+from ...memory.mlx_limits import start_mlx
 from ..options import add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json, say
 
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_tuned_config(flags, source)
     task = None if _continues(arguments) else known_task(config, source, flags)
     question = _question(task, prompt) if isinstance(task, Classification) else None
-    prepare_mlx()
+    start_mlx()
     from ...engine.sampling import Sampling
     from ...engine.side_by_side import SideBySide
 

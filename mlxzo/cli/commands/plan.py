@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ...memory.step_time import Calibration
     from ...models.architecture import ModelShape
 
-# Share of the machine's memory that is the default cap; the rest is for the system and other programs.
+# Share of the machine's memory that is the default cap, unless the GPU can hold less; the rest is for the system and
+# other programs.
 _SHARE = 0.75
 _OPTIONS = (
     *("task", "data", "train_examples", "train_per_label", "max_tokens"),
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-cap",
         dest="cap",
         metavar="SIZE",
-        help=f"such as 8GB (default: {_SHARE:.0%} of this machine's memory)".replace("%", "%%"),
+        help=f"such as 8GB (default: {_SHARE:.0%} of this machine's memory, or less "
+        "where the GPU of a Mac can hold less)".replace("%", "%%"),
     )
     parser.add_argument(
         "--model",
@@ -123,9 +125,10 @@ def _cap(text: str | None) -> int:
         ConfigError: the text is not a size.
     """
     if text is None:
-        from ...core.meter import system_memory
+        from ...core.meter import gpu_working_set_bytes, system_memory
 
-        return int(_SHARE * system_memory()[0])
+        share = int(_SHARE * system_memory()[0])
+        return min(share, gpu_working_set_bytes() or share)
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -198,10 +201,13 @@ def _document(plan: _Plan) -> dict[str, Any]:
 
 
 def _print(plan: _Plan, *, one: bool) -> None:
+    from ...memory.plan import above_working_set
     from ..console import listing, output
 
     console, rows, steps = output(), plan.rows, plan.steps
     console.print(f"Cap {format_bytes(plan.cap)}; {plan.source}; batches of {plan.base.batch_size}")
+    for warning in above_working_set(plan.cap):
+        console.print(f"Note: {warning}.")
     if one:
         _print_components(rows)
     else:

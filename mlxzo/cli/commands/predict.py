@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import EXIT_DONE, ConfigError, Interrupted
 from ...core.files import explained, user_path
 from ...core.formatting import format_metric, format_seconds
-from ...core.mlx_startup import prepare_mlx
+from ...memory.mlx_limits import start_mlx
 from ...tasks.classification import Classification
 from ...tasks.row_stream import OBJECTS, RowStream
 from ...tasks.tables import SEPARATORS
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             "name a run of a classification task",
         )
     out = None if arguments.labels_out is None else user_path(arguments.labels_out).absolute()
-    prepare_mlx()
+    start_mlx()
     from ...engine.prediction import predict_job
     from ..console import RunView
 

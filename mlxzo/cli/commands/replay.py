@@ -11,7 +11,7 @@ import argparse
 
 from ...core.errors import EXIT_DONE
 from ...core.files import user_path
-from ...core.mlx_startup import prepare_mlx
+from ...memory.mlx_limits import start_mlx
 from ..options import add_json
 from .export import add_dequantize, show
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = user_path(arguments.journal)
     out = user_path(arguments.out or f"{path.stem}-{arguments.to}").absolute()
-    prepare_mlx()
+    start_mlx()
     from ...engine.export import replay_job
     from ..console import RunView
 
