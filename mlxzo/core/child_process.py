@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import site
+import subprocess
 import sys
 from pathlib import Path
 from typing import IO, AnyStr
@@ -34,6 +36,24 @@ def module_command(module: str, *arguments: str) -> list[str]:
     module nor be run.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def keep_awake(pid: int) -> subprocess.Popen[bytes] | None:
+    """Keeps a Mac from going to sleep by itself until process `pid` ends; the display may.
+
+    Returns:
+        The process that does, which ends with `pid`; None elsewhere, or where caffeinate is missing.
+    """
+    program = shutil.which("caffeinate") if sys.platform == "darwin" else None
+    if program is None:
+        return None
+    nothing = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            [program, "-i", "-w", str(pid)], stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
+    except OSError:
+        return None
 
 
 def search_path() -> str | None:

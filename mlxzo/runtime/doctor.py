@@ -72,6 +72,8 @@ def advice(report: dict[str, Any]) -> list[str]:
         )
     if sys.platform == "darwin" and platform.machine() != "arm64":
         lines.append("This Python runs as x86-64: install an arm64 Python, or MLX cannot use the GPU.")
+    if "caffeinate" in system and system["caffeinate"] is None:
+        lines.append("There is no caffeinate: set the Mac not to sleep by itself, or a run stops while it sleeps.")
     if on_cpu and not report["compiler"].get("path"):
         lines.append("No C++ compiler: mx.compile runs uncompiled and slower; install g++.")
     if system.get("memory_available_bytes", _LITTLE_MEMORY_BYTES) < _LITTLE_MEMORY_BYTES:
@@ -107,6 +109,7 @@ def _system() -> dict[str, Any]:
     }
     if sys.platform == "darwin":
         facts["gpu_working_set_bytes"] = gpu_working_set_bytes()
+        facts["caffeinate"] = shutil.which("caffeinate")
     return facts
 
 

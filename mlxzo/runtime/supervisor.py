@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from ..core import events
-from ..core.child_process import module_command, signal_name, worker_environment
+from ..core.child_process import keep_awake, module_command, signal_name, worker_environment
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from ..core.files import explained
@@ -75,6 +75,7 @@ class Supervisor:
         self._kill_at: float | None = None
         self._last_step: events.Step | None = None
         self._guard: Guard | None = None
+        self._awake: subprocess.Popen[bytes] | None = None
         self._outcome: events.Finished | events.Failed | None = None
 
     def start(self, lock: int | None = None) -> None:
@@ -136,6 +137,7 @@ class Supervisor:
             os.close(write)
         os.set_blocking(read, False)
         self._pipe = read
+        self._awake = keep_awake(process.pid)
         return process
 
     @property
@@ -202,8 +204,9 @@ class Supervisor:
         process = self._process
         if process is None:
             return
-        # Popen.send_signal skips a process that has been waited for, whose id may be reused by now.
-        with contextlib.suppress(ProcessLookupError):
+        # Popen.send_signal skips a process that has been waited for, whose id may be reused by now. macOS answers EPERM
+        # for a group of processes that have all ended and were not waited for.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if number == signal.SIGKILL and process.poll() is None:
                 # The worker leads its session, so its children end with it.
                 os.killpg(process.pid, number)
@@ -255,6 +258,9 @@ class Supervisor:
         if self._guard is not None:
             self._guard.stop()
         self._ended = True
+        if self._awake is not None:
+            self._awake.terminate()
+            self._awake.wait()
         self._end_children()
         with self.run.held() if self._kept_config is not None else contextlib.nullcontext() as lock:
             # Unless another process has taken the run over.

@@ -45,6 +45,17 @@ def test_an_mlx_that_crashes_is_reported(monkeypatch, tmp_path):
     assert doctor._mlx_in_child() == {"error": "ImportError: broken wheel"}
 
 
+def test_a_mac_is_told_how_it_stays_awake_and_what_its_gpu_can_hold(mac, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    system = doctor._system()
+    assert system["caffeinate"] is None and system["gpu_working_set_bytes"] == int((16 << 30) * 2 / 3)
+    report = {"system": system, "mlx": {}, "cache": {}, "compiler": {}, "hub": {"reachable": True}}
+    assert any("There is no caffeinate" in line for line in doctor.advice(report))
+    (tmp_path / "caffeinate").write_text("")
+    (tmp_path / "caffeinate").chmod(0o755)
+    assert doctor._system()["caffeinate"] == str(tmp_path / "caffeinate")
+
+
 def test_a_cache_that_does_not_exist_is_empty(monkeypatch, tmp_path):
     monkeypatch.setenv("MLXZO_HOME", str(tmp_path / "none"))
     assert doctor._cache() == {"path": str(tmp_path / "none"), "bytes": 0, "files": 0}

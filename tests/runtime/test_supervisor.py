@@ -213,6 +213,37 @@ def test_a_deaf_worker_is_killed_with_its_children_after_a_second_stop(start, mo
     assert not _alive(child)
 
 
+def test_a_mac_stays_awake_while_a_worker_runs(start, mac, monkeypatch, tmp_path):
+    program = tmp_path / "caffeinate"
+    program.write_text(
+        f'#!/bin/sh\necho "$$ $@" > "{tmp_path}/asked.new"; mv "{tmp_path}/asked.new" "{tmp_path}/asked"\n'
+        "exec sleep 600\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    asked = tmp_path / "asked"
+    supervisor = start(f"while not os.path.exists({str(asked)!r}): time.sleep(0.01)\nfinish()")
+    drain(supervisor)
+    own, *words = asked.read_text().split()
+    assert words == ["-i", "-w", str(supervisor.pid)]
+    assert not is_alive(int(own))
+
+
+def test_a_group_that_has_ended_may_be_refused_a_signal(start, mac, monkeypatch):
+    supervisor = start("step(1)\ntime.sleep(30)")
+    killpg = os.killpg
+
+    def refusing(group, number):
+        killpg(group, number)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", refusing)
+    for _ in range(3):
+        supervisor.stop()
+    drain(supervisor)
+    assert supervisor.exit_code == 130
+
+
 def test_stopping_what_has_ended_does_nothing(start):
     supervisor = start("finish()")
     drain(supervisor)

@@ -44,6 +44,9 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
         memory = (format_bytes(system[name]) for name in ("memory_bytes", "memory_available_bytes"))
         lines.append(("memory", "{}, of which {} free".format(*memory)))
+        if "caffeinate" in system:
+            awake = f"runs keep it off by {system['caffeinate']}" if system["caffeinate"] else "runs cannot keep it off"
+            lines.append(("sleep", awake))
     if "error" in mlx:
         lines.append(("MLX", f"not working: {mlx['error']}"))
     else:
