@@ -1,4 +1,4 @@
-"""docs/tasks.md: its generated part is that of the tasks as they are, and its examples work."""
+"""docs/tasks.md and docs/data.md: the generated part is that of the tasks as they are, and the examples work."""
 
 import ast
 import json
@@ -9,6 +9,7 @@ from mlxzo.core.config import RunConfig
 from mlxzo.tasks.registry import get_task, load_task, task_names
 
 TEXT = PAGE.read_text(encoding="utf-8")
+DATA = PAGE.with_name("data.md").read_text(encoding="utf-8")
 
 
 def test_the_generated_part_is_up_to_date():
@@ -17,8 +18,8 @@ def test_the_generated_part_is_up_to_date():
 
 
 def test_the_task_in_a_file_and_its_table_are_read(tmp_path):
-    (task,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    (table,) = re.findall(r"```\n(title,.*?)```", TEXT, re.DOTALL)
+    (task,) = re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL)
+    (table,) = re.findall(r"```\n(title,.*?)```", DATA, re.DOTALL)
     assert len(task.splitlines()) <= 20
     (tmp_path / "opinions.yaml").write_text(task)
     for split in ("train", "validation"):
