@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,12 +65,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return Path(path).open("rb")
 
 
+def sync_to_disk(descriptor: int) -> None:
+    """Flushes a file or folder to the disk, the disk's own cache included, which on macOS `os.fsync` leaves out.
+
+    Raises:
+        OSError: the disk fails, or it is no file.
+    """
+    if sys.platform == "darwin":
+        # Some file systems, of a network say, do not have it.
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes the names inside `folder` durable; a no-op where folders cannot be opened."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            sync_to_disk(handle)
         finally:
             os.close(handle)
 
@@ -85,7 +101,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync_to_disk(file.fileno())
         fresh.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -118,7 +134,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                sync_to_disk(file.fileno())
     fsync_folder(temporary)
     temporary.replace(final)
     fsync_folder(final.parent)

@@ -38,7 +38,7 @@ def footprint_bytes(pid: int | None = None) -> int:
         ProcessLookupError: there is no such process, or it may not be read.
     """
     pid = os.getpid() if pid is None else pid
-    return _mac_footprint(pid) if sys.platform == "darwin" else _resident_bytes(pid)
+    return _mac_footprint(pid)[0] if sys.platform == "darwin" else _resident_bytes(pid)
 
 
 def _resident_bytes(pid: int) -> int:
@@ -70,7 +70,9 @@ class FootprintReader:
                 raise ProcessLookupError(f"process {pid} cannot be measured: {error}") from None
 
     def read(self) -> tuple[int, int | None]:
-        """The footprint now (see `footprint_bytes`), and on Linux its peak, else None."""
+        """The footprint now (see `footprint_bytes`), and on macOS and Linux its peak, else None."""
+        if sys.platform == "darwin":
+            return _mac_footprint(os.getpid() if self._pid is None else self._pid)
         if self._status is None:
             return footprint_bytes(self._pid), None
         try:
@@ -86,8 +88,12 @@ class FootprintReader:
             self._status.close()
 
 
-class _RusageInfoV0(ctypes.Structure):
-    """`struct rusage_info_v0` of <sys/resource.h>."""
+# The version of `struct rusage_info` that has the peak.
+_RUSAGE_INFO_V4 = 4
+
+
+class _RusageInfoV4(ctypes.Structure):
+    """`struct rusage_info_v4` of <sys/resource.h>."""
 
     _fields_ = (
         ("uuid", ctypes.c_uint8 * 16),
@@ -104,16 +110,25 @@ class _RusageInfoV0(ctypes.Structure):
                 "phys_footprint",
                 "start_time",
                 "exit_time",
+                *("child_user_time", "child_system_time", "child_package_idle_wakeups", "child_interrupt_wakeups"),
+                *("child_page_ins", "child_elapsed_time", "disk_bytes_read", "disk_bytes_written"),
+                *("cpu_time_default", "cpu_time_maintenance", "cpu_time_background", "cpu_time_utility"),
+                *("cpu_time_legacy", "cpu_time_user_initiated", "cpu_time_user_interactive"),
+                *("billed_system_time", "serviced_system_time", "logical_writes", "lifetime_max_phys_footprint"),
+                *("instructions", "cycles", "billed_energy", "serviced_energy"),
+                *("interval_max_phys_footprint", "runnable_time"),
             )
         ),
     )
 
 
-def _mac_footprint(pid: int) -> int:
-    info = _RusageInfoV0()
-    if ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage(pid, 0, ctypes.byref(info)) != 0:
+def _mac_footprint(pid: int) -> tuple[int, int]:
+    """The footprint now, and its peak."""
+    info = _RusageInfoV4()
+    library = ctypes.CDLL("/usr/lib/libproc.dylib")
+    if library.proc_pid_rusage(pid, _RUSAGE_INFO_V4, ctypes.byref(info)) != 0:
         raise ProcessLookupError(f"process {pid} cannot be measured")
-    return info.phys_footprint
+    return info.phys_footprint, info.lifetime_max_phys_footprint
 
 
 def system_memory() -> tuple[int, int]:

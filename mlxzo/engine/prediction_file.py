@@ -7,7 +7,6 @@ import fcntl
 import glob
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..core.errors import ConfigError, DataError
-from ..core.files import explained, fsync_folder
+from ..core.files import explained, fsync_folder, sync_to_disk
 from ..core.formatting import json_text, spreadsheet_cell
 from ..tasks.classification import Label
 from ..tasks.row_stream import RowStream, StreamedRow
@@ -151,7 +150,7 @@ class PartialFile:
             ConfigError: another file has it by now.
         """
         with explained(self._out, "the labels"):
-            os.fsync(self._file.fileno())
+            sync_to_disk(self._file.fileno())
             check_new(self._out)
             self.path.replace(self._out)
             self._file.close()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..core.files import open_regular
+from ..core.files import open_regular, sync_to_disk
 from ..core.formatting import brief
 from ..core.parsing import CONTENT_ERRORS, ContentError, reason_of
 
@@ -211,4 +211,4 @@ def write_safetensors(
             if written != plan.nbytes:
                 raise ValueError(f"{plan.name}: {written} bytes written, {plan.nbytes} expected")
         file.flush()
-        os.fsync(file.fileno())
+        sync_to_disk(file.fileno())

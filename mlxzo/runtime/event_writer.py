@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..core import events
-from ..core.files import append
+from ..core.files import append, sync_to_disk
 
 _OFFER_SECONDS = 0.01
 # A resumed run depends on these: they are flushed to the disk at once. A power failure may take the others of the last
@@ -75,4 +75,4 @@ class EventWriter:
         append(self._file, self._begin + line)
         self._begin = b""
         if durable:
-            os.fsync(self._file)
+            sync_to_disk(self._file)

@@ -43,6 +43,9 @@ def rewrite(slots: Sequence[Slot], new: Callable[..., Sequence[mx.array]]) -> No
             stop = min(start + limit, rows)
             pieces = new(range(start, stop), *(slot.get()[start:stop] for slot in slots))
             mx.eval(pieces)
+            # On Metal the handlers of finished command buffers hold their inputs a little longer than `eval` waits, and
+            # the tensor would be copied instead of changed in place.
+            mx.synchronize()
             for slot, piece in zip(slots, pieces, strict=True):
                 slot.get()[start:stop] = piece
             del pieces

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import append, write_atomic
+from ..core.files import append, sync_to_disk, write_atomic
 from ..core.parsing import read_bytes
 
 FORMAT = 1
@@ -302,7 +302,7 @@ class JournalWriter:
 
     def sync(self) -> None:
         """Flushes all writes to the disk."""
-        os.fsync(self._file)
+        sync_to_disk(self._file)
         self._synced = time.monotonic()
 
     def close(self) -> None:

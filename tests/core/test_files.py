@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import mlxzo
 from mlxzo.core.errors import ConfigError
-from mlxzo.core.files import folder_contents, mlxzo_home, user_path
+from mlxzo.core.files import folder_contents, mlxzo_home, sync_to_disk, user_path, write_atomic
 
 
 def test_a_folder_is_measured_while_others_remove_what_is_in_it(tmp_path, monkeypatch):
@@ -58,3 +60,26 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="no home folder") as caught:
         mlxzo_home()
     assert "MLXZO_HOME" in caught.value.fix
+
+
+def test_on_a_mac_the_disk_flushes_its_own_cache_too(mac, monkeypatch, tmp_path):
+    flushed, synced = [], []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: flushed.append(command))
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_atomic(tmp_path / "a", "whole")
+    # The file, and the folder with its name.
+    assert (flushed, synced) == ([51, 51], [])
+
+    def unknown(descriptor, command):
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr(fcntl, "fcntl", unknown)
+    sync_to_disk(7)
+    assert synced == [7]
+
+
+def test_nothing_else_flushes_to_the_disk():
+    package = Path(mlxzo.__file__).parent
+    found = {path.name for path in package.rglob("*.py") if "os.fsync(" in path.read_text(encoding="utf-8")}
+    assert found == {"files.py"}

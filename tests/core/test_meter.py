@@ -1,11 +1,14 @@
 """Memory readings: of this process, of another, of MLX."""
 
+import ctypes
+import os
 import subprocess
 import sys
 
 import mlx.core as mx
 import pytest
 
+from mlxzo.core import meter
 from mlxzo.core.meter import (
     FootprintReader,
     footprint_bytes,
@@ -14,6 +17,7 @@ from mlxzo.core.meter import (
     mlx_memory,
     system_memory,
 )
+from mlxzo.memory.watch import Gauge
 
 
 def test_the_footprint_grows_with_what_is_held():
@@ -68,6 +72,21 @@ def test_a_mac_tells_its_pressure_and_what_its_gpu_can_hold(mac):
     assert gpu_working_set_bytes() == 57344 << 20
     mac.sysctl.clear()
     assert memory_pressure() is None and gpu_working_set_bytes() == 48 << 30
+
+
+def test_the_footprint_of_a_process_on_a_mac_comes_with_its_peak(mac):
+    assert ctypes.sizeof(meter._RusageInfoV4) == 16 + 35 * 8
+    assert footprint_bytes() == 50_000_000
+    reader = FootprintReader()
+    assert reader.read() == (50_000_000, 60_000_000)
+    gauge = Gauge()
+    assert gauge.read() == 50_000_000
+    # What a peak between two readings took counts as well.
+    mac.footprints[os.getpid()] = (55_000_000, 90_000_000)
+    assert (gauge.read(), gauge.peak_bytes) == (90_000_000, 90_000_000)
+    mac.footprints.clear()
+    with pytest.raises(ProcessLookupError):
+        reader.read()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="elsewhere than on a Mac")
