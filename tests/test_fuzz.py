@@ -58,7 +58,7 @@ from tui.run_list import read_entry
 from tui.sweeps import read_sweeps
 
 SEED = os.environ.get("MLXZO_FUZZ_SEED", "0")
-FILES = 60
+FILES = 40
 """Changed files of each kind."""
 LONGEST_TEXT, MOST_DETAILS = 1500, 201
 HANG_SECONDS = 60

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 
-_LONGEST_PROBLEM = 400
+LONGEST_PROBLEM = 400
+# So many are those of a file of another kind; looking for the option that each key may have meant would take minutes.
+ENOUGH_PROBLEMS = 500
 
 
 def combination_problems(config: RunConfig) -> list[str]:
@@ -81,6 +83,8 @@ def parse_values(
     """Parses the values of known options; adds unknown names and bad values to `problems`."""
     parsed: dict[str, Any] = {}
     for key, raw in values.items():
+        if len(problems) >= ENOUGH_PROBLEMS:
+            break
         if key not in known:
             problems.append(no_such_option(key, known))
             continue
@@ -116,7 +120,7 @@ def configuration_error(problems: Sequence[str], source: str = "") -> ConfigErro
     Args:
         source: the file of the configuration; empty without one.
     """
-    problems = [brief(problem, _LONGEST_PROBLEM) for problem in problems]
+    problems = [brief(problem, LONGEST_PROBLEM) for problem in problems]
     where = f"{source}: " if source else ""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     message = where + (problems[0] if len(problems) == 1 else f"{count} in the configuration")

@@ -7,6 +7,7 @@ import os
 
 from .errors import DoesNotFit, GpuFailure, MlxzoError, SystemFailure
 from .files import disk_full, is_disk_full
+from .formatting import shown
 
 _FIXES = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
@@ -34,6 +35,10 @@ _METAL_REASONS = {
 }
 
 
+# Of the C++ library that MLX asks for the folder.
+_NO_TEMPORARY = "temp_directory_path"
+
+
 def as_error(error: BaseException, writing: str = "what is written") -> MlxzoError | None:
     """The error as the user should see it; None for a fault of mlxzo.
 
@@ -54,6 +59,12 @@ def as_error(error: BaseException, writing: str = "what is written") -> MlxzoErr
             f"there is not enough memory{': ' * bool(text)}{text}",
             "use a smaller --batch-size, --micro-batch or --max-tokens, a smaller --model, or close other programs; a "
             "limit of the shell (`ulimit -v`, `ulimit -u`) may be too low",
+        )
+    if _NO_TEMPORARY in text:
+        return SystemFailure(
+            "MLX, which compiles its functions there, finds no folder for temporary files: TMPDIR is "
+            f"{shown(os.environ.get('TMPDIR', ''))}",
+            "set TMPDIR to a folder that exists and can be written",
         )
     if _METAL in text:
         reason = next((f", since {why}" for word, why in _METAL_REASONS.items() if word in text), "")

@@ -19,6 +19,7 @@ from .parsing import MOST_LEVELS, parsing, read_bytes, reason_of
 # Aliases let a small file expand to a huge one; a thousand runs of thirty options each stay below this.
 MOST_VALUES = 100_000
 MOST_BYTES = 1 << 20
+_LONG = 1 << 16
 GIVEN_TWICE = "it is given more than once"
 
 
@@ -138,8 +139,9 @@ def _read(path: str | Path, most_bytes: int, refused: type[MlxzoError], fix: str
 def _composed(text: str) -> yaml.Node | None:
     """The nodes of a YAML text, None if it is empty."""
     if (fast := getattr(yaml, "CSafeLoader", None)) is not None:
-        # libyaml's parser is 25 times as fast; what it refuses is reported in the words of PyYAML's own, below.
-        with contextlib.suppress(yaml.YAMLError):
+        # libyaml's parser is 25 times as fast; what it refuses is reported in the words of PyYAML's own, below, unless
+        # that would take seconds.
+        with contextlib.nullcontext() if len(text) > _LONG else contextlib.suppress(yaml.YAMLError):
             return yaml.compose(text, Loader=fast)
     return yaml.compose(text, Loader=yaml.SafeLoader)
 

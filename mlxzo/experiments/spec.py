@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..core.config import RunConfig, options
-from ..core.config_checks import option_problems
+from ..core.config_checks import ENOUGH_PROBLEMS, LONGEST_PROBLEM, option_problems
 from ..core.errors import ConfigError, MlxzoError
 from ..core.formatting import brief, shown
 from ..core.yaml_file import GIVEN_TWICE, YamlFile
@@ -16,7 +16,6 @@ from ..runtime.preflight import check_names
 T = TypeVar("T")
 
 _LONGEST_LABEL = 100
-_LONGEST_PROBLEM = 400
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -69,7 +68,7 @@ class SpecReader:
 
     def problem(self, path: tuple[Any, ...], text: str) -> None:
         line = self._file.line(*path) if self._file and path and path[0] in self._located else None
-        self._problems.append((line or 0, brief(text, _LONGEST_PROBLEM)))
+        self._problems.append((line or 0, brief(text, LONGEST_PROBLEM)))
 
     def problems_of(
         self, error: MlxzoError, path: tuple[Any, ...], prefix: str = "", known: Collection[str] = ()
@@ -114,6 +113,8 @@ class SpecReader:
         Args:
             reserved: options that may not be here, and the reason for each.
         """
+        if len(self._problems) >= ENOUGH_PROBLEMS:
+            return False
         found = [f"{key}: {reserved[key]}"] if key in reserved else option_problems(options(), key, value)
         if not found and key in self._names:
             found = _name_problems(key, value)

@@ -38,6 +38,11 @@ def test_a_long_value_is_cut_in_every_message(value):
     assert all(len(problem) < 500 for problem in problems_of({"x" * 100_000: value}))
 
 
+def test_a_file_of_another_kind_is_refused_without_a_look_at_each_of_its_keys():
+    with pytest.raises(ConfigError, match="500 problems"):
+        RunConfig.from_mapping({f"k{number}": 1 for number in range(100_000)})
+
+
 def test_every_problem_is_listed_at_once():
     problems = problems_of(
         {"batchsize": 4, "steps": "many", "batch_size": 0, "scope": "half", "name": "../up", "lr": -1}

@@ -27,6 +27,7 @@ def metal(words: str, number: str, name: str) -> RuntimeError:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
+        (RuntimeError("filesystem error: temp_directory_path: No such file or directory"), 4, "TMPDIR is"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "the disk has no room for the run"),
         (OSError(errno.EFBIG, "File too large", "/a"), 3, "no room"),
         (MemoryError(), 3, "there is not enough memory"),

@@ -15,7 +15,7 @@ from mlxzo.engine import checkpoints
 from mlxzo.engine.checkpoint_file import saved_step
 from mlxzo.zo.journal import RECORD_BYTES, steps_in
 from tests.engine.in_process import StoppedError, fit
-from tests.engine.test_resume import METHODS, told
+from tests.engine.test_resume import METHODS, check_totals, told
 from tests.variants import slow
 
 STEPS = 18
@@ -84,7 +84,9 @@ def test_power_failures_cost_a_few_steps_and_nothing_else(method, failures, mode
         with pytest.raises(StoppedError):
             fit(run, until)
         assert lose(run, synced, zeros=bool(number % 2))
-    assert told(fit(run)) == whole(method)
+    result = fit(run)
+    assert told(result) == whole(method)
+    check_totals(run, result)
 
 
 def events_lost(run: RunDirectory) -> None:

@@ -14,7 +14,9 @@ import pytest
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
-from mlxzo.core.run_directory import JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
+from mlxzo.core.run_history import RunHistory
+from mlxzo.engine.checkpoint_file import saved_step
 from mlxzo.runtime.resume import resume_config
 from mlxzo.runtime.supervisor import Supervisor
 from tests.variants import slow
@@ -62,6 +64,16 @@ def told(result: dict) -> dict:
     for outcome in (*found["zero_shot"].values(), found["best"]["validation"], found["test"]):
         del outcome["seconds"]
     return found
+
+
+def check_totals(run: RunDirectory, result: dict) -> None:
+    """The times of a result are those of all steps and evaluations, each counted once, whatever processes they were in;
+    the best state is that of the best step."""
+    history = RunHistory.read(run.events())
+    assert result["train_seconds"] == pytest.approx(history.training_seconds)
+    total = result["train_seconds"] + result["validation_seconds"]
+    assert total == pytest.approx(history.seconds) and result["train_seconds"] > 0.0
+    assert saved_step(run.path / BEST_STATE) == result["best"]["step"]
 
 
 @pytest.fixture(scope="module")
