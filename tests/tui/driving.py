@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 from textual.pilot import Pilot
 
 from tui.app import MlxzoApp
 
-_LOOK_SECONDS = 0.02
+# Between two looks at the screen, which is rendered for each: the first time, and at most.
+_LOOK_SECONDS, _MOST_LOOK_SECONDS = 0.01, 0.1
+# For a machine with much else to do, as where all tests run at once.
+PATIENCE_SECONDS = 120.0
 SIZES = [(80, 24), (120, 40), (200, 60)]
 
 
@@ -23,7 +27,9 @@ def drive(app: MlxzoApp, scenario: Callable[[Pilot], Awaitable[Any]], size: tupl
             await pilot.pause()
             return await scenario(pilot)
 
-    return asyncio.run(play())
+    # Textual gives up on a key or a click after 30 s.
+    with mock.patch.object(Pilot._wait_for_screen, "__defaults__", (PATIENCE_SECONDS,)):
+        return asyncio.run(play())
 
 
 async def every_size(pilot: Pilot) -> AsyncIterator[tuple[int, int]]:
@@ -43,16 +49,14 @@ def screen_text(pilot: Pilot) -> str:
     return "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
 
 
-async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = 60.0) -> str:
-    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is.
-
-    The time is for a machine with much else to do, as where all tests run at once.
-    """
-    limit = time.monotonic() + seconds
+async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> str:
+    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is."""
+    limit, look = time.monotonic() + seconds, _LOOK_SECONDS
     while time.monotonic() < limit:
         shown = screen_text(pilot)
         if text() if callable(text) else text in shown:
             return shown
         # Not pilot.pause, which asks every widget whether it is done: here only what is seen counts.
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(look)
+        look = min(1.5 * look, _MOST_LOOK_SECONDS)
     raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")
