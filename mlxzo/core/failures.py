@@ -22,6 +22,7 @@ _ELSE = "check the path and its permissions"
 _NO_MEMORY = (
     *("malloc]", "Unable to allocate", "Insufficient Memory", "failed: out of memory"),
     *("std::bad_alloc", "failed to map segment", "Cannot allocate memory", "can't start new thread"),
+    "Memory allocation still failed",  # OpenBLAS, which then ends the process
 )
 # What MLX raises where it evaluates if Metal has ended its work (mlx/backend/metal/device.cpp), the system's own words
 # behind it. Parts of these words, and the reason that they stand for.
@@ -35,6 +36,8 @@ _METAL_REASONS = {
 }
 
 
+# mlx-lm raises the limit of open files as it is imported, which a lower hard limit forbids.
+_FEW_FILES = ("not allowed to raise maximum limit", "Too many open files")
 # Of the C++ library that MLX asks for the folder.
 _NO_TEMPORARY = "temp_directory_path"
 
@@ -65,6 +68,11 @@ def as_error(error: BaseException, writing: str = "what is written") -> MlxzoErr
             "MLX, which compiles its functions there, finds no folder for temporary files: TMPDIR is "
             f"{shown(os.environ.get('TMPDIR', ''))}",
             "set TMPDIR to a folder that exists and can be written",
+        )
+    if not isinstance(error, OSError) and any(words in text for words in _FEW_FILES):
+        return SystemFailure(
+            f"the limit of open files is too low: {text}",
+            "raise it to 4,096 (`ulimit -n 4096`); where the hard limit is lower, the administrator of the machine can",
         )
     if _METAL in text:
         reason = next((f", since {why}" for word, why in _METAL_REASONS.items() if word in text), "")

@@ -239,6 +239,8 @@ def explained(path: Path, what: str, option: str = "--out", refused: type[MlxzoE
                 f"the disk that holds {path} has no room for {what}",
                 f"free some space, or choose another disk with {option}",
             ) from None
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # no fault of this folder
         raise refused(
             f"{what} cannot be written to {path}: {error.strerror or error}", f"choose another folder with {option}"
         ) from None

@@ -21,6 +21,7 @@ from ..core import events
 from ..core.child_process import keep_awake, module_command, signal_name, worker_environment
 from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
+from ..core.failures import as_error
 from ..core.files import explained
 from ..core.formatting import format_bytes
 from ..core.run_directory import RunDirectory
@@ -300,8 +301,13 @@ class Supervisor:
                 f"programs; {show}",
                 details,
             )
+        last = self._last_log_line()
+        if (failure := as_error(RuntimeError(last))) is not None:
+            # Of what ended the process before it could report, such as a library that found no memory.
+            failure.details = details
+            return failure
         return InternalError(
-            self._last_log_line() or f"the worker ended with code {returncode} and without a result",
+            last or f"the worker ended with code {returncode} and without a result",
             f"please report it with {self.run.log_path}",
             details,
         )

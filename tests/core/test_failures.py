@@ -27,6 +27,8 @@ def metal(words: str, number: str, name: str) -> RuntimeError:
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
+        (ValueError("not allowed to raise maximum limit"), 4, "the limit of open files is too low"),
+        (RuntimeError("OpenBLAS error: Memory allocation still failed after 10 retries"), 3, "not enough memory"),
         (RuntimeError("filesystem error: temp_directory_path: No such file or directory"), 4, "TMPDIR is"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "the disk has no room for the run"),
         (OSError(errno.EFBIG, "File too large", "/a"), 3, "no room"),

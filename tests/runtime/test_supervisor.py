@@ -148,6 +148,12 @@ def test_a_bug_in_the_worker_gives_one_line_and_where_to_look(start, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_worker_that_a_library_ended_for_lack_of_memory_is_no_bug(start):
+    words = "OpenBLAS error: Memory allocation still failed after 10 retries, giving up."
+    failed = drain(start(f"print({words!r}, file=sys.stderr)\nos._exit(1)"))[-1]
+    assert (failed.title, failed.exit_code) == ("Does not fit", 3) and words in failed.message
+
+
 def test_a_worker_that_ends_without_a_result_is_no_success(start):
     failed = drain(start("step(1)"))[-1]
     assert failed.exit_code == 1 and "without a result" in failed.message
