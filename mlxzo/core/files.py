@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,10 +70,10 @@ def sync_to_disk(descriptor: int) -> None:
     Raises:
         OSError: the disk fails, or it is no file.
     """
-    if sys.platform == "darwin":
+    if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
         # Some file systems, of a network say, do not have it.
         with suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            fcntl.fcntl(descriptor, full)
             return
     os.fsync(descriptor)
 
