@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,12 +35,13 @@ from .screens.race import Race
 from .screens.runs import Runs
 from .screens.setup import Setup
 from .screens.try_it import TryIt
-from .themes import THEMES, curve_colours
+from .themes import curve_colours, themes
 from .widgets.keys import described_bindings
 from .widgets.navigation import SCREENS
 from .widgets.text import PrintableText
 
 _RACE_SECONDS = 0.5
+_COPY_SECONDS = 2.0
 DEMO = Path(__file__).parent / "data" / "demo.jsonl"
 
 
@@ -53,9 +56,15 @@ class MlxzoApp(App[None]):
     MODES: ClassVar = {"runs": Runs, "setup": Setup, "monitor": Monitor, "race": Race, "try_it": TryIt}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", priority=True),
-        *(Binding(key, f"go('{mode}')", name, show=False, priority=True) for mode, (key, name) in SCREENS.items()),
+        Binding("question_mark", "help", "Help", show=False),
+        *(
+            Binding(pressed, f"go('{mode}')", name, show=False, priority=pressed == key)
+            for mode, (key, letter, name) in SCREENS.items()
+            for pressed in (key, letter)
+        ),
         Binding("ctrl+p", "command_palette", "Commands", priority=True),
         Binding("f12", "shoot", "Screenshot", show=False, priority=True),
+        Binding("P", "shoot", "Screenshot", show=False),
         Binding("ctrl+q", "quit", "Quit", priority=True),
     ]
 
@@ -85,7 +94,7 @@ class MlxzoApp(App[None]):
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else None if run is None else self.feed(run)
-        for theme in THEMES:
+        for theme in themes(truecolor=self.console.color_system != "256"):
             self.register_theme(theme)
         saved = self.preferences.theme
         self.theme = saved if saved in self.available_themes else "mlxzo"
@@ -174,6 +183,13 @@ class MlxzoApp(App[None]):
         """Copies the command line of a run on disk."""
         with self.reporting():
             self.copy(command_line(run.config))
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copies a text: by the terminal, and on a Mac by the system too, since its Terminal.app copies nothing."""
+        super().copy_to_clipboard(text)
+        if sys.platform == "darwin":
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(["pbcopy"], input=text.encode(), timeout=_COPY_SECONDS, check=False)
 
     def copy(self, text: str) -> None:
         """Copies a text to the clipboard and shows it."""

@@ -5,6 +5,8 @@ Curves take the palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), dar
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from textual.theme import Theme
 
 _ON_DARK = {
@@ -24,7 +26,7 @@ _ON_LIGHT = {
     "curve-4": "#A3477B",
     "curve-5": "#8A7F00",
     "curve-6": "#30638E",
-    "limit": "#C04A00",
+    "limit": "#BF2E00",
 }
 
 MLXZO = Theme(
@@ -64,7 +66,22 @@ MLXZO_LIGHT = Theme(
     dark=False,
     variables={"footer-key-foreground": "#B36B00", "border": "#0072B2"},
 )
-THEMES = (MLXZO, MLXZO_LIGHT)
+
+
+def themes(*, truecolor: bool) -> tuple[Theme, Theme]:
+    """The dark and the light theme.
+
+    Args:
+        truecolor: False for a terminal of 256 colours, such as Terminal.app: of blueish greys it would show the dark
+            ones as black and navy, so these themes have plain greys, each of which it has.
+    """
+    if truecolor:
+        return MLXZO, MLXZO_LIGHT
+    dark = {**MLXZO.variables, "footer-background": "#1C1C1C"}
+    return (
+        replace(MLXZO, background="#121212", surface="#1C1C1C", panel="#303030", variables=dark),
+        replace(MLXZO_LIGHT, background="#F0F0F0", surface="#FFFFFF", panel="#DADADA"),
+    )
 
 
 def curve_colours(*, dark: bool) -> dict[str, str]:

@@ -17,9 +17,9 @@ from .page import help_of
 
 
 class HelpDialog(ModalScreen[None]):
-    """Help for a widget on a screen; F1 opens it anywhere."""
+    """Help for a widget on a screen; F1 opens it anywhere, `?` outside of a field."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,question_mark,q", "dismiss", "Close")]
 
     def __init__(self, screen: Screen, focused: Widget | None):
         super().__init__()

@@ -56,8 +56,10 @@ class Setup(Page):
         "cannot start, the line above Start gives the reason. Tab moves between panels, up and down between fields."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f9", "start", "Start", priority=True),
+        Binding("f9,ctrl+g", "start", "Start", key_display="f9", priority=True),
+        Binding("G", "start", "Start", show=False),
         Binding("f8", "race", "Race", priority=True, tooltip="trains the run by MeZO, then by backpropagation"),
+        Binding("B", "race", "Race", show=False, tooltip="trains the run by MeZO, then by backpropagation"),
         Binding("ctrl+s", "save", "Save", priority=True, tooltip="writes the options to a YAML file"),
         Binding("ctrl+o", "load", "Load", priority=True, tooltip="reads the options from a YAML file"),
         Binding("ctrl+y", "copy", "Copy command", show=False, priority=True),

@@ -48,6 +48,7 @@ class TryIt(Page):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f9,ctrl+g", "generate", "Generate", key_display="f9", priority=True),
+        Binding("G", "generate", "Generate", show=False),
         Binding("escape", "stop", "Stop"),
     ]
 

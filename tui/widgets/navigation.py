@@ -9,13 +9,13 @@ from textual.widgets import Static
 from mlxzo.core.formatting import format_bytes
 from mlxzo.core.meter import system_memory
 
-# Mode -> key and name, in the order shown.
+# Mode -> key, letter and name, in the order shown. On a Mac function keys need a second key.
 SCREENS = {
-    "runs": ("f2", "Runs"),
-    "setup": ("f3", "Setup"),
-    "monitor": ("f4", "Monitor"),
-    "race": ("f5", "Race"),
-    "try_it": ("f6", "Try it"),
+    "runs": ("f2", "R", "Runs"),
+    "setup": ("f3", "S", "Setup"),
+    "monitor": ("f4", "M", "Monitor"),
+    "race": ("f5", "C", "Race"),
+    "try_it": ("f6", "T", "Try it"),
 }
 
 
@@ -23,10 +23,10 @@ class Tab(Static):
     """One screen; a click opens it."""
 
     def __init__(self, mode: str, *, active: bool):
-        key, name = SCREENS[mode]
+        key, letter, name = SCREENS[mode]
         super().__init__(f"{name} [dim]{key.upper()}[/]", classes="-active" if active else "")
         self._mode = mode
-        self.tooltip = f"go to {name} ({key.upper()})"
+        self.tooltip = f"go to {name} ({key.upper()} or {letter})"
 
     async def on_click(self) -> None:
         await self.app.run_action(f"go('{self._mode}')")
