@@ -297,8 +297,8 @@ class MlxzoApp(App[None]):
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """Every screen, every action of the present one, and two of Textual's own commands."""
-        for mode, (key, name) in SCREENS.items():
-            yield SystemCommand(f"Go to {name}", key.upper(), lambda mode=mode: self.action_go(mode))
+        for mode, (key, letter, name) in SCREENS.items():
+            yield SystemCommand(f"Go to {name}", f"{key.upper()} or {letter}", lambda mode=mode: self.action_go(mode))
         seen: set[str] = set()
         for node, binding, tooltip in described_bindings(screen):
             action = binding.action
