@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ def clone(tmp_path) -> Path:
     [
         (0, "", "over zero-shot"),
         # The whole suite would run within itself: a selection in its place.
-        (1, " tests/zo -n 0", " passed"),
+        (1, " tests/zo/test_noise.py -n 0", " passed"),
     ],
     ids=["main job", "tests"],
 )
@@ -51,6 +52,8 @@ def test_each_line_does_all_its_set_up_and_its_job(clone, monkeypatch, number, n
     # What surrounds this test is no part of a fresh machine.
     for name in ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
+    folders = os.environ["PATH"].split(os.pathsep)
+    monkeypatch.setenv("PATH", os.pathsep.join(each for each in folders if not (Path(each) / "mlxzo").exists()))
     command = first_commands()[number] + narrowed
     done = subprocess.run(command, shell=True, cwd=clone, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
@@ -60,4 +63,4 @@ def test_each_line_does_all_its_set_up_and_its_job(clone, monkeypatch, number, n
         commands = done.stdout.split("Next, try:\n")[1].splitlines()
         assert [each.split("mlxzo ")[-1].split()[0] for each in commands] == ["generate", "predict", "export"]
         for each in commands:
-            subprocess.run(f". .venv/bin/activate && {each}", shell=True, cwd=clone, check=True, timeout=600)
+            subprocess.run(each, shell=True, cwd=clone, check=True, timeout=600)

@@ -15,6 +15,9 @@ import argparse
 import json
 import os
 import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core import events
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 _OPTIONS = ("seed", "steps", "out")
 _TASK = "support_desk"
 # Messages outside the data.
-_MESSAGE = "My new kettle leaks. Where do I send it, and who pays for the parcel?"
+_MESSAGE = "The jacket is too small. May I swap it for a larger one?"
 _MESSAGES = (_MESSAGE, "Why was I charged twice this month?")
 
 
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         say("\nThe first test messages, which the run did not learn from:\n")
         output().print(answers_table(run))
         say("\nNext, try:")
-        for command in next_commands(run):
+        for command in next_commands(run, _program()):
             say(f"  {command}")
     return EXIT_DONE
 
@@ -72,13 +75,23 @@ def _answer(item: dict[str, Any]) -> str:
     return f"{mark} {item['answer'].strip()} {100 * item['share']:.0f} %"
 
 
-def next_commands(run: RunDirectory) -> list[str]:
+def _program() -> str:
+    """The words by which a shell finds mlxzo: it may have been called by its path, without an activated environment."""
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:
+        return "uv run mlxzo"
+    if shutil.which("mlxzo"):
+        return "mlxzo"
+    own = sys.argv[0]
+    return shlex.quote(own) if Path(own).name == "mlxzo" else f"{shlex.quote(sys.executable)} -m mlxzo"
+
+
+def next_commands(run: RunDirectory, program: str = "mlxzo") -> list[str]:
     """Three commands to try after a finished run, ready to paste: label one message, label many, use it in mlx-lm."""
     near = os.path.relpath(run.path)
     path = shlex.quote(near if len(near) < len(str(run.path)) else str(run.path))
     rows = " ".join(shlex.quote(json.dumps({"text": message})) for message in _MESSAGES)
     return [
-        f"mlxzo generate --run {path} {shlex.quote(_MESSAGE)}",
-        f"printf '%s\\n' {rows} | mlxzo predict --run {path} -",
-        f"mlxzo export {path} --to adapter",
+        f"{program} generate --run {path} {shlex.quote(_MESSAGE)}",
+        f"printf '%s\\n' {rows} | {program} predict --run {path} -",
+        f"{program} export {path} --to adapter",
     ]
