@@ -336,6 +336,8 @@ def test_a_run_whose_journal_is_gone_or_damaged_is_not_called_resumable(make_run
     (run.path / JOURNAL).unlink()
     backpropagation = make_run(events=60, method="bp")
     assert ("resumable", "from the start: no checkpoint yet") in checkpoint_rows(backpropagation, history)
+    history.add(events.Saved(str(LAST_STATE), 20, 4200), 1.7e9)
+    assert ("resumable", "from step 20, the checkpoint") in checkpoint_rows(backpropagation, history)
 
 
 def test_steps_that_come_again_after_a_resumption_replace_the_old_ones(tmp_path):
