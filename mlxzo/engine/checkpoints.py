@@ -2,7 +2,8 @@
 
 A MeZO run follows from its journal: it gives the weights of any step, and a snapshot only shortens the replay. A run of
 another method resumes from its last snapshot, which includes the optimiser's state, and repeats the steps after it.
-Both end bit-identical to an uninterrupted run.
+Both end bit-identical to an uninterrupted run, except that gradients on a GPU do not have the same last bits twice (see
+`methods.gradients`).
 """
 
 from __future__ import annotations

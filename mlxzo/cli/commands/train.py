@@ -10,7 +10,8 @@
 
 Options come from --config FILE (YAML: `option: value` lines) and from flags; a flag wins.
 Ctrl-C stops after the current step and saves; a second Ctrl-C stops by force. --resume continues a run however it
-ended, and reaches the same weights, bit for bit, as a run that was never interrupted; --steps gives it more steps.
+ended, and reaches the same weights, bit for bit, as a run that was never interrupted (backpropagation on a GPU: to
+rounding); --steps gives it more steps.
 """
 
 from __future__ import annotations

@@ -5,6 +5,11 @@ of every layer is kept (Chen et al. 2016, arXiv 1604.06174, one segment per laye
 from the last to the first, recomputes each, and evaluates its gradients before the next. `mx.checkpoint` around each
 layer does not bound memory in this way: MLX may delay the gradients of weights, and keeps all that they need until
 then.
+
+The gradient of a lookup is a scatter-add. Where rows repeat (tokens of a trained embedding, several labels at one
+position), MLX's GPU kernels add by atomic operations in no fixed order (mlx/backend/metal/kernels/indexing/scatter.h),
+so that the same gradient has other last bits the next time. On a CPU the order is fixed, and forward passes add nothing
+in this way.
 """
 
 from __future__ import annotations
