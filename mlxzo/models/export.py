@@ -273,6 +273,8 @@ def writing(out: Path) -> Iterator[None]:
             # MLX reports a failed write as a RuntimeError without the cause.
             if shutil.disk_usage(out.parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, str(error)) from None
+            if "Unable to write" in str(error):
+                raise OSError(errno.EIO, str(error)) from None
             raise
 
 

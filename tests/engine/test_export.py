@@ -204,3 +204,8 @@ def test_the_folder_of_a_killed_export_goes_with_the_next_one_and_that_of_a_live
     with export_module._held(live), export_module.new_folder(tmp_path / "out", 0) as folder:
         (folder / "model.safetensors").write_bytes(b"x")
     assert {path.name for path in tmp_path.iterdir()} == {live.name, other.name, "out"}
+
+
+def test_a_write_that_mlx_reports_as_failed_is_told_with_the_place(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"), export_module.writing(tmp_path / "out"):
+        raise RuntimeError("[write] Unable to write 199 bytes to file.")
