@@ -154,15 +154,19 @@ def memory_pressure() -> int | None:
 def gpu_working_set_bytes() -> int | None:
     """Memory that macOS lets the GPU hold at once; None elsewhere.
 
-    It is the limit that the user has set, or about the default of Metal's `recommendedMaxWorkingSetSize`, as Macs
-    report it: two thirds of the memory below 36 GiB, three quarters from there on. MLX knows the exact value.
+    It is the limit that the user has set, or about the default. MLX knows the exact value.
     """
     if sys.platform != "darwin":
         return None
     if limit_mb := _sysctl(b"iogpu.wired_limit_mb"):
         return limit_mb << 20
-    total = system_memory()[0]
-    return int(total * (2 / 3 if total < 36 << 30 else 3 / 4))
+    return default_working_set_bytes(system_memory()[0])
+
+
+def default_working_set_bytes(total_bytes: int) -> int:
+    """About Metal's `recommendedMaxWorkingSetSize` on a Mac of so much memory, as Macs report it: two thirds below
+    36 GiB, three quarters from there on."""
+    return int(total_bytes * (2 / 3 if total_bytes < 36 << 30 else 3 / 4))
 
 
 def _sysctl(name: bytes) -> int | None:
