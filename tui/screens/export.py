@@ -132,7 +132,8 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#do", Button).disabled = True
         try:
             self._child = await Child.start(*words)
-            while (record := await self._child.answer()) is not None:
+            # A dialog that was closed meanwhile has nothing to show events in.
+            while (record := await self._child.answer()) is not None and self in self.app.screen_stack:
                 event, _ = events.from_record(record) or (None, 0.0)
                 if isinstance(event, events.Finished):
                     self._show(event.result)
