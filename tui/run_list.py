@@ -28,7 +28,8 @@ class Entry:
     method: str
     scope: str
     step: int
-    steps: int
+    steps: int | None
+    """None where only time or a plateau ends the run."""
     before: str
     after: str
     merit: float
@@ -65,11 +66,9 @@ def read_entry(run: RunDirectory) -> Entry:
     result = run.result()
     status = "finished" if result is not None and not run.worker_is_alive() else run.status
     before, after = evaluations(result)
-    steps = config.steps if config else 0
-    step, last = steps, None
+    step, steps = run.step_counts()
+    last = None
     if status != "finished":
-        reached = run.last_event(events.Step)
-        step = reached.step if isinstance(reached, events.Step) else 0
         # Steps end the search, so that only the end of the file is read if there is no failure.
         last = run.last_event(events.Failed, events.Step, events.Phase)
     return Entry(

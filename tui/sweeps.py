@@ -109,7 +109,9 @@ def progress(sweep: SweepProgress, entries: Iterable[Entry]) -> Progress:
     waiting = len(statuses) - done - failed - running
     left = None
     if sweep.seconds:
-        unfinished = [1 - each.step / max(1, each.steps) for each in members.values() if each.status == "running"]
+        unfinished = [
+            1 - each.step / each.steps if each.steps else 1.0 for each in members.values() if each.status == "running"
+        ]
         # As many run at once as do now.
         left = statistics.fmean(sweep.seconds) * (waiting + sum(unfinished)) / max(1, len(unfinished))
     return Progress(done, failed, running, waiting, left)

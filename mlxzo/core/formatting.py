@@ -65,6 +65,11 @@ def step_text(event: events.Step) -> str:
     return f"step {event.step:,}" if event.may_end_early else f"step {event.step:,} of {event.steps:,}"
 
 
+def step_counts_text(done: int, total: int | None, between: str = "/") -> str:
+    """`60/300`; `60` where only time or a plateau ends the run."""
+    return f"{done}" if total is None else f"{done}{between}{total}"
+
+
 def step_share(event: events.Step) -> float | None:
     """The share of a run's steps that are done; None where their number is not known."""
     return None if event.may_end_early else event.step / event.steps

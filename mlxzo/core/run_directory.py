@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from . import events, run_lock, run_migrations
 from .config import RunConfig
-from .errors import ConfigError, DataError, DoesNotFit, Interrupted, WorkerDied
+from .defaults import step_limit
+from .errors import ConfigError, DataError, DoesNotFit, Interrupted, MlxzoError, WorkerDied
 from .files import check_regular, explained, fsync_folder, open_regular, user_path, write_atomic
 from .formatting import json_text
 from .parsing import CONTENT_ERRORS, read_json
@@ -224,6 +225,20 @@ class RunDirectory:
         """The last event of one of these kinds."""
         found = events.last_in(self.events_path, *kinds)
         return None if found is None else found[0]
+
+    def step_counts(self) -> tuple[int, int | None]:
+        """The steps done, and those of the whole run; None for these where only time or a plateau ends it.
+
+        Of a finished run both are the steps that it made, which may be fewer than its configuration names.
+        """
+        made = (self.result() or {}).get("steps")
+        if isinstance(made, int) and not self.worker_is_alive():
+            return made, made
+        last = self.last_event(events.Step)
+        total = None
+        with contextlib.suppress(MlxzoError):
+            total = step_limit(self.config)
+        return (last.step if isinstance(last, events.Step) else 0), total
 
     def kept(self) -> str:
         """A sentence on the work that is on disk."""

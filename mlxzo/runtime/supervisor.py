@@ -23,7 +23,7 @@ from ..core.config import RunConfig
 from ..core.errors import EXIT_DONE, ConfigError, InternalError, Interrupted, MlxzoError, WorkerDied
 from ..core.failures import as_error
 from ..core.files import explained
-from ..core.formatting import format_bytes
+from ..core.formatting import format_bytes, step_text
 from ..core.run_directory import RunDirectory
 from ..engine.distributed.communicator import not_joined, rank_of_environment
 from ..memory.guard import Guard
@@ -317,7 +317,7 @@ class Supervisor:
         if step is None:
             return ["it had not finished its first step"]
         memory = f"{format_bytes(step.active_bytes)} in use by MLX, {format_bytes(step.peak_bytes)} at the peak"
-        return [f"last step: {step.step} of {step.steps}, {memory}", self.run.kept()]
+        return [f"last {step_text(step)}, {memory}", self.run.kept()]
 
     def _last_log_line(self) -> str:
         with contextlib.suppress(OSError), self.run.log_path.open("rb") as log:

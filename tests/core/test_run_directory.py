@@ -155,6 +155,26 @@ def test_a_result_is_the_end_of_a_run_even_without_its_event(tmp_path):
         assert run.outcome is not None and run.outcome[0] == events.Finished({"steps": 3})
 
 
+@pytest.mark.parametrize(
+    ("options", "made", "counts"),
+    [
+        ({"steps": 12}, None, (0, 12)),
+        ({"steps": 12}, {"steps": 3}, (3, 3)),
+        ({"max_seconds": 60.0}, None, (0, None)),
+        ({"max_seconds": 60.0}, {"steps": 3}, (3, 3)),
+        ({"steps": 12}, {"steps": "three"}, (0, 12)),
+        ({"steps": 12}, [3], (0, 12)),
+    ],
+)
+def test_steps_are_told_beside_a_limit_where_steps_are_one_and_as_made_once_the_run_has_ended(
+    tmp_path, options, made, counts
+):
+    run = RunDirectory.create(RunConfig(**options, out=str(tmp_path)))
+    if made is not None:
+        run.write_json("result.json", made)
+    assert run.step_counts() == counts
+
+
 def test_a_torn_last_line_does_not_hide_the_one_before(tmp_path):
     run = make(tmp_path)
     log(run, PHASE, FINISHED, tail='{"event": "note", "ti')

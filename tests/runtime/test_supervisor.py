@@ -128,7 +128,7 @@ def test_a_worker_ended_by_a_signal_is_explained_in_plain_words(start, number, w
     assert failed.title == "Worker died" and number in failed.message and words in failed.message
     assert supervisor.exit_code == failed.exit_code == 3
     details = "\n".join(failed.details)
-    assert "last step: 2 of 9" in details and "of step 1" in details and "checkpoints/best" in details
+    assert "last step 2 of 9" in details and "of step 1" in details and "checkpoints/best" in details
     assert "--batch-size" in failed.fix
     assert supervisor.run.status == "died"
     assert list(supervisor.run.events())[-1][0] == failed

@@ -12,7 +12,14 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxzo.core import events
-from mlxzo.core.formatting import format_bytes, format_metric, format_seconds, objective_words, printable
+from mlxzo.core.formatting import (
+    format_bytes,
+    format_metric,
+    format_seconds,
+    objective_words,
+    printable,
+    step_counts_text,
+)
 from mlxzo.core.run_history import RunHistory
 
 from ..feed import RunFeed
@@ -183,7 +190,8 @@ class Race(Page):
             mark, words = state_words(feed)
             return f"{mark} {words}"
         if key == "steps":
-            return "-" if history.step is None else f"{history.step.step}/{history.step.steps}"
+            step = history.step
+            return "-" if step is None else step_counts_text(step.step, None if step.may_end_early else step.steps)
         if key == "time":
             return format_seconds(history.elapsed)
         if key == "peak":

@@ -18,7 +18,7 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from mlxzo.core.files import user_path
-from mlxzo.core.formatting import printable
+from mlxzo.core.formatting import printable, step_counts_text
 from mlxzo.core.run_directory import RunDirectory
 
 from ..feed import DIED
@@ -58,7 +58,7 @@ _SORTS = {
     "model": lambda entry: (entry.model, entry.task),
     "task": lambda entry: (entry.task, entry.model),
     "method": lambda entry: (entry.method, entry.scope),
-    "steps": lambda entry: -entry.steps,
+    "steps": lambda entry: -(entry.steps or entry.step),
 }
 
 
@@ -210,7 +210,7 @@ class Runs(Page):
         if key == "name":
             return printable(entry.run.id.removeprefix(f"{self._batch}-"))
         if key == "steps":
-            return f"{entry.step}/{entry.steps}"
+            return "" if entry.problem else step_counts_text(entry.step, entry.steps)
         if key == "started":
             return f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M}"
         return printable(getattr(entry, key))
@@ -315,7 +315,7 @@ def _details(entry: Entry) -> Table:
     """The facts of a run, and the reason if it ended early."""
     rows = [
         ("run", entry.run.id),
-        ("status", f"{MARKS[entry.status]} {entry.status}, step {entry.step} of {entry.steps}"),
+        ("status", f"{MARKS[entry.status]} {entry.status}, step {step_counts_text(entry.step, entry.steps, ' of ')}"),
         ("started", f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M:%S}"),
         ("model", entry.model),
         ("task", entry.task),

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
-from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
+from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, step_counts_text
 from ...core.run_directory import RunDirectory, Status, list_runs
 from ...core.run_history import evaluations, metric_text, tuned_merit
 from ...runtime.control import COMMANDS, send
@@ -217,16 +217,13 @@ def _figure_text(name: str, value: Any, metric: str) -> str:
 def summary(run: RunDirectory) -> dict[str, Any]:
     """The facts of a run in a list; `problem` is set where its configuration cannot be read."""
     found: dict[str, Any] = {"id": run.id, "path": str(run.path), "started": run.started(), "status": run.status}
-    step = run.last_event(events.Step)
-    found["step"], steps = (step.step, step.steps) if step else (0, None)
+    found["step"], found["steps"] = run.step_counts()
     try:
         config = run.config
-        found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed", "steps")}
+        found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed")}
     except MlxzoError as error:
         found["problem"] = " ".join([error.message, *error.details])
     found["result"] = run.result()
-    # A run that ends by its time makes fewer steps than its configuration names.
-    found["steps"] = (found["result"] or {}).get("steps") or steps or found.get("steps")
     return found
 
 
@@ -239,7 +236,7 @@ def _row(found: dict[str, Any]) -> list[str]:
         found["id"],
         started,
         found["status"],
-        f"{found['step']}/{found['steps']}",
+        step_counts_text(found["step"], found["steps"]),
         metric_text(before),
         metric_text(after),
     ]
@@ -273,7 +270,7 @@ def _show(run: RunDirectory, as_json: bool) -> None:
         facts.append(("problem", found["problem"]))
     else:
         facts += [(name, str(found[name])) for name in ("model", "task", "method", "scope", "seed")]
-        status += f", step {found['step']} of {found['steps']}"
+        status += f", step {step_counts_text(found['step'], found['steps'], ' of ')}"
     console.print(key_values([*facts, ("status", status), *summary_rows(history)]))
     if lines:
         say()
