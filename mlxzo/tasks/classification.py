@@ -79,9 +79,14 @@ class Classification(Task):
         """Sentences on labels of rows that are not taken as they stand."""
         labels = [label for row in rows if isinstance(label := row.get(self.label_field), str)]
         spaced = [label for label in labels if label != label.strip()]
-        return (
-            [f"spaces around labels, such as {shown(spaced[0])}, are left out (rows: {len(spaced)})"] if spaced else []
-        )
+        found = []
+        if spaced:
+            found.append(f"spaces around labels, such as {shown(spaced[0])}, are left out (rows: {len(spaced)})")
+        spellings: dict[str, str] = {}
+        for label in sorted({label.strip() for label in labels}):
+            if (other := spellings.setdefault(label.casefold(), label)) != label:
+                found.append(f"the labels {shown(other)} and {shown(label)} differ by capitals alone, and are two")
+        return found
 
     @cached_property
     def _parsed(self) -> Template:

@@ -40,7 +40,7 @@ class CustomTask(Task):
 
     @property
     def row_form(self) -> str:
-        return "write every row in one of these forms"
+        return "name the fields of every row so, or name yours in a task YAML (docs/data.md)"
 
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> Task:
         rows = list(rows)

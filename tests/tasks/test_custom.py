@@ -105,7 +105,7 @@ def test_rows_of_no_form_are_named_with_what_they_hold(tmp_path):
     ]
     with pytest.raises(DataError) as caught:
         load(tmp_path, [{"conversations": []}])
-    assert caught.value.fix == "write every row in one of these forms"
+    assert caught.value.fix == "name the fields of every row so, or name yours in a task YAML (docs/data.md)"
 
 
 def message(role, content):
@@ -242,3 +242,9 @@ def test_own_data_needs_a_folder():
         load_task(RunConfig(task="custom"))
     assert "--data DIR" in caught.value.fix
     assert get_task("custom").example_prompt() == "<text>\nAnswer:"
+
+
+def test_labels_that_differ_by_capitals_alone_are_told():
+    rows = [{"text": "a", "label": label} for label in ("Billing ", "billing", "billing", "other")]
+    remarks = get_task("custom").for_rows(rows).remarks(rows)
+    assert remarks[1:] == ["the labels 'Billing' and 'billing' differ by capitals alone, and are two"]
