@@ -35,6 +35,10 @@ class System:
     gradient: np.ndarray
     curvature: np.ndarray
 
+    def __add__(self, other: System) -> System:
+        """The system of the sum of two losses along the same directions."""
+        return System(self.loss + other.loss, self.gradient + other.gradient, self.curvature + other.curvature)
+
     def step(self, damping: float) -> np.ndarray:
         """The coefficients a [k] of the damped step: a = -(A + damping diag A)^-1 b."""
         diagonal = np.diag(self.curvature)
@@ -114,6 +118,19 @@ def _of_several(part: Part, eps: float) -> tuple[float, np.ndarray, np.ndarray]:
 def _products(subscripts: str, *arrays: np.ndarray) -> np.ndarray:
     """Sums of products in one order, whatever the number of threads: not by BLAS."""
     return np.einsum(subscripts, *arrays, optimize=False)
+
+
+def make_prior(offset: np.ndarray, directions: np.ndarray, precision: float) -> System:
+    """The system of a Gaussian prior around the start: precision |w - start|^2 / 2, along k directions.
+
+    Args:
+        offset: w - start, float64 [d].
+        directions: z_j, float64 [k, d].
+        precision: one over the variance, in the units of a mean loss.
+    """
+    loss = 0.5 * precision * float(_products("d,d->", offset, offset))
+    gradient = precision * _products("kd,d->k", directions, offset)
+    return System(loss, gradient, precision * _products("kd,ld->kl", directions, directions))
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlxzo.zo.gauss_newton import Damping, Part, make_system
+from mlxzo.zo.gauss_newton import Damping, Part, make_prior, make_system
 
 rng = np.random.default_rng(7)
 N, C, D, K = 11, 3, 6, 4
@@ -139,3 +139,18 @@ def test_damping_settles_where_moves_have_the_best_length_for_other_examples():
     assert np.median(values[1000:]) == pytest.approx(2.0, abs=0.4)
     damping.judged(float("nan"), 1.0)
     assert np.isfinite(damping.value)
+
+
+def test_a_prior_is_the_distance_from_the_start_and_steps_to_the_minimum_of_the_sum():
+    model, start, w = Linear(), rng.normal(size=D), rng.normal(size=D)
+    directions, precision = rng.normal(size=(K, D)), 0.3
+    prior = make_prior(w - start, directions, precision)
+    a = rng.normal(size=K)
+    distance = w + a @ directions - start
+    np.testing.assert_allclose(prior.loss - prior.decrease(a), 0.5 * precision * distance @ distance)
+    # With as many directions as weights, undamped steps end where the gradient of the sum is zero.
+    for _ in range(20):
+        directions = rng.normal(size=(D, D))
+        both = system(model, w, directions, eps=1e-6) + make_prior(w - start, directions, precision)
+        w = w + both.step(0.0) @ directions
+    np.testing.assert_allclose(model.gradient_and_hessian(w)[0] + precision * (w - start), 0.0, atol=1e-5)
