@@ -225,9 +225,11 @@ def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
             rows.append(("zero-shot", metric_named(before.metric).text(before.value)))
         gain = metric.gain_text(before.value, after.value) if before and before.metric == after.metric else ""
         rows.append(("tuned", metric.text(after.value) + (f" ({gain} over zero-shot)" if gain else "")))
-        error = f", standard error {100 * standard_error(after.value, after.examples):.1f} points"
         measured = f"{after.metric} on {after.examples} {after.split} examples"
-        rows.append(("measured by", measured + (error if metric.is_share else "")))
+        # Of a share of 0 or 1 the formula gives no error at all.
+        if metric.is_share and (error := standard_error(after.value, after.examples)):
+            measured += f", standard error {100 * error:.1f} points"
+        rows.append(("measured by", measured))
     if count := len(history.steps):
         seconds, padded = history.training_seconds, history.total("padded_tokens")
         training = f"{count} steps in {format_seconds(seconds)}, {count / seconds if seconds else 0.0:.2f} steps/s"
