@@ -34,7 +34,7 @@ def points_of(path: Path) -> list[Point]:
     """The evaluations of a run on its validation split, the one before training first.
 
     Raises:
-        DataError: there is no run at `path`.
+        ConfigError: there is no run at `path`.
     """
     timed = list(RunDirectory.open(path).events())
     # A resumed run repeats steps.

@@ -21,9 +21,9 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-from mlxzo.core.blas import load_fast_blas
+from mlxzo.core.mlx_startup import prepare_mlx
 
-load_fast_blas()
+prepare_mlx()
 
 import mlx.core as mx
 import mlx_lm

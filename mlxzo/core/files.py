@@ -54,6 +54,22 @@ def check_regular(path: str | os.PathLike[str]) -> None:
             raise OSError(number, reason, str(path))
 
 
+def irregular_entries(folder: Path) -> Iterator[OSError]:
+    """The error of each entry of a folder that is neither a file nor a folder, or cannot be looked at; it names the
+    entry. Libraries open by name what lies in a folder, and a pipe would never end.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    for path in folder.iterdir():
+        try:
+            check_regular(path)
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+        except OSError as error:
+            yield error
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file to read its bytes; see `check_regular`.
 

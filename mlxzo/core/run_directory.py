@@ -24,7 +24,7 @@ from . import events, run_lock, run_migrations
 from .config import RunConfig
 from .defaults import step_limit
 from .errors import ConfigError, DataError, DoesNotFit, Interrupted, MlxzoError, WorkerDied
-from .files import check_regular, explained, fsync_folder, open_regular, user_path, write_atomic
+from .files import explained, fsync_folder, irregular_entries, open_regular, user_path, write_atomic
 from .formatting import json_text
 from .parsing import CONTENT_ERRORS, read_json
 from .yaml_file import read_yaml
@@ -306,20 +306,14 @@ class RunDirectory:
             run_migrations.migrate(self.path)
 
     def _check_kinds(self) -> None:
-        """Raises ConfigError if something in the directory is neither a file nor a folder: MLX and others open by name
-        what lies there, and a pipe would never end."""
+        """Raises ConfigError if something in the directory is neither a file nor a folder."""
         for folder in (self.path, self.path / BEST_STATE.parent):
             # Other files come and go, or are reported by their readers.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                for path in folder.iterdir():
-                    try:
-                        check_regular(path)
-                    except (FileNotFoundError, IsADirectoryError):
-                        continue
-                    except OSError as error:
-                        raise ConfigError(
-                            f"{path} cannot be read: {error.strerror}", "remove it, or restore it from a backup"
-                        ) from None
+                for error in irregular_entries(folder):
+                    raise ConfigError(
+                        f"{error.filename} cannot be read: {error.strerror}", "remove it, or restore it from a backup"
+                    )
 
     def check_in_place(self) -> None:
         """Checks that the directory is still the one that the first call found: files of a run that go on in another

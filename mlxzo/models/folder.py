@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core.errors import ModelError
-from ..core.files import FileProgress, Report, check_regular, disk_full, is_disk_full, lock, publish_folder
+from ..core.files import FileProgress, Report, disk_full, irregular_entries, is_disk_full, lock, publish_folder
 from ..core.parsing import CONTENT_ERRORS, read_json, read_json_object, reason_of
 from .adapter_folder import ADAPTER_CONFIG
 from .safetensors_file import safetensors_problem
@@ -47,8 +47,7 @@ def context_length(folder: Path) -> int | None:
 
 def folder_problems(folder: Path) -> list[str]:
     """The problems of a folder as a model for mlx-lm, one clause each; empty if it is complete."""
-    problems = _kind_problems(folder)
-    if problems:
+    if problems := [f"{Path(error.filename).name} {reason_of(error)}" for error in irregular_entries(folder)]:
         return problems
     try:
         config = read_json(folder / "config.json")
@@ -63,19 +62,6 @@ def folder_problems(folder: Path) -> list[str]:
         problems.append("the tokenizer is missing: tokenizer.json (or tokenizer.model)")
     if not (folder / "tokenizer_config.json").exists():
         problems.append("tokenizer_config.json is missing")
-    return problems
-
-
-def _kind_problems(folder: Path) -> list[str]:
-    """Entries that are neither file nor folder: libraries open by name what lies there, and a pipe would never end."""
-    problems = []
-    for path in folder.iterdir():
-        try:
-            check_regular(path)
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-        except OSError as error:
-            problems.append(f"{path.name} {reason_of(error)}")
     return problems
 
 

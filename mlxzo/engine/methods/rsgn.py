@@ -42,8 +42,9 @@ class RSGN(ZerothOrder):
     Where each step has another batch, the loss of that batch falls almost always, also where the move harms all other
     examples. There the next batch judges the move: its loss before and after it, which takes one more pass.
 
-    Where the final norm alone trains, a training set in one batch is soon fitted too well. A Gaussian prior around the
-    weights before training counts as much as one example more (maximum a posteriori).
+    Where the final norm alone trains, a training set in one batch is soon fitted too well. There the step minimises the
+    sum of the losses and of the negative logarithm of a Gaussian prior around the weights before training (maximum a
+    posteriori).
     """
 
     def __init__(self, scorer: Scorer, trainable: Trainable, config: ResolvedConfig, team: Communicator | None = None):
