@@ -15,7 +15,7 @@ from ..tasks.base import Example
 from ..tasks.metrics import METRICS
 from ..zo.perturb import View
 from .batching import Batch
-from .reward import Answer, Judge
+from .reward import Answer, Judge, with_failures_lowest
 from .scoring import Measure, example_losses
 
 OfAnswers = Callable[[Batch, View], np.ndarray]
@@ -55,9 +55,9 @@ def by_metric(metric: str) -> Judgement:
 
 
 def by_judge(judge: Judge) -> Judgement:
-    """Judgement by the user's program or function, which raises RewardError where it fails."""
-    return lambda examples, answers: judge.scores(
-        [Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)]
+    """Judgement by a judge; answers that it fails on count as its lowest score."""
+    return lambda examples, answers: with_failures_lowest(
+        judge.scores([Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)])
     )
 
 

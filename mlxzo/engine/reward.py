@@ -7,6 +7,9 @@ JSON object from its standard input, and writes one to its standard output, in t
 
 It must flush its output, and write nothing else; its standard error is shown if it fails. A function is called by
 `reward_host`, which speaks the same protocol, so it runs in a process of its own as well.
+
+A judge that fails on an answer costs that answer its score, and is started anew where it has to be. The run ends once
+more than half of the last answers have failed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
 
@@ -41,6 +44,10 @@ _POLL_SECONDS = 0.1
 # After the last reply to some answers: a further one may be on its way.
 _MORE_SECONDS = 0.02
 _ONE_EACH = "have it write one line for each line that it reads"
+RECENT_ANSWERS = 50
+"""The run ends once more than half of this many last answers have failed; at its beginning, of the first
+`FIRST_ANSWERS`."""
+FIRST_ANSWERS = 10
 
 
 @dataclass(frozen=True)
@@ -62,23 +69,44 @@ def check_consent(config: RunConfig, allow_code: bool) -> None:
         )
 
 
+class _Failure(Exception):
+    """The program has to be started anew.
+
+    Attributes:
+        what, fix: the problem and its remedy, for a message.
+        misaligned: no reply since the answers were written can be assigned to its answer.
+    """
+
+    def __init__(self, what: str, fix: str, misaligned: bool = False):
+        self.what, self.fix, self.misaligned = what, fix, misaligned
+
+
 class Judge:
     """The user's program, as a context manager that ends it. Not thread-safe.
 
     Args:
         command: program and arguments; started at the first call of `scores`.
         seconds: most time for one answer.
+        tell: takes a sentence on the failures so far, at the first, tenth, hundredth, ... of them.
+
+    Attributes:
+        judged, failed: numbers of answers so far, and of those that could not be scored.
     """
 
-    def __init__(self, command: Sequence[str], seconds: float):
-        self._command, self._seconds = list(command), seconds
+    def __init__(self, command: Sequence[str], seconds: float, tell: Callable[[str], None] = lambda text: None):
+        self._command, self._seconds, self._tell = list(command), seconds, tell
         self._process: subprocess.Popen[str] | None = None
         self._replies: queue.Queue[str | None] = queue.Queue(_MOST_WAITING)
         self._errors: deque[str] = deque(maxlen=_SHOWN_LINES)
         self._listener: threading.Thread | None = None
+        self._recent: deque[bool] = deque(maxlen=RECENT_ANSWERS)
+        self._last_failure = ("", "")
+        self.judged = self.failed = 0
 
     @staticmethod
-    def of(command: str | None, function: str | None, seconds: float) -> Judge:
+    def of(
+        command: str | None, function: str | None, seconds: float, tell: Callable[[str], None] = lambda text: None
+    ) -> Judge:
         """The judge of the option `reward_command` or `reward_function`.
 
         Raises:
@@ -86,14 +114,14 @@ class Judge:
         """
         if function is not None:
             # Like any program run with -m, it finds modules in the current folder.
-            return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds)
+            return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds, tell)
         try:
             words = shlex.split(command or "")
         except ValueError as error:
             raise ConfigError(f"reward_command: {error}".lower(), "quote it as in a shell") from None
         if not words:
             raise ConfigError("reward_command: it is empty", "name a program, such as `python score.py`")
-        return Judge(words, seconds)
+        return Judge(words, seconds, tell)
 
     def __enter__(self) -> Judge:
         return self
@@ -102,21 +130,16 @@ class Judge:
         self.close()
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
-        """The score of each answer; higher is better.
+        """The score of each answer, higher is better; nan where the judge failed on it (see `with_failures_lowest`).
 
         Raises:
-            RewardError: the program cannot be started, ends, takes too long, or writes something else than scores.
+            RewardError: the program cannot be started, or more than half of the last `RECENT_ANSWERS` have failed.
         """
-        process = self._process or self._start()
-        self._expect_no_more()
-        # In a thread of its own: a program that replies as it reads may fill its pipe before all answers are written.
-        writer = threading.Thread(target=_write, args=(pipe(process.stdin), answers), daemon=True)
-        writer.start()
-        found = [self._score(process, answer, number, len(answers)) for number, answer in enumerate(answers, 1)]
-        writer.join(self._seconds)
-        if writer.is_alive():
-            raise self._failed("replies to answers that it has not read", _ONE_EACH)
-        self._expect_no_more(_MORE_SECONDS)
+        found: list[float] = []
+        while len(found) < len(answers):
+            scores = self._judge(answers[len(found) :])
+            self._count(scores)
+            found += scores
         return found
 
     def close(self) -> None:
@@ -132,6 +155,64 @@ class Judge:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _judge(self, answers: Sequence[Answer]) -> list[float]:
+        """The scores of the first answers, at least one: up to the first failure after which the program has ended."""
+        found: list[float] = []
+        try:
+            process = self._running()
+            # In a thread of its own: a program that replies as it reads may fill its pipe before all answers are
+            # written.
+            writer = threading.Thread(target=_write, args=(pipe(process.stdin), answers), daemon=True)
+            writer.start()
+            for answer in answers:
+                found.append(self._score(process, answer))
+            writer.join(self._seconds)
+            if writer.is_alive():
+                raise _Failure("replies to answers that it has not read", _ONE_EACH, misaligned=True)
+            self._expect_no_more(_MORE_SECONDS)
+        except _Failure as failure:
+            self._last_failure = (failure.what, failure.fix)
+            self._kill()
+            return [math.nan] * len(answers) if failure.misaligned else [*found, math.nan]
+        return found
+
+    def _count(self, scores: Sequence[float]) -> None:
+        """Counts answers and failures, and tells of them.
+
+        Raises:
+            RewardError: too many of the last answers have failed.
+        """
+        before, failures = self.failed, [math.isnan(score) for score in scores]
+        self.judged += len(failures)
+        self.failed += sum(failures)
+        self._recent.extend(failures)
+        if self.failed == before:
+            return
+        what, fix = self._last_failure
+        recent = len(self._recent)
+        if 2 * sum(self._recent) > max(recent, FIRST_ANSWERS):
+            self._kill()
+            raise RewardError(
+                f"the judge failed on {sum(self._recent)} of the last {recent} answers; the last time it {what}",
+                fix,
+                list(self._errors),
+            )
+        if len(str(self.failed)) > len(str(before)) or not before:
+            said = f"; its last words: {shown(self._errors[-1])}" if self._errors else ""
+            self._tell(
+                f"the judge has failed on {self.failed} of {self.judged} answers, which count as the lowest score; the "
+                f"last time it {what}{said}"
+            )
+
+    def _running(self) -> subprocess.Popen[str]:
+        """The program, started where it does not run, with no reply left from before: it would be taken for that to the
+        next answer."""
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            return self._start()
+        self._expect_no_more()
+        return self._process
 
     def _start(self) -> subprocess.Popen[str]:
         try:
@@ -169,7 +250,7 @@ class Judge:
             replies.put(None, timeout=_POLL_SECONDS)
 
     def _expect_no_more(self, seconds: float = 0.0) -> None:
-        """Checks that no reply is left: it would be taken for that to the next answer.
+        """Raises _Failure if a reply is left that no answer has asked for.
 
         Args:
             seconds: time in which one may come.
@@ -179,45 +260,60 @@ class Judge:
         except queue.Empty:
             return
         if line is not None:
-            raise self._failed(f"wrote {line.strip()[:80]!r} without being asked", _ONE_EACH)
-        # The program has ended, which is told once another score is needed.
+            raise _Failure(f"wrote {line.strip()[:80]!r} without being asked", _ONE_EACH, misaligned=True)
+        # The program has ended, which matters once another score is needed.
         self._replies.put(None)
 
-    def _score(self, process: subprocess.Popen[str], answer: Answer, number: int, count: int) -> float:
+    def _score(self, process: subprocess.Popen[str], answer: Answer) -> float:
+        """The score of the next reply; nan where it is an object without one.
+
+        Raises:
+            _Failure: there is no such reply.
+        """
         try:
             line = self._replies.get(timeout=self._seconds)
         except queue.Empty:
-            raise self._failed(
-                f"gave no score within {self._seconds:g} s (answer {number} of {count})",
+            raise _Failure(
+                f"gave no score within {self._seconds:g} s",
                 "make it faster, raise --reward-seconds, or have it flush what it writes",
             ) from None
         if line is None:
             try:
                 code = process.wait(self._seconds)
             except subprocess.TimeoutExpired:
-                raise self._failed("closed its output and does not end", _ONE_EACH) from None
-            raise self._failed(f"ended with exit code {code} (before answer {number} of {count})", "correct it")
+                raise _Failure("closed its output and did not end", _ONE_EACH) from None
+            raise _Failure(f"ended with exit code {code} before it had replied", "correct it")
+        what = f'answered {line.strip()[:80]!r} where a line such as {{"score": 0.75}} was expected'
+        fix = "have it write one JSON object a line, with a finite number as its score, and nothing else"
         try:
             reply = json.loads(line)
-            score = reply["score"]
-            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            if not isinstance(reply, dict):
                 raise ValueError
+            score = reply.get("score")
+            if not isinstance(score, bool) and isinstance(score, int | float) and math.isfinite(score):
+                return float(score)
         except CONTENT_ERRORS:
-            raise self._failed(
-                f'answered {line.strip()[:80]!r} where a line such as {{"score": 0.75}} was expected '
-                f"(answer {number} of {count}, {answer.answer[:40]!r})",
-                "have it write one JSON object a line, with a finite number as its score, and nothing else",
-            ) from None
-        return float(score)
+            raise _Failure(f"{what} (for the answer {answer.answer[:40]!r})", fix) from None
+        # One reply to one answer: the next one is that to the next answer.
+        error = reply.get("error")
+        if isinstance(error, str):
+            what, fix = f"said {shown(error)}", "correct it"
+        self._last_failure = (f"{what} (for the answer {answer.answer[:40]!r})", fix)
+        return math.nan
 
-    def _failed(self, what: str, fix: str) -> RewardError:
-        """Ends the program; returns the error, with the last lines of its standard error."""
+    def _kill(self) -> None:
+        """Ends the program, after which the last lines of its standard error are known."""
         if self._process is not None:
             self._process.kill()
         if self._listener is not None:
             self._listener.join(_CLOSE_SECONDS)
         self.close()
-        return RewardError(f"the reward command {what}", fix, list(self._errors))
+
+
+def with_failures_lowest(scores: Sequence[float]) -> list[float]:
+    """Scores with nan, of answers that the judge failed on, as the lowest of the others, and at most 0."""
+    lowest = min((score for score in scores if not math.isnan(score)), default=0.0)
+    return [min(0.0, lowest) if math.isnan(score) else score for score in scores]
 
 
 def _write(stream: IO[str], answers: Sequence[Answer]) -> None:

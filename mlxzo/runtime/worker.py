@@ -67,8 +67,10 @@ def main(arguments: list[str]) -> int:
 
         with watch:
             team = join(run, control, resume, emit)
-            with judge_of(run.config, allow_code) as judge:
+            with judge_of(run.config, allow_code, emit) as judge:
                 result = train(run, emit, control, watch, resume, judge, team)
+                if judge is not None:
+                    result["judge"] = {"answers": judge.judged, "failed": judge.failed}
         result["memory"] = watch.summary()
         # With loading, frozen layers and evaluations, without pauses.
         result["total_seconds"] = time.perf_counter() - started - control.paused_seconds
@@ -100,8 +102,8 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
 
 
 @contextlib.contextmanager
-def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
-    """The judge that a configuration names; None without one.
+def judge_of(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterator[Judge | None]:
+    """The judge that a configuration names; None without one. `emit` takes notes on its failures.
 
     Raises:
         ConfigError: the command line does not allow the configuration to run code.
@@ -110,7 +112,8 @@ def judge_of(config: RunConfig, allow_code: bool) -> Iterator[Judge | None]:
         yield None
         return
     check_consent(config, allow_code)
-    with Judge.of(config.reward_command, config.reward_function, config.reward_seconds) as judge:
+    named = (config.reward_command, config.reward_function, config.reward_seconds)
+    with Judge.of(*named, lambda text: emit(events.Note(text))) as judge:
         yield judge
 
 

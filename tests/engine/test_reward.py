@@ -1,12 +1,13 @@
-"""The user's judge: what it says is taken at its word, and whatever goes wrong with it is said in a sentence."""
+"""The user's judge: what it says is taken at its word; what goes wrong costs answers, is told, and ends the run."""
 
+import math
 import sys
 import textwrap
 
 import pytest
 
 from mlxzo.core.errors import ConfigError, RewardError
-from mlxzo.engine.reward import Answer, Judge
+from mlxzo.engine.reward import Answer, Judge, with_failures_lowest
 
 ANSWERS = [
     Answer("How many?", "one two three", ("3",)),
@@ -48,36 +49,99 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
     [
         ("sys.stdin.readline(); print('no idea what to say', file=sys.stderr); sys.exit(7)", "ended with exit code 7"),
         ("sys.stdin.readline(); print('not json', flush=True); sys.stdin.read()", "answered 'not json'"),
-        (
-            "sys.stdin.readline(); print('{\"score\": NaN}', flush=True); sys.stdin.read()",
-            "answered '{\"score\": NaN}'",
-        ),
-        ("sys.stdin.readline(); print('{\"score\": true}', flush=True); sys.stdin.read()", "answered"),
-        ("sys.stdin.readline(); print('{\"points\": 1}', flush=True); sys.stdin.read()", "answered"),
-        ("sys.stdin.readline(); print('[1]', flush=True); sys.stdin.read()", "answered"),
-        ("time.sleep(600)", "gave no score within 2 s (answer 1 of 3)"),
-        ("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and does not end"),
+        ("sys.stdin.readline(); print('[1]', flush=True); sys.stdin.read()", "answered '[1]'"),
+        ("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and did not end"),
         ("sys.stdin.readline(); print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
-        ("sys.stdin.readline(); print(json.dumps({'score': 10**400}), flush=True); sys.stdin.read()", "answered"),
+        # Objects without a score: the program goes on.
+        ("for line in sys.stdin: print('{\"score\": NaN}', flush=True)", "answered '{\"score\": NaN}'"),
+        ("for line in sys.stdin: print('{\"score\": true}', flush=True)", "answered '{\"score\": true}'"),
+        ("for line in sys.stdin: print('{\"points\": 1}', flush=True)", "answered '{\"points\": 1}'"),
+        ("for line in sys.stdin: print(json.dumps({'score': 10**400}), flush=True)", "answered"),
+        ('for line in sys.stdin: print(\'{"error": "no such word"}\', flush=True)', "said 'no such word'"),
         # Each would shift the scores, or fill the memory.
         ('for line in sys.stdin: print(\'{"score": 1}\\n{"score": 2}\', flush=True)', "without being asked"),
         ("while True: print('{\"score\": 1}')", "without being asked"),
-        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 2 s"),
+        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 1 s"),
     ],
 )
-def test_a_judge_that_fails_is_told_and_ended(program, says, tmp_path):
-    # Where the time has to pass, it is enough for the program to start on a busy machine.
-    with judge(tmp_path, program, seconds=2.0 if "sleep" in program or "stderr)" in program else 60.0) as it:
+def test_a_judge_that_never_scores_is_told_and_ended(program, says, tmp_path):
+    # Where the time has to pass, it is enough for the program to start.
+    with judge(tmp_path, program, seconds=1.0 if "sleep" in program or "stderr)" in program else 60.0) as it:
         with pytest.raises(RewardError) as error:
-            it.scores(ANSWERS)
-        assert it._process is None
+            it.scores(ANSWERS * 2)
+        assert it._process is None and it.judged == it.failed == 6
     assert says in error.value.message and error.value.exit_code == 4
+    assert error.value.message.startswith("the judge failed on 6 of the last 6 answers; the last time it ")
     details = error.value.details
     if "'e'" in program:
         # The program is killed while it writes, so its last line may be a shorter one.
         assert details[:4] == ["e" * 1000] * 4 and len(details) == 5 and details[4].ljust(1000, "e") == "e" * 1000
     else:
         assert details == (["no idea what to say"] if "exit(7)" in program else [])
+
+
+MOODY = """
+    for line in sys.stdin:
+        answer = json.loads(line)["answer"]
+        if answer == "crash":
+            sys.exit("out of ideas")
+        if answer == "hang":
+            time.sleep(600)
+        print({"garbage": "mumble", "nan": '{"score": NaN}'}.get(answer, '{"score": %d}' % len(answer)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("mood", ["crash", "hang", "garbage", "nan"])
+def test_an_answer_that_the_judge_fails_on_costs_its_score_alone(mood, tmp_path):
+    told = []
+    with judge(tmp_path, MOODY, seconds=3.0 if mood == "hang" else 60.0) as it:
+        it._tell = told.append
+        answers = [Answer("?", text, ()) for text in ("a", mood, "abc", "abcd")]
+        found = it.scores(answers)
+        assert [*found[:1], *found[2:]] == [1.0, 3.0, 4.0] and math.isnan(found[1])
+        assert (it.judged, it.failed) == (4, 1) and len(told) == 1
+        assert told[0].startswith(
+            "the judge has failed on 1 of 4 answers" if mood == "nan" else "the judge has failed on 1 of 2"
+        )
+        assert ("its last words: 'out of ideas'" in told[0]) == (mood == "crash")
+
+
+def test_the_run_ends_once_more_than_half_of_the_last_answers_have_failed(tmp_path):
+    good, bad = [Answer("?", "fine", ())], [Answer("?", "nan", ())]
+    told = []
+    with judge(tmp_path, MOODY) as it:
+        it._tell = told.append
+        it.scores(bad * 5)
+        for _ in range(3):
+            it.scores(good * 25)
+            it.scores(bad * 25)
+        with pytest.raises(RewardError, match="failed on 26 of the last 50 answers"):
+            it.scores(bad)
+    assert [text.split(",")[0] for text in told] == [
+        "the judge has failed on 5 of 5 answers",
+        "the judge has failed on 30 of 55 answers",
+    ]
+
+
+@pytest.mark.parametrize(
+    "scores, counted",
+    [
+        ([0.5, math.nan, 1.0], [0.5, 0.0, 1.0]),
+        ([-3.0, math.nan, -1.0], [-3.0, -3.0, -1.0]),
+        ([math.nan], [0.0]),
+        ([2.0], [2.0]),
+        ([], []),
+    ],
+)
+def test_a_failure_counts_as_the_lowest_score_and_at_most_0(scores, counted):
+    assert with_failures_lowest(scores) == counted
+
+
+def test_a_program_that_has_ended_between_two_calls_is_started_anew(tmp_path):
+    with judge(tmp_path, "sys.stdin.readline(); print('{\"score\": 1}', flush=True)") as it:
+        assert it.scores(ANSWERS[:1]) == [1.0]
+        it._process.wait()
+        assert it.scores(ANSWERS[:1]) == [1.0] and it.failed == 0
 
 
 def test_a_command_that_is_none_is_refused():
@@ -97,6 +161,6 @@ def test_a_function_is_a_judge_in_a_process_of_its_own(tmp_path, monkeypatch):
         assert it.scores(ANSWERS) == [0.3, 0.0, 0.3]
     for name, says in (("rewards:broken", "ZeroDivisionError"), ("rewards:absent", "absent"), ("nowhere:f", "nowhere")):
         with Judge.of(None, name, 60.0) as it, pytest.raises(RewardError) as error:
-            it.scores(ANSWERS)
+            it.scores(ANSWERS * 2)
         assert says in error.value.details[-1]
     assert "rewards" not in sys.modules
