@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -38,8 +38,12 @@ _CHECK_EVERY = 100
 class Control(Protocol):
     """The requests to a run (see `runtime.control.RunControl`)."""
 
-    def wait_while_paused(self, step: int) -> None:
-        """Waits while the run is paused, `step` steps done; raises Interrupted or DoesNotFit where it must end."""
+    def wait_while_paused(self, step: int, serve: Callable[[], bool]) -> None:
+        """Waits while the run is paused, `step` steps done; raises Interrupted or DoesNotFit where it must end.
+
+        Args:
+            serve: carries out the other requests, and returns whether it evaluated.
+        """
         ...
 
     def consume(self, request: Request) -> bool:
@@ -226,10 +230,15 @@ class Trainer:
 
     def _serve_requests(self, step: int) -> None:
         """Carries out the requests since the last step; `step` steps are done."""
-        self.control.wait_while_paused(step)
-        self._shrink_if_requested()
-        if self.control.consume(Request.EVALUATE):
-            self._validate(step)
+
+        def serve() -> bool:
+            self._shrink_if_requested()
+            if evaluate := self.control.consume(Request.EVALUATE):
+                self._validate(step)
+            return evaluate
+
+        self.control.wait_while_paused(step, serve)
+        serve()
 
     def _shrink_if_requested(self) -> None:
         if self.control.consume(Request.SHRINK) and (done := self.session.shrink()):

@@ -8,11 +8,13 @@ here imports MLX.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core import events
@@ -23,6 +25,8 @@ from ..engine.distributed.communicator import Communicator, Request
 from ..memory.watch import Watch
 
 _PAUSED_POLL_SECONDS = 0.1
+# The longest wait for a killed worker to end: it may have to be woken from the disk.
+_DEATH_SECONDS = 10.0
 
 COMMANDS = {
     "pause": "pause after the current step, until `continue` or `stop`",
@@ -57,6 +61,35 @@ def send(run: RunDirectory, command: str) -> None:
             os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"{run.commands_path} cannot be written: {error.strerror}", "check the folder") from None
+
+
+def kill(run: RunDirectory) -> None:
+    """Ends the run's worker by force, whoever started it, and waits for its end: the steps since the last saved state
+    are lost. Records the interruption, unless the worker or its supervisor has.
+
+    Raises:
+        ConfigError: the run is not running, or it is another user's.
+    """
+    if not run.worker_is_alive():
+        raise ConfigError(f"the run {run.id} is not running, so it cannot be ended by force")
+    try:
+        # A worker leads its session, so its children end with it.
+        os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "its process is not known"
+        raise ConfigError(f"the run {run.id} cannot be ended by force: {reason}", "end its process by hand") from None
+    limit = time.monotonic() + _DEATH_SECONDS
+    while run.worker_is_alive() and time.monotonic() < limit:
+        time.sleep(_PAUSED_POLL_SECONDS)
+    if run.outcome is None:
+        error = Interrupted(
+            "the run was stopped by force, before it could save its last steps",
+            f"`mlxzo train --resume {shlex.quote(str(run.path))}` continues it",
+        )
+        # A full disk must not hide that the worker has ended, which it has.
+        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
+            # The worker may have died in the middle of a line.
+            file.write(b"\n" + events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
 
 
 def forget(run: RunDirectory) -> None:
@@ -180,20 +213,29 @@ class RunControl:
             self._team.listen()
         return self._team.is_requested(Request.END)
 
-    def wait_while_paused(self, step: int) -> None:
-        """Listens, and waits while the run is paused; `step` steps are done."""
+    def wait_while_paused(self, step: int, serve: Callable[[], bool]) -> None:
+        """Listens, and waits while the run is paused; `step` steps are done.
+
+        Args:
+            serve: carries out the other requests, and returns whether it evaluated.
+        """
         self.listen()
         if not self._team.is_requested(Request.PAUSE):
             return
-        began = time.monotonic()
+        began, busy = time.monotonic(), 0.0
         self._emit(events.Paused(step))
         try:
             while self._team.is_requested(Request.PAUSE):
                 time.sleep(_PAUSED_POLL_SECONDS)
                 self._team.synchronise()
                 self.listen()
+                served = time.monotonic()
+                if serve():
+                    busy += time.monotonic() - served
+                    # The phases of the evaluation have told otherwise.
+                    self._emit(events.Paused(step))
         finally:
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - began - busy
             self.paused_seconds += seconds
         self._emit(events.Unpaused(step, seconds))
 

@@ -21,7 +21,7 @@ class StoppedError(Exception):
 class Untouched:
     """The control of a run that nobody controls."""
 
-    def wait_while_paused(self, step: int) -> None:
+    def wait_while_paused(self, step: int, serve: Callable[[], bool]) -> None:
         pass
 
     def consume(self, request: Request) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from mlxzo.core import events
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.run_directory import RunDirectory
-from mlxzo.runtime.control import Inbox, send
+from mlxzo.runtime.control import Inbox, kill, send
 from mlxzo.runtime.supervisor import Supervisor
 from tests.command import mlxzo
 from tests.tiny import tiny_folder
@@ -65,6 +66,18 @@ def wait_for(run, kind, seconds=60.0):
     raise AssertionError(f"no {kind.__name__} within {seconds} s")
 
 
+def wait_for_evaluation(run, seconds=60.0):
+    """The one evaluation after training began, once there is one."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        found = [e for e, _ in run.events() if isinstance(e, events.Evaluated) and e.kind == "validation"]
+        if found:
+            (evaluated,) = found
+            return evaluated
+        time.sleep(0.05)
+    raise AssertionError(f"no evaluation within {seconds} s")
+
+
 def test_a_paused_run_makes_no_step_and_goes_on_when_told(training):
     run = training.run
     assert mlxzo("runs", "pause", run.path).returncode == 0
@@ -83,10 +96,16 @@ def test_a_paused_run_makes_no_step_and_goes_on_when_told(training):
     assert training.exit_code == 130 and run.status == "interrupted"
 
 
-def test_a_paused_run_can_be_stopped_and_keeps_its_best_state(training):
+def test_a_paused_run_can_be_evaluated_and_stopped_and_keeps_its_best_state(training):
     run = training.run
     send(run, "pause")
-    wait_for(run, events.Paused)
+    paused = wait_for(run, events.Paused)
+    send(run, "evaluate")
+    assert wait_for_evaluation(run).step == paused.step
+    # It is still paused, and says so.
+    while not isinstance(run.last_event(events.Phase, events.Paused), events.Paused):
+        time.sleep(0.02)
+    assert run.last_event(events.Step).step == paused.step
     send(run, "stop")
     list(training.events())
     assert training.outcome.title == "Interrupted"
@@ -97,14 +116,10 @@ def test_a_paused_run_can_be_stopped_and_keeps_its_best_state(training):
 def test_an_evaluation_can_be_asked_for_at_any_step(training):
     run = training.run
     send(run, "evaluate")
-    limit = time.monotonic() + 30
-    found = []
-    while not found and time.monotonic() < limit:
-        found = [e for e, _ in run.events() if isinstance(e, events.Evaluated) and e.kind == "validation"]
-        time.sleep(0.05)
-    (evaluated,) = found
+    evaluated = wait_for_evaluation(run)
     assert evaluated.split == "validation" and 0 < evaluated.step < 50_000 and evaluated.examples == 8
     # The best state is saved, and training goes on.
+    limit = time.monotonic() + 30
     while run.last_event(events.Phase).phase != "train":
         assert time.monotonic() < limit
         time.sleep(0.05)
@@ -135,10 +150,31 @@ def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_p
         kill_workers(tmp_path)
 
 
+def test_a_worker_that_no_longer_listens_is_ended_by_force(tmp_path):
+    run = RunDirectory.create(RunConfig(out=str(tmp_path), name="stuck"))
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    lock = run.claim()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, pass_fds=(lock,), start_new_session=True
+    )
+    run.lock_path.write_text(f"{worker.pid}\n")
+    os.close(lock)
+    worker.stdout.readline()
+    # Waits for the end of the process, as what started it did.
+    waiting = threading.Thread(target=worker.wait)
+    waiting.start()
+    kill(run)
+    waiting.join()
+    failed = run.last_event(events.Failed)
+    assert run.status == "interrupted" and "by force" in failed.message and "--resume" in failed.fix
+
+
 def test_what_is_not_running_or_not_known_is_refused_in_words(tmp_path):
     run = RunDirectory.create(RunConfig(out=str(tmp_path), name="done"))
     done = mlxzo("runs", "pause", run.path)
     assert done.returncode == 2 and "the run done is not running" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(ConfigError, match="not running"):
+        kill(run)
     with pytest.raises(ConfigError, match="there is no command 'explode'"):
         send(run, "explode")
     assert not run.commands_path.exists()
