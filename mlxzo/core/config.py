@@ -290,7 +290,7 @@ class RunConfig:
         "steps between evaluations on the validation split",
         "run",
         minimum=1,
-        auto="5 for rsgn, 50 for all else",
+        auto="5 for rsgn, or 2 where parameters of all layers train; 50 for all else",
     )
     out: str = option_field("runs", "folder that holds the run directories", "run")
     name: str | None = option_field(None, "name of the run", "run", auto="made of model, task, method and seed")

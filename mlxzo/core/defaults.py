@@ -28,6 +28,11 @@ RSGN_FEWEST_BEHIND = 32
 RSGN_QUERIES = 16
 RSGN_QUERIES_BEHIND = 32
 
+# Steps between evaluations. A step on parameters of all layers takes as long as one or two thousand examples through
+# the whole model, and few such steps go a long way.
+EVAL_EVERY = 5
+EVAL_EVERY_DEEP = 2
+
 DEFAULT_SECONDS = 900.0
 DEFAULT_PATIENCE = 10
 DEFAULT_STEPS = 300
@@ -50,8 +55,10 @@ _BY_STEPS = {"steps": DEFAULT_STEPS, "patience": 0, "batch_size": 16, "eval_ever
 
 def _rsgn_defaults(config: RunConfig) -> dict[str, Any]:
     """Default limits and batches of RSGN: a budget of time, and a batch size where it does not depend on the data."""
-    found: dict[str, Any] = {"steps": UNLIMITED_STEPS, "eval_every": 5}
-    if config.parsed_scope.last_layers != 0:
+    last_layers = config.parsed_scope.last_layers
+    every = EVAL_EVERY_DEEP if last_layers is None else EVAL_EVERY
+    found: dict[str, Any] = {"steps": UNLIMITED_STEPS, "eval_every": every}
+    if last_layers != 0:
         found["batch_size"] = RSGN_BATCH
     if config.steps is not None:
         return {**found, "patience": 0}

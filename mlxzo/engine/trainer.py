@@ -145,7 +145,8 @@ class Trainer:
             window = sum(s for s, _ in recent)
             memory = mlx_memory()
             steps = self._expected_steps(step + 1, window / len(recent))
-            known = step >= filled and len(recent) >= _STEPS_TO_KNOW
+            # Where time ends the run, the speed of its steps does not matter.
+            known = steps < config.steps or (step >= filled and len(recent) >= _STEPS_TO_KNOW)
             self.emit(
                 events.Step(
                     step=step + 1,

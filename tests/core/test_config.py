@@ -129,6 +129,11 @@ def test_resolving_fills_in_the_defaults_of_the_scope_and_nothing_else():
     assert resolved.resolved() == resolved
 
 
+def test_long_steps_are_evaluated_oftener():
+    scopes = ("norms/last-0", "norms/last-6", "full", "lora")
+    assert [RunConfig(scope=scope).resolved().eval_every for scope in scopes] == [5, 5, 2, 2]
+
+
 @pytest.mark.parametrize("name", ["prefix_cache", "activation_cache"])
 def test_an_option_that_was_renamed_is_read_by_either_name(tmp_path, name):
     path = tmp_path / "run.yaml"

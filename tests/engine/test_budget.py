@@ -92,6 +92,8 @@ def test_a_run_ends_on_a_plateau_and_more_patience_takes_it_on(run):
     result = run.result()
     assert (result["stopped_by"], result["steps"]) == ("plateau", 2)
     assert any(isinstance(e, events.Note) and "has not fallen in the last 2" in e.text for e, _ in run.events())
+    first = next(e for e, _ in run.events() if isinstance(e, events.Step))
+    assert 0.0 < first.eta_seconds < 90.0, "the time limit is known before the speed of the steps"
     with pytest.raises(ConfigError, match="finished"):
         resume_config(run, {"steps": "5"})
     run.update_config(resume_config(run, {"patience": "4"}))
