@@ -90,7 +90,8 @@ class MlxzoApp(App[None]):
         self.race: list[RunFeed] = []
         self.racing: RaceRunner | None = None
         """The last race started from Setup."""
-        self.tried: RunDirectory | None = None
+        self.tried: RunDirectory | None = run
+        """The run that Try it takes: the last one opened, by its own key or in the monitor."""
         self._to_set_up: RunConfig | None = None
         self._feeds: dict[Path, RunFeed] = {}
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else None if run is None else self.feed(run)
@@ -117,6 +118,7 @@ class MlxzoApp(App[None]):
     def open_run(self, run: RunDirectory) -> None:
         """Shows a run in the monitor."""
         self.current = self.feed(run)
+        self.tried = run
         self.switch_mode("monitor")
 
     def set_up(self, config: RunConfig) -> None:
@@ -202,7 +204,7 @@ class MlxzoApp(App[None]):
         self.switch_mode("race")
 
     def open_try(self, run: RunDirectory) -> None:
-        """Prompts the tuned model of a run."""
+        """Tries the tuned model of a run."""
         self.tried = run
         self.switch_mode("try_it")
 

@@ -32,11 +32,14 @@ class SideBySide:
     adapters, whose initial values change nothing.
     """
 
-    def __init__(self, config: RunConfig, source: Source | None, sampling: Sampling | None = None):
-        """Loads both models; without a source the base alone.
+    def __init__(
+        self, config: RunConfig, source: Source | None, sampling: Sampling | None = None, *, alone: str = "base"
+    ):
+        """Loads both models; without a source the model of the configuration alone.
 
         Args:
             sampling: how tokens are drawn, with the same random numbers for both models; None: greedily.
+            alone: the name of the model without a source: a fused model is `tuned`.
 
         Raises:
             MlxzoError: the model or the source is missing or damaged.
@@ -46,16 +49,16 @@ class SideBySide:
         self._config = within_context(config, resolved, events.ignore)
         self._context = context_length(self._loaded.path)
         self._slots: dict[str, Slot] = {}
-        self._states: dict[str, dict[str, mx.array]] = {"base": {}}
+        self._states: dict[str, dict[str, mx.array]] = {alone: {}}
         if source is not None:
             tuned = TunedModel(self._loaded, config, source)
             self._slots = tuned.slots
-            self._states["base"] = tuned.parameters()
+            self._states = {"base": tuned.parameters()}
             tuned.apply(events.ignore)
             self._states["tuned"] = tuned.parameters()
 
     def answer(self, prompt: str, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-        """Continues `prompt`: yields ('base', piece) for each piece of text, then with a source ('tuned', piece).
+        """Continues `prompt`: yields ('base', piece) for each piece of text, then ('tuned', piece).
 
         An answer ends after `max_new_tokens`, at the end of its text, or at the end of the model's context.
 
@@ -67,7 +70,7 @@ class SideBySide:
                 yield model, piece
 
     def choose(self, question: Example) -> dict[str, np.ndarray]:
-        """The probabilities of an example's candidates, float64 [C], of `base` and with a source of `tuned`.
+        """The probabilities of an example's candidates, float64 [C], by model.
 
         Raises:
             DataError: the example leaves no room for its candidates. ModelError: the model lacks one of its tokens.

@@ -114,6 +114,20 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks)
 
 
+def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:
+    """The rows of the test split, else of validation, as they lie in a run's folder or in the package; none where they
+    come from the hub.
+
+    Raises:
+        ConfigError, DataError: as `load_task`, for this split.
+    """
+    task = get_task(config.task)
+    if config.data is None and task.embedded is None:
+        return []
+    paths = split_paths(_EMBEDDED / str(task.embedded) if config.data is None else user_path(config.data))
+    return [row for _, row in read_rows(paths.get("test", paths["validation"])).rows]
+
+
 def _training_examples(task: Task, examples: list[Example], config: RunConfig) -> list[Example]:
     """The examples that the run trains on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -69,7 +70,9 @@ def test_whatever_form_it_has_it_measures_and_speaks_alike(run, exported, model,
         assert words["base" if how == "fused" else "tuned"] == spoken["tuned"]
 
 
-def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, model, data, tmp_path, capsys):
+def test_whatever_form_it_has_it_labels_alike_beside_its_base(
+    run, exported, model, data, tmp_path, capsys, monkeypatch
+):
     on_data = ("--task", "custom", "--data", data)
     text = "What a dull garden!"
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
@@ -91,9 +94,17 @@ def test_whatever_form_it_has_it_labels_alike_beside_its_base(run, exported, mod
         ("--run", exported / "journal", "--model", model, "--data", data),
     ):
         assert labelled(*options) == pytest.approx(tuned, abs=1e-5), options
+    # A fused model that is named as what a run became is no base.
+    fused = said(capsys, "generate", "--run", exported / "fused", text)
+    assert fused["tuned"]["probabilities"] == pytest.approx(tuned, abs=1e-5) and "base" not in fused
     assert main(["generate", "--run", str(run.path), text]) == 0
     shown = capsys.readouterr().out
     assert "base" in shown and f"{100 * tuned['negative']:.1f} %" in shown
+    # Other programs, such as the app, ask for the same of models that stay loaded.
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"row": {"text": text}}) + "\n"))
+    assert main(["generate", "--run", str(run.path), "--serve", "-"]) == 0
+    *served, end = map(json.loads, capsys.readouterr().out.splitlines())
+    assert served == [{"speaker": name, **found[name]} for name in ("base", "tuned")] and end == {"done": True}
     assert main(["predict", "--model", str(model), str(tmp_path / "rows.jsonl")]) == 2
     assert "nothing says what this model was tuned for" in " ".join(capsys.readouterr().err.split())
 

@@ -2,8 +2,7 @@
 
 import json
 import os
-
-from textual.widgets import TextArea
+import sys
 
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
@@ -11,12 +10,13 @@ from mlxzo.core.run_directory import BEST_STATE
 from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
+from tui.child import Child
 from tui.race_runner import race
-from tui.screens.try_it import TryIt
+from tui.screens.try_it import Prompt, TryIt
 from tui.widgets.chart import Chart
 from tui.widgets.keys import Keys
 
-from .driving import drive, every_size, fills, wait_for
+from .driving import drive, every_size, fills, screen_text, wait_for
 
 
 def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root):
@@ -131,8 +131,8 @@ def test_nothing_to_race_or_to_try_says_how_to_choose(root):
         await pilot.press("f5")
         await wait_for(pilot, "No race yet")
         await pilot.press("f6")
-        shown = await wait_for(pilot, "No run chosen")
-        assert "press t" in shown
+        shown = await wait_for(pilot, "No run to try yet")
+        assert "F3 or S" in shown
 
     drive(MlxzoApp(root=str(root)), scenario, (80, 24))
 
@@ -143,7 +143,7 @@ def test_a_run_without_a_saved_state_cannot_be_tried_and_says_so(make_run, root)
     async def scenario(pilot):
         await wait_for(pilot, "died")
         await pilot.press("t")
-        await wait_for(pilot, "The customer is")
+        await wait_for(pilot, "● labels")
         assert isinstance(pilot.app.screen, TryIt)
         await pilot.press("f9")
         await wait_for(pilot, "has no checkpoint yet")
@@ -158,8 +158,8 @@ def test_a_model_that_cannot_be_had_is_a_dialog_with_the_fix(make_run, root, tmp
 
     async def scenario(pilot):
         pilot.app.open_try(run)
-        await wait_for(pilot, "Generate F9")
-        await pilot.click("#generate")
+        await wait_for(pilot, "Ask both F9")
+        await pilot.click("#ask")
         shown = await wait_for(pilot, "What to do")
         assert "Traceback" not in shown
 
@@ -171,9 +171,24 @@ def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_
 
     async def scenario(pilot):
         pilot.app.open_try(run)
-        await wait_for(pilot, "Generate F9")
+        await wait_for(pilot, "Ask both F9")
         screen = pilot.app.screen
-        screen.query_one(TextArea).text = "What a great"
+        # A task with labels: their probabilities, for a text that takes the place of the row that is shown.
+        await wait_for(pilot, "● labels")
+        await wait_for(pilot, lambda: isinstance(pilot.app.focused, Prompt))
+        await pilot.press(*"What a great", "enter")
+        shown = await wait_for(pilot, lambda: screen_text(pilot).count(" %") >= 6, 120)
+        assert shown.count("What a great") == 1 and "negative" in shown and "positive" in shown
+        await wait_for(pilot, lambda: not screen._pending)
+        await pilot.press("f8")
+        await wait_for(pilot, "gives each label")
+        await pilot.press("f9")
+        await wait_for(pilot, lambda: "✓ right" in screen_text(pilot) or "✗ the row says" in screen_text(pilot))
+        screen.query_one("#answer-kind").focus()
+        await pilot.press("right")
+        await wait_for(pilot, "continues the prompt here")
+        assert screen.query_one("#prompt").text.endswith("The customer is")
+        screen.query_one("#prompt").text = "What a great"
         screen.query_one("#tokens").value = "4"
         await pilot.press("f9")
         await wait_for(pilot, lambda: _said(pilot) >= {"base", "tuned"}, 120)
@@ -183,7 +198,7 @@ def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_
         screen.query_one("#tokens").value = "4000"
         await pilot.press("f9")
         await wait_for(pilot, "generating, base model")
-        screen.query_one(TextArea).text, screen.query_one("#tokens").value = "The film", "4"
+        screen.query_one("#prompt").text, screen.query_one("#tokens").value = "The film", "4"
         await pilot.press("f9")
         await wait_for(pilot, lambda: not screen._pending and "The film" in _panel(pilot, "tuned"))
         assert screen._child is first and first.running and "What" not in _panel(pilot, "base")
@@ -199,6 +214,82 @@ def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_
         await wait_for(pilot, lambda: not second.running)
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+LABELLER = """
+import json, sys
+assert sys.argv[1] == "generate" and "--serve" in sys.argv
+for line in sys.stdin:
+    shares = {"negative": 0.25, "positive": 0.75}
+    for speaker in ("base", "tuned") if "row" in json.loads(line) else ():
+        print(json.dumps({"speaker": speaker, "label": "positive", "probabilities": shares}), flush=True)
+    print(json.dumps({"done": True}), flush=True)
+"""
+
+
+def test_a_newcomer_gets_the_labels_of_a_typed_text_in_four_keys(root, tmp_path, monkeypatch, fake_workers):
+    """From the first screen; the text itself is not counted."""
+    fake_workers(
+        "emit('phase', phase='train')\nfor i in range(1, 4): step(i)\n"
+        "(run / 'checkpoints').mkdir(exist_ok=True)\n(run / 'checkpoints/best.safetensors').write_bytes(b'')\n"
+        "finish()"
+    )
+    script = tmp_path / "labeller.py"
+    script.write_text(LABELLER)
+    monkeypatch.setitem(Child.start.__kwdefaults__, "_command", (sys.executable, "-I", str(script)))
+
+    async def scenario(pilot):
+        await wait_for(pilot, "There are no runs in")
+        keys = ["enter", "f9", "f6", "enter"]
+        await pilot.press(keys.pop(0))
+        await wait_for(pilot, "ready to start")
+        await pilot.press(keys.pop(0))
+        await wait_for(pilot, "✓ finished")
+        await pilot.press(keys.pop(0))
+        await wait_for(pilot, lambda: isinstance(pilot.app.focused, Prompt))
+        await pilot.press(*"Lovely cup", keys.pop(0))
+        shown = await wait_for(pilot, "positive 75.0 %")
+        assert "Lovely cup" in shown and not keys
+        for name in ("Base", "Tuned", "negative", "25.0 %"):
+            assert name in shown
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
+def test_the_newest_run_with_a_checkpoint_is_tried_and_a_row_can_be_taken(make_run, root):
+    make_run(name="older")
+    newest = make_run(name="newest")
+    (newest.path / "checkpoints").mkdir()
+    (newest.path / "checkpoints" / "best.safetensors").write_bytes(b"")
+
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        await pilot.press("f6")
+        await wait_for(pilot, " newest ")
+        await wait_for(pilot, lambda: isinstance(pilot.app.focused, Prompt))
+        first = pilot.app.focused.text
+        await pilot.press("f8")
+        await wait_for(pilot, lambda: pilot.app.focused.text not in ("", first))
+        # What is typed takes its place.
+        await pilot.press("x")
+        assert pilot.app.focused.text == "x"
+        async for size in every_size(pilot):
+            await wait_for(pilot, "Ask both F9")
+            await fills(pilot, size)
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_a_row_of_several_fields_has_a_box_for_each(make_run, root):
+    run = make_run(name="one", task="boolq")
+
+    async def scenario(pilot):
+        pilot.app.open_try(run)
+        for words in ("─ passage ", "─ question ", "do bees sleep"):
+            await wait_for(pilot, words)
+        assert "tokens" not in screen_text(pilot)
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
 
 
 def _panel(pilot, name):

@@ -32,7 +32,9 @@ from .page import Page, title
 _REFRESH_SECONDS = 2.0
 _EMPTY = (
     "There are no runs in {root} yet.\n\n"
-    "F3  sets one up: choose a model and a task, check the plan, press Start.\n\n"
+    "Enter or n  opens Setup (F3): choose a model and a task, check the\n"
+    "            plan, press F9. Without a change it trains a small model\n"
+    "            in some minutes, and F6 then tries it.\n\n"
     "Runs started in a shell (`mlxzo quickstart`, `mlxzo train`) appear\n"
     "here as well, and can be watched live.\n"
     "`mlxzo tui --demo` plays a recorded run."
@@ -82,7 +84,7 @@ class Runs(Page):
         Binding("d,delete", "delete", "Delete", key_display="d"),
         Binding("r", "on_run('set_up_again')", "Set up again", tooltip="opens Setup with the options of this run"),
         Binding("y", "on_run('copy_command_of')", "Copy command", tooltip="copies the command line of the same run"),
-        Binding("n", "app.go('setup')", "New"),
+        Binding("n,enter", "new", "New run", key_display="n", tooltip="opens Setup"),
         Binding("escape", "leave_filter", show=False),
     ]
 
@@ -243,6 +245,10 @@ class Runs(Page):
 
     def on_input_submitted(self) -> None:
         self.query_one(Grid).focus()
+
+    def action_new(self) -> None:
+        """Opens Setup. Enter comes here from an empty list alone; the grid opens the run under the cursor."""
+        self.app.action_go("setup")
 
     def action_filter(self) -> None:
         self.query_one("#filter").focus()

@@ -19,6 +19,7 @@ import json
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...core.config import options
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ...engine.side_by_side import SideBySide
-    from ...tasks.base import Example
+    from ...tasks.base import Example, Task
     from ...tasks.classification import Classification
 
 _OPTIONS = ("model", "dtype", "task", "data", "prompt_style", "max_tokens", "out")
@@ -74,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--serve",
         action="store_true",
         help="load the models once and answer prompts from stdin, for other programs: one JSON object a line with "
-        "`prompt` and `max_new_tokens`. An answer is printed in pieces and then its end, one JSON object a line each; "
-        "a new line on stdin ends it early. PROMPT must be `-`",
+        "`prompt` and `max_new_tokens`, or with `row`, the fields of a row to label. An answer is printed in pieces "
+        "and then its end, one JSON object a line each; a new line on stdin ends it early. PROMPT must be `-`",
     )
     add_config_options(parser, _OPTIONS)
 
@@ -99,14 +100,16 @@ def run(arguments: argparse.Namespace) -> int:
     flags = config_values(arguments)
     config = read_tuned_config(flags, source)
     task = None if _continues(arguments) else known_task(config, source, flags)
-    question = _question(task, prompt) if isinstance(task, Classification) else None
+    question = _question(task, _row(task, prompt)) if isinstance(task, Classification) else None
     start_mlx()
     from ...engine.sampling import Sampling
     from ...engine.side_by_side import SideBySide
 
-    models = SideBySide(config, source, Sampling(temperature, top_p, (seed,)) if temperature else None)
+    sampling = Sampling(temperature, top_p, (seed,)) if temperature else None
+    # What `--run` names is tuned; a fused export is so without a base.
+    models = SideBySide(config, source, sampling, alone="base" if arguments.run is None else "tuned")
     if arguments.serve:
-        serve(models, sys.stdin)
+        serve(models, sys.stdin, lambda: known_task(config, source, flags))
     elif question is not None and isinstance(task, Classification):
         _print_labels(task, models.choose(question), prompt, as_json=arguments.json)
     else:
@@ -122,23 +125,39 @@ def _continues(arguments: argparse.Namespace) -> bool:
     return arguments.serve or any(value is not None for value in given)
 
 
-def _question(task: Classification, prompt: str) -> Example:
-    """The example of a prompt: the text of the task's field, or a JSON object with its fields.
+def _row(task: Classification, prompt: str) -> dict[str, Any]:
+    """The row that a prompt stands for: the text of the task's field, or a JSON object with its fields.
 
     Raises:
-        ConfigError: fields are missing.
+        ConfigError: it is no such object.
     """
     from ...tasks.reading import parse_object
 
     first, *others = task.input_fields
     try:
-        return task.question(parse_object(prompt) if others else {first: prompt})
+        return parse_object(prompt) if others else {first: prompt}
     except ValueError as error:
-        wanted = json.dumps(dict.fromkeys(task.input_fields, "..."), ensure_ascii=False)
-        raise ConfigError(
-            f"a row of the task {task.name} has the fields {', '.join(task.input_fields)}: {error}",
-            f"give them as a JSON object, '{wanted}'",
-        ) from None
+        raise _no_row(task, error) from None
+
+
+def _question(task: Classification, row: dict[str, Any]) -> Example:
+    """The example of a row whose label is not known.
+
+    Raises:
+        ConfigError: fields are missing.
+    """
+    try:
+        return task.question(row)
+    except ValueError as error:
+        raise _no_row(task, error) from None
+
+
+def _no_row(task: Classification, error: ValueError) -> ConfigError:
+    wanted = json.dumps(dict.fromkeys(task.input_fields, "..."), ensure_ascii=False)
+    return ConfigError(
+        f"a row of the task {task.name} has the fields {', '.join(task.input_fields)}: {error}",
+        f"give them as a JSON object, '{wanted}'",
+    )
 
 
 def _print_labels(task: Classification, probabilities: dict[str, np.ndarray], prompt: str, *, as_json: bool) -> None:
@@ -147,17 +166,11 @@ def _print_labels(task: Classification, probabilities: dict[str, np.ndarray], pr
     Args:
         probabilities: float64 [C] by model.
     """
-    best = {model: task.classes[int(shares.argmax())] for model, shares in probabilities.items()}
+    found = _labels(task, probabilities)
     if as_json:
-        found = {
-            model: {
-                "label": best[model].value,
-                "probabilities": {label.text: float(p) for label, p in zip(task.classes, shares, strict=True)},
-            }
-            for model, shares in probabilities.items()
-        }
         print_json({"prompt": prompt, **found})
         return
+    from ...tasks.base import label_text
     from ..console import listing, output
 
     rows = [
@@ -165,8 +178,19 @@ def _print_labels(task: Classification, probabilities: dict[str, np.ndarray], pr
         for place, label in enumerate(task.classes)
     ]
     models = list(probabilities)
-    rows.append(["label", *(best[model].text for model in models)])
+    rows.append(["label", *(label_text(found[model]["label"]) for model in models)])
     output().print(listing(["", *models], rows, right=tuple(models)))
+
+
+def _labels(task: Classification, probabilities: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The likeliest label and the probability of each by model; `probabilities`: float64 [C] by model."""
+    return {
+        model: {
+            "label": task.classes[int(shares.argmax())].value,
+            "probabilities": {label.text: float(p) for label, p in zip(task.classes, shares, strict=True)},
+        }
+        for model, shares in probabilities.items()
+    }
 
 
 def _sampling_value(arguments: argparse.Namespace, name: str) -> Any:
@@ -203,25 +227,50 @@ def _print_answers(models: SideBySide, prompt: str, heading: str, max_new_tokens
         say()
 
 
-def serve(models: SideBySide, requests: TextIO) -> None:
-    """Answers the prompts of a stream, one JSON object a line, until the stream ends.
+def serve(models: SideBySide, requests: TextIO, find_task: Callable[[], Task | None] = lambda: None) -> None:
+    """Answers the requests of a stream, one JSON object a line, until the stream ends.
 
-    A request is {"prompt": text, "max_new_tokens": count}. Its answer is pieces {"speaker": "base" or "tuned", "text":
-    piece} and then {"done": true}. A new line ends the current answer; `{}` does nothing else.
+    {"prompt": text, "max_new_tokens": count} is answered by pieces {"speaker": "base" or "tuned", "text": piece};
+    {"row": {field: text, ...}}, a row of the task without its label, by {"speaker": ..., "label": value,
+    "probabilities": {label: share, ...}}. Then comes {"done": true}. A new line ends the current answer; `{}` does
+    nothing else.
+
+    Args:
+        find_task: called for the first row; None stands for a task that is not known.
 
     Raises:
-        ConfigError: a line is no request.
+        ConfigError: a line is no request, or the task has no labels.
     """
     inbox = _Inbox(requests)
+    task: Classification | None = None
     while (line := inbox.take()) is not None:
         request = _request(line)
         if not request:
             continue
-        for model, piece in models.answer(request["prompt"], request["max_new_tokens"]):
-            if inbox.has_line:
-                break
-            print(json.dumps({"speaker": model, "text": piece}), flush=True)
+        if "row" in request:
+            task = task or _with_labels(find_task())
+            for model, found in _labels(task, models.choose(_question(task, request["row"]))).items():
+                print(json.dumps({"speaker": model, **found}), flush=True)
+        else:
+            for model, piece in models.answer(request["prompt"], request["max_new_tokens"]):
+                if inbox.has_line:
+                    break
+                print(json.dumps({"speaker": model, "text": piece}), flush=True)
         print(json.dumps({"done": True}), flush=True)
+
+
+def _with_labels(task: Task | None) -> Classification:
+    """The task, if it has labels.
+
+    Raises:
+        ConfigError: it has none, or is not known.
+    """
+    from ...tasks.classification import Classification
+
+    if not isinstance(task, Classification):
+        what = "no task is known" if task is None else f"the task {task.name} has no fixed set of labels"
+        raise ConfigError(f"{what}, and `row` asks for a label", "send a prompt, or name a task with labels")
+    return task
 
 
 class _Inbox:
@@ -253,11 +302,12 @@ class _Inbox:
 def _request(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-        if found == {} or (isinstance(found["prompt"], str) and isinstance(found["max_new_tokens"], int)):
-            if found:
-                _check_length(found["max_new_tokens"], "max_new_tokens")
+        if found == {} or isinstance(found.get("row"), dict):
             return found
-    except (ValueError, KeyError, TypeError):
+        if isinstance(found["prompt"], str) and isinstance(found["max_new_tokens"], int):
+            _check_length(found["max_new_tokens"], "max_new_tokens")
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ConfigError(
         f"{line.strip()[:80]!r} is no request", 'send lines such as {"prompt": "...", "max_new_tokens": 40}'
