@@ -65,12 +65,13 @@ from bench.reference_torch import EPS, Reference
 from bench.report import emit, machine, table
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
+from mlxzo.core.device import computes_as_cpu
 from mlxzo.core.errors import ConfigError, MlxzoError
 from mlxzo.core.formatting import describe, format_seconds
 from mlxzo.core.meter import system_memory
 from mlxzo.engine.batching import make_batch
 from mlxzo.engine.scoring import Scorer
-from mlxzo.engine.session import compute_dtype, micro_batch_shapes, on_cpu, open_model
+from mlxzo.engine.session import compute_dtype, micro_batch_shapes, open_model
 from mlxzo.models.causal import CausalLM
 
 # Threads that wait for work spin for a while: the next contestant starts when they have gone to sleep.
@@ -162,7 +163,7 @@ class OpenModel:
             adapters = {scope: model for scope, model in self.scoped.items() if scope.startswith("lora")}
             if not adapters and (model := self._scoped("lora")):
                 adapters = {"lora": model}
-        slow = "bp" in contestants and quantised and on_cpu()
+        slow = "bp" in contestants and quantised and computes_as_cpu()
         if slow:
             self._skip("mlx-lm", "quantised products on the CPU are too slow in mlx-lm's own layers")
         self.backpropagation = {

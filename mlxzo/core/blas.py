@@ -142,12 +142,3 @@ def _link(link: Path, target: Path) -> None:
         fresh.unlink()
     fresh.symlink_to(target)
     fresh.replace(link)
-
-
-@functools.cache
-def runs_on_cpu() -> bool:
-    """True if MLX computes on this machine's CPU: not on Apple Silicon, nor where the CUDA backend is installed."""
-    if sys.platform == "darwin":
-        return False
-    # The folders' names say it; importlib.metadata would read a file of every package that is installed.
-    return not any(found for folder in sys.path for found in Path(folder).glob("mlx_cuda*.dist-info"))

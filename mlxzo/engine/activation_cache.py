@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,25 +26,44 @@ _CACHE_SHARE = 0.1
 
 
 class ActivationCache:
-    """Hidden states of sequences in memory, by keys that determine their bits."""
+    """Hidden states of sequences in memory, by keys that determine their bits.
+
+    The states that are stored at a time are one array, since Metal bounds the number of arrays in memory.
+    """
 
     def __init__(self) -> None:
-        self._states: dict[Hashable, mx.array] = {}
+        self._arrays: list[mx.array] = []
+        # The array of each key, and the range of its rows.
+        self._places: dict[Hashable, tuple[int, int, int]] = {}
 
     @property
     def nbytes(self) -> int:
-        return sum(state.nbytes for state in self._states.values())
+        return sum(array.nbytes for array in self._arrays)
 
     def put(self, keys: Sequence[Hashable], states: Sequence[mx.array]) -> None:
-        """Stores hidden states [positions, D], one per key."""
+        """Stores hidden states [positions, D], one per key; those of a key that is stored already stay."""
+        if not (new := _unstored(keys, states, self._places)):
+            return
         # A slice would keep the whole batch alive; a copy does not.
-        copies = [mx.contiguous(state) for state in states]
-        mx.eval(copies)
-        self._states.update(zip(keys, copies, strict=True))
+        array = mx.contiguous(mx.concatenate(list(new.values())))
+        mx.eval(array)
+        ends = accumulate(map(len, new.values()), initial=0)
+        self._places |= {key: (len(self._arrays), *span) for key, span in zip(new, pairwise(ends), strict=True)}
+        self._arrays.append(array)
 
     def get(self, keys: Sequence[Hashable]) -> list[mx.array] | None:
         """The hidden states of each key; None unless all are there."""
-        return [self._states[key] for key in keys] if all(key in self._states for key in keys) else None
+        if not all(key in self._places for key in keys):
+            return None
+        places = (self._places[key] for key in keys)
+        return [self._arrays[number][first:end] for number, first, end in places]
+
+
+def _unstored(
+    keys: Sequence[Hashable], states: Sequence[mx.array], stored: Container[Hashable]
+) -> dict[Hashable, mx.array]:
+    """The states whose keys are not stored yet, each once."""
+    return {key: state for key, state in zip(keys, states, strict=True) if key not in stored}
 
 
 class DiskActivationCache:
@@ -65,15 +85,17 @@ class DiskActivationCache:
         return self._file.seek(0, os.SEEK_END)
 
     def put(self, keys: Sequence[Hashable], states: Sequence[mx.array]) -> None:
-        """Stores hidden states [positions, D], one per key.
+        """Stores hidden states [positions, D], one per key; those of a key that is stored already stay.
 
         Raises:
             OSError: the disk is full; none of these are stored.
         """
+        if not (new := _unstored(keys, states, self._places)):
+            return
         self._dtype, self._map = states[0].dtype, None
         self._width = states[0].shape[-1] * self._dtype.size
         places, end = {}, self.nbytes
-        for key, state in zip(keys, states, strict=True):
+        for key, state in new.items():
             places[key] = end, len(state)
             end += self._file.write(np.array(mx.contiguous(state).view(mx.uint8)).tobytes())
         self._file.flush()
@@ -106,7 +128,7 @@ def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> 
         for example in split
         for row in example.rows
     }
-    size = 4 * session.causal.wiring.width(scorer.layers) * sum(scorer.kept_positions(row) for row, _ in rows)
+    size = 4 * session.causal.wiring.width(scorer.layers) * sum(scorer.frozen.kept_positions(row) for row, _ in rows)
     kind = _activation_cache_kind(session, folder, size)
     if kind == "off":
         return

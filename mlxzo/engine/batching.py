@@ -55,19 +55,22 @@ class Shapes:
         tokens: most tokens in a micro-batch, padding included (one example may be longer).
         rows: most sequences in a micro-batch (an example with more candidates still stays whole); None for no limit.
         written_share: bound of the tokens, and of the sequences, of answers in flight, in multiples of a micro-batch's.
+        frozen_tokens: most tokens in one pass through frozen layers, whose shape depends on the length of a sequence
+            alone (see `frozen`; one sequence may be longer); None: the passes are those of the micro-batches.
     """
 
     multiple: int = 8
     tokens: int = 256
     rows: int | None = None
     written_share: int = 8
+    frozen_tokens: int | None = None
 
     @staticmethod
     def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
         """Shapes for a device. On a CPU, 256 tokens keep the matrix products busy and fit its caches, and two
         micro-batches are computed at once; a GPU wants fewer and larger ones. A decode step reads every weight whatever
         the batch size; it pays from about 16 sequences."""
-        return Shapes(8, 256, rows, 16) if on_cpu else Shapes(32, 8192, rows, 1)
+        return Shapes(8, 256, rows, 16) if on_cpu else Shapes(32, 8192, rows, 1, 512)
 
     def padded(self, example: Size) -> int:
         """The padded length of an example, in tokens."""
@@ -76,6 +79,21 @@ class Shapes:
     def most_rows(self, length: int) -> int:
         """Most sequences of a padded length in one micro-batch."""
         return max(1, min(self.tokens // length, self.rows or self.tokens))
+
+    def frozen(self, length: int) -> tuple[int, int]:
+        """The number of sequences and the padded length with which a sequence of `length` tokens passes frozen layers.
+
+        A GPU chooses the kernel of a product, and with it the order of its sums, by the product's shape. With one shape
+        for each of a few lengths, four an octave, the bits of a sequence do not depend on what it is computed with.
+
+        Raises:
+            ValueError: `frozen_tokens` is None.
+        """
+        if self.frozen_tokens is None:
+            raise ValueError("frozen layers are computed by micro-batch")
+        step = max(self.multiple, 1 << max(0, (length - 1).bit_length() - 3))
+        padded = -(-length // step) * step
+        return replace(self, tokens=min(self.tokens, self.frozen_tokens)).most_rows(padded), padded
 
     def written(self, length: int) -> int:
         """Most answers in flight, of at most `length` tokens each, prompts included."""
@@ -253,13 +271,13 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
         targets += example.targets
     entry_length, width = max(map(len, entries)), max(map(len, candidates))
     return MicroBatch(
-        tokens=_padded(row_tokens, length, np.int32),
+        tokens=padded_rows(row_tokens, length),
         positions=np.array(positions, np.int32),
-        entry_position=_padded(entries, entry_length, np.int32),
-        entry_target=_padded(targets, entry_length, np.int32),
-        entry_mask=_padded([[1] * len(entry) for entry in entries], entry_length, np.float32),
-        candidate=_padded(candidates, width, np.int32),
-        candidate_mask=_padded([[1] * len(own) for own in candidates], width, np.bool_),
+        entry_position=padded_rows(entries, entry_length),
+        entry_target=padded_rows(targets, entry_length),
+        entry_mask=padded_rows([[1] * len(entry) for entry in entries], entry_length, dtype=np.float32),
+        candidate=padded_rows(candidates, width),
+        candidate_mask=padded_rows([[1] * len(own) for own in candidates], width, dtype=np.bool_),
         target=np.array([e.target for e in examples], np.int32),
         shared=all(e.shared for e in examples),
         rows=tuple(row_tokens),
@@ -267,9 +285,11 @@ def _collate(examples: Sequence[EncodedExample], length: int) -> MicroBatch:
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, dtype: type[np.generic]) -> np.ndarray:
-    """Rows as one array [len(rows), width], padded with zeros."""
-    array = np.zeros((len(rows), width), dtype)
+def padded_rows(
+    rows: Sequence[Sequence[int]], width: int, count: int | None = None, dtype: type[np.generic] = np.int32
+) -> np.ndarray:
+    """Rows as one array [count, width], filled up with zeros; as many as there are if `count` is None."""
+    array = np.zeros((len(rows) if count is None else count, width), dtype)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     return array

@@ -5,8 +5,8 @@ Losses are float64, one per example in the order of the batch, so that sums over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import accumulate, islice
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,11 +20,9 @@ from ..zo.perturb import View
 from .activation_cache import ActivationCache, DiskActivationCache
 from .batching import Batch, MicroBatch, Shapes
 from .encoding import Row
+from .frozen_layers import FrozenLayers
 from .prefill import Prefill
 from .prefix_sharing import reads
-
-# Rows that OpenBLAS's kernels for AVX2 compute at a time.
-_KERNEL_ROWS = 24
 
 # Micro-batches that go through the frozen layers together; the effective weights of a layer are made once for them.
 _PARTS_AT_ONCE = 8
@@ -45,13 +43,20 @@ class Scorer:
         layers: number of first decoder layers that no trainable parameter can change; taken as 0 where the model
             cannot be split there.
         cache: stores the output of those layers for each sequence.
+        shapes: bounds of micro-batches, and of the passes through those layers.
     """
 
-    def __init__(self, causal: CausalLM, layers: int = 0, cache: ActivationCache | DiskActivationCache | None = None):
+    def __init__(
+        self,
+        causal: CausalLM,
+        layers: int = 0,
+        cache: ActivationCache | DiskActivationCache | None = None,
+        shapes: Shapes | None = None,
+    ):
         self.causal = causal
         self.layers = layers if causal.splits else 0
         self.cache = cache
-        self._batch_invariant: dict[int, bool] = {}
+        self.frozen = FrozenLayers(causal, self.layers, shapes or Shapes())
         self._assembled_states: WeakKeyDictionary[Batch, list[mx.array]] = WeakKeyDictionary()
 
     def prefix(self, batch: Batch) -> list[mx.array] | None:
@@ -65,12 +70,12 @@ class Scorer:
         in_memory = isinstance(self.cache, ActivationCache)
         if in_memory and batch in self._assembled_states:
             return self._assembled_states[batch]
-        cached = [None if self.cache is None else self.cache.get(self._keys(part)) for part in batch.parts]
+        cached = [None if self.cache is None else self.cache.get(self.frozen.keys(part)) for part in batch.parts]
         missing = [part for part, rows in zip(batch.parts, cached, strict=True) if rows is None]
         # Behind the last layer little is kept of each micro-batch: a large batch need not be in flight as a whole.
-        at_once = _PARTS_AT_ONCE if self._behind else max(1, len(missing))
+        at_once = _PARTS_AT_ONCE if self.frozen.behind else max(1, len(missing))
         groups = (missing[first : first + at_once] for first in range(0, len(missing), at_once))
-        computed = (rows for group in groups for rows in self._compute(group))
+        computed = (rows for group in groups for rows in self.frozen.compute(group))
         states = []
         for part, rows in zip(batch.parts, cached, strict=True):
             if rows is None:
@@ -78,39 +83,21 @@ class Scorer:
                 self._keep(part, rows)
             states.append(self._assembled(part, rows))
         mx.eval(states)
-        if self._behind and in_memory:
+        if self.frozen.behind and in_memory:
             # Few states, at the scored positions alone: they stay assembled as long as the batch is in use.
             self._assembled_states[batch] = states
         return states
 
-    def kept_positions(self, row: Row) -> int:
-        """Number of hidden states of a sequence that `prefix` needs."""
-        return len(row.tokens) - (row.first_position if self._behind else 0)
-
-    @property
-    def _behind(self) -> bool:
-        """True if only parameters behind the last layer train, so that positions are independent of one another."""
-        return 0 < self.layers == len(self.causal.layers)
-
-    def _keys(self, part: MicroBatch) -> list[Hashable]:
-        """For each sequence, a key of the bits of its hidden states and of the positions needed."""
-        length = part.tokens.shape[1]
-        return [(tokens, length, first) for tokens, first in zip(part.rows, self._firsts(part), strict=True)]
-
-    def _firsts(self, part: MicroBatch) -> tuple[int, ...]:
-        """The first position needed of each sequence."""
-        return part.firsts if self._behind else (0,) * len(part.rows)
-
     def _assembled(self, part: MicroBatch, rows: list[mx.array]) -> mx.array:
         """The hidden states of the sequences as one array, padded with zeros."""
-        if self._behind:
+        if self.frozen.behind:
             return mx.concatenate(rows)
         return mx.stack([mx.pad(row, [(0, part.tokens.shape[1] - len(row)), (0, 0)]) for row in rows])
 
     def _keep(self, part: MicroBatch, rows: Sequence[mx.array]) -> None:
         try:
             if self.cache is not None:
-                self.cache.put(self._keys(part), rows)
+                self.cache.put(self.frozen.keys(part), rows)
         except OSError:
             # The disk is full: the run continues without a cache, slower and bit-identical.
             self.cache = None
@@ -165,7 +152,7 @@ class Scorer:
     ) -> tuple[Sequence[MicroBatch], list[mx.array]]:
         """The hidden states [S, D] that the head reads, of each micro-batch or of all micro-batches as one."""
         prefix = self.prefix(batch) if prefix is None else prefix
-        if self._behind and batch.joined is not None and prefix is not None:
+        if self.frozen.behind and batch.joined is not None and prefix is not None:
             # Behind the last layer nothing depends on the micro-batches any more.
             return [batch.joined], [self.causal.finished(mx.concatenate(list(prefix)), view)]
         tokens = [mx.array(part.tokens) for part in batch.parts]
@@ -214,67 +201,6 @@ class Scorer:
         """As `losses_after_layers`, from the logits of all positions, for models that expose no hidden states."""
         logits = self.causal.logits(mx.array(part.tokens), Given(given, self.causal.compute_dtype))
         return _losses(_values_from_logits(logits, part), part)
-
-    def _compute(self, parts: Sequence[MicroBatch]) -> list[list[mx.array]]:
-        """Output of the frozen layers at the needed positions of each sequence, [positions, D], of some micro-batches.
-
-        The result of a sequence is bit-identical whatever else is in the batch, so a cache does not change a run.
-        """
-        if not parts:
-            return []
-        pieces = [self._pieces(part.tokens) for part in parts]
-        causal, view = self.causal, self.causal.view()
-        tokens = [mx.array(piece) for part in pieces for piece in part]
-        hidden = causal.prefix(tokens, view, self._whole_layers)
-        rows = [(part, i) for part in parts for i in range(len(part.rows))]
-        states = [state[i : i + 1] for state in hidden for i in range(len(state))]
-        if not self._behind:
-            found = [state[0, : len(part.rows[i])] for state, (part, i) in zip(states, rows, strict=True)]
-        else:
-            # So few positions are computed that the kernels depend on their number: each sequence runs alone.
-            positions = [mx.arange(part.firsts[i], len(part.rows[i])) for part, i in rows]
-            own = [piece[i : i + 1] for piece in tokens for i in range(len(piece))]
-            found = causal.after_layers(own, positions, view, states, self._whole_layers)
-        of_rows = iter(found)
-        return [list(islice(of_rows, len(part.rows))) for part in parts]
-
-    @property
-    def _whole_layers(self) -> int:
-        """Number of frozen layers whose output is needed at every position."""
-        return self.layers - 1 if self._behind else self.layers
-
-    def _pieces(self, tokens: np.ndarray) -> list[np.ndarray]:
-        """Sequences [R, T] cut and padded so that the bits of each do not depend on the others."""
-        length = tokens.shape[1]
-        for padded in (length, -(-length // _KERNEL_ROWS) * _KERNEL_ROWS):
-            if self._is_batch_invariant(padded):
-                return [np.pad(tokens, [(0, 0), (0, padded - length)])]
-        return [row[None] for row in tokens]
-
-    def _is_batch_invariant(self, length: int) -> bool:
-        """True if sequences padded to `length` give the same bits alone and in a batch, as measured on two layers.
-
-        Kernels of matrix products are chosen by shape, and compute some rows at a time. The sum of a row usually has
-        one order where each sequence begins where a kernel does; where it has not, every sequence runs alone, which
-        takes longer.
-        """
-        if length not in self._batch_invariant:
-            rows = max(2, 512 // length)
-            tokens = (np.arange(rows * length, dtype=np.int64) * 7919 % self.causal.vocabulary).reshape(rows, length)
-            everything = mx.array(tokens.astype(np.int32))
-            split = [everything[: rows // 2], everything[rows // 2 :]]
-            single = [everything[i : i + 1] for i in range(rows)]
-            layers, view = min(2, self._whole_layers), self.causal.view()
-
-            def hidden_states(pieces: list[mx.array]) -> mx.array:
-                return mx.concatenate(self.causal.prefix(pieces, view, layers))
-
-            # The single sequences, the longest of the three, are not computed where the halves differ already.
-            whole = hidden_states([everything])
-            self._batch_invariant[length] = all(
-                mx.array_equal(whole, hidden_states(pieces)).item() for pieces in (split, single)
-            )
-        return self._batch_invariant[length]
 
 
 def by_example(batch: Batch, scores: Sequence[np.ndarray], measure: Measure | None = None) -> np.ndarray:

@@ -17,6 +17,7 @@ import mlx.core as mx
 from ..core import events
 from ..core.config import RunConfig
 from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND
+from ..core.device import computes_as_cpu
 from ..core.errors import ConfigError
 from ..core.files import FileProgress
 from ..core.meter import mlx_memory, return_freed_memory
@@ -108,7 +109,7 @@ class Session:
         now = self.shapes.largest(examples)
         smaller = replace(self.shapes, tokens=now // 2)
         if (then := smaller.largest(examples)) < now:
-            self.shapes = smaller
+            self.shapes = self.scorer.frozen.shapes = smaller
             return f"micro-batches have at most {then} tokens instead of {now}; losses stay the same up to rounding"
         if isinstance(self.scorer.cache, ActivationCache):
             self.scorer.cache = None
@@ -149,18 +150,14 @@ def open_model(config: RunConfig, emit: events.Emit) -> tuple[ResolvedModel, Loa
     return resolved, load_model(resolved, dtype=config.dtype)
 
 
-def on_cpu() -> bool:
-    return mx.default_device() == mx.cpu
-
-
 def compute_dtype() -> mx.Dtype | None:
     """float32 on the CPU, where half-precision products bypass BLAS; a GPU computes in the model's own dtype."""
-    return mx.float32 if on_cpu() else None
+    return mx.float32 if computes_as_cpu() else None
 
 
 def micro_batch_shapes(config: RunConfig) -> Shapes:
     """Bounds of micro-batches that suit the device."""
-    return Shapes.suited(on_cpu(), config.micro_batch)
+    return Shapes.suited(computes_as_cpu(), config.micro_batch)
 
 
 def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
@@ -258,14 +255,15 @@ def make_session(
     config, data, splits = inputs.config, inputs.data, inputs.splits
     base.loaded.check_tokens(token for examples in splits.values() for each in examples for token in each.tokens)
     causal = CausalLM(base.loaded.model, compute_dtype(), interrupt)
+    shapes = micro_batch_shapes(config)
     session = Session(
         config,
         inputs.model,
         base.loaded,
         causal,
         trainable,
-        Scorer(causal, trainable.frozen_layers),
-        micro_batch_shapes(config),
+        Scorer(causal, trainable.frozen_layers, shapes=shapes),
+        shapes,
         data,
         splits,
         base.weights_sha256,

@@ -24,11 +24,12 @@ the compute dtype:
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..core.blas import runs_on_cpu
 from ..core.config import RunConfig
+from ..core.device import computes_as_cpu
 from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
@@ -93,7 +94,7 @@ class Predictor:
 
     def __init__(self, shape: ModelShape, config: RunConfig, data: Data, on_cpu: bool | None = None):
         self.shape, self.config, self.data = shape, config, data
-        self.on_cpu = runs_on_cpu() if on_cpu is None else on_cpu
+        self.on_cpu = computes_as_cpu() if on_cpu is None else on_cpu
         self.trained: Trained = trained(shape, config)
         self.stored = DTYPE_BYTES[shape.dtype_at_rest(config.dtype)]
         # On the CPU everything is computed in float32: half precision would bypass the BLAS.
@@ -117,7 +118,7 @@ class Predictor:
         if self._evaluated:
             phases["evaluation"] = self._forward(self._micro(self._evaluated, settings), perturbed=False)
         if self.trained.frozen_layers:
-            phases["frozen layers"] = self._forward(train, perturbed=False)
+            phases["frozen layers"] = self._forward(self._frozen(train, settings), perturbed=False)
         if writing := self._writing(settings):
             phases["writing"] = writing
         if self.config.method == "mezo":
@@ -193,6 +194,19 @@ class Predictor:
             scored=max(sum(batch[i].scored for i in part) for part in parts),
             shared=all(size.shared for size in batch),
         )
+
+    def _frozen(self, micro: _Micro, settings: Settings) -> _Micro:
+        """The passes of the micro-batches of a step through frozen layers (see `Shapes.frozen`)."""
+        shapes = Shapes.suited(self.on_cpu, settings.micro_batch)
+        if shapes.frozen_tokens is None:
+            return micro
+        sequences: Counter[tuple[int, int]] = Counter()
+        for size in self._batch:
+            sequences[shapes.frozen(size.length)] += size.row_count
+        passes = {(rows, length): -(-count // rows) for (rows, length), count in sequences.items()}
+        rows, length = max(passes, key=lambda size: self._layer.peak_bytes(*size))
+        tokens = sum(count * rows * length for (rows, length), count in passes.items())
+        return replace(micro, tokens=tokens, parts=sum(passes.values()), rows=rows, length=length)
 
     def _resident(self, settings: Settings) -> list[Component]:
         """Components present throughout the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.device import computes_as_cpu
 from ..core.meter import footprint_bytes, mlx_memory
 from ..core.mlx_startup import prepare_mlx
 from .sizes import uncapped_cache_bytes
@@ -32,8 +33,7 @@ def set_limits(cap_bytes: int | None, cache_limit_bytes: int | None = None) -> N
     """
     import mlx.core as mx
 
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    mx.set_cache_limit(uncapped_cache_bytes(on_cpu) if cache_limit_bytes is None else cache_limit_bytes)
+    mx.set_cache_limit(uncapped_cache_bytes(computes_as_cpu()) if cache_limit_bytes is None else cache_limit_bytes)
     if cap_bytes is not None:
         # MLX does not count the interpreter and its libraries.
         memory = mlx_memory()

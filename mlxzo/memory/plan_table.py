@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..core.blas import runs_on_cpu
 from ..core.config import RunConfig
+from ..core.device import computes_as_cpu
 from ..core.formatting import format_bytes
 from ..models.architecture import ModelShape
 from .components import Component
@@ -102,7 +102,7 @@ def table(
     Args:
         base: the options that the runs have in common: batch size, optimiser, rank, dtype.
     """
-    cpu = runs_on_cpu() if on_cpu is None else on_cpu
+    cpu = computes_as_cpu() if on_cpu is None else on_cpu
     configs = [(way, way.config(base)) for way in ways]
     return [
         _row(shape, way, config, data, cap_bytes, cpu, calibration)
@@ -164,7 +164,7 @@ def largest_probe(
     shapes: Iterable[ModelShape], base: RunConfig, data: Data, cap_bytes: int, *, on_cpu: bool | None = None
 ) -> ProbeRow | None:
     """The largest model whose ridge probe fits under a cap; None where none does."""
-    cpu = runs_on_cpu() if on_cpu is None else on_cpu
+    cpu = computes_as_cpu() if on_cpu is None else on_cpu
     found = {shape: Predictor(shape, base, data, cpu).evaluation() for shape in shapes}
     fitting = [shape for shape, predicted in found.items() if predicted.footprint_bytes <= cap_bytes]
     if not fitting:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 from ..core.blas import SIDE_BY_SIDE, blas_threads, divided_threads
+from ..core.device import computes_as_cpu
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def side_by_side() -> Iterator[list[mx.Stream]]:
 
     The caller evaluates what it computes on them before it leaves.
     """
-    if blas_threads() == 1 or mx.default_device() != mx.cpu:
+    if blas_threads() == 1 or not computes_as_cpu():
         yield [mx.default_stream(mx.default_device())]
         return
     with divided_threads(SIDE_BY_SIDE):

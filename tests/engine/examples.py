@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxzo.engine.batching import Batch, Shapes, make_batch
-from mlxzo.engine.encoding import encode
+from mlxzo.engine.encoding import EncodedExample, encode
 from mlxzo.engine.scoring import Scorer, by_example
 from mlxzo.tasks.base import Example
 from mlxzo.zo.perturb import View
@@ -53,6 +53,11 @@ BATCHES = {
     "several": lambda: batch_of(several_token_examples()),
     "completion": lambda: batch_of(completion_examples()),
 }
+
+
+def some_examples() -> list[EncodedExample]:
+    examples = single_token_examples() + several_token_examples() + completion_examples()
+    return [encode(example, TOKENIZER, 64) for example in examples]
 
 
 def losses_of(scorer: Scorer, batch: Batch, view: View) -> np.ndarray:

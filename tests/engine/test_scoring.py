@@ -26,10 +26,8 @@ from tests.engine.examples import (
     BATCHES,
     TEXTS,
     TOKENIZER,
-    completion_examples,
     losses_of,
-    several_token_examples,
-    single_token_examples,
+    some_examples,
 )
 from tests.threads import matrix_products_with
 from tests.tiny import tiny_config, tiny_model
@@ -214,11 +212,6 @@ def test_a_model_without_hidden_states_falls_back_to_full_logits(kind):
     assert loss(causal, batch) == pytest.approx(expected, abs=2e-4)
 
 
-def some_examples() -> list:
-    examples = single_token_examples() + several_token_examples() + completion_examples()
-    return [encode(example, TOKENIZER, 64) for example in examples]
-
-
 @pytest.mark.parametrize(("kind", "layers"), crossed([("llama",), ("qwen3",), ("gemma3",)], [(3,), (1,)]))
 def test_keeping_what_frozen_layers_give_changes_no_bit_of_a_loss(kind, layers, tmp_path):
     causal, examples = CausalLM(tiny_model(kind)), some_examples()
@@ -265,7 +258,7 @@ def test_a_batch_that_is_used_again_is_assembled_once_with_the_same_bits(name, w
     scorer.cache = ActivationCache()
     first = losses_of(scorer, batch, view)
     assert np.array_equal(first, expected)
-    monkeypatch.setattr(scorer, "_keys", lambda part: pytest.fail("the batch was assembled again"))
+    monkeypatch.setattr(scorer.frozen, "keys", lambda part: pytest.fail("the batch was assembled again"))
     assert np.array_equal(losses_of(scorer, batch, view), first)
     assert scorer.prefix(batch) is scorer.prefix(batch)
     # Without a cache nothing is kept: a run that drops it to save memory keeps no assembled states either.
@@ -295,22 +288,6 @@ def test_micro_batches_side_by_side_have_the_bits_of_one_after_the_other(name):
         with matrix_products_with(SIDE_BY_SIDE):
             assert len(batch.parts) > 1
             assert np.array_equal(losses_of(Scorer(causal, layers), batch, causal.view()), alone)
-
-
-@pytest.mark.parametrize("multiple", [1, 24, 1000])
-def test_the_frozen_layers_output_for_a_sequence_does_not_depend_on_its_company(multiple, monkeypatch):
-    causal, examples = CausalLM(tiny_model()), some_examples()
-    batches = [make_batch(examples, Shapes()), *(make_batch([example], Shapes()) for example in examples)]
-    found: dict[tuple[int, ...], mx.array] = {}
-    scorer = Scorer(causal, 2)
-    measured = scorer._is_batch_invariant
-    monkeypatch.setattr(scorer, "_is_batch_invariant", lambda length: length % multiple == 0 and measured(length))
-    for batch in batches:
-        for part, states in zip(batch.parts, scorer.prefix(batch), strict=True):
-            for row, state in zip(part.rows, states, strict=True):
-                own = state[: len(row)]
-                assert mx.array_equal(found.setdefault((*row, part.tokens.shape[1]), own), own).item()
-    assert len(found) == len({row.tokens for example in examples for row in example.rows})
 
 
 @pytest.mark.parametrize(("kind", "bits"), crossed([("llama",), ("qwen3",), ("gemma3",)], [(None,), (4,)]))

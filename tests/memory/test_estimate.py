@@ -13,7 +13,7 @@ from mlxzo.engine.methods import make_method
 from mlxzo.engine.scoring import Scorer
 from mlxzo.memory.estimate import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES, Predictor, estimate
 from mlxzo.memory.plan import fit, needed_bytes, smallest
-from mlxzo.memory.sizes import Data, ExampleSize
+from mlxzo.memory.sizes import Data, ExampleSize, Settings
 from mlxzo.memory.trainable_sizes import trained
 from mlxzo.models import streams
 from mlxzo.models.architecture import of_config
@@ -72,6 +72,24 @@ def test_what_frozen_layers_give_is_predicted_as_it_is_kept(kind, scope):
     scorer.prefix(make_batch(encoded, Shapes()))
     found = Predictor(of_config(tiny_config(kind), "tiny"), config, Data(encoded, ()), on_cpu=True)
     assert found.prefix_bytes == scorer.cache.nbytes
+
+
+def test_passes_through_frozen_layers_are_predicted_as_a_gpu_makes_them(monkeypatch):
+    causal = CausalLM(tiny_model())
+    config, gpu = RunConfig(scope="last-1", batch_size=50), Shapes.suited(on_cpu=False)
+    rows = [Row(tuple(range(3, 3 + length)), length - 1) for length in (*range(20, 64, 2), 130, 131, 132, 133, 300)]
+    encoded = [EncodedExample((row,), ((0, row.first_position),) * 2, ((5,), (6,)), 0, truncated=False) for row in rows]
+    scorer = Scorer(causal, 2, shapes=gpu)
+    # The trial of a shape is no pass of the step.
+    monkeypatch.setattr(scorer.frozen, "_is_place_invariant", lambda rows, length: True)
+    passes, prefix = [], causal.prefix
+    monkeypatch.setattr(causal, "prefix", lambda tokens, *rest: [passes.extend(tokens), prefix(tokens, *rest)][1])
+    scorer.prefix(make_batch(encoded, gpu))
+    predictor = Predictor(of_config(tiny_config("llama"), "tiny"), config, Data(tuple(encoded), ()), on_cpu=False)
+    settings = Settings.of(config, on_cpu=False)
+    found = predictor._frozen(predictor._micro(encoded, settings), settings)
+    assert (found.parts, found.tokens) == (len(passes), sum(tokens.size for tokens in passes))
+    assert (found.rows, found.length) in {tokens.shape for tokens in passes}
 
 
 def written(config: RunConfig, on_cpu: bool = True, task_writes: bool = True) -> int:
