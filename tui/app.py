@@ -93,6 +93,7 @@ class MlxzoApp(App[None]):
         self.tried: RunDirectory | None = run
         """The run that Try it takes: the last one opened, by its own key or in the monitor."""
         self._to_set_up: RunConfig | None = None
+        self._followed: RunFeed | Replay | None = None
         self._feeds: dict[Path, RunFeed] = {}
         self.current: RunFeed | Replay | None = Replay(DEMO) if demo else None if run is None else self.feed(run)
         for theme in themes(truecolor=self.console.color_system != "256"):
@@ -114,6 +115,17 @@ class MlxzoApp(App[None]):
     def feed(self, run: RunDirectory) -> RunFeed:
         """Returns the feed of a run; all screens share it."""
         return self._feeds.setdefault(run.path, RunFeed(run))
+
+    def followed(self, mode: str) -> RunFeed | Replay | None:
+        """Returns the run in the header of a screen: in the monitor the open one, else one that runs or ran last."""
+        if mode == "monitor":
+            return self.current
+        known = [feed for feed in (self.current, *self.race, *self.started_here()) if feed is not None]
+        for feed in known:
+            feed.poll()
+        if self._followed is None or not self._followed.running:
+            self._followed = next((feed for feed in known if feed.running), self._followed)
+        return self._followed
 
     def open_run(self, run: RunDirectory) -> None:
         """Shows a run in the monitor."""
@@ -220,6 +232,8 @@ class MlxzoApp(App[None]):
         feed = self._feeds.pop(run.path, None)
         if self.current is feed:
             self.current = None
+        if self._followed is feed:
+            self._followed = None
         self.race = [other for other in self.race if other is not feed]
         if self.tried == run:
             self.tried = None

@@ -1,7 +1,8 @@
 """Sources of a screen's events: a run's events.jsonl as it grows, or a recording played back.
 
-The file is the one source, whoever started the run. A run started here also has a supervisor in its own thread; of the
-events that it relays only progress and memory are used, which the file holds in part or not at all.
+The files in the run directory are the one source, whoever started the run. A run started here also has a supervisor in
+its own thread; of the events that it relays only progress and memory are used, which the file holds in part or not at
+all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxzo.core import events
@@ -18,6 +20,7 @@ from mlxzo.core.errors import MlxzoError
 from mlxzo.core.files import open_regular
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.core.run_history import RunHistory
+from mlxzo.runtime.control import Inbox
 from mlxzo.runtime.supervisor import Supervisor
 
 from .log import EventLog
@@ -49,13 +52,22 @@ class Tail:
         return list(events.read(line.decode("utf-8", errors="replace") for line in lines))
 
 
+@dataclass(frozen=True)
+class Relayed:
+    """A progress or memory event, its time, and the last event before it that is in the file; None before the first."""
+
+    event: events.Event
+    time: float
+    after: events.Event | None
+
+
 class Supervision:
     """A worker started by this process and supervised in a thread until it ends."""
 
     def __init__(self, run: RunDirectory, *, resume: bool = False, _command: Sequence[str] | None = None):
         self._supervisor = Supervisor(run, resume=resume, _command=_command)
         self._thread = threading.Thread(target=self._supervise, name=f"supervisor of {run.id}", daemon=True)
-        self._relayed: deque[tuple[events.Event, float]] = deque(maxlen=1000)
+        self._relayed: deque[Relayed] = deque(maxlen=1000)
 
     def start(self) -> None:
         """Starts the worker.
@@ -78,7 +90,7 @@ class Supervision:
         """Asks the worker to end; every further call is more forceful (see `Supervisor.stop`)."""
         self._supervisor.stop()
 
-    def take(self) -> list[tuple[events.Event, float]]:
+    def take(self) -> list[Relayed]:
         """Returns the relayed progress and memory events since the last call."""
         return [self._relayed.popleft() for _ in range(len(self._relayed))]
 
@@ -86,10 +98,13 @@ class Supervision:
         self._thread.join(seconds)
 
     def _supervise(self) -> None:
+        after = None
         while self._supervisor.running:
             for event in self._supervisor.poll(_POLL_SECONDS):
                 if isinstance(event, events.Progress | events.Memory):
-                    self._relayed.append((event, time.time()))
+                    self._relayed.append(Relayed(event, time.time(), after))
+                else:
+                    after = event
 
 
 class _Feed:
@@ -112,7 +127,9 @@ class RunFeed(_Feed):
         self.label = ""
         """Its name in the race that it was started for."""
         self.supervision: Supervision | None = None
-        self._tail = Tail(run.events_path)
+        self._tail, self._inbox = Tail(run.events_path), Inbox(run.commands_path)
+        self._last: events.Event | None = None
+        self._stop_requested, self._pause_requested = False, False
         self._lock = threading.Lock()
         self.running = False
         """Whether it has a worker, whoever started it, as of the last `poll`."""
@@ -131,6 +148,22 @@ class RunFeed(_Feed):
         """True if its worker ended without a message."""
         return not self.running and self.history.outcome is None and self.history.began is not None
 
+    @property
+    def resumable(self) -> bool:
+        """True if it has no worker and did not finish."""
+        return not self.running and not isinstance(self.history.outcome, events.Finished)
+
+    @property
+    def request(self) -> str:
+        """The command `stop`, `pause` or `continue` that was sent and has not taken effect, whoever sent it; or ''."""
+        if not self.running or self.history.outcome is not None:
+            return ""
+        if self._stop_requested:
+            return "stop"
+        if self._pause_requested == self.history.paused:
+            return ""
+        return "pause" if self._pause_requested else "continue"
+
     def poll(self) -> None:
         """Adds new events to the history. May be called from any thread."""
         with self._lock:
@@ -143,10 +176,22 @@ class RunFeed(_Feed):
                 if self.supervision is not None and isinstance(event, events.Memory):
                     continue
                 self._add(event, moment)
-                if isinstance(event, events.Finished | events.Failed):
+                if not isinstance(event, events.Progress | events.Memory):
+                    self._last = event
+                ended = isinstance(event, events.Finished | events.Failed)
+                if ended:
                     self.running, self._checked = False, now
-            for event, moment in relayed if self.history.outcome is None else []:
-                self._add(event, moment)
+                if ended or (isinstance(event, events.Phase) and event.phase in ("fetch", "load")):
+                    # Requests to an earlier worker.
+                    self._stop_requested = self._pause_requested = False
+            for each in relayed if self.history.outcome is None else []:
+                # Progress of what has ended meanwhile would stand until the next event.
+                if isinstance(each.event, events.Memory) or each.after == self._last:
+                    self._add(each.event, each.time)
+            for command in self._inbox.take():
+                self._stop_requested |= command == "stop"
+                if command in ("pause", "continue"):
+                    self._pause_requested = command == "pause"
 
     def start(self, *, resume: bool = False, _command: Sequence[str] | None = None) -> None:
         """Starts the run's worker, with `resume` from where the run stopped.
@@ -160,12 +205,13 @@ class RunFeed(_Feed):
 
 
 class Replay(_Feed):
-    """A recorded stream of events, played `speed` times as fast as it happened."""
+    """A recorded stream of events, played `speed` times as fast as it happened, from the first step on: what came
+    before, zero-shot included, is there at once."""
 
-    running = True
     died = False
     supervision = None
     config = None
+    request = ""
 
     def __init__(self, path: Path, *, speed: float = 8.0, clock: Callable[[], float] = time.monotonic):
         super().__init__()
@@ -173,21 +219,22 @@ class Replay(_Feed):
             self._events = list(events.read(lines))
         self.title = f"demo: a recorded run, played {speed:g} times as fast"
         self.run: RunDirectory | None = None
+        self.running = True
         self.speed = speed
         self._clock = clock
         self.paused = False
         self._next = 0
-        self._played = 0.0
-        self._last = self._clock()
+        self._played = next(moment for event, moment in self._events if isinstance(event, events.Step))
+        # Of the last poll: the first one begins to play.
+        self._last: float | None = None
 
     def poll(self) -> None:
         """Plays the events that are due."""
         now = self._clock()
-        if not self.paused:
+        if not self.paused and self._last is not None:
             self._played += (now - self._last) * self.speed
         self._last = now
-        began = self._events[0][1]
-        while self._next < len(self._events) and self._events[self._next][1] - began <= self._played:
+        while self._next < len(self._events) and self._events[self._next][1] <= self._played:
             self._add(*self._events[self._next])
             self._next += 1
         self.running = self._next < len(self._events)

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 from rich.text import Text
 
 from mlxzo.core import events
-from mlxzo.core.errors import Interrupted
 from mlxzo.core.formatting import (
-    eta_text,
-    format_amount,
+    bytes_alike,
+    bytes_of,
     format_bytes,
     format_count,
     format_loss,
     format_metric,
     format_percent,
-    format_seconds,
-    format_share,
     memory_text,
     objective_words,
     printable,
-    ranks_text,
-    step_share,
-    step_text,
 )
+from mlxzo.core.result_summary import result_summary
 from mlxzo.core.run_history import Columns, Measurement, RunHistory
 
-from .feed import DIED, Replay, RunFeed
+from .feed import Replay, RunFeed
 from .log import PHASES, EventLog
 from .resume_info import checkpoint_rows
 from .widgets.axis_labels import metric_scale
@@ -37,69 +33,6 @@ from .widgets.canvas import Line, Moment, Rule
 from .widgets.chart import Chart
 
 _LOG_LINES = 300
-
-
-def state_words(feed: RunFeed | Replay) -> tuple[str, str]:
-    """A mark and a word for the state of a run."""
-    outcome, history = feed.history.outcome, feed.history
-    if isinstance(feed, Replay) and feed.paused:
-        return "‖", "demo paused"
-    if isinstance(outcome, events.Finished):
-        return "✓", "finished"
-    if isinstance(outcome, events.Failed):
-        return ("■" if outcome.kind == Interrupted.kind else "✗"), outcome.title.lower()
-    if feed.died:
-        return "✗", "died"
-    if history.paused:
-        return "‖", "paused"
-    if not history.phase:
-        return "○", "starting" if feed.running else "not started"
-    return "▶", PHASES.get(history.phase, history.phase)
-
-
-def bar(share: float, width: int) -> Text:
-    """A bar that is full at 1."""
-    filled = round(width * min(1.0, max(0.0, share)))
-    return Text.assemble(("━" * filled, "bold"), ("─" * (width - filled), "dim"))
-
-
-def status_text(feed: RunFeed | Replay, width: int) -> Text:
-    """Two lines: state and progress; speed, remaining time and the best evaluation so far."""
-    history, step = feed.history, feed.history.step
-    live = history.outcome is None
-    progress = history.progress if live else None
-    label, share = "", None
-    if progress is not None and progress.total:
-        label = f"{progress.label}: {format_share(progress.done, progress.total, progress.unit)}"
-        share = progress.done / progress.total
-    elif progress is not None and progress.done:
-        label = f"{progress.label}: {format_amount(progress.done, progress.unit)}"
-    elif step is not None:
-        label, share = step_text(step), step_share(step)
-    left = Text(printable(f"{' '.join(state_words(feed))}  {label}  "))
-    if share is not None:
-        percent_done = f" {100 * share:.0f} %"
-        left.append_text(bar(share, max(8, width - len(left.plain) - len(percent_done))))
-        left.append(percent_done)
-    return Text.assemble(left, "\n", (printable(_second_line(feed, width)), "dim"))
-
-
-def _second_line(feed: RunFeed | Replay, width: int) -> str:
-    history, step = feed.history, feed.history.step
-    if isinstance(history.outcome, events.Failed):
-        return history.outcome.message
-    if feed.died:
-        return DIED
-    parts = [f"elapsed {format_seconds(history.elapsed)}"]
-    if step is not None and history.outcome is None and step.step < step.steps:
-        ranks = [] if history.ranks is None else [ranks_text(history.ranks)]
-        parts = [f"{step.steps_per_second:.2f} steps/s", eta_text(step), *ranks, *parts]
-    if (best := history.best) is not None:
-        where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
-        parts.append(f"best {best.metric} {format_metric(best.metric, best.value)} at {where}")
-    line = "   ".join(part for part in parts if part)
-    # The elapsed time is the first to go.
-    return line if len(line) <= width else "   ".join(part for part in parts if not part.startswith("elapsed"))
 
 
 def column_line(label: str, table: Columns, x: str, y: str, style: str, *, area: bool = False, end: str = "") -> Line:
@@ -158,12 +91,12 @@ def _draw_memory(chart: Chart, feed: RunFeed | Replay) -> None:
     history = feed.history
     peak, cap = history.most_bytes, history.cap_bytes
     note, rules = "", []
+    peak_text, *cap_text = bytes_alike(peak, *([] if cap is None else [cap]))
     if len(history.footprints):
-        note = f"peak {format_bytes(peak)}"
-        rules.append(Rule(note, peak, over=False))
+        note = f"peak {peak_text}" if cap is None else f"peak {bytes_of(peak, cap)} ({100 * peak / cap:.0f} %)"
+        rules.append(Rule(f"peak {peak_text}", peak, over=False))
     if cap is not None:
-        rules.append(Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap"))
-        note += f" of {format_bytes(cap)} ({100 * peak / cap:.0f} %)"
+        rules.append(Rule(f"cap {cap_text[0]}", cap, "limit", "━", short="cap"))
     moments = [Moment(PHASES.get(name, name), at) for name, at in history.phases]
     line = column_line("in use", history.footprints, "elapsed", "bytes", "three", area=True)
     chart.show([line], rules, moments, note=note)
@@ -182,25 +115,23 @@ CHARTS = {"loss": _draw_loss, "accuracy": _draw_metric, "memory": _draw_memory, 
 def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
     """Facts of a run, as names and values; a sentence until there are any."""
     history = feed.history
-    loaded, step, best, test = history.loaded, history.step, history.best, history.test
-    zero = history.zero_shot.get("validation")
+    loaded, step = history.loaded, history.step
     rows: list[tuple[str, str]] = []
     if loaded is not None:
         share = format_percent(loaded.trainable_parameters / max(1, loaded.parameters))
         rows.append(("model", f"{loaded.model}, {format_count(loaded.parameters)} parameters"))
         rows.append(("trains", f"{format_count(loaded.trainable_parameters)} of them ({share})"))
         rows.append(("task", loaded.task))
-    if zero is not None:
-        rows.append(("zero-shot", format_metric(zero.metric, zero.value)))
-    if best is not None and best.kind != "zero-shot":
-        rows.append(("best", f"{format_metric(best.metric, best.value)} at step {best.step}"))
-    if test is not None:
-        rows.append(("test", f"{format_metric(test.metric, test.value)} on {test.examples} examples"))
+    if history.outcome is None and not feed.died:
+        # Afterwards it stands above all panels.
+        rows += result_summary(history)
     if share := _tie_share(feed):
         rows.append(("ties", f"on {100 * share:.0f} % of the directions: no signal"))
     rows += checkpoint_rows(feed.run, history)
     if history.memory is not None:
-        rows.append(("memory", memory_text(history.memory)))
+        # The peak of the whole run: that of an event is of its worker, which a resumed run had others before.
+        peak = replace(history.memory, peak_footprint_bytes=history.most_bytes)
+        rows.append(("memory", memory_text(peak)))
         rows.append(("machine", _machine_text(history.memory)))
     if loaded is not None:
         counts = f"{loaded.train_examples} training, {loaded.validation_examples} validation"

@@ -55,9 +55,12 @@ def more_metrics_text(values: Mapping[str, float]) -> str:
 
 
 def memory_text(event: events.Memory) -> str:
-    """The run's footprint now, at its peak, and its cap: `612.0 MB, peak 640.0 MB, cap 1.0 GB`."""
-    cap = "" if event.cap_bytes is None else f", cap {format_bytes(event.cap_bytes)}"
-    return f"{format_bytes(event.footprint_bytes)}, peak {format_bytes(event.peak_footprint_bytes)}{cap}"
+    """The run's footprint now, at its peak, and its cap: `0.61 GB, peak 0.64 GB, cap 1.00 GB`."""
+    now, peak, *cap = bytes_alike(
+        *(event.footprint_bytes, event.peak_footprint_bytes),
+        *([] if event.cap_bytes is None else [event.cap_bytes]),
+    )
+    return f"{now}, peak {peak}" + "".join(f", cap {each}" for each in cap)
 
 
 def step_text(event: events.Step) -> str:
@@ -192,9 +195,10 @@ def format_amount(value: float, unit: str) -> str:
 
 
 def format_share(done: float, total: float, unit: str) -> str:
-    """`16 of 20 examples`, `5.0 MB of 80.0 MB`."""
-    whole = format_amount(total, unit)
-    return f"{format_amount(done, unit) if unit in ('B', 'bytes') else f'{done:,.0f}'} of {whole}"
+    """`16 of 20 examples`, `5.0 of 80.0 MB`."""
+    if unit in ("B", "bytes"):
+        return bytes_of(int(done), int(total))
+    return f"{done:,.0f} of {format_amount(total, unit)}"
 
 
 def format_loss(value: float | None) -> str:
@@ -238,6 +242,23 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
+
+
+def bytes_alike(*counts: int) -> list[str]:
+    """Bytes to compare, all in the unit of the largest: 0.61 GB, 2.00 GB."""
+    most = max(counts)
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if most >= scale:
+            decimals = 2 if unit == "GB" and most < 10 * scale else 1
+            return [f"{count / scale:.{decimals}f} {unit}" for count in counts]
+    return [f"{count} B" for count in counts]
+
+
+def bytes_of(part: int, whole: int) -> str:
+    """`612.0 of 900.0 MB`."""
+    first, second = bytes_alike(part, whole)
+    # If the part is more, both have its unit.
+    return f"{first.partition(' ')[0]} of {second}"
 
 
 def parse_bytes(text: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core import events
 from ..core.errors import DoesNotFit
-from ..core.formatting import format_bytes
+from ..core.formatting import bytes_of, format_bytes
 from ..core.meter import FootprintReader, memory_pressure, mlx_memory, swap_used_bytes, system_memory
 
 SAMPLE_SECONDS = 0.05
@@ -88,7 +88,7 @@ class Gauge:
         """
         phases = ", ".join(f"{phase} {format_bytes(peak)}" for phase, peak in self.peak_by_phase.items() if phase)
         return DoesNotFit(
-            f"the run went over its memory cap: it took {format_bytes(self.peak_bytes)} of {format_bytes(cap_bytes)}",
+            f"the run went over its memory cap: it took {bytes_of(self.peak_bytes, cap_bytes)}",
             f"set --memory-cap well above {format_bytes(self.peak_bytes)}, or use a smaller --micro-batch, "
             "--max-tokens, --scope or --model; `mlxzo plan` shows what fits",
             [

@@ -65,31 +65,32 @@ def send(run: RunDirectory, command: str) -> None:
 
 def kill(run: RunDirectory) -> None:
     """Ends the run's worker by force, whoever started it, and waits for its end: the steps since the last saved state
-    are lost. Records the interruption, unless the worker or its supervisor has.
+    are lost.
 
     Raises:
-        ConfigError: the run is not running, or it is another user's.
+        ConfigError: the run is not running, or its process cannot be ended.
     """
     if not run.worker_is_alive():
         raise ConfigError(f"the run {run.id} is not running, so it cannot be ended by force")
+    error = Interrupted(
+        "the run was stopped by force, before it could save its last steps",
+        f"`mlxzo train --resume {shlex.quote(str(run.path))}` continues it",
+    )
     try:
         # A worker leads its session, so its children end with it.
-        os.killpg(int(run.lock_path.read_text()), signal.SIGKILL)
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "its process is not known"
+        worker = int(run.lock_path.read_text())
+        os.killpg(worker, signal.SIGSTOP)
+        # Before its end, so that its supervisor, if it has one, does not look for another reason.
+        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
+            # It may have been stopped in the middle of a line.
+            file.write(b"\n" + events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
+        os.killpg(worker, signal.SIGKILL)
+    except (OSError, ValueError) as problem:
+        reason = (isinstance(problem, OSError) and problem.strerror) or "its process is not known"
         raise ConfigError(f"the run {run.id} cannot be ended by force: {reason}", "end its process by hand") from None
     limit = time.monotonic() + _DEATH_SECONDS
     while run.worker_is_alive() and time.monotonic() < limit:
         time.sleep(_PAUSED_POLL_SECONDS)
-    if run.outcome is None:
-        error = Interrupted(
-            "the run was stopped by force, before it could save its last steps",
-            f"`mlxzo train --resume {shlex.quote(str(run.path))}` continues it",
-        )
-        # A full disk must not hide that the worker has ended, which it has.
-        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
-            # The worker may have died in the middle of a line.
-            file.write(b"\n" + events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
 
 
 def forget(run: RunDirectory) -> None:
@@ -119,6 +120,10 @@ class Inbox:
             with open_regular(self._path) as file:
                 file.seek(self._read_bytes)
                 block = file.read()
+        except FileNotFoundError:
+            # The next worker's file is a new one.
+            self._read_bytes = 0
+            return []
         except OSError:
             return []
         # A line without its end is still being written.

@@ -72,6 +72,7 @@ class Supervisor:
         self._pipe = -1
         self._partial = b""
         self._ended = False
+        self._began = 0.0
         self._stops = 0
         self._kill_at: float | None = None
         self._last_step: events.Step | None = None
@@ -115,6 +116,7 @@ class Supervisor:
     def _launch(self, lock: int) -> subprocess.Popen[bytes]:
         """Starts the process, whose copy of the lock's descriptor holds the lock until it ends."""
         read, write = os.pipe()
+        self._began = time.time()
         try:
             with explained(self.run.path, "the run"):
                 forget(self.run)
@@ -269,6 +271,11 @@ class Supervisor:
                 self._restore_config()
         if self._outcome is not None:
             return []
+        told, when = self.run.outcome or (None, 0.0)
+        if told is not None and when >= self._began:
+            # By the process that ended the worker (see `control.kill`).
+            self._outcome = told
+            return [told]
         self._outcome = events.Failed(**self._explain(returncode).to_dict())
         # A full disk must not hide the explanation.
         with contextlib.suppress(OSError), self.run.events_path.open("ab") as file:

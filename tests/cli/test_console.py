@@ -9,6 +9,8 @@ from rich.console import Console
 from mlxzo.cli.console import RunsView, RunView, key_values, listing, summary_rows
 from mlxzo.core import events
 from mlxzo.core.formatting import (
+    bytes_alike,
+    bytes_of,
     describe,
     format_count,
     format_metric,
@@ -91,7 +93,7 @@ def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
     lines = text.splitlines()
     assert 10 <= len(lines) <= 13
     assert "step 100 of 100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
-    assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 700.0 MB, peak 812.0 MB, cap 1.0 GB" in lines[-2]
+    assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 0.70 GB, peak 0.81 GB, cap 1.00 GB" in lines[-2]
     assert lines[-1].startswith("step 100: validation accuracy 70.0 %")
 
 
@@ -131,7 +133,7 @@ def test_a_wait_shows_how_much_is_left():
     view.show(events.Progress("Downloading", 0, 100e6, "B"))
     clock.now += 20
     view.show(events.Progress("Downloading", 25e6, 100e6, "B"))
-    assert "Downloading: 25.0 MB of 100.0 MB  ETA 1 min 00 s" in file.getvalue()
+    assert "Downloading: 25.0 of 100.0 MB  ETA 1 min 00 s" in file.getvalue()
 
 
 def test_what_a_run_is_part_of_stands_under_its_figures():
@@ -227,6 +229,13 @@ def test_shares_in_percent_are_written_out(share, text):
 def test_commands_to_copy_hold_paths_as_a_shell_takes_them():
     rows = dict(result_rows({"out": "/tmp/Мои run's", "form": "fused"}))
     assert rows["use"].split(" --model ")[1] == "'/tmp/Мои run'\"'\"'s' \"...\""
+
+
+def test_sizes_that_are_compared_have_one_unit():
+    assert bytes_of(786_800_000, 900_000_000) == "786.8 of 900.0 MB"
+    assert bytes_of(786_800_000, 2_000_000_000) == "0.79 of 2.00 GB"
+    assert bytes_of(22_100_000_000, 25_300_000_000) == "22.1 of 25.3 GB"
+    assert bytes_alike(512, 900) == ["512 B", "900 B"]
 
 
 def test_counts_and_metrics():

@@ -152,21 +152,16 @@ def test_a_run_is_steered_after_the_program_that_started_it_is_gone(model, tmp_p
 
 def test_a_worker_that_no_longer_listens_is_ended_by_force(tmp_path):
     run = RunDirectory.create(RunConfig(out=str(tmp_path), name="stuck"))
-    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(600)"
-    lock = run.claim()
-    worker = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, pass_fds=(lock,), start_new_session=True
-    )
-    run.lock_path.write_text(f"{worker.pid}\n")
-    os.close(lock)
-    worker.stdout.readline()
-    # Waits for the end of the process, as what started it did.
-    waiting = threading.Thread(target=worker.wait)
-    waiting.start()
-    kill(run)
-    waiting.join()
-    failed = run.last_event(events.Failed)
-    assert run.status == "interrupted" and "by force" in failed.message and "--resume" in failed.fix
+    supervisor = Supervisor(run, _command=[sys.executable, "-c", "import time; time.sleep(600)"])
+    supervisor.start()
+    supervising = threading.Thread(target=lambda: list(supervisor.events()))
+    supervising.start()
+    # By another program than the one that started it, which takes its word for the reason.
+    kill(RunDirectory(run.path))
+    supervising.join()
+    told = [event for event, _ in run.events()]
+    assert told == [supervisor.outcome] and run.status == "interrupted"
+    assert "by force" in supervisor.outcome.message and "--resume" in supervisor.outcome.fix
 
 
 def test_what_is_not_running_or_not_known_is_refused_in_words(tmp_path):

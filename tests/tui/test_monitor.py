@@ -29,8 +29,9 @@ def test_a_finished_run_shows_its_figures_at_every_size(make_run, root):
 
     async def scenario(pilot):
         async for size in every_size(pilot):
-            words = ("finished", "reviews-run", "step 120 of 120", "Loss", "Validation accuracy", "Memory")
-            for text in (*words, "cap 900.0 MB", "best 74.0 % at step 120", "★"):
+            words = ("finished", "reviews-run", "120 steps", "Loss", "Validation accuracy", "Memory", "50.7 -> 62.8 %")
+            result = ("test accuracy ", "50.7 % -> 62.8 %, standard error 4.0 points, n = 148", "the lowest loss of 4")
+            for text in (*words, *result, "cap 900.0 MB", "best 74.0 % at step 120", "★"):
                 shown = await wait_for(pilot, text)
             # Curves are drawn, and nothing hangs over the right edge.
             assert any("\u2800" < character <= "\u28ff" for character in shown)
@@ -53,15 +54,14 @@ def test_a_run_of_somebody_else_is_watched_as_it_grows(make_run, root):
     rest = DEMO.read_text(encoding="utf-8").splitlines()[60:]
 
     async def scenario(pilot):
-        await wait_for(pilot, "best accuracy 50.0 % at zero-shot")
+        await wait_for(pilot, "best validation accuracy 50.0 % at zero-shot")
         with run.events_path.open("a", encoding="utf-8") as file:
             # A line torn by the moment of reading is taken up when it is whole.
             file.write(rest[0][:20])
             file.flush()
             await pilot.pause(0.5)
             file.write(rest[0][20:] + "\n" + "\n".join(rest[1:]) + "\n")
-        await wait_for(pilot, "step 120 of 120")
-        await wait_for(pilot, "✓ finished")
+        await wait_for(pilot, "✓ finished  120 steps")
 
     with run.lock_path.open("w") as lock:
         # What tells that a worker is at it.
@@ -189,13 +189,14 @@ def test_charts_zoom_pan_and_change_scale_by_key_and_by_mouse(make_run, root):
 def test_the_demo_plays_pauses_and_ends():
     now = [0.0]
     replay = Replay(DEMO, speed=10, clock=lambda: now[0])
+    # However long the app took to open, the first frame has the first step, and what was measured before it.
+    now[0] = 5.0
     replay.poll()
-    assert replay.history.step is None
-    # A fifth of the way through 447 seconds at ten times the speed.
+    assert replay.history.step.step == 1 and replay.history.zero_shot and replay.history.samples
     now[0] = 15.0
     replay.poll()
     seen = replay.history.step.step
-    assert 0 < seen < 120
+    assert 1 < seen < 120
     replay.paused, now[0] = True, 40.0
     replay.poll()
     assert replay.history.step.step == seen
@@ -208,7 +209,7 @@ def test_the_demo_needs_no_folder_and_shows_a_run(root):
     async def scenario(pilot):
         await wait_for(pilot, "demo: a recorded run")
         pilot.app.current.skip()
-        await wait_for(pilot, "62.8 % on 148 examples")
+        await wait_for(pilot, "-> 62.8 %, standard error 4.0 points, n = 148")
         await wait_for(pilot, "✓ now    unhappy")
 
     drive(MlxzoApp(root=str(root), demo=True), scenario)

@@ -75,7 +75,7 @@ def test_filter_open_and_come_back_by_keys_alone(make_run, root):
         await wait_for(pilot, "1 of 2")
         assert "qwen3-0.6b" not in screen_text(pilot)
         await pilot.press("enter", "enter")
-        await wait_for(pilot, "step 120 of 120")
+        await wait_for(pilot, "✓ finished  120 steps")
         assert pilot.app.current.run.id == "one"
         await pilot.press("f2")
         await wait_for(pilot, "1 of 2")
@@ -117,7 +117,7 @@ def test_open_and_sort_by_mouse_alone(make_run, root):
         await pilot.click(grid, offset=(5, 2))
         assert grid.item.name == "one"
         await pilot.click(grid, offset=(5, 2), times=2)
-        await wait_for(pilot, "step 120 of 120")
+        await wait_for(pilot, "✓ finished  120 steps")
         await pilot.click("Tab:first-of-type")
         await wait_for(pilot, "by model")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.widget import Widget
@@ -12,19 +13,20 @@ from textual.widgets import Static
 
 from mlxzo.core import events
 from mlxzo.core.errors import Interrupted, MlxzoError
+from mlxzo.core.formatting import printable
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.runtime import control
 
 from ..feed import Replay, RunFeed
-from ..panels import CHARTS, facts_rows, log_text, samples_text, status_text
+from ..panels import CHARTS, facts_rows, log_text, samples_text
+from ..run_status import status_rows
 from ..throttle import Throttle
 from ..widgets.axis_labels import BYTES, PERCENT, RATE
 from ..widgets.chart import Chart
-from ..widgets.text import Panel, pairs_table
+from ..widgets.text import LiveText, Panel, pairs_table
 from .dialogs import error_dialog
 from .page import Page, title
 
-_POLL_SECONDS = 0.5
 # Least time between two drawings for steps alone; everything else is drawn at once. Drawing takes time from training.
 _STATUS_SECONDS, _CHART_SECONDS, _FACTS_SECONDS = 1.0, 2.0, 5.0
 # In the order of their digits.
@@ -51,6 +53,7 @@ class Monitor(Page):
         Binding("p,space", "pause", "Pause", key_display="p", tooltip="pauses after the current step, or continues"),
         Binding("e", "evaluate", "Evaluate", tooltip="evaluates after the current step"),
         Binding("s", "stop", "Stop", tooltip="ends the run after the current step and saves; again, by force"),
+        Binding("u", "resume", "Resume", tooltip="resumes an interrupted run where it stopped"),
         Binding("x", "export", "Export", tooltip="writes the best checkpoint in another form"),
         Binding("f", "maximize", "Full panel", tooltip="shows the focused panel alone; f or escape restores"),
         *(Binding(str(n), f"panel({n})", f"Show or hide {name}", show=False) for n, name in enumerate(PANELS, 1)),
@@ -64,10 +67,9 @@ class Monitor(Page):
         )
         self._drawn: tuple | None = None
         self._reported: object = None
-        self._stopping: set[RunFeed] = set()
 
     def body(self) -> Iterable[Widget]:
-        yield Static(id="status", markup=False)
+        yield LiveText(id="status")
         yield Static(_NO_RUN, id="nothing", markup=False)
         with Container(id="panels"):
             yield Chart(
@@ -113,12 +115,8 @@ class Monitor(Page):
             )
             yield Panel(id="log", title="7 Events", help="Events, oldest first; steps are in the charts.")
 
-    def on_mount(self) -> None:
-        self.set_interval(_POLL_SECONDS, self._tick)
-
     def on_screen_resume(self) -> None:
         self._arrange()
-        self._tick()
 
     def on_resize(self) -> None:
         self._arrange()
@@ -126,8 +124,12 @@ class Monitor(Page):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offers the keys that have an effect on the open run."""
         feed = self.app.current
-        if action in ("evaluate", "stop", "export"):
-            return isinstance(feed, RunFeed) and (feed.running or action == "export")
+        if action in ("evaluate", "stop"):
+            return isinstance(feed, RunFeed) and feed.running
+        if action == "resume":
+            return isinstance(feed, RunFeed) and feed.resumable
+        if action == "export":
+            return isinstance(feed, RunFeed) and bool(feed.history.saved)
         if action == "pause":
             return feed is not None and feed.running
         return feed is not None or action not in ("maximize", "panel")
@@ -163,14 +165,14 @@ class Monitor(Page):
             pace.reset()
         self._drawn = None
 
-    def _tick(self) -> None:
+    def follow(self) -> None:
         feed = self.app.current
         self.query_one("#nothing").display = feed is None
         self.query_one("#status").display = self.query_one("#panels").display = feed is not None
         if feed is None:
             # A hidden panel must not take keys.
             self.set_focus(None)
-        if feed is None or self.app.screen is not self:
+        if feed is None:
             return
         feed.poll()
         self._draw(feed)
@@ -192,12 +194,16 @@ class Monitor(Page):
     def _draw(self, feed: RunFeed | Replay) -> None:
         """Draws changes: steps at a limited rate, anything else at once."""
         history = feed.history
-        state = (feed, history, history.version, feed.running)
-        happened = (feed, history, feed.running, history.phase, history.paused, len(feed.log.lines), history.samples)
+        state = (feed, history, history.version, feed.running, feed.request)
+        happened = (
+            *(feed, history, feed.running, feed.request, history.phase, history.paused),
+            *(len(feed.log.lines), history.samples),
+        )
         if self._status_pace.is_due(state, happened):
-            status = self.query_one("#status", Static)
+            status, rows = self.query_one("#status", LiveText), status_rows(feed, self.app.size.width - 4)
             status.border_title = title(feed.title)
-            status.update(status_text(feed, self.app.size.width - 4), layout=False)
+            named = any(name for name, _ in rows)
+            status.show(pairs_table(rows) if named else Text(printable(rows[0][1]), "dim"), key=tuple(rows))
         if self._chart_pace.is_due(state, happened):
             for name, draw in CHARTS.items():
                 if (chart := self.query_one(f"#{name}", Chart)).display:
@@ -215,10 +221,11 @@ class Monitor(Page):
         feed = self.app.current
         if isinstance(feed, Replay):
             feed.paused = not feed.paused
-            self._status_pace.reset()
             self._tick()
         elif feed is not None:
-            self._send(feed, "continue" if feed.history.paused else "pause", "Pausing after the current step")
+            paused = feed.history.paused or feed.request == "pause"
+            self._send(feed, "continue" if paused else "pause", "Pausing after the current step")
+            self._tick()
 
     def action_evaluate(self) -> None:
         feed = self.app.current
@@ -229,23 +236,37 @@ class Monitor(Page):
         if isinstance(feed := self.app.current, RunFeed):
             self.app.open_export(feed.run)
 
+    def action_resume(self) -> None:
+        if isinstance(feed := self.app.current, RunFeed):
+            self.app.resume_run(feed.run)
+
     def action_stop(self) -> None:
+        """Asks the run to end; where it has been asked, by this app or another, ends it by force."""
         feed = self.app.current
         if not isinstance(feed, RunFeed):
             return
-        if feed in self._stopping and feed.supervision is not None:
-            # The first signal repeats the request of the command, the second kills.
-            feed.supervision.stop()
-            feed.supervision.stop()
-        elif self._send(feed, "stop", "Stopping after the current step; press s again to end it by force"):
-            self._stopping.add(feed)
+        if feed.request == "stop":
+            self.run_worker(lambda: self._kill(feed), thread=True)
+        else:
+            self._send(feed, "stop", "Stopping after the current step; press s again to end it by force")
+        self._tick()
+
+    def _kill(self, feed: RunFeed) -> None:
+        """Runs in a thread, since it waits for the end of the process."""
+        try:
+            control.kill(feed.run)
+        except MlxzoError as error:
+            self.deliver(self._warn, error)
+
+    def _warn(self, problem: MlxzoError) -> None:
+        self.notify(f"{problem.message}.", severity="warning")
 
     def _send(self, feed: RunFeed, command: str, message: str) -> bool:
         """Sends a command to the run, whoever started it; returns False, and shows the error, if it could not."""
         try:
             control.send(feed.run, command)
         except MlxzoError as problem:
-            self.notify(f"{problem.message}.", severity="warning")
+            self._warn(problem)
             return False
         self.notify("Continuing" if command == "continue" else message)
         return True

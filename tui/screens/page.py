@@ -1,4 +1,4 @@
-"""Base of the screens: the line of screens at the top, the keys at the bottom, the frame in focus."""
+"""Base of the screens: the lines at the top, the keys at the bottom, the frame in focus."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from textual.widget import Widget
 
 from mlxzo.core.formatting import printable
 
+from ..widgets.header import PageHeader, RunLine
 from ..widgets.keys import Keys
-from ..widgets.navigation import Navigation
 
 if TYPE_CHECKING:
     from ..app import MlxzoApp
+
+
+POLL_SECONDS = 0.5
 
 
 def title(text: str) -> str:
@@ -43,6 +46,7 @@ class Page(Screen[None]):
 
     # Each page sets its own focus: its keys seldom belong to its first widget.
     AUTO_FOCUS = ""
+    ALLOW_IN_MAXIMIZED_VIEW = "PageHeader, Keys"
     mode: ClassVar[str]
     help: ClassVar[str]
     app: MlxzoApp
@@ -57,6 +61,20 @@ class Page(Screen[None]):
     def on_mount(self) -> None:
         # A page lives as long as the app: collecting its garbage again and again would delay keys by 0.1 s and more.
         self.call_after_refresh(gc.freeze)
+        self.set_interval(POLL_SECONDS, self._tick)
+
+    def on_screen_resume(self) -> None:
+        self._tick()
+
+    def _tick(self) -> None:
+        """Draws what has changed in the runs, while the page is in view."""
+        if self.is_active:
+            self.follow()
+            feed = self.app.followed(self.mode)
+            self.query_one(RunLine).show(feed, "" if feed is None or self.mode == "monitor" else feed.title)
+
+    def follow(self) -> None:
+        """Draws the page's own part of it."""
 
     def deliver(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Calls a method on the app's thread with the results of a worker thread, unless the page has closed."""
@@ -101,7 +119,7 @@ class Page(Screen[None]):
             self.maximize(self.focused)
 
     def compose(self) -> ComposeResult:
-        yield Navigation(self.mode)
+        yield PageHeader(self.mode)
         yield from self.body()
         yield Keys()
 

@@ -23,7 +23,8 @@ from mlxzo.core.formatting import (
 from mlxzo.core.run_history import RunHistory
 
 from ..feed import RunFeed
-from ..panels import column_line, metric_line, state_words
+from ..panels import column_line, metric_line
+from ..run_status import state_words
 from ..throttle import Throttle
 from ..widgets.axis_labels import BYTES, PERCENT, metric_scale
 from ..widgets.canvas import MARKS, Line, Rule
@@ -32,7 +33,6 @@ from ..widgets.grid import Column, Grid, Openable
 from ..widgets.text import LiveText
 from .page import Page
 
-_POLL_SECONDS = 0.5
 # Least time between two drawings for steps alone.
 _DRAW_SECONDS = 2.0
 _STYLES = ("one", "two", "three", "four", "five", "six")
@@ -116,18 +116,14 @@ class Race(Page):
                     "checkpoint on the test split. Enter opens the run in the monitor.",
                 )
 
-    def on_mount(self) -> None:
-        self.set_interval(_POLL_SECONDS, self._tick)
-
     def on_screen_resume(self) -> None:
         self._pace.reset()
-        self._tick()
 
-    def _tick(self) -> None:
+    def follow(self) -> None:
         feeds = self.app.race
         self.query_one("#nothing").display = not feeds
         self.query_one("#race").display = bool(feeds)
-        if self.app.screen is not self or not feeds:
+        if not feeds:
             return
         for feed in feeds:
             feed.poll()

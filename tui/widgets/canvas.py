@@ -81,7 +81,7 @@ class Canvas:
         row = self.row_of(rule.y)
         if row is None:
             return
-        free = self._glyphs[row] == ord(" ")
+        free = (self._glyphs[row] == ord(" ")) & ~self._reserved[row]
         self._glyphs[row, free] = ord(rule.dash)
         self._owners[row, free] = STYLES.index(rule.style)
         for words in filter(None, (rule.label, rule.short)):

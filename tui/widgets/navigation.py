@@ -6,7 +6,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Static
 
-from mlxzo.core.formatting import format_bytes
+from mlxzo.core.formatting import bytes_of
 from mlxzo.core.meter import system_memory
 
 # Mode -> key, letter and name, in the order shown. On a Mac function keys need a second key.
@@ -52,4 +52,4 @@ class Navigation(Horizontal):
     def _show_memory(self) -> None:
         total, free = system_memory()
         # The text never moves: without `layout=False` the whole screen would be laid out again.
-        self.query_one(".machine", Static).update(f"{format_bytes(free)} of {format_bytes(total)} free", layout=False)
+        self.query_one(".machine", Static).update(f"{bytes_of(free, total)} free", layout=False)
