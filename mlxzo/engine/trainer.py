@@ -224,10 +224,17 @@ class Trainer:
             self.emit(
                 events.Note(
                     f"the validation loss has not fallen in the last {self.session.config.patience} evaluations: the "
-                    f"run ends, and its best state is that of step {past.best_step}"
+                    f"run ends, and its best state is that of step {past.best_step}{self._more_rows_text()}"
                 )
             )
         return past.stopped_by != "steps"
+
+    def _more_rows_text(self) -> str:
+        """What may help where more steps do not: training rows that the run did not use."""
+        used, rows = len(self.session.splits["train"]), self.session.data.training_rows
+        if used >= rows:
+            return ""
+        return f"; it trained on {used:,} of {rows:,} training rows, and more of them (--train-examples) may help"
 
     def _serve_requests(self, step: int) -> None:
         """Carries out the requests since the last step; `step` steps are done."""

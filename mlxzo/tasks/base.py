@@ -163,6 +163,8 @@ class TaskData:
     """Hash of the examples in the order used; it does not depend on the location of the files."""
     remarks: tuple[str, ...] = ()
     """Sentences on how the files were read, where they are not plain."""
+    training_rows: int = 0
+    """Number of training rows before sampling."""
 
     def learned(self, objective: str) -> tuple[Example, ...]:
         """The training examples for a run with this objective (an option)."""

@@ -111,7 +111,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")
     sha256 = _sha256(train, validation, test)
-    return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks)
+    return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks, len(splits["train"]))
 
 
 def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:

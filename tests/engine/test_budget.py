@@ -77,7 +77,8 @@ def flat(model, data, tmp_path_factory):
     """A finished run without a lower loss from the first step on: eps is so small that no score changes."""
     out = str(tmp_path_factory.mktemp("flat"))
     config = RunConfig(model=str(model), task="custom", data=str(data), out=out, name="flat", eval_every=1)
-    run = RunDirectory.create(dataclasses.replace(config, patience=2, max_seconds=60, eps=1e-30, queries=2).resolved())
+    limits = {"patience": 2, "max_seconds": 60, "eps": 1e-30, "queries": 2, "train_examples": 8}
+    run = RunDirectory.create(dataclasses.replace(config, **limits).resolved())
     finish(run)
     return run
 
@@ -91,7 +92,8 @@ def run(flat, tmp_path):
 def test_a_run_ends_on_a_plateau_and_more_patience_takes_it_on(run):
     result = run.result()
     assert (result["stopped_by"], result["steps"]) == ("plateau", 2)
-    assert any(isinstance(e, events.Note) and "has not fallen in the last 2" in e.text for e, _ in run.events())
+    (note,) = (e.text for e, _ in run.events() if isinstance(e, events.Note) and "has not fallen" in e.text)
+    assert "in the last 2 evaluations" in note and "it trained on 8 of 40 training rows, and more" in note
     first = next(e for e, _ in run.events() if isinstance(e, events.Step))
     assert 0.0 < first.eta_seconds < 90.0, "the time limit is known before the speed of the steps"
     with pytest.raises(ConfigError, match="finished"):
