@@ -161,21 +161,23 @@ class RunConfig:
         "loss",
         "what a step minimises: the loss; accuracy (the share of wrong answers), which has no gradient and needs a "
         "large --batch-size; soft-accuracy (1 minus the probability of the right answer); f1 or exact_match of "
-        "generated answers; or reward (1 minus the score that your own program or function gives them)",
+        "generated answers; or reward (1 minus the score that a judge gives them: your own program or function, or the "
+        "judges that a task YAML names)",
         "mezo",
         choices=("loss", "accuracy", "soft-accuracy", "f1", "exact_match", "reward"),
     )
     reward_command: str | None = option_field(
         None,
-        "with the objective reward, the program that scores answers: it reads one JSON object per line (prompt, "
-        "answer, gold) and writes one (score); it runs only if the command line has --allow-code",
+        "a program that scores generated answers, for the objective reward and for every evaluation: it reads one JSON "
+        "object per line (prompt, answer, gold, fields) and writes one (score); it runs only if the command line has "
+        "--allow-code",
         "mezo",
         auto="none",
     )
     reward_function: str | None = option_field(
         None,
-        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers, imported from "
-        "the current folder; it runs only if the command line has --allow-code",
+        "instead of a program, a Python function MODULE:FUNCTION of prompt, answer and gold answers (and fields, if it "
+        "has such a parameter), imported from the current folder; it runs only if the command line has --allow-code",
         "mezo",
         auto="none",
     )
@@ -312,6 +314,11 @@ class RunConfig:
     def writes(self) -> bool:
         """Returns whether the objective is a function of generated answers."""
         return self.objective in ("f1", "exact_match", "reward")
+
+    @property
+    def names_judge(self) -> bool:
+        """Returns whether a program or function of the user scores answers."""
+        return self.reward_command is not None or self.reward_function is not None
 
     @property
     def gauss_newton(self) -> bool:

@@ -50,10 +50,14 @@ def _problems_of_rsgn(config: RunConfig) -> list[str]:
 def _problems_of_objective(config: RunConfig) -> list[str]:
     problems = []
     judges = [name for name in ("reward_command", "reward_function") if getattr(config, name) is not None]
-    if config.objective == "reward" and len(judges) != 1:
-        problems.append("objective: reward needs a judge: give either --reward-command or --reward-function")
-    if config.objective != "reward" and judges:
-        problems.append(f"{judges[0]}: only the objective reward uses it")
+    if len(judges) > 1:
+        problems.append("reward_command: reward_function names another judge: leave one of them out")
+    # A task of one's own may name its judges, which its file says.
+    if config.objective == "reward" and not judges and not config.task.endswith((".yaml", ".yml")):
+        problems.append(
+            "objective: reward needs a judge: give --reward-command or --reward-function, or a task YAML with `reward` "
+            "(docs/tasks.md)"
+        )
     function = config.reward_function
     if function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
         problems.append(f"reward_function: expected MODULE:FUNCTION, not {shown(function)}")

@@ -6,6 +6,7 @@ labels' probabilities by those after inputs without content (Zhao et al. 2021, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
@@ -24,6 +25,7 @@ from .encoding import EncodedExample, encode
 from .evaluation import Evaluation, Evaluator, Scored
 from .layer_probe import measure_probe, obstacle
 from .prefix_sharing import MAX_NEW_TOKENS
+from .reward import open_judge
 from .scoring import example_losses
 from .session import Session, fetch, load_data
 from .tuned_model import open_tuned
@@ -54,9 +56,11 @@ class Baseline:
 
 
 def suitable_baselines(task: Task, shots: int) -> list[Baseline]:
-    """Zero-shot and in-context baselines, each with and without calibration where the task has labels."""
+    """Zero-shot and, where there are answers to demonstrate, in-context baselines, each with and without calibration
+    where the task has labels."""
     both = (False, True) if isinstance(task, Classification) else (False,)
-    return [Baseline(count, calibrate) for count in (0, shots) for calibrate in both]
+    counts = (0, shots) if task.has_answers else (0,)
+    return [Baseline(count, calibrate) for count in counts for calibrate in both]
 
 
 def evaluate_job(
@@ -67,12 +71,15 @@ def evaluate_job(
     on_event: events.Emit,
     ways: Callable[[Task], Sequence[Baseline]] = lambda task: (Baseline(),),
     probe: bool = False,
+    allow_code: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures the base model, or the model that a source tuned, on one split of the task.
 
     Args:
         ways: returns the ways of prompting the model for a task.
         probe: measure a ridge probe as well, where task and model allow it; else a note says why not.
+        allow_code: the user allows the judge that the configuration names to run; else answers are measured by the
+            task's own metric.
 
     Returns:
         For each way, the model, data and way, and the fields of its `Evaluation`. The probe comes last, with the same
@@ -81,7 +88,28 @@ def evaluate_job(
     Raises:
         MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
     """
-    session = open_tuned(fetch(config, load_data(config, on_event), on_event), source, on_event)
+    data = load_data(config, on_event)
+    if unjudged := config.names_judge and not allow_code and data.task.has_answers:
+        on_event(events.Note("your judge runs with --allow-code alone: answers are measured by the task's own metric"))
+    with contextlib.nullcontext() if unjudged else open_judge(config, allow_code, on_event) as judge:
+        if judge is None and not data.task.has_answers:
+            raise DataError(
+                f"the rows of the task {data.task.name} are prompts without an answer to compare with",
+                "name a judge: `reward` in a task YAML, --reward-command or --reward-function (docs/tasks.md)",
+            )
+        session = open_tuned(fetch(config, data, on_event), source, on_event, judge)
+        return _evaluated(session, source, split, on_event, ways, probe)
+
+
+def _evaluated(
+    session: Session,
+    source: Source | None,
+    split: str,
+    on_event: events.Emit,
+    ways: Callable[[Task], Sequence[Baseline]],
+    probe: bool,
+) -> list[dict[str, Any]]:
+    """The results of `evaluate_job` for an open session."""
     if not session.splits[split]:
         raise DataError(f"there are no {split} examples", "add test.jsonl to the data, or use --split validation")
     facts = {
@@ -108,7 +136,7 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
     """Measures the session's current weights on one split, prompted in the way of a baseline.
 
     Raises:
-        ConfigError: the task has no labels to calibrate, or its prompts take no demonstrations.
+        ConfigError: the task has no labels to calibrate, or its prompts take no demonstrations, or there are none.
     """
     task = session.data.task
     if baseline.calibrate and not isinstance(task, Classification):
@@ -120,6 +148,8 @@ def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit)
         raise ConfigError(
             f"the rows of {task.name} have no plain prompts to put demonstrations before", "leave --shots out"
         )
+    if baseline.shots and not task.has_answers:
+        raise ConfigError(f"the rows of {task.name} have no answers to demonstrate", "leave --shots out")
     shown = demonstrations(session.data.train, baseline.shots, session.config.seed)
     asked = [_fit_demonstrations(session, example, shown) for example in getattr(session.data, split)]
     if short := sum(count < len(shown) for _, count in asked):

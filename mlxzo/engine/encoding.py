@@ -112,10 +112,12 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         DataError: a candidate adds no token, or leaves no room for the prompt within `max_tokens`; or the example is a
             conversation and the model has no chat template.
     """
-    if example.target is None:
-        raise DataError("an example has no label", "only labelled examples can be trained on or evaluated")
     tokens = _tokens_of(example, tokenizer)
     prompt = tokens("")
+    if not example.candidates:
+        return _prompt_alone(example, prompt, tokenizer, max_tokens)
+    if example.target is None:
+        raise DataError("an example has no label", "only labelled examples can be trained on or evaluated")
     split, whole_text = [], not example.prompt and len(example.candidates) == 1
     for candidate in example.candidates:
         joined = tokens(candidate)
@@ -154,6 +156,21 @@ def encode(example: Example, tokenizer: Tokenizer, max_tokens: int) -> EncodedEx
         targets=tuple(tuple(scored) for _, scored in split),
         target=example.target,
         truncated=truncated,
+        source=example,
+    )
+
+
+def _prompt_alone(example: Example, prompt: list[int], tokenizer: Tokenizer, max_tokens: int) -> EncodedExample:
+    """A prompt whose answer is not known. In the place of a candidate it has a token that is never scored."""
+    if not prompt:
+        raise DataError("the prompt is empty", "give every example some text before its answer")
+    row = Row(tuple(_keep_end(prompt, max_tokens, tokenizer)), min(len(prompt), max_tokens) - 1)
+    return EncodedExample(
+        rows=(row,),
+        starts=((0, row.first_position),),
+        targets=(row.tokens[-1:],),
+        target=0,
+        truncated=len(prompt) > max_tokens,
         source=example,
     )
 

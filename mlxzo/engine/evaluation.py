@@ -22,7 +22,7 @@ from ..core import events
 from ..core.errors import Diverged
 from ..core.metrics import metric_named, standard_error
 from ..tasks.base import Example
-from ..tasks.metrics import METRICS
+from ..tasks.metrics import METRICS, WRITTEN
 from ..zo.perturb import View
 from .batching import SCORED_AT_ONCE, Batch, Shapes, by_length
 from .data_summary import share_candidates
@@ -42,7 +42,8 @@ _SHOWN, _SHOWN_CHARACTERS = 6, 400
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcome of an evaluation: `value` of the task's metric, mean loss, and duration in seconds.
+    """Outcome of an evaluation: `value` of the task's metric, mean loss (of prompts alone, 1 less the mean reward), and
+    duration in seconds.
 
     Attributes:
         majority: the metric of the most frequent label; None where there are no labels.
@@ -122,25 +123,31 @@ class Evaluator:
         metric = self.session.metric
         majority = majority_share(examples) if metric in METRICS else None
         values: dict[str, float] = {}
+        scored: Scored | None = None
         if judge is not None or task.writes:
-            answers, scored = self.write_and_score(split, examples, encoded, emit)
-            scored = _finite(split, adjust(scored))
+            if task.has_answers:
+                answers, scored = self.write_and_score(split, examples, encoded, emit)
+                scored = _finite(split, adjust(scored))
+            else:
+                answers = self.write(split, examples, emit)
             emit(events.Samples(split, samples(examples, answers, None)))
         else:
             scored = _finite(split, adjust(self.score(f"evaluating on {split}", encoded, emit)))
             answers = choose(examples, scored.scores)
             if metric in METRICS:
                 emit(events.Samples(split, samples(examples, answers, scored.scores)))
-        if judge is not None:
-            judged = self._on_one_rank(len(examples), lambda: judge(examples, answers))
-            values = {"reward": statistics.fmean(judged)}
-        elif metric in METRICS:
-            names = (metric, *task.more_metrics)
+        comparable = METRICS if judge is None else WRITTEN
+        if names := [name for name in (task.metric, *task.more_metrics) if name in comparable]:
             means = self._on_one_rank(len(names), lambda: [mean_metric(name, answers, examples) for name in names])
             values = dict(zip(names, means.tolist(), strict=True))
-        value = values.pop(metric, scored.loss)
+        if judge is not None:
+            judged = self._on_one_rank(len(examples), lambda: judge(examples, answers))
+            values["reward"] = statistics.fmean(judged)
+        # Prompts alone have no answer to take the loss of: theirs is what a step minimises.
+        loss = 1.0 - values["reward"] if scored is None else scored.loss
+        value = values.pop(metric, loss)
         seconds = time.perf_counter() - started
-        return Evaluation(metric, value, scored.loss, len(examples), majority, seconds, more=values)
+        return Evaluation(metric, value, loss, len(examples), majority, seconds, more=values)
 
     def score(self, label: str, encoded: Sequence[EncodedExample], emit: events.Emit) -> Scored:
         """Scores the candidates of examples."""

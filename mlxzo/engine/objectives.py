@@ -57,7 +57,7 @@ def by_metric(metric: str) -> Judgement:
 def by_judge(judge: Judge) -> Judgement:
     """Judgement by a judge; answers that it fails on count as its lowest score."""
     return lambda examples, answers: with_failures_lowest(
-        judge.scores([Answer(e.prompt, a, e.gold) for e, a in zip(examples, answers, strict=True)])
+        judge.scores([Answer(e.prompt, a, e.gold, e.fields) for e, a in zip(examples, answers, strict=True)])
     )
 
 

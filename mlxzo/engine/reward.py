@@ -1,12 +1,14 @@
-"""Rewards: a user's program or Python function scores the answers that the model writes. Imports no MLX.
+"""Rewards: a user's program or Python function, or the judges that a task names, score the answers that the model
+writes. Imports no MLX.
 
 The program is started once per run, in the folder the run was started from. For every answer it reads a line with one
 JSON object from its standard input, and writes one to its standard output, in the same order:
 
-    {"prompt": "...", "answer": "...", "gold": ["..."]}     ->     {"score": 0.75}
+    {"prompt": "...", "answer": "...", "gold": ["..."], "fields": {...}}     ->     {"score": 0.75}
 
-It must flush its output, and write nothing else; its standard error is shown if it fails. A function is called by
-`reward_host`, which speaks the same protocol, so it runs in a process of its own as well.
+It must flush its output, and write nothing else; its standard error is shown if it fails. Functions, and the judges of
+a task, are called by `reward_host`, which speaks the same protocol: they run in a process of its own as well, which can
+be ended where a regular expression takes for ever.
 
 A judge that fails on an answer costs that answer its score, and is started anew where it has to be. The run ends once
 more than half of the last answers have failed.
@@ -23,15 +25,18 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import IO, Any
 
-from ..core.child_process import pipe
+from ..core import events
+from ..core.child_process import module_command, pipe, worker_environment
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, RewardError
+from ..core.files import user_path
 from ..core.formatting import shown
 from ..core.parsing import CONTENT_ERRORS
+from ..tasks.registry import check_judge, get_task
 
 # Time to end by itself after the end of its input.
 _CLOSE_SECONDS = 2.0
@@ -52,21 +57,42 @@ FIRST_ANSWERS = 10
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt, the model's answer to it, and the correct answers by the data."""
+    """A prompt, the model's answer to it, and the correct answers and further fields by the data."""
 
     prompt: str
     answer: str
     gold: tuple[str, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_consent(config: RunConfig, allow_code: bool) -> None:
     """Raises ConfigError if a configuration names code to run that the command line does not allow."""
-    if config.objective == "reward" and not allow_code:
-        named = config.reward_command or config.reward_function
+    named = config.reward_command or config.reward_function
+    if named and not allow_code:
         raise ConfigError(
             f"the configuration wants to run {shown(named)} to judge answers",
             "check it, and give --allow-code to the command if you trust it",
         )
+
+
+@contextlib.contextmanager
+def open_judge(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterator[Judge | None]:
+    """The judge that a configuration or its task names; None without one. `emit` takes notes on its failures.
+
+    Raises:
+        ConfigError: the command line does not allow the configuration to run code; there is no such task, or it does
+            not go with the objective.
+    """
+    check_consent(config, allow_code)
+    command, function = config.reward_command, config.reward_function
+    task = get_task(config.task)
+    check_judge(config, task)
+    if command is None and function is None and task.reward is None:
+        yield None
+        return
+    path = None if task.reward is None else str(user_path(config.task))
+    with Judge.of(command, function, path, config.reward_seconds, lambda text: emit(events.Note(text))) as judge:
+        yield judge
 
 
 class _Failure(Exception):
@@ -82,7 +108,7 @@ class _Failure(Exception):
 
 
 class Judge:
-    """The user's program, as a context manager that ends it. Not thread-safe.
+    """The program that scores answers, as a context manager that ends it. Not thread-safe.
 
     Args:
         command: program and arguments; started at the first call of `scores`.
@@ -105,13 +131,19 @@ class Judge:
 
     @staticmethod
     def of(
-        command: str | None, function: str | None, seconds: float, tell: Callable[[str], None] = lambda text: None
+        command: str | None,
+        function: str | None,
+        task: str | None,
+        seconds: float,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> Judge:
-        """The judge of the option `reward_command` or `reward_function`.
+        """The judge of the option `reward_command` or `reward_function`, or of the task YAML `task`.
 
         Raises:
             ConfigError: the command is empty or has an unclosed quote.
         """
+        if task is not None:
+            return Judge(module_command("mlxzo.engine.reward_host", task), seconds, tell)
         if function is not None:
             # Like any program run with -m, it finds modules in the current folder.
             return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds, tell)
@@ -223,6 +255,7 @@ class Judge:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
+                env=worker_environment(),
             )
         except OSError as error:
             raise RewardError(
@@ -320,7 +353,8 @@ def _write(stream: IO[str], answers: Sequence[Answer]) -> None:
     # If the program has ended, reading its replies reports that.
     with contextlib.suppress(OSError, ValueError):
         for answer in answers:
-            stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+            # Tables and parquet files have values that JSON has not, such as dates.
+            stream.write(json.dumps(asdict(answer), ensure_ascii=False, default=str) + "\n")
         stream.flush()
 
 

@@ -1,33 +1,53 @@
-"""Runs a user's Python function as a reward program: `python -m mlxzo.engine.reward_host MODULE:FUNCTION`.
+"""Scores answers as a reward program (see `reward`): `python -m mlxzo.engine.reward_host MODULE:FUNCTION | TASK.yaml`.
 
-The function takes the prompt, the answer and the list of gold answers, and returns a number; higher is better. What it
-raises costs that answer its score. Its prints go to standard error.
+A user's function takes the prompt, the answer and the list of gold answers, and `fields` where it has a parameter of
+that name; it returns a number, higher is better. What it raises costs that answer its score. Its prints go to standard
+error. A task YAML names its judges under `reward`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+Score = Callable[[Mapping[str, Any]], float]
+"""A score of an answer, given as in the protocol."""
+
 
 def main(name: str) -> int:
-    module, _, function = name.partition(":")
     replies = sys.stdout
-    score = getattr(importlib.import_module(module), function)
+    score = _of_task(name) if name.endswith((".yaml", ".yml")) else _of_function(name)
     with contextlib.redirect_stdout(sys.stderr):
         for line in sys.stdin:
             print(json.dumps(_reply(score, json.loads(line))), file=replies, flush=True)
     return 0
 
 
-def _reply(score: Callable[..., Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _of_function(name: str) -> Score:
+    module, _, function = name.partition(":")
+    score = getattr(importlib.import_module(module), function)
+    more = ("fields",) if "fields" in inspect.signature(score).parameters else ()
+    return lambda asked: score(asked["prompt"], asked["answer"], asked["gold"], **{key: asked[key] for key in more})
+
+
+def _of_task(path: str) -> Score:
+    from ..tasks.from_yaml import read_task_yaml
+
+    reward = read_task_yaml(path).reward
+    if reward is None:
+        raise ValueError(f"{path} names no reward")
+    return lambda asked: reward(asked["answer"], asked["gold"])
+
+
+def _reply(score: Score, asked: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return {"score": float(score(asked["prompt"], asked["answer"], asked["gold"]))}
+        return {"score": float(score(asked))}
     except Exception as error:
         traceback.print_exc()
         return {"error": traceback.format_exception_only(error)[-1].strip()}

@@ -18,7 +18,7 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND
 from ..core.device import computes_as_cpu
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.files import FileProgress
 from ..core.meter import mlx_memory, return_freed_memory
 from ..core.resolved_config import ResolvedConfig
@@ -52,7 +52,7 @@ class Session:
         resolved: the model's files.
         shapes: bounds of the micro-batches; `shrink` makes them smaller.
         weights_sha256: fingerprint of the weights before adapters are added.
-        judge: the user's judge of answers; None without one.
+        judge: the judge of answers; None without one.
         team: the ranks that share the work.
     """
 
@@ -76,7 +76,7 @@ class Session:
 
     @property
     def metric(self) -> str:
-        """`reward` where the user's judge scores answers, else the task's metric."""
+        """`reward` where a judge scores answers, else the task's metric."""
         return self.data.task.metric if self.judge is None else "reward"
 
     def trained_parameters(self) -> dict[str, mx.array]:
@@ -181,6 +181,17 @@ def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
     return data
 
 
+def check_answers(config: RunConfig, data: TaskData) -> None:
+    """Raises DataError if the rows are prompts alone, and the objective learns or compares answers."""
+    if config.objective != "reward" and not data.task.has_answers:
+        raise DataError(
+            f"the rows of the task {data.task.name} are prompts without an answer, which the objective "
+            f"{config.objective} needs",
+            'add answers (the field "completion", or a last message of the assistant), or use --objective reward and a '
+            "judge",
+        )
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Data and model files of a run; no weights are in memory.
@@ -245,7 +256,7 @@ def make_session(
 
     Args:
         trainable: the parameters of the model that train.
-        judge: the user's judge of answers, where the objective is `reward`.
+        judge: the judge of answers, where the run or its task names one.
         team: the ranks that share the work; None for a run in one process.
         interrupt: called where a forward pass can be given up (see `CausalLM`).
 

@@ -23,6 +23,7 @@ from ..zo.journal import Journal
 from ..zo.noise import NOISE_VERSION
 from ..zo.replay import replay
 from .checkpoint_file import load_state
+from .reward import Judge
 from .session import Inputs, Session, load_base, make_session
 from .tuned_source import Source, read_journal
 
@@ -138,8 +139,8 @@ class TunedModel:
         return sha256
 
 
-def open_tuned(inputs: Inputs, source: Source | None, emit: events.Emit) -> Session:
-    """The session of the base model, or of the model that a source tuned.
+def open_tuned(inputs: Inputs, source: Source | None, emit: events.Emit, judge: Judge | None = None) -> Session:
+    """The session of the base model, or of the model that a source tuned, whose answers `judge` scores.
 
     Raises:
         MlxzoError: model or source are missing or damaged.
@@ -149,7 +150,7 @@ def open_tuned(inputs: Inputs, source: Source | None, emit: events.Emit) -> Sess
         tuned = TunedModel(base.loaded, inputs.config, source)
         tuned.apply(emit)
         trainable = tuned.trainable
-    return make_session(inputs, base, trainable, emit)
+    return make_session(inputs, base, trainable, emit, judge=judge)
 
 
 def add_adapter(loaded: LoadedModel, folder: Path) -> dict[str, mx.array]:

@@ -265,8 +265,7 @@ class Predictor:
     def _writing(self, settings: Settings) -> list[Component]:
         """Generation of answers, in an evaluation or for a reward, while further prompts are read."""
         shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch)
-        judged = self.config.objective == "reward"
-        sizes = [size for size in self.data.evaluated if size.written or judged]
+        sizes = [size for size in self.data.evaluated if size.written or self.config.names_judge]
         sizes += self.data.train if self.config.writes else ()
         if not sizes:
             return []

@@ -24,7 +24,7 @@ from .step_time import Calibration, seconds_per_step
 # English text has about four characters a token; a plan errs on the side of more tokens.
 CHARACTERS_A_TOKEN = 3.5
 # The options that determine a run's rows and their sizes.
-# With the judge, without which an objective `reward` is no configuration.
+# With the judge, without which the objective `reward` is none.
 _DATA = (*DATA_OPTIONS, "prompt_style", "max_tokens", "objective", "reward_command", "reward_function", "seed")
 
 
@@ -126,9 +126,9 @@ def sizes_of(loaded: TaskData, max_tokens: int, objective: str) -> Data:
         # Label words are mostly one token each, and are scored at the prompt's last position.
         longer = [len(candidate) > 2 * CHARACTERS_A_TOKEN + 1 for candidate in example.candidates]
         shared = len(answers) > 1 and not any(longer)
-        length = min(max_tokens, _tokens(example.prompt) + (0 if shared else max(answers)))
-        scored = 1 if shared else sum(answers)
-        return ExampleSize(length, max(1, sum(longer)), len(answers), scored, shared, example.written)
+        length = min(max_tokens, _tokens(example.prompt) + (0 if shared else max(answers, default=0)))
+        scored = 1 if shared or not answers else sum(answers)
+        return ExampleSize(length, max(1, sum(longer)), max(1, len(answers)), scored, shared, example.written)
 
     train, validation, test = (
         tuple(size(example) for example in examples)

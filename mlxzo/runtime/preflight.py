@@ -12,21 +12,22 @@ def check_names(config: RunConfig) -> RunConfig:
     """Checks that task and model exist; returns the configuration with absolute paths, valid in any folder.
 
     Raises:
-        ConfigError: there is no such task. ModelError: there is no such model.
+        ConfigError: there is no such task, or no judge where the objective needs one. ModelError: there is no such
+            model.
     """
     return check_model(check_task(config))
 
 
 def check_task(config: RunConfig) -> RunConfig:
     """As `check_names`, for the task and its data."""
-    from ..tasks.registry import get_task
+    from ..tasks.registry import check_judge, get_task
 
     changes: dict[str, str] = {}
     if config.data is not None:
         changes["data"] = str(user_path(config.data).absolute())
     if (file := user_path(config.task)).suffix in (".yaml", ".yml"):
         changes["task"] = str(file.absolute())
-    get_task(changes.get("task", config.task))
+    check_judge(config, get_task(changes.get("task", config.task)))
     return dataclasses.replace(config, **changes)
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from ..core.formatting import format_bytes
 from ..core.mlx_startup import prepare_mlx
 from ..core.run_directory import RESULT, RunDirectory
 from ..engine.distributed.communicator import Communicator
-from ..engine.reward import Judge, check_consent
+from ..engine.reward import Judge, open_judge
 from ..memory import plan
 from ..memory.sizes import Data
 from ..memory.watch import Watch
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
         with watch:
             team = join(run, control, resume, emit)
-            with judge_of(run.config, allow_code, emit) as judge:
+            with open_judge(run.config, allow_code, emit) as judge:
                 result = train(run, emit, control, watch, resume, judge, team)
                 if judge is not None:
                     result["judge"] = {"answers": judge.judged, "failed": judge.failed}
@@ -101,22 +100,6 @@ def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:
     os._exit(EXIT_DOES_NOT_FIT)
 
 
-@contextlib.contextmanager
-def judge_of(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterator[Judge | None]:
-    """The judge that a configuration names; None without one. `emit` takes notes on its failures.
-
-    Raises:
-        ConfigError: the command line does not allow the configuration to run code.
-    """
-    if config.objective != "reward":
-        yield None
-        return
-    check_consent(config, allow_code)
-    named = (config.reward_command, config.reward_function, config.reward_seconds)
-    with Judge.of(*named, lambda text: emit(events.Note(text))) as judge:
-        yield judge
-
-
 def train(
     run: RunDirectory,
     emit: events.Emit,
@@ -132,13 +115,14 @@ def train(
     from ..engine.checkpoints import Checkpoints, check_same
     from ..engine.evaluation import Evaluator
     from ..engine.methods import make_method
-    from ..engine.session import fetch, load_base, load_data, make_session
+    from ..engine.session import check_answers, fetch, load_base, load_data, make_session
     from ..engine.trainer import Trainer
     from ..models.trainable import prepare
     from .environment import environment
 
     config = run.config
     data = load_data(config, emit)
+    check_answers(config, data)
     inputs = fetch(config, data, emit)
     inputs = replace(inputs, config=fit_to_cap(run, inputs, emit, watch, team))
     base = load_base(inputs)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..core.formatting import shown
+from .judges import Reward
 from .metrics import WRITTEN
 from .template import Template
 
@@ -47,7 +48,7 @@ class Origin:
 @dataclass(frozen=True)
 class Example:
     """One labelled prompt. A completion has exactly one candidate, and target 0; a text without a prompt is the
-    completion of an empty one."""
+    completion of an empty one. A prompt alone has no candidates, and what the model writes is judged."""
 
     prompt: str
     candidates: tuple[str, ...]
@@ -63,13 +64,15 @@ class Example:
     """Descriptions of the tools that the model may call, for the chat template."""
     ends_text: bool = False
     """True if the text ends after its only candidate: the model learns to write an end token there."""
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The fields of its row, for the user's judge; empty where no such judge scores answers."""
     origin: Origin | None = field(default=None, compare=False, repr=False)
     """Where its row comes from, for messages; None for an example that was made."""
 
     @property
     def written(self) -> bool:
-        """True if the model generates its answer, which is compared with the gold answers."""
-        return bool(self.answers) and len(self.candidates) == 1
+        """True if the model generates its answer, which is compared with the gold answers or judged."""
+        return not self.candidates or (bool(self.answers) and len(self.candidates) == 1)
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -97,8 +100,8 @@ class Task:
     name: str = ""
     description: str = ""
     metric: str = "accuracy"
-    """`accuracy` of choices among candidates, `f1` or `exact_match` of generated answers, `loss` of completions without
-    a right answer."""
+    """`accuracy` of choices among candidates, `f1` or `exact_match` of generated answers, `reward` of answers that a
+    judge scores, `loss` of completions without a right answer."""
     more_metrics: tuple[str, ...] = ()
     """Further metrics of the same answers that are reported."""
     labels: tuple[str, ...] = ()
@@ -109,6 +112,10 @@ class Task:
     """Names of the required fields of a row, as in the public dataset."""
     learns_the_answer: bool = False
     """True if training uses the tokens of the right candidate only, not of all candidates."""
+    has_answers: bool = True
+    """False if the rows are prompts alone, with no right answer to learn or to compare with."""
+    reward: Reward | None = None
+    """The judge of generated answers that the task names; the user's own, if any, is an option of the run."""
     hub: HubSource | None = None
     embedded: str | None = None
     """Folder under `mlxzo/tasks/data` with the task's own rows; None if the rows come from elsewhere."""
@@ -118,7 +125,7 @@ class Task:
     @property
     def writes(self) -> bool:
         """True if the model generates its answer, up to the end of a line, rather than choose among candidates."""
-        return self.metric in WRITTEN
+        return self.metric in (*WRITTEN, "reward")
 
     @property
     def row_form(self) -> str:

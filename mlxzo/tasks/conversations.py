@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.formatting import shown
-from .base import Message, kind_of, require, require_text
+from .base import Example, Message, kind_of, require, require_text
 
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -18,6 +18,45 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     Raises:
         ValueError: the row has no such messages; the message says which is wrong.
     """
+    messages = _messages(row)
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise ValueError("'messages' must end with a message of the assistant that answers another")
+    return messages
+
+
+def prompt_of(row: Mapping[str, Any]) -> Example:
+    """The example of a row without an answer: {"messages"} that end before the assistant's, or {"prompt"}.
+
+    Raises:
+        ValueError: the row has neither; the message says what is wrong.
+    """
+    if "messages" not in row:
+        return Example(require_text(row, "prompt").rstrip(" "), (), None)
+    messages = _messages(row)
+    if not messages or messages[-1].role not in ("user", "tool"):
+        raise ValueError("'messages' must end with a message of the user, or of a tool, which the model answers")
+    return Example(transcript(messages), (), None, messages=tuple(messages), tools=tools_of(row))
+
+
+def transcript(messages: Iterable[Message]) -> str:
+    """A conversation up to the assistant's answer, for people to read."""
+    return "".join(f"{message.role}: {readable(message)}\n" for message in messages) + "assistant:"
+
+
+def readable(message: Message) -> str:
+    """A message for people to read: its content, and the calls of tools that it makes."""
+    calls = message.more.get("tool_calls")
+    return message.content + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
+
+
+def has_answer(row: Mapping[str, Any]) -> bool:
+    """Returns whether the last message of a row is the assistant's, as far as it can be read."""
+    held = row.get("messages")
+    last = held[-1] if isinstance(held, list) and held else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
+
+
+def _messages(row: Mapping[str, Any]) -> list[Message]:
     held = require(row, "messages")
     if not isinstance(held, list):
         raise ValueError(f"'messages' must be a list, not {kind_of(held)}")
@@ -27,8 +66,6 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
             messages.append(_message(item))
         except ValueError as error:
             raise ValueError(f"message {number}: {error}") from None
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise ValueError("'messages' must end with a message of the assistant that answers another")
     return messages
 
 

@@ -6,28 +6,29 @@
 | {"prompt", "completion"} | to write the completion; the prompt is not trained on |
 | {"messages": [{"role", "content"}, ...]} | to write the last message, which is the assistant's |
 | {"text"} | to write the text, all of it |
+| {"prompt"}, or {"messages"} without an answer | what a judge scores best |
 
 The first training row of one of these forms determines the form of the whole folder.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from ..core.formatting import shown
-from .base import Example, Message, Task, append, field_names, label_text, require_text
+from .base import Example, Task, append, field_names, label_text, require_text
 from .classification import Classification, Label
-from .conversations import messages_of, tools_of
+from .conversations import has_answer, messages_of, prompt_of, readable, tools_of, transcript
 
 TEMPLATE = "{text}\nAnswer:"
 _CLASSIFICATION = ("text", "label")
 _COMPLETION = ("prompt", "completion")
 _CHAT = ("messages",)
 _TEXT = ("text",)
-_FORMS = "text and label, prompt and completion, messages, or text alone"
+_PROMPT = ("prompt",)
+_FORMS = "text and label, prompt and completion, messages, text alone or prompt alone"
 
 
 class CustomTask(Task):
@@ -44,9 +45,13 @@ class CustomTask(Task):
 
     def for_rows(self, rows: Iterable[Mapping[str, Any]]) -> Task:
         rows = list(rows)
-        form = next((form for row in rows if (form := _form(row))), None)
+        forms = dict.fromkeys(form for row in rows if (form := _form(row)))
+        # Among completions, a prompt alone is a row that lacks one.
+        form = next((form for form in forms if form != _PROMPT), _PROMPT if forms else None)
         if form == _CLASSIFICATION:
             return OwnLabels(_labels(rows))
+        if form in (_PROMPT, _CHAT) and not any(map(has_answer, rows)):
+            return OwnPrompts(form)
         tasks = {_COMPLETION: OwnCompletions, _CHAT: OwnChats, _TEXT: OwnTexts}
         # If no row has a form, the task itself reports each line with its problem.
         return tasks[form]() if form else self
@@ -102,10 +107,9 @@ class OwnChats(Task):
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         _refuse_other_form(row, _CHAT)
         *before, reply = messages_of(row)
-        prompt = "".join(f"{message.role}: {_as_text(message)}\n" for message in before) + "assistant:"
-        own = reply if reply.more else None
+        prompt, own = transcript(before), reply if reply.more else None
         tools = tools_of(row)
-        return Example(prompt, (_as_text(reply),), 0, messages=tuple(before), reply=own, tools=tools, ends_text=True)
+        return Example(prompt, (readable(reply),), 0, messages=tuple(before), reply=own, tools=tools, ends_text=True)
 
 
 class OwnTexts(Task):
@@ -122,10 +126,22 @@ class OwnTexts(Task):
         return Example("", (require_text(row, "text"),), 0, ends_text=True)
 
 
-def _as_text(message: Message) -> str:
-    """A message for people to read: its content, and the calls of tools that it makes."""
-    calls = message.more.get("tool_calls")
-    return message.content + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
+class OwnPrompts(Task):
+    """Rows: {"prompt": text}, or {"messages": [...]} that end before the assistant's answer. A judge scores the answer
+    that the model writes."""
+
+    name = "custom"
+    description = "your own prompts, whose answers a judge scores"
+    metric = "reward"
+    has_answers = False
+
+    def __init__(self, form: tuple[str, ...]):
+        self.fields = form
+        self.template = f"{{{form[0]}}}"
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        _refuse_other_form(row, self.fields)
+        return prompt_of(row)
 
 
 def _labels(rows: list[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -150,6 +166,8 @@ def _form(row: Mapping[str, Any]) -> tuple[str, ...] | None:
     found = [form for form in (_CLASSIFICATION, _COMPLETION, _CHAT, _TEXT) if all(name in row for name in form)]
     if _CLASSIFICATION in found:
         found.remove(_TEXT)
+    if not found and all(name in row for name in _PROMPT):
+        return _PROMPT
     return found[0] if len(found) == 1 else None
 
 
@@ -160,6 +178,6 @@ def _refuse_other_form(row: Mapping[str, Any], own: tuple[str, ...]) -> None:
         return
     if form is None:
         raise ValueError(f"has the fields of two forms; needs {_FORMS}")
-    if form == _TEXT and own == _CLASSIFICATION:
+    if (form, own) in ((_TEXT, _CLASSIFICATION), (_PROMPT, _COMPLETION)):
         return
     raise ValueError(f"has {' and '.join(form)}, where the training file began with {' and '.join(own)}")

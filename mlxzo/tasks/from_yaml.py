@@ -7,7 +7,8 @@
     description: support tickets               # optional
 
 Instead of labels, `answer_field: reply` has the model generate its answer, and names the field of the gold answer or of
-a list of them.
+a list of them. `reward` names judges that score generated answers (see `reward_yaml`), with or without gold answers.
+Without a template the rows are then {"prompt"}, or {"messages"} that end before the answer.
 
 All scalars are read as text: `labels: [yes, no]` are two words. The newline that ends a block scalar (`|`) is not part
 of the template.
@@ -24,15 +25,18 @@ import yaml
 
 from ..core.errors import ConfigError
 from ..core.formatting import shown
-from ..core.suggestion import did_you_mean
 from ..core.yaml_file import YamlFile
-from .base import Task, nfc, require, require_text, require_texts
+from .base import Example, Task, nfc, require, require_text, require_texts
 from .classification import Classification, Label
-from .questions import Questions
+from .conversations import prompt_of
+from .judges import Reward
+from .metrics import WRITTEN
+from .questions import Questions, rendered
+from .reward_yaml import read_reward
 from .template import Template
+from .yaml_entries import entries_of, text_of
 
-KEYS = ("name", "template", "labels", "label_field", "answer_field", "description")
-_REQUIRED = ("name", "template")
+KEYS = ("name", "template", "labels", "label_field", "answer_field", "reward", "description")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _MAX_BYTES = 2**16
 
@@ -51,19 +55,49 @@ class YamlLabels(Classification):
 class YamlQuestions(Questions):
     """Rows: the fields of the template as text, and the field with one gold answer or a list of them."""
 
-    def __init__(self, name: str, template: str, answer_field: str, description: str):
+    def __init__(self, name: str, template: str, answer_field: str, description: str, reward: Reward | None = None):
         self.name = name
         self.description = description
         self.template = template
+        self.answer_field = answer_field
         self.fields = (*Template(template).fields, answer_field)
+        if reward is not None:
+            self.reward, self.metric, self.more_metrics = reward, "reward", WRITTEN
 
     def gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        field = self.fields[-1]
+        gold = self._gold_answers(row)
+        if self.reward is not None:
+            self.reward.check(gold)
+        return gold
+
+    def _gold_answers(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        field = self.answer_field
         several = isinstance(require(row, field), list)
         gold = require_texts(row, field) if several else (require_text(row, field).strip(),)
         if any("\n" in answer for answer in gold):
             raise ValueError(f"{field!r} has several lines, and an answer ends with its line")
         return gold
+
+
+class YamlPrompts(Task):
+    """Rows without right answers: the fields of the template as text; or without a template {"prompt": text}, or
+    {"messages": [...]} that end before the assistant's answer."""
+
+    metric = "reward"
+    has_answers = False
+
+    def __init__(self, name: str, template: str | None, description: str, reward: Reward):
+        self.name = name
+        self.description = description
+        self.template = template or "{prompt}"
+        self.fields = Template(self.template).fields
+        self.reward = reward
+        self._any_form = template is None
+
+    def example_from_row(self, row: Mapping[str, Any]) -> Example:
+        if self._any_form:
+            return prompt_of(row)
+        return Example(rendered(self.template, row), (), None)
 
 
 def read_task_yaml(path: str | Path) -> Task:
@@ -74,9 +108,8 @@ def read_task_yaml(path: str | Path) -> Task:
     """
     fix = f"a task has the keys {', '.join(KEYS)}"
     file = YamlFile.read(path, "task", holds="key: value", fix=fix, most_bytes=_MAX_BYTES, may_be_empty=False)
-    # Nodes are read directly: constructing them would turn `yes` into True, and aliases may be recursive.
     problems: list[str] = []
-    task = _task(_entries(file.root, KEYS, problems), problems)
+    task = _task(entries_of(file.root, KEYS, problems), Path(path).parent, problems)
     if problems or task is None:
         message = problems[0] if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{path}: {message}", fix, problems if len(problems) > 1 else ())
@@ -95,38 +128,28 @@ def task_yaml(task: Classification) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_style='"', width=_MAX_BYTES)
 
 
-def _entries(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
-    """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`."""
-    entries: dict[str, yaml.Node] = {}
-    for key_node, value in node.value:
-        line = f"line {key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            problems.append(f"{line}: a key must be text")
-            continue
-        key = key_node.value
-        if key in entries:
-            problems.append(f"{line}: {shown(key)} is given twice")
-        elif known and key not in known:
-            problems.append(f"{line}: no such key {shown(key)}{did_you_mean(key.replace('-', '_'), known)}")
-        else:
-            entries[key] = value
-    return entries
-
-
-def _task(entries: dict[str, yaml.Node], problems: list[str]) -> Task | None:
-    """The task of the entries, or None if there are problems."""
-    problems += [f"{key} is missing" for key in _REQUIRED if key not in entries]
-    writes = "answer_field" in entries
-    if writes and (others := [key for key in ("labels", "label_field") if key in entries]):
-        problems.append(f"answer_field has the model write its answers, and {others[0]} has it choose: leave one out")
+def _task(entries: dict[str, yaml.Node], folder: Path, problems: list[str]) -> Task | None:
+    """The task of the entries in a file of a folder, or None if there are problems."""
+    answered, judged = "answer_field" in entries, "reward" in entries
+    # Rows of prompts need no template.
+    required = ("name",) if judged and not answered else ("name", "template")
+    problems += [f"{key} is missing" for key in required if key not in entries]
+    if (writes := answered or judged) and (others := [key for key in ("labels", "label_field") if key in entries]):
+        what = "answer_field has the model write its answers" if answered else "reward is of answers that it writes"
+        problems.append(f"{what}, and {others[0]} has it choose: leave one out")
     elif not writes and "labels" not in entries:
-        problems.append("labels are missing, or answer_field where the model writes its answers")
-    texts = {key: _text(key, node, problems) for key, node in entries.items() if key != "labels"}
+        problems.append("labels are missing, or answer_field or reward where the model writes its answers")
+    texts = {
+        key: text_of(key, node, problems, strip=key != "template")
+        for key, node in entries.items()
+        if key not in ("labels", "reward")
+    }
+    reward = read_reward(entries["reward"], folder, answered, problems) if judged else None
     words = _words(entries["labels"], problems) if "labels" in entries else {}
     name = texts.get("name")
     if name and not _NAME.fullmatch(name):
         problems.append(f"name: {shown(name)} must be 1-50 letters, digits, dots, dashes or underscores")
-    target_field = (texts.get("answer_field") if writes else texts.get("label_field")) or "label"
+    target_field = texts.get("answer_field") if answered else None if judged else texts.get("label_field") or "label"
     if texts.get("template"):
         try:
             template = Template(texts["template"])
@@ -135,27 +158,19 @@ def _task(entries: dict[str, yaml.Node], problems: list[str]) -> Task | None:
         else:
             if not template.fields:
                 problems.append("template: names no field; put one of your fields in braces, such as {text}")
-            if target_field in template.fields:
-                what = "what is asked for" if writes else "the label"
+            if target_field and target_field in template.fields:
+                what = "what is asked for" if answered else "the label"
                 problems.append(f"template: {{{target_field}}} is {what}, which would give the answer away")
     if problems or name is None:
         return None
     description = texts.get("description") or f"own task {name}"
-    if writes:
-        return YamlQuestions(name, texts["template"], target_field, description)
+    if target_field is None:
+        assert reward is not None
+        return YamlPrompts(name, texts.get("template"), description, reward)
+    if answered:
+        return YamlQuestions(name, texts["template"], target_field, description, reward)
     classes = tuple(Label(label, word) for label, word in words.items())
     return YamlLabels(name, texts["template"], classes, target_field, description)
-
-
-def _text(key: str, node: yaml.Node, problems: list[str]) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        problems.append(f"{key} must be text (line {node.start_mark.line + 1})")
-        return ""
-    value = node.value.removesuffix("\n") if node.style in ("|", ">") else node.value
-    if not value.strip():
-        problems.append(f"{key} is empty (line {node.start_mark.line + 1})")
-        return ""
-    return value if key == "template" else value.strip()
 
 
 def _words(node: yaml.Node, problems: list[str]) -> dict[str, str]:
@@ -163,14 +178,14 @@ def _words(node: yaml.Node, problems: list[str]) -> dict[str, str]:
     before = len(problems)
     words: dict[str, str] = {}
     if isinstance(node, yaml.MappingNode):
-        pairs = _entries(node, None, problems).items()
+        pairs = entries_of(node, None, problems).items()
     elif isinstance(node, yaml.SequenceNode):
         pairs = [(None, item) for item in node.value]
     else:
         problems.append("labels must be a mapping of label to word, or a list of words")
         return {}
     for label, item in pairs:
-        word = nfc(_text("labels: a word", item, problems))
+        word = nfc(text_of("labels: a word", item, problems))
         key = word if label is None else nfc(label.strip())
         if not word:
             continue

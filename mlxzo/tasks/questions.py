@@ -23,9 +23,8 @@ class Questions(Task):
     """See `Example.ends_text`."""
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
-        template = Template(self.template)
-        prompt = template.render({name: require_text(row, name).strip() for name in template.fields})
         gold = self.gold_answers(row)
+        prompt = rendered(self.template, row)
         answer = append(prompt, gold[0])[1] + "\n"
         return Example(prompt, (answer,), 0, answers=gold, ends_text=self.ends_text)
 
@@ -36,6 +35,16 @@ class Questions(Task):
             ValueError: it has none; the message is a sentence about the row.
         """
         raise NotImplementedError
+
+
+def rendered(template: str, row: Mapping[str, Any]) -> str:
+    """A template with the fields of a row.
+
+    Raises:
+        ValueError: a field is missing, or no text.
+    """
+    parsed = Template(template)
+    return parsed.render({name: require_text(row, name).strip() for name in parsed.fields})
 
 
 class _Held(Questions):

@@ -14,12 +14,14 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
 from ..core.files import user_path
 from ..core.formatting import shown
+from ..core.options import flag
 from .base import Example, Task, TaskData
 from .chat import in_style
 from .choices import Copa, Record
 from .classification import Classification
 from .custom import CustomTask
 from .from_yaml import read_task_yaml
+from .judges import Reward
 from .questions import Drop, Squad
 from .reading import FOLDER, read_rows, split_paths
 from .row_file import RowFile
@@ -67,6 +69,22 @@ def get_task(name: str) -> Task:
     )
 
 
+def check_judge(config: RunConfig, task: Task) -> None:
+    """Raises ConfigError if the objective of a configuration needs a judge and neither it nor its task names one, or
+    both do."""
+    own = next((name for name in ("reward_command", "reward_function") if getattr(config, name) is not None), None)
+    if own and task.reward is not None:
+        raise ConfigError(
+            f"{own}: the task {task.name} names judges of its own, under reward",
+            f"leave out {flag(own)}, or the reward of the task",
+        )
+    if config.objective == "reward" and own is None and task.reward is None:
+        raise ConfigError(
+            f"the task {task.name} names no judge, which the objective reward needs",
+            "add `reward` to it (docs/tasks.md), or give --reward-command or --reward-function",
+        )
+
+
 def task_alone(config: RunConfig) -> Task:
     """The task of a run without its rows; where the training rows define it, they are read.
 
@@ -95,7 +113,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     if config.data is not None or task.embedded is not None:
         folder = _EMBEDDED / str(task.embedded) if config.data is None else user_path(config.data)
         source = "embedded" if config.data is None else f"folder {folder.resolve().name}"
-        task, splits, remarks = _read_folder(task, folder)
+        task, splits, remarks = _read_folder(task, folder, config.names_judge)
     elif task.hub is not None:
         from .hub import fetch_splits
 
@@ -110,7 +128,7 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
     train = _training_examples(task, splits["train"], config)
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")
-    sha256 = _sha256(train, validation, test)
+    sha256 = _sha256(task.reward, train, validation, test)
     return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks, len(splits["train"]))
 
 
@@ -154,8 +172,12 @@ def _training_examples(task: Task, examples: list[Example], config: RunConfig) -
     return chosen
 
 
-def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example]], tuple[str, ...]]:
-    """The task for the folder's training rows, the examples of every split, and remarks on the files."""
+def _read_folder(task: Task, folder: Path, keep_fields: bool) -> tuple[Task, dict[str, list[Example]], tuple[str, ...]]:
+    """The task for the folder's training rows, the examples of every split, and remarks on the files.
+
+    Args:
+        keep_fields: see `RowFile.examples`.
+    """
     files = {split: read_rows(path) for split, path in split_paths(folder).items()}
     splits: dict[str, list[Example]] = {}
     try:
@@ -164,7 +186,7 @@ def _read_folder(task: Task, folder: Path) -> tuple[Task, dict[str, list[Example
         if not files["train"].problems:
             raise
     else:
-        splits = {split: file.examples(task.example_from_row) for split, file in files.items()}
+        splits = {split: file.examples(task.example_from_row, keep_fields=keep_fields) for split, file in files.items()}
     if problems := [problem for file in files.values() for problem in file.located()]:
         raise bad_rows(problems, task.row_form)
     if isinstance(task, Classification):
@@ -185,9 +207,10 @@ def _task_of(task: Task, train: RowFile) -> Task:
         raise DataError(f"{train.path}: {error}", "correct the training rows") from None
 
 
-def _sha256(*splits: Sequence[Example]) -> str:
-    """Hash of the examples, in order; it covers the template, not file names or the form of the JSON."""
-    digest = hashlib.sha256()
+def _sha256(reward: Reward | None, *splits: Sequence[Example]) -> str:
+    """Hash of the examples, in order, and of the task's own judges; it covers the template, not file names or the form
+    of the JSON."""
+    digest = hashlib.sha256(b"" if reward is None else reward.settings.encode())
     for examples in splits:
         for example in examples:
             record: dict[str, Any] = {"p": example.prompt, "c": example.candidates, "t": example.target}

@@ -29,16 +29,18 @@ class RowFile:
         """The problems with the places they are about."""
         return [(Origin(self.path, number, self.unit), problem) for number, problem in self.problems]
 
-    def examples(self, make: Callable[[Mapping[str, Any]], Example]) -> list[Example]:
+    def examples(self, make: Callable[[Mapping[str, Any]], Example], *, keep_fields: bool = False) -> list[Example]:
         """The examples of the rows, in the order of the file; rows that have none are added to the problems.
 
         Args:
             make: a task's `example_from_row`; its ValueError is the problem of that row.
+            keep_fields: the examples keep the fields of their rows.
         """
         found = []
         for number, row in self.rows:
             try:
-                found.append(replace(make(row), origin=Origin(self.path, number, self.unit)))
+                origin, fields = Origin(self.path, number, self.unit), row if keep_fields else {}
+                found.append(replace(make(row), origin=origin, fields=fields))
             except ValueError as error:
                 self.problems.append((number, str(error)))
         return found

@@ -91,12 +91,11 @@ def test_many_directions_without_signal_are_reported_once():
     [
         ({"method": "bp"}, "objective: accuracy is for the method mezo"),
         ({"objective": "reward"}, "reward needs a judge"),
-        ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "either --reward-command or"),
+        ({"objective": "reward", "reward_command": "a", "reward_function": "b:c"}, "leave one of them out"),
         ({"objective": "reward", "reward_function": "__import__('os')"}, "expected MODULE:FUNCTION"),
         ({"temperature": 0.7}, "temperature: with the objective accuracy no answers are generated"),
         ({"objective": "f1", "top_p": 0.9}, "top_p: it applies to sampling"),
         ({"objective": "f1", "temperature": 0.7, "top_p": 0.0}, "top_p: expected a number above 0 and at most 1"),
-        ({"reward_command": "a"}, "only the objective reward uses it"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, says):

@@ -3,6 +3,7 @@
 import math
 import sys
 import textwrap
+from datetime import date
 
 import pytest
 
@@ -19,7 +20,7 @@ ANSWERS = [
 def judge(tmp_path, program, seconds=60.0):
     path = tmp_path / "judge.py"
     path.write_text("import json, sys, time\n" + textwrap.dedent(program))
-    return Judge.of(f"{sys.executable} {path}", None, seconds)
+    return Judge.of(f"{sys.executable} {path}", None, None, seconds)
 
 
 COUNTING = """
@@ -146,21 +147,44 @@ def test_a_program_that_has_ended_between_two_calls_is_started_anew(tmp_path):
 
 def test_a_command_that_is_none_is_refused():
     with pytest.raises(RewardError, match="'no-such-program' cannot be started"):
-        Judge.of("no-such-program --x", None, 1.0).scores(ANSWERS)
+        Judge.of("no-such-program --x", None, None, 1.0).scores(ANSWERS)
     with pytest.raises(ConfigError, match="no closing quotation"):
-        Judge.of("python 'score.py", None, 1.0)
+        Judge.of("python 'score.py", None, None, 1.0)
 
 
 def test_a_function_is_a_judge_in_a_process_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "rewards.py").write_text(
         "def words(prompt, answer, gold):\n    print('thinking')\n    return len(answer.split()) / 10\n"
         "def broken(prompt, answer, gold):\n    return 1 / 0\n"
+        "def unit(prompt, answer, gold, fields):\n    return len(fields['unit'])\n"
     )
     monkeypatch.chdir(tmp_path)
-    with Judge.of(None, "rewards:words", 60.0) as it:
+    with Judge.of(None, "rewards:words", None, 60.0) as it:
         assert it.scores(ANSWERS) == [0.3, 0.0, 0.3]
+    with Judge.of(None, "rewards:unit", None, 60.0) as it:
+        assert it.scores([Answer("?", "", (), {"unit": "km", "day": date(2024, 2, 29)})]) == [2.0]
     for name, says in (("rewards:broken", "ZeroDivisionError"), ("rewards:absent", "absent"), ("nowhere:f", "nowhere")):
-        with Judge.of(None, name, 60.0) as it, pytest.raises(RewardError) as error:
+        with Judge.of(None, name, None, 60.0) as it, pytest.raises(RewardError) as error:
             it.scores(ANSWERS * 2)
         assert says in error.value.details[-1]
     assert "rewards" not in sys.modules
+
+
+HANGING = """\
+name: hanging
+reward:
+  - kind: regex
+    pattern: (a+)+b
+"""
+
+
+def test_the_judges_of_a_task_run_in_a_process_that_outlives_no_expression(tmp_path, monkeypatch):
+    (tmp_path / "task.yaml").write_text(HANGING)
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not the module that was meant')")
+    monkeypatch.chdir(tmp_path)
+    with Judge.of(None, None, "task.yaml", 60.0) as it:
+        assert it.scores([Answer("?", "aab", ())]) == [1.0]
+        it._seconds = 0.2
+        (hung,) = it.scores([Answer("?", "a" * 60, ())])
+        it._seconds = 60.0
+        assert math.isnan(hung) and it.scores([Answer("?", "aab", ())]) == [1.0]

@@ -96,10 +96,10 @@ def test_a_row_with_two_forms_is_named_whichever_form_the_file_has(tmp_path):
 
 
 def test_rows_of_no_form_are_named_with_what_they_hold(tmp_path):
-    rows = [{"prompt": "alone"}, {"label": "alone"}]
-    needs = "needs text and label, prompt and completion, messages, or text alone"
+    rows = [{"completion": "alone"}, {"label": "alone"}]
+    needs = "needs text and label, prompt and completion, messages, text alone or prompt alone"
     assert problems(tmp_path, rows, [{"other": 1}]) == [
-        f"train.jsonl, line 1: {needs}; found prompt",
+        f"train.jsonl, line 1: {needs}; found completion",
         f"train.jsonl, line 2: {needs}; found label",
         f"validation.jsonl, line 1: {needs}; found other",
     ]

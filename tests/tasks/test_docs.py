@@ -7,6 +7,7 @@ import re
 from bench.task_table import PAGE, page
 from mlxzo.core.config import RunConfig
 from mlxzo.tasks.registry import get_task, load_task, task_names
+from mlxzo.tasks.reward_yaml import KINDS
 
 TEXT = PAGE.read_text(encoding="utf-8")
 DATA = PAGE.with_name("data.md").read_text(encoding="utf-8")
@@ -33,3 +34,14 @@ def test_the_task_as_a_class_is_the_one_in_the_package():
     (shown,) = re.findall(r"template = (\'.*?\')\n    classes", TEXT)
     assert get_task("rte").template == ast.literal_eval(shown)
     assert json.dumps(get_task("rte").description) in TEXT
+
+
+def test_the_task_with_judges_scores_as_the_page_says(tmp_path):
+    (task,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "orders.yaml").write_text(task)
+    reward = get_task(str(tmp_path / "orders.yaml")).reward
+    (says,) = re.findall(r"Here `(.*?)` gets (\S+), the same\nwithout its count (\S+), and `(.*?)` (\S+)\.\n", TEXT)
+    answers = {says[0]: says[1], '{"item": "tea"}': says[2], says[3]: says[4]}
+    assert {answer: f"{reward(answer, ()):.1f}" for answer in answers} == answers
+    kinds = re.findall(r"^\| `(\w+)` \|.*\|$", TEXT.split("| kind |")[1].split("\n\n")[0], re.MULTILINE)
+    assert kinds == list(KINDS)

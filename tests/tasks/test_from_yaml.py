@@ -139,7 +139,7 @@ BAD_FILES = [
     ("name: t\ntemplate: '{x}'\nlabels: a", "labels must be a mapping of label to word, or a list of words"),
     ("name: t\ntemplate: '{x}'\nlabels: [a, [b]]", "labels: a word must be text (line 3)"),
     ("name: t\ntemplate: '{x}'\nlabels: &l [a, *l]", "stands for more than 100,000 values"),
-    ("name: t\ntemplate: '{x}'", "labels are missing, or answer_field where the model writes its answers"),
+    ("name: t\ntemplate: '{x}'", "labels are missing, or answer_field or reward where the model writes its answers"),
     (
         HEAD + "template: '{x}'\nanswer_field: y",
         "answer_field has the model write its answers, and labels has it choose: leave one out",

@@ -6,7 +6,10 @@
   mlxzo eval --journal RUN-ID.mlxzo
   mlxzo eval --task sst2 --shots 4
   mlxzo eval --task sst2 --baselines
+  mlxzo eval --run runs/RUN --allow-code
 
+Answers are scored by the judges that a task YAML names; by a program or function of yours, of the run or of
+--reward-command, with --allow-code alone.
 Model and task come from the run or journal, the model from the adapter; flags override them. Demonstrations are
 training examples, drawn by --seed; those that do not fit into --max-tokens are left out. Calibration divides the
 probabilities of the labels by those that they have after inputs without content (Zhao et al. 2021). The ridge probe is
@@ -23,14 +26,15 @@ from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
 from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text, shown
 from ...memory.mlx_limits import start_mlx
-from ..options import add_config_options, add_json, add_source, config_values, source_of
+from ..options import add_allow_code, add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json
 
 if TYPE_CHECKING:
     from ...engine.tuned_source import Source
     from ...tasks.base import Task
 
-_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "prompt_style", "max_tokens", "batch_size", "seed", "out")
+_JUDGE = ("reward_command", "reward_function", "reward_seconds")
+_OPTIONS = ("model", "dtype", *DATA_OPTIONS, "prompt_style", "max_tokens", "batch_size", *_JUDGE, "seed", "out")
 _SHOTS = 4
 
 
@@ -52,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print a table: majority class, zero-shot and in-context; where the task has labels, both calibrated, "
         "and a ridge probe of the hidden states fitted to the training rows",
     )
+    add_allow_code(parser)
     add_json(parser)
     add_config_options(parser, _OPTIONS)
 
@@ -79,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_event=view.show,
             ways=ways,
             probe=arguments.baselines,
+            allow_code=arguments.allow_code,
         )
     if arguments.json:
         print_json(results if arguments.baselines else results[0])

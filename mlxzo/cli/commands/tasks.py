@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 from ...core.config import DATA_OPTIONS
@@ -68,6 +69,7 @@ def facts(task: Task) -> dict[str, Any]:
         "data": data(task),
         "template": task.template,
         "fields": list(task.fields),
+        "reward": json.loads(task.reward.settings) if task.reward else None,
     }
 
 
@@ -95,6 +97,7 @@ def _show(task: Task, as_json: bool) -> int:
         ("task", f"{task.name}: {task.description}"),
         ("answers", answers(task)),
         ("metric", ", ".join((task.metric, *task.more_metrics))),
+        *([("judges", task.reward.description)] if task.reward else []),
         ("fields", ", ".join(task.fields)),
         ("data", data(task)),
         ("prompt", task.example_prompt()),
