@@ -19,6 +19,6 @@ def command_line(config: RunConfig) -> str:
         value = getattr(config, field.name)
         usual = {field.default} | ({getattr(plain, field.name)} if field.name not in _DECIDING else set())
         if field.name not in ("model", "task", "name") and value not in usual:
-            text = "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            text = "all" if value is None else f"{value:.15g}" if isinstance(value, float) else str(value)
             words += [flag(field.name), text]
     return shlex.join(words)

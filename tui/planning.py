@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxzo.core.blas import runs_on_cpu
 from mlxzo.core.config import RunConfig
 from mlxzo.core.defaults import step_limit
 from mlxzo.core.errors import DoesNotFit, ModelError
-from mlxzo.core.formatting import format_bytes, format_seconds
+from mlxzo.core.formatting import format_bytes, format_count, format_seconds
 from mlxzo.core.meter import system_memory
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.memory.components import Component
@@ -32,11 +33,15 @@ class Prediction:
 
     Attributes:
         parts: the components; their sum is the footprint.
+        at_rest: the dtype of the stored weights, or their bits.
+        numbers: the model's parameters and their dtypes, in words.
         notes: changes that fit the run to its cap, and assumptions of the prediction.
         problem: the reason why it does not fit, with a fix; None if it fits.
     """
 
     parts: tuple[Component, ...]
+    at_rest: str = ""
+    numbers: str = ""
     notes: tuple[str, ...] = ()
     problem: DoesNotFit | None = None
 
@@ -59,6 +64,11 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
         shape = shape_of(model)
     except ModelError:
         return None
+    at_rest, computed = shape.number_format(config.dtype), shape.dtype_at_rest(config.dtype)
+    numbers = (
+        f"{format_count(shape.parameters)} parameters, {at_rest} at rest, computed in "
+        f"{'float32' if runs_on_cpu() else computed}"
+    )
     try:
         cap = config.memory_cap_bytes
         if advise or cap is None:
@@ -68,9 +78,9 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
             if fit is None:
                 raise DoesNotFit(f"{model} does not fit")
     except DoesNotFit as problem:
-        return Prediction(estimate(shape, config, data).components, shape.assumed, problem)
+        return Prediction(estimate(shape, config, data).components, at_rest, numbers, shape.assumed, problem)
     parts = fit.estimate.components
-    found = Prediction(parts, (*fit.notes, *shape.assumed))
+    found = Prediction(parts, at_rest, numbers, (*fit.notes, *shape.assumed))
     _, available = system_memory()
     if fit.cap_bytes is None and found.footprint_bytes > available:
         short = DoesNotFit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +11,12 @@ from rich.text import Text
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, MlxzoError
+from mlxzo.core.files import user_path
 from mlxzo.core.formatting import printable
 from mlxzo.runtime.preflight import check_names
 from mlxzo.tasks.base import TaskData
+from mlxzo.tasks.custom import CustomTask
+from mlxzo.tasks.reading import FOLDER
 from mlxzo.tasks.registry import get_task, load_task
 
 from .planning import Prediction, predict, sizes, training_time
@@ -20,6 +25,8 @@ from .widgets.text import problem_text
 
 # The newest runs, searched for a finished one of the same kind, whose speed predicts this one's time.
 _RUNS_SEARCHED = 50
+# Characters of an example's prompt, of whose end the answer follows.
+_PROMPT_SHOWN = 600
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class CheckResult:
     problems: tuple[str, ...] = ()
     data: TaskData | None = None
     data_problem: MlxzoError | None = None
+    is_custom: bool = False
+    """True if the rows suit the task `custom` and not the one that is chosen."""
     plan: Prediction | None = None
     time: str = ""
 
@@ -56,17 +65,46 @@ def check(values: dict[str, Any]) -> CheckResult:
         return CheckResult(None, tuple(error.details or [error.message]), data_problem=_task_problem(values))
     except MlxzoError as error:
         return CheckResult(None, (error.message,))
-    data, data_problem = None, None
+    data, data_problem, is_custom = None, None, False
     try:
         task = get_task(config.task)
+        if config.data is None and task.embedded is None and task.hub is None:
+            raise ConfigError(
+                f"the task {task.name} has no rows of its own",
+                f"name the folder of your rows in the field above; {FOLDER}",
+            )
         # Rows on the hub are downloaded by the run itself.
-        if config.data is not None or task.embedded is not None or task.hub is None:
+        if config.data is not None or task.embedded is not None:
             data = load_task(config)
     except MlxzoError as error:
         data_problem = error
+        is_custom = config.data is not None and config.task != CustomTask.name and _suits_custom(config)
     plan = predict(config, config.model, sizes(data, config))
     time = training_time(config, look(config.out)[0][:_RUNS_SEARCHED])
-    return CheckResult(config, (), data, data_problem, plan, time)
+    return CheckResult(config, (), data, data_problem, is_custom, plan, time)
+
+
+def _suits_custom(config: RunConfig) -> bool:
+    """True if the task `custom` can use the rows of a configuration."""
+    try:
+        load_task(dataclasses.replace(config, task=CustomTask.name))
+    except MlxzoError:
+        return False
+    return True
+
+
+def files_stamp(values: dict[str, Any]) -> tuple[object, ...]:
+    """What changes when a file that the values name does: a task YAML, or one in the folder of rows."""
+    found: list[object] = []
+    for name in ("task", "data"):
+        path = user_path(str(values.get(name, "")))
+        if name == "task" and path.suffix not in (".yaml", ".yml"):
+            continue
+        with contextlib.suppress(OSError):
+            for each in sorted(path.iterdir()) if name == "data" and values.get("data") else [path]:
+                status = each.stat()
+                found.append((each.name, status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
 def _task_problem(values: dict[str, Any]) -> MlxzoError | None:
@@ -102,6 +140,9 @@ def preview(checked: CheckResult) -> Text:
     # Before the example, which may be longer than the panel.
     if task.labels:
         lines.append(f"answers: {printable(' / '.join(task.labels[:12]))}\n", "dim")
-    lines.append(printable(prompt[-600:]))
-    lines.append(printable(answer) or " …", "bold reverse" if answer else "bold")
+    lines.append(printable(prompt if len(prompt) <= _PROMPT_SHOWN else f"…{prompt[-_PROMPT_SHOWN:]}"))
+    # The mark is on the answer alone, without the space that joins it to the prompt.
+    word = answer.lstrip()
+    lines.append(printable(answer[: len(answer) - len(word)]))
+    lines.append(printable(word) or " …", "bold reverse" if word else "bold")
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 EXIT_DONE = 0
 EXIT_INTERNAL = 1
@@ -65,15 +65,23 @@ class DoesNotFit(MlxzoError):
 
     Args:
         needed_bytes: the predicted memory of a run that was refused for it; else None.
+        ways: options with values, each of which makes such a run fit by itself.
     """
 
     kind = "does-not-fit"
     title = "Does not fit"
     exit_code = EXIT_DOES_NOT_FIT
 
-    def __init__(self, message: str, fix: str = "", details: Sequence[str] = (), needed_bytes: int | None = None):
+    def __init__(
+        self,
+        message: str,
+        fix: str = "",
+        details: Sequence[str] = (),
+        needed_bytes: int | None = None,
+        ways: Mapping[str, str] | None = None,
+    ):
         super().__init__(message, fix, details)
-        self.needed_bytes = needed_bytes
+        self.needed_bytes, self.ways = needed_bytes, ways or {}
 
     def to_dict(self) -> dict:
         return {**super().to_dict(), "needed_bytes": self.needed_bytes}

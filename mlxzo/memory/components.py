@@ -9,6 +9,7 @@ from ..core.formatting import format_bytes
 
 # Components that MLX's counter of the peak does not include.
 _OUTSIDE = ("runtime", "tokenizer", "buffer cache", "saving", "heap")
+_PEAK = "predicted peak"
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def merged(components: Sequence[Component]) -> tuple[Component, ...]:
 def component_lines(components: Sequence[Component], width: int = 24) -> list[str]:
     """The components of a footprint, one line each, with a bar of the length of its share."""
     total = sum_bytes(components)
-    names = max(len(part.name) for part in components)
+    names = max(len(name) for name in (_PEAK, *(part.name for part in components)))
     lines = []
     for part in components:
         bar = "█" * max(1, round(width * part.bytes / total))
         lines.append(f"{part.name:<{names}} {format_bytes(part.bytes):>9} {bar:<{width}} {part.why}")
-    return [*lines, f"{'together':<{names}} {format_bytes(total):>9}"]
+    return [*lines, f"{_PEAK:<{names}} {format_bytes(total):>9}"]

@@ -14,6 +14,7 @@ from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
 from ..core.formatting import format_bytes
 from ..core.meter import gpu_working_set_bytes
+from ..core.options import flag
 from ..core.resolved_config import ResolvedConfig
 from ..models.architecture import ModelShape
 from ..models.registry import load_registry
@@ -95,11 +96,13 @@ def fit(config: RunConfig, shape: ModelShape, data: Data, cap_bytes: int, *, on_
         )
     margin = f"{coefficient('margin'):.0%}"
     ways = alternatives(predictor, cap_bytes)
+    flags = ", ".join(f"{flag(option)} {value}" for option, value in ways.items())
     raise DoesNotFit(
         message,
-        ("any of these would fit: " if len(ways) > 1 else "this would fit: ") + ", ".join(ways),
+        ("any of these would fit: " if len(ways) > 1 else "this would fit: ") + flags,
         [*component_lines(least.components), f"with a margin of {margin} {format_bytes(needed_bytes(least))}"],
         needed_bytes=needed_bytes(least),
+        ways=ways,
     )
 
 
@@ -161,21 +164,21 @@ def cache_limit(predicted: MemoryEstimate, on_cpu: bool) -> int:
     return max(default, min(freed, predicted.footprint_bytes // 10))
 
 
-def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
-    """Alternatives that fit under the cap, as options, and the cap that the run itself would need."""
+def alternatives(predictor: Predictor, cap_bytes: int) -> dict[str, str]:
+    """Options with values, each of which alone makes the run fit; of them the cap that the run itself would need."""
     config, shape, data, on_cpu = predictor.config, predictor.shape, predictor.data, predictor.on_cpu
 
     def fits(model: ModelShape, **changes: str) -> bool:
         tried = dataclasses.replace(config, **changes)
         return try_fit(Predictor(model, tried, data, on_cpu), cap_bytes) is not None
 
-    ways = []
+    ways: dict[str, str] = {}
     if config.checkpointing == "off" and config.method == "bp" and fits(shape, checkpointing="on"):
-        ways.append("--checkpointing on")
+        ways["checkpointing"] = "on"
     if "lora" not in config.scope and fits(shape, scope="lora"):
-        ways.append("--scope lora")
+        ways["scope"] = "lora"
     if config.method == "bp" and fits(shape, method="mezo"):
-        ways.append("--method mezo")
+        ways["method"] = "mezo"
     smaller = (
         entry
         for entry in sorted(load_registry().values(), key=lambda entry: -entry.parameters)
@@ -185,10 +188,11 @@ def alternatives(predictor: Predictor, cap_bytes: int) -> list[str]:
         and not (entry.shape.quantised and "full" in config.parsed_scope.kinds)
         and not (not entry.shape.quantised and "scales" in config.parsed_scope.kinds)
     )
-    ways += [f"--model {entry.name}" for entry in smaller if fits(shape_of_entry(entry))][:1]
+    if (found := next((entry.name for entry in smaller if fits(shape_of_entry(entry))), None)) is not None:
+        ways["model"] = found
     # Rounded up to 10 MB, the precision of the option shown.
     need = -(-needed_bytes(smallest(predictor)) // 10**7)
-    return [*ways, f"--memory-cap {need / 100:.2f}GB"]
+    return {**ways, "memory_cap": f"{need / 100:.2f}GB"}
 
 
 def describe_method(config: RunConfig) -> str:

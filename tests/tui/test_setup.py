@@ -7,14 +7,15 @@ import yaml
 from textual.widgets import Button, Input
 
 from mlxzo.core.config import RunConfig, options
+from mlxzo.memory.components import Component
 from mlxzo.memory.forecast import forecast
 from mlxzo.tasks.registry import load_task
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
 from tui.planning import predict, sizes
 from tui.screens.setup import Setup
-from tui.setup_check import check
-from tui.widgets.cap import CapSlider, round_sizes
+from tui.setup_check import check, preview
+from tui.widgets.cap import CapSlider, PeakBar, round_sizes, with_small_ones_merged
 from tui.widgets.form import Field, Pick
 
 from .driving import drive, every_size, fills, screen_text, wait_for
@@ -33,7 +34,7 @@ def test_models_plan_and_start_are_in_view_at_every_size(root):
     async def scenario(pilot):
         async for size in every_size(pilot):
             pilot.app.screen.query_one("#model-list").focus()
-            for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "total", "Start F9"):
+            for words in ("smollm2-135m", "Task · reviews", "memory cap", "weights", "predicted peak", "Start F9"):
                 await wait_for(pilot, words)
             # The keyboard alone reaches the options.
             await pilot.press(*["tab"] * 5)
@@ -97,6 +98,9 @@ def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
         await pilot.press(*"400MB")
         await wait_for(pilot, "needs a cap of")
         assert pilot.app.screen.query_one("#start", Button).disabled
+        # What would fit is a button each, and a digit.
+        shown = await wait_for(pilot, "1  model smollm2-135m-4bit")
+        assert "2  memory cap" in shown and "--" not in shown
         # The marks of all models follow a moment later.
         await wait_for(pilot, lambda: (_fits(pilot, "smollm2-135m "), _fits(pilot, "smollm2-135m-4bit ")) == ("✗", "✓"))
         # The slider and the field are one.
@@ -105,6 +109,10 @@ def test_the_cap_moves_the_fit_of_every_model_and_refuses_what_cannot_fit(root):
         slider.focus()
         await pilot.press("right")
         assert slider.place == place + 1
+        assert "260 MB" in screen_text(pilot)
+        await pilot.press("1")
+        await wait_for(pilot, "ready to start")
+        assert pilot.app.screen.values()["model"] == "smollm2-135m-4bit"
         await pilot.press("end")
         await wait_for(pilot, "ready to start")
         assert pilot.app.screen.query_one("#cap", Input).value == ""
@@ -128,15 +136,24 @@ def test_problems_of_own_data_are_shown_by_line(root, tmp_path):
         screen = pilot.app.screen
         screen.query_one("#task-list").focus()
         await pilot.press("end")
-        await wait_for(pilot, "no data of its own")
+        shown = await wait_for(pilot, "has no rows of its own")
+        assert "--data" not in shown and "in the field above" in " ".join(shown.replace("│", " ").split())
         screen.query_one("#data", Input).focus()
         screen.query_one("#data", Input).value = str(data)
         shown = await wait_for(pilot, "line 3")
         assert "not valid JSON" in shown and screen.query_one("#start", Button).disabled
+        # A file that was corrected is read again by itself.
         (data / "train.jsonl").write_text('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "no"}\n')
-        screen.query_one("#data", Input).value = str(data) + "/"
         shown = await wait_for(pilot, "2 training, 1 validation")
-        assert "answers: no / yes" in shown
+        assert "answers: no / yes" in shown and "Task custom" not in shown
+        # With another task their labels are wrong, and one key takes them for what they are.
+        screen.query_one("#task-list").focus()
+        await pilot.press("home")
+        await wait_for(pilot, "^t Task custom")
+        assert screen.query_one("#start", Button).disabled
+        await pilot.press("ctrl+t")
+        await wait_for(pilot, "answers: no / yes")
+        assert screen.values()["task"] == "custom" and "Task custom" not in screen_text(pilot)
 
     setup(root, scenario)
 
@@ -222,6 +239,53 @@ def test_a_task_of_ones_own_trains_a_tiny_model(root, tickets):
     setup(root, scenario)
 
 
+def test_the_cap_has_a_key_defaults_are_values_and_small_components_are_one(root):
+    """In the fields stood `as many as the`, `by method, scop` and `1e+07`."""
+
+    def part(name, size):
+        return Component(name, size, "")
+
+    parts = [part("runtime", 500), part("weights", 480), part("heap", 5), part("saving", 15)]
+    merged = with_small_ones_merged(parts)
+    assert [(each.name, each.bytes) for each in merged] == [("runtime", 500), ("weights", 480), ("other", 20)]
+    # One small component is no clearer under another name.
+    assert with_small_ones_merged(parts[:3]) == parts[:3]
+
+    async def scenario(pilot):
+        screen = pilot.app.screen
+        # From the task the keyboard goes to the cap, and a key goes there from anywhere.
+        screen.query_one("#data").focus()
+        await pilot.press("tab")
+        assert isinstance(screen.focused, CapSlider)
+        for origin, key in (("#value-lr", "f7"), ("#model-list", "L")):
+            screen.query_one(origin).focus()
+            await pilot.press(key)
+            assert isinstance(screen.focused, CapSlider)
+        assert "260 MB" in screen_text(pilot)
+        # The mark of the answer in the example is on the word alone.
+        example = check(screen.values())
+        marked = [preview(example).plain[span.start : span.end] for span in preview(example).spans[-1:]]
+        assert marked == [example.data.train[0].candidates[example.data.train[0].target].strip()]
+        # Components.
+        shown = await wait_for(pilot, "other")
+        assert "134.5M parameters," in shown
+        bar = screen.query_one(PeakBar)
+        assert len({(bar.mark(each).plain, bar.mark(each).style) for each in merged}) == 3
+        assert bar.mark(part("weights", 1)) == bar.mark(part("weights", 9))
+        # Defaults fit beside the cursor, as numbers have all their digits.
+        for field in screen.query(Field):
+            if isinstance(field.control, Input):
+                room = field.control.size.width
+                assert not room or len(field.control.placeholder) < room, field.name_of_option
+        assert screen.query_one("#value-steps", Input).placeholder == "no limit"
+        assert screen.query_one("#value-queries", Input).placeholder == "32"
+        pilot.app.set_up(RunConfig(lr=0.0012345678, max_seconds=1e7))
+        assert screen.query_one("#value-lr", Input).value == "0.0012345678"
+        assert screen.query_one("#value-max_seconds", Input).value == "10000000"
+
+    setup(root, scenario)
+
+
 def test_saved_options_come_back_and_a_broken_file_is_a_dialog(root, tmp_path):
     path = tmp_path / "run.yaml"
 
@@ -239,9 +303,15 @@ def test_saved_options_come_back_and_a_broken_file_is_a_dialog(root, tmp_path):
             "2GB",
             None,
         )
+        # A file that is there already is not replaced unasked.
         path.write_text("stepz: 3\n")
+        await pilot.press("ctrl+s", "enter")
+        await wait_for(pilot, "There is such a file already")
+        await pilot.press("enter")
+        assert path.read_text() == "stepz: 3\n"
+        # What was saved last is suggested.
         await pilot.press("ctrl+o")
-        pilot.app.screen.query_one(Input).value = str(path)
+        assert pilot.app.screen.query_one(Input).value == str(path)
         await pilot.press("enter")
         shown = await wait_for(pilot, "did you mean steps?")
         assert "What to do" in shown

@@ -27,20 +27,23 @@ from mlxzo.core.formatting import format_bytes, parse_bytes, printable
 from mlxzo.core.meter import system_memory
 from mlxzo.core.yaml_file import read_yaml
 from mlxzo.models.registry import load_registry
+from mlxzo.tasks.custom import CustomTask
 from mlxzo.tasks.registry import get_task, task_names
 
 from ..command_line import command_line
 from ..planning import predict, sizes
-from ..setup_check import CheckResult, check, preview
-from ..widgets.cap import CapSlider, PeakBar
+from ..setup_check import CheckResult, check, files_stamp, preview
+from ..widgets.cap import CapSlider, PeakBar, with_small_ones_merged
 from ..widgets.form import Entry, Field, Form
 from ..widgets.grid import Column, Grid
 from ..widgets.model_list import ModelList
 from ..widgets.text import LiveText
-from .dialogs import FileDialog
+from .dialogs import Choice, FileDialog
 from .page import Page, help_of, title
 
 _DEBOUNCE_SECONDS = 0.15
+# Between two looks at the files that the options name.
+_FILES_SECONDS = 1.0
 # Options of the first group of the form.
 _ESSENTIAL = ("method", "scope", "steps", "batch_size", "lr", "eval_every", "seed")
 # Options with their own widgets here, and the folder of runs, which the app sets.
@@ -58,11 +61,17 @@ class Setup(Page):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f9,ctrl+g", "start", "Start", key_display="f9", priority=True),
         Binding("G", "start", "Start", show=False),
+        Binding("f7,ctrl+l", "cap", "Cap", key_display="f7", priority=True, tooltip="goes to the memory cap (or ^l)"),
+        Binding("L", "cap", "Cap", show=False, tooltip="goes to the memory cap"),
+        Binding(
+            "ctrl+t", "custom", "Task custom", priority=True, tooltip="takes the labels of your rows: the task custom"
+        ),
         Binding("f8", "race", "Race", priority=True, tooltip="trains the run by MeZO, then by backpropagation"),
         Binding("B", "race", "Race", show=False, tooltip="trains the run by MeZO, then by backpropagation"),
         Binding("ctrl+s", "save", "Save", priority=True, tooltip="writes the options to a YAML file"),
         Binding("ctrl+o", "load", "Load", priority=True, tooltip="reads the options from a YAML file"),
         Binding("ctrl+y", "copy", "Copy command", show=False, priority=True),
+        *(Binding(f"{n}", f"way({n})", f"Change {n}", show=False, tooltip="makes the run fit") for n in range(1, 6)),
         Binding("escape", "app.focus_next", "Next", show=False),
     ]
 
@@ -72,6 +81,12 @@ class Setup(Page):
         self._task_name = RunConfig.task
         self._checked = CheckResult(None)
         self._check_timer: Timer | None = None
+        self._stamp: tuple[object, ...] = ()
+        """Of the files that the last check read."""
+        self._ways: dict[str, str] = {}
+        """The changes that the buttons of a refusal make: options and values."""
+        self._file = "run.yaml"
+        """The name under which options were saved or loaded last."""
         self._total_bytes, _ = system_memory()
 
     def body(self) -> Iterable[Widget]:
@@ -89,7 +104,7 @@ class Setup(Page):
                 with Vertical(id="tasks", classes="frame") as tasks:
                     tasks.border_title = "Task"
                     yield Grid[str](
-                        (Column("name", "task", 9), Column("description", "description", 0)),
+                        (Column("name", "task", 12), Column("description", "description", 0)),
                         lambda name, key: name if key == "name" else get_task(name).description,
                         id="task-list",
                         help="Built-in tasks, and `custom` for your own rows. The fields below take a task YAML and a "
@@ -107,13 +122,12 @@ class Setup(Page):
                         help="A folder with the rows of the task: train and validation, optionally test, as .jsonl, "
                         ".json, .csv, .tsv or .parquet. Empty: the task's own rows.",
                     )
+                    yield Button("Take the labels of these rows: task custom ^t", id="custom", compact=True)
                     yield VerticalScroll(LiveText(id="preview"), can_focus=False)
-            with VerticalScroll(id="options", classes="frame", can_focus=False) as form:
-                form.border_title = "Options"
-                yield Form(_ESSENTIAL, _ELSEWHERE, id="form")
+            # Before the options: the keyboard reaches the cap from the task, and the plan from the cap.
             with Vertical(id="plan", classes="frame") as plan:
                 plan.border_title = "Plan"
-                yield Static("memory cap", classes="group-title")
+                yield Static("memory cap F7", classes="group-title")
                 yield CapSlider(self._total_bytes, id="cap-slider")
                 yield Entry(
                     id="cap",
@@ -124,17 +138,28 @@ class Setup(Page):
                 yield PeakBar(id="peak-bar")
                 yield VerticalScroll(LiveText(id="plan-text"), can_focus=False)
                 yield LiveText(id="reason")
+                yield Vertical(id="ways")
                 with Horizontal(id="start-row"):
                     yield Button("Start F9", id="start", variant="primary", compact=True, disabled=True)
                     yield Button("Race F8", id="race", compact=True, disabled=True)
                     yield Button("Save ^s", id="save", compact=True)
+            with VerticalScroll(id="options", classes="frame", can_focus=False) as form:
+                form.border_title = "Options"
+                yield Form(_ESSENTIAL, _ELSEWHERE, id="form")
         yield Static(id="help-line", markup=False)
 
     def on_mount(self) -> None:
         self.query_one("#task-list", Grid).show(task_names(), cursor=self._task_name)
         self._search_models()
         self._models.focus()
+        self.query_one("#custom").display = False
         self._check_soon()
+        self.set_interval(_FILES_SECONDS, self._check_changed_files)
+
+    def _check_changed_files(self) -> None:
+        """Reads files again that were corrected meanwhile."""
+        if self.app.screen is self and files_stamp(self.values()) != self._stamp:
+            self._check_soon()
 
     def on_screen_resume(self) -> None:
         self.show_requested()
@@ -236,6 +261,7 @@ class Setup(Page):
     def _check(self, values: dict[str, Any]) -> None:
         """Checks the values, then predicts the memory with every model; both in a thread."""
         worker = get_current_worker()
+        self._stamp = files_stamp(values)
         checked = check(values)
         if worker.is_cancelled:
             return
@@ -272,17 +298,64 @@ class Setup(Page):
             f"machine {format_bytes(self._total_bytes)}, free {format_bytes(available)}"
         )
         self._show_plan(checked)
+        self.query_one("#custom").display = checked.is_custom
         reason = checked.reason
         for name in ("#start", "#race"):
             self.query_one(name, Button).disabled = bool(reason)
         self.query_one("#reason", LiveText).show(f"✗ {printable(reason)}" if reason else "✓ ready to start")
         self.query_one("#reason").set_class(bool(reason), "-wrong")
+        refused = checked.plan.problem if reason and checked.plan is not None else None
+        self._show_ways({} if refused is None else dict(refused.ways))
         self._models.refresh()
+        self.refresh_bindings()
+
+    def _show_ways(self, ways: dict[str, str]) -> None:
+        """Shows a button for each change that makes the run fit."""
+        if ways == self._ways:
+            return
+        self._ways = ways
+        buttons = self.query_one("#ways")
+        buttons.remove_children()
+        for number, (option, value) in enumerate(ways.items(), start=1):
+            buttons.mount(Button(f"{number}  {option.replace('_', ' ')} {value}", classes="way", compact=True))
+
+    def action_way(self, number: int) -> None:
+        """Makes one of the changes that are offered."""
+        if not 1 <= number <= len(self._ways):
+            return
+        option, value = list(self._ways.items())[number - 1]
+        if option == "model":
+            self._models.chosen = value
+            self.query_one("#model-search", Input).value = ""
+            self._search_models()
+        elif option == "memory_cap":
+            self.query_one("#cap", Input).value = value
+        else:
+            self.query_one(f"#field-{option}", Field).fill(value)
+        self._check_soon()
+
+    def action_cap(self) -> None:
+        """Goes to the memory cap."""
+        self.query_one(CapSlider).focus()
+
+    def action_custom(self) -> None:
+        """Takes the rows for what they are: texts with labels of their own."""
+        self._task_name = CustomTask.name
+        with self.prevent(Input.Changed, Grid.Moved):
+            self.query_one("#task-file", Input).value = ""
+            self.query_one("#task-list", Grid).show(task_names(), cursor=self._task_name)
+        self._check_soon()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "custom":
+            return self._checked.is_custom
+        return bool(self._ways) if action == "way" else True
 
     def _show_plan(self, checked: CheckResult) -> None:
         bar, plan = self.query_one(PeakBar), checked.plan
         cap = checked.config.memory_cap_bytes if checked.config is not None else None
-        bar.show([part.bytes for part in plan.parts] if plan is not None else (), cap)
+        parts = [] if plan is None else with_small_ones_merged(plan.parts)
+        bar.show(parts, cap)
         if plan is None:
             invalid = "The plan appears when all options are valid."
             unknown = "Unknown size: the configuration of this model is downloaded when the run starts."
@@ -292,18 +365,21 @@ class Setup(Page):
         table.add_column(width=1)
         table.add_column(ratio=1, overflow="fold")
         table.add_column(justify="right", no_wrap=True)
-        for number, part in enumerate(plan.parts):
-            table.add_row(bar.mark(number), part.name, format_bytes(part.bytes))
-        table.add_row("", Text("total", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
-        words = [Text(f"▸ {note}", "dim") for note in (*plan.notes, checked.time) if note]
-        if plan.problem is not None:
-            # The line below gives the reason already if the run cannot start.
-            problem = "" if plan.problem.message == checked.reason else f"✗ {plan.problem.message}\n"
-            words.insert(0, Text(printable(problem + plan.problem.fix)))
+        for part in parts:
+            table.add_row(bar.mark(part), part.name, format_bytes(part.bytes))
+        table.add_row("", Text("predicted peak", "bold"), Text(format_bytes(plan.footprint_bytes), "bold"))
+        words = [Text(f"▸ {note}", "dim") for note in (checked.time, *plan.notes, plan.numbers) if note]
+        # The line below gives the reason if the run cannot start, and buttons what would make it fit.
+        if (problem := plan.problem) is not None and problem.message != checked.reason:
+            words.insert(0, Text(printable(f"✗ {problem.message}\n{problem.fix}")))
         self.query_one("#plan-text", LiveText).show(Group(table, "", *words), key=(plan, checked.time))
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        {"start": self.action_start, "race": self.action_race, "save": self.action_save}[str(event.button.id)]()
+        if event.button.has_class("way"):
+            self.action_way(list(self.query(".way")).index(event.button) + 1)
+            return
+        actions = {"start": self.action_start, "race": self.action_race, "custom": self.action_custom}
+        actions.get(str(event.button.id), self.action_save)()
 
     def action_start(self) -> None:
         """Starts the run and shows it in the monitor."""
@@ -328,7 +404,20 @@ class Setup(Page):
         if (config := self._checked.config) is None:
             self.notify(self._checked.reason, title="Nothing to save yet", severity="warning")
             return
-        self._ask_for_file("Save options as YAML", "Save", lambda name: self._save(name, config))
+        self._ask_for_file("Save options as YAML", "Save", lambda name: self._ask_to_replace(name, config))
+
+    def _ask_to_replace(self, name: str, config: RunConfig) -> None:
+        """Saves a configuration; where there is such a file, asks first."""
+        if not user_path(name).exists():
+            self._save(name, config)
+            return
+        question = Choice(
+            "Replace the file?",
+            f"{user_path(name).absolute()}\n\nThere is such a file already.",
+            {"keep": "Keep it", "replace": "Replace it"},
+            danger="replace",
+        )
+        self.app.push_screen(question, lambda choice: self._save(name, config) if choice == "replace" else None)
 
     def _save(self, name: str, config: RunConfig) -> None:
         try:
@@ -336,6 +425,7 @@ class Setup(Page):
         except OSError as error:
             self.app.report(ConfigError(f"{name} cannot be written: {error.strerror}", "choose another folder"))
         else:
+            self._file = name
             self.notify(f"`mlxzo train --config {shlex.quote(name)}` starts the same run.", title="Saved")
 
     def action_load(self) -> None:
@@ -348,11 +438,12 @@ class Setup(Page):
             if name:
                 use(name)
 
-        self.app.push_screen(FileDialog(heading, "run.yaml", verb), answered)
+        self.app.push_screen(FileDialog(heading, self._file, verb), answered)
 
     def _load(self, name: str) -> None:
         with self.app.reporting():
             self.fill(RunConfig.from_mapping(read_yaml(user_path(name)), source=name))
+            self._file = name
 
     def action_copy(self) -> None:
         if self._checked.config is not None:

@@ -17,6 +17,8 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
+from mlxzo.memory.components import Component, sum_bytes
+
 _SMALLEST = 256 * 10**6
 _STEPS = 48
 
@@ -40,7 +42,7 @@ class CapSlider(Widget, can_focus=True):
         "micro-batches, gradient checkpointing) and held to it while it runs. Left and right move it; the right end is "
         "no cap. The field below takes exact sizes such as 900MB or 3.5GB."
     )
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"slider--below", "slider--above", "slider--knob"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"slider--below", "slider--above", "slider--knob", "slider--ends"}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left,h,minus", "move(-1)", "Less", key_display="←"),
         Binding("right,l,plus", "move(1)", "More", key_display="→"),
@@ -83,8 +85,12 @@ class CapSlider(Widget, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
-        knob = round(self.place / len(self._sizes) * (width - 1))
         below, above, mark = (self.get_component_rich_style(f"slider--{n}") for n in ("below", "above", "knob"))
+        if y:
+            least, most = f"{self._sizes[0] / 1e6:.0f} MB", "no cap"
+            ends = self.get_component_rich_style("slider--ends")
+            return Strip([Segment(least + most.rjust(width - len(least)), ends)], width)
+        knob = round(self.place / len(self._sizes) * (width - 1))
         return Strip([Segment("━" * knob, below), Segment("●", mark), Segment("─" * (width - knob - 1), above)], width)
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
@@ -103,44 +109,76 @@ class CapSlider(Widget, can_focus=True):
         self._go(round(share * len(self._sizes)))
 
 
-# Fills and colours of the components, in order; the fills differ without colour as well.
-FILLS = ("█", "▓", "▒", "░", "▚", "▤", "▦", "▩")
+# The fill and the colour of each component, the same in every plan; the fills differ without colour as well.
+_MARKS = {
+    "weights": ("█", "one"),
+    "activations": ("▓", "two"),
+    "runtime": ("▒", "three"),
+    "activation cache": ("░", "four"),
+    "gradients": ("▚", "five"),
+    "optimiser state": ("▤", "six"),
+    "adapters": ("▦", "one"),
+    "attention": ("▩", "two"),
+    "logits": ("▚", "three"),
+    "transient": ("▤", "four"),
+    "keys and values": ("▦", "five"),
+    "buffer cache": ("▩", "six"),
+    "tokenizer": ("▓", "one"),
+    "saving": ("▒", "two"),
+    "heap": ("█", "three"),
+}
+_OTHER = "other"
 _COLOURS = ("one", "two", "three", "four", "five", "six")
+# Components below this share of the footprint are shown as one.
+_SMALL = 0.02
+
+
+def with_small_ones_merged(parts: Sequence[Component]) -> list[Component]:
+    """The components, the smallest of them as one that is named `other`; their sum stays the same."""
+    least = _SMALL * sum_bytes(parts)
+    small = [part for part in parts if part.bytes < least]
+    if len(small) < 2:
+        return list(parts)
+    why = ", ".join(part.name for part in small)
+    return [*(part for part in parts if part.bytes >= least), Component(_OTHER, sum_bytes(small), why)]
+
+
+def _mark(name: str) -> tuple[str, str]:
+    return _MARKS.get(name, ("·", "other"))
 
 
 class PeakBar(Widget):
     """Predicted memory by component as one bar, with the cap as a vertical line."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"peak--{name}" for name in (*_COLOURS, "free", "cap", "over")}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"peak--{name}" for name in (*_COLOURS, "other", "free", "cap")}
 
     def __init__(self, *, id: str):
         super().__init__(id=id)
-        self._parts: Sequence[int] = ()
+        self._parts: Sequence[Component] = ()
         self._cap: int | None = None
 
-    def show(self, parts: Sequence[int], cap_bytes: int | None) -> None:
-        """Bytes of each component, and the cap."""
+    def show(self, parts: Sequence[Component], cap_bytes: int | None) -> None:
+        """The components, and the cap in bytes."""
         self._parts, self._cap = parts, cap_bytes
         self.refresh()
 
-    def mark(self, number: int) -> Text:
+    def mark(self, part: Component) -> Text:
         """The mark of a component in a legend."""
-        colour = self.get_component_rich_style(f"peak--{_COLOURS[number % len(_COLOURS)]}").color
-        return Text(FILLS[number % len(FILLS)], Style(color=colour))
+        fill, colour = _mark(part.name)
+        return Text(fill, Style(color=self.get_component_rich_style(f"peak--{colour}").color))
 
     def render_line(self, y: int) -> Strip:
         width = self.content_size.width
-        total = sum(self._parts)
-        whole = max(total, self._cap or 0) * 1.02
+        whole = max(sum_bytes(self._parts), self._cap or 0) * 1.02
         if not whole:
             return Strip.blank(width, self.rich_style)
         cells: list[tuple[str, str]] = []
         done = 0
-        for number, part in enumerate(self._parts):
-            done += part
+        for part in self._parts:
+            done += part.bytes
             upto = round(done / whole * width)
-            cells += [(FILLS[number % len(FILLS)], _COLOURS[number % len(_COLOURS)])] * (upto - len(cells))
-        cells += [("·", "free")] * (width - len(cells))
+            cells += [_mark(part.name)] * (upto - len(cells))
+        cells += [(" ", "free")] * (width - len(cells))
         if self._cap is not None:
             at = min(width - 1, round(self._cap / whole * width))
             cells[at] = ("┃", "cap")

@@ -22,8 +22,9 @@ from mlxzo.core.config import options
 from mlxzo.core.defaults import UNLIMITED_STEPS
 from mlxzo.core.options import GROUP_TITLES, Option
 
-# Cells for the names of options, to the left of all values.
+# Cells for the names of options, to the left of all values; and the longest default that fits beside them.
 _NAME_WIDTH = 20
+_LONGEST_DEFAULT = 10
 
 
 class Pick(Widget, can_focus=True):
@@ -97,10 +98,12 @@ class Pick(Widget, can_focus=True):
 class Field(Vertical):
     """One option: its name, a control for its value, its unit and its problem, if any.
 
+    The name of an option that has another value than its default is bold.
+
     The field draws name and unit itself: every widget costs styling and layout with each change of the screen.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"field--name", "field--unit"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"field--name", "field--changed", "field--unit"}
 
     @dataclasses.dataclass
     class Changed(Message):
@@ -132,7 +135,8 @@ class Field(Vertical):
         if y:
             return Strip.blank(width, self.rich_style)
         name, unit = self.name_of_option.replace("_", " "), self._option.unit
-        name_style, unit_style = (self.get_component_rich_style(f"field--{part}") for part in ("name", "unit"))
+        parts = ("name" if self.text is None else "changed", "unit")
+        name_style, unit_style = (self.get_component_rich_style(f"field--{part}") for part in parts)
         return Strip([Segment(name.ljust(width - len(unit)), name_style), Segment(unit, unit_style)], width)
 
     @property
@@ -150,6 +154,7 @@ class Field(Vertical):
                 self.control.value = "all" if self._option.auto == "all" and self._default is not None else ""
             else:
                 self.control.value = "" if value == self._default else _text(value)
+        self.refresh()
 
     def show_problem(self, problem: str, usual: object = None) -> None:
         """Shows the problem ('' for none), and the value that an empty field stands for."""
@@ -159,17 +164,20 @@ class Field(Vertical):
             if problem:
                 self.mount(Static(f"✗ {problem}", classes="field-problem", markup=False))
         # A number that stands for no limit is told in words.
-        placeholder = self._usual() if usual in (None, UNLIMITED_STEPS) else _text(usual)
+        placeholder = self._usual() if usual is None else "no limit" if usual == UNLIMITED_STEPS else _text(usual)
         if isinstance(self.control, Input) and self.control.placeholder != placeholder:
             self.control.placeholder = placeholder
 
     def _usual(self) -> str:
-        return self._option.auto if self._default is None else _text(self._default)
+        """The default as a value; the line of help has the rule by which a long one is chosen."""
+        usual = self._option.auto if self._default is None else _text(self._default)
+        return usual if len(usual) <= _LONGEST_DEFAULT else "auto"
 
     @on(Input.Changed)
     @on(Pick.Changed)
     def _changed(self, event: Message) -> None:
         event.stop()
+        self.refresh()
         self.post_message(self.Changed(self))
 
 
@@ -223,4 +231,5 @@ def field_help(definition: dataclasses.Field) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as it is typed, with all of its digits."""
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

@@ -11,8 +11,8 @@ from .grid import Column, Grid
 
 _COLUMNS = (
     Column("name", "model", 0),
-    Column("parameters", "size", 7, right=True),
-    Column("weights", "weights", 8, from_width=54),
+    Column("parameters", "params", 7, right=True),
+    Column("weights", "at rest", 8, from_width=54),
     Column("peak", "peak", 8, right=True),
     Column("fit", "fits", 4),
 )
@@ -26,8 +26,8 @@ class ModelList(Grid[str]):
             _COLUMNS,
             self._cell_text,
             id=id,
-            help="Models known by name. `peak`: predicted peak memory of this run with the model. `fits`: ✓ if that is "
-            "below the cap, or without a cap below the free memory; else ✗.",
+            help="Models known by name. `params`: parameters; `at rest`: dtype of the stored weights; `peak`: "
+            "predicted peak memory; `fits`: ✓ if that is below the cap, or without a cap below the free memory.",
             dim=lambda name: self._fit_mark(name) == "✗",
         )
         self.chosen = RunConfig.model
@@ -51,6 +51,9 @@ class ModelList(Grid[str]):
         if key == "peak":
             found = self.predictions.get(name)
             return format_bytes(found.footprint_bytes) if found is not None else ""
+        if key == "weights" and (found := self.predictions.get(name)) is not None:
+            # Of the files on this machine, where there are some.
+            return found.at_rest
         entry = load_registry().get(name)
         if entry is None:
             return ""
