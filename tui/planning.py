@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxzo.core.blas import runs_on_cpu
 from mlxzo.core.config import RunConfig
 from mlxzo.core.defaults import step_limit
+from mlxzo.core.device import computes_as_cpu
 from mlxzo.core.errors import DoesNotFit, ModelError
 from mlxzo.core.formatting import format_bytes, format_count, format_seconds
 from mlxzo.core.meter import system_memory
@@ -67,7 +67,7 @@ def predict(config: RunConfig, model: str, data: Data, *, advise: bool = True) -
     at_rest, computed = shape.number_format(config.dtype), shape.dtype_at_rest(config.dtype)
     numbers = (
         f"{format_count(shape.parameters)} parameters, {at_rest} at rest, computed in "
-        f"{'float32' if runs_on_cpu() else computed}"
+        f"{'float32' if computes_as_cpu() else computed}"
     )
     try:
         cap = config.memory_cap_bytes
