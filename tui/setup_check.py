@@ -17,7 +17,7 @@ from mlxzo.runtime.preflight import check_names
 from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.custom import CustomTask
 from mlxzo.tasks.reading import FOLDER
-from mlxzo.tasks.registry import get_task, load_task
+from mlxzo.tasks.registry import check_answers, get_task, load_task
 
 from .planning import Prediction, predict, sizes, training_time
 from .run_list import look
@@ -76,6 +76,7 @@ def check(values: dict[str, Any]) -> CheckResult:
         # Rows on the hub are downloaded by the run itself.
         if config.data is not None or task.embedded is not None:
             data = load_task(config)
+            check_answers(config, data)
     except MlxzoError as error:
         data_problem = error
         is_custom = config.data is not None and config.task != CustomTask.name and _suits_custom(config)
@@ -87,7 +88,8 @@ def check(values: dict[str, Any]) -> CheckResult:
 def _suits_custom(config: RunConfig) -> bool:
     """True if the task `custom` can use the rows of a configuration."""
     try:
-        load_task(dataclasses.replace(config, task=CustomTask.name))
+        config = dataclasses.replace(config, task=CustomTask.name)
+        check_answers(config, load_task(config))
     except MlxzoError:
         return False
     return True
@@ -140,6 +142,8 @@ def preview(checked: CheckResult) -> Text:
     # Before the example, which may be longer than the panel.
     if task.labels:
         lines.append(f"answers: {printable(' / '.join(task.labels[:12]))}\n", "dim")
+    if task.reward is not None:
+        lines.append(f"judged by: {printable(task.reward.description)}\n", "dim")
     lines.append(printable(prompt if len(prompt) <= _PROMPT_SHOWN else f"…{prompt[-_PROMPT_SHOWN:]}"))
     # The mark is on the answer alone, without the space that joins it to the prompt.
     word = answer.lstrip()

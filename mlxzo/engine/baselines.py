@@ -16,6 +16,7 @@ import numpy as np
 from ..core import events
 from ..core.config import RunConfig
 from ..core.errors import ConfigError, DataError
+from ..core.run_directory import RunDirectory
 from ..tasks.base import Example, Task
 from ..tasks.chat import after_turns, in_style
 from ..tasks.classification import Classification
@@ -82,8 +83,9 @@ def evaluate_job(
             task's own metric.
 
     Returns:
-        For each way, the model, data and way, and the fields of its `Evaluation`. The probe comes last, with the same
-        keys (its loss is None) and the further fields of its `LayerProbe`.
+        For each way, the model, data and way, the fields of its `Evaluation`, and `before_training`: its metric as the
+        run of the source measured it with the base model on the same rows, None where it did not. The probe comes last,
+        with the same keys (its loss is None) and the further fields of its `LayerProbe`.
 
     Raises:
         MlxzoError: model, data or source are missing or damaged, or a way does not suit the task.
@@ -98,11 +100,12 @@ def evaluate_job(
                 "name a judge: `reward` in a task YAML, --reward-command or --reward-function (docs/tasks.md)",
             )
         session = open_tuned(fetch(config, data, on_event), source, on_event, judge)
-        return _evaluated(session, source, split, on_event, ways, probe)
+        return _evaluated(session, config, source, split, on_event, ways, probe)
 
 
 def _evaluated(
     session: Session,
+    config: RunConfig,
     source: Source | None,
     split: str,
     on_event: events.Emit,
@@ -120,16 +123,36 @@ def _evaluated(
         "split": split,
         "data_sha256": session.data.sha256,
     }
-    results = [
-        {**facts, "asked": way.name, **asdict(way), **asdict(measure(session, split, way, on_event))}
-        for way in ways(session.data.task)
-    ]
+    results = []
+    for way in ways(session.data.task):
+        before = _before_training(session, config, source, split) if way == Baseline() else None
+        found = asdict(measure(session, split, way, on_event))
+        results.append({**facts, "asked": way.name, **asdict(way), **found, "before_training": before})
     if probe and (reason := obstacle(session, split)):
         on_event(events.Note(reason))
     elif probe:
         found = asdict(measure_probe(session, split, on_event))
-        results.append({**facts, "asked": "ridge probe", **asdict(Baseline()), "loss": None, "more": {}, **found})
+        other = {"loss": None, "more": {}, "before_training": None}
+        results.append({**facts, "asked": "ridge probe", **asdict(Baseline()), **other, **found})
     return results
+
+
+def _before_training(session: Session, config: RunConfig, source: Source | None, split: str) -> float | None:
+    """The metric of the base model on a split, as the run of a source measured it; None unless it had the same rows,
+    asked and measured in the same way.
+
+    Args:
+        config: of the evaluation, as asked for.
+    """
+    if source is None or source.kind != "run":
+        return None
+    run = RunDirectory(source.path)
+    asked = ("model", "dtype", "prompt_style", "max_tokens")
+    same = all(getattr(config, name) == getattr(run.config, name) for name in asked)
+    if not same or (run.environment() or {}).get("data_sha256") != session.data.sha256:
+        return None
+    found = ((run.result() or {}).get("zero_shot") or {}).get(split) or {}
+    return found.get("value") if found.get("metric") == session.metric else None
 
 
 def measure(session: Session, split: str, baseline: Baseline, emit: events.Emit) -> Evaluation:

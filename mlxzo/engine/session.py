@@ -18,7 +18,7 @@ from ..core import events
 from ..core.config import RunConfig
 from ..core.defaults import ALL_EXAMPLES, RSGN_FEWEST_BEHIND, RSGN_TOKENS_BEHIND
 from ..core.device import computes_as_cpu
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ConfigError
 from ..core.files import FileProgress
 from ..core.meter import mlx_memory, return_freed_memory
 from ..core.resolved_config import ResolvedConfig
@@ -179,17 +179,6 @@ def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
             "use --objective accuracy",
         )
     return data
-
-
-def check_answers(config: RunConfig, data: TaskData) -> None:
-    """Raises DataError if the rows are prompts alone, and the objective learns or compares answers."""
-    if config.objective != "reward" and not data.task.has_answers:
-        raise DataError(
-            f"the rows of the task {data.task.name} are prompts without an answer, which the objective "
-            f"{config.objective} needs",
-            'add answers (the field "completion", or a last message of the assistant), or use --objective reward and a '
-            "judge",
-        )
 
 
 @dataclass(frozen=True)

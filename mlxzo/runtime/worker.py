@@ -115,9 +115,10 @@ def train(
     from ..engine.checkpoints import Checkpoints, check_same
     from ..engine.evaluation import Evaluator
     from ..engine.methods import make_method
-    from ..engine.session import check_answers, fetch, load_base, load_data, make_session
+    from ..engine.session import fetch, load_base, load_data, make_session
     from ..engine.trainer import Trainer
     from ..models.trainable import prepare
+    from ..tasks.registry import check_answers
     from .environment import environment
 
     config = run.config

@@ -85,6 +85,17 @@ def check_judge(config: RunConfig, task: Task) -> None:
         )
 
 
+def check_answers(config: RunConfig, data: TaskData) -> None:
+    """Raises DataError if the rows are prompts alone, and the objective learns or compares answers."""
+    if config.objective != "reward" and not data.task.has_answers:
+        raise DataError(
+            f"the rows of the task {data.task.name} are prompts without an answer, which the objective "
+            f"{config.objective} needs",
+            'add answers (the field "completion", or a last message of the assistant), or use --objective reward and a '
+            "judge",
+        )
+
+
 def task_alone(config: RunConfig) -> Task:
     """The task of a run without its rows; where the training rows define it, they are read.
 

@@ -13,10 +13,11 @@ from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, DataError
 from mlxzo.core.run_directory import RunDirectory
 from mlxzo.engine.baselines import evaluate_job
-from mlxzo.engine.session import check_answers, load_data
+from mlxzo.engine.session import load_data
 from mlxzo.engine.tuned_source import Source
 from mlxzo.memory.forecast import sizes_of
 from mlxzo.runtime.preflight import check_names
+from mlxzo.tasks.registry import check_answers
 from tests.engine.test_resume import train
 
 TASK = """\
@@ -59,6 +60,7 @@ def test_a_run_is_measured_by_the_judges_of_its_task_as_eval_is(model, task, tmp
     for source, value in ((None, before["value"]), (Source("run", run.path), result["test"]["value"])):
         (measured,) = evaluate_job(base, source=source, split="test", on_event=events.ignore)
         assert (measured["metric"], measured["value"]) == ("reward", value)
+        assert measured["before_training"] == (before["value"] if source else None)
 
 
 def test_what_does_not_go_with_the_judges_of_a_task_is_refused(model, task, tmp_path):

@@ -53,8 +53,9 @@ def test_a_task_of_a_yaml_file_and_csv_tables_trains_and_is_measured_again(opini
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["task"], result["steps"], result["test"]["examples"]) == ("opinions", 4, 8)
-    again = mlxzo("eval", "--run", result["run"], "--json")
-    assert json.loads(again.stdout)["value"] == result["test"]["value"]
+    again = json.loads(mlxzo("eval", "--run", result["run"], "--json").stdout)
+    assert again["value"] == result["test"]["value"]
+    assert again["before_training"] == result["zero_shot"]["test"]["value"]
 
 
 def test_questions_train_on_their_answer_and_are_measured_by_what_the_model_writes(model, tmp_path, capsys):

@@ -336,3 +336,14 @@ def test_the_prediction_is_that_of_the_command_line(method):
     config = RunConfig(model="gemma-3-270m", method=method, memory_cap="2GB").resolved()
     shown = predict(config, config.model, sizes(load_task(config), config))
     assert shown.footprint_bytes == forecast(config, None).footprint_bytes
+
+
+def test_judges_of_a_task_are_shown_and_prompts_alone_need_them(root, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "one two"}\n')
+    task = tmp_path / "task.yaml"
+    task.write_text("name: own\nreward:\n  - {kind: length, most: 3}\n")
+    values = {"task": str(task), "data": str(tmp_path), "out": str(root)}
+    assert "which the objective loss needs" in check(values).reason
+    checked = check({**values, "objective": "reward"})
+    assert checked.reason == "" and preview(checked).plain.endswith("judged by: length (most 3)\none two …")

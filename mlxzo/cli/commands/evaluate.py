@@ -120,6 +120,8 @@ def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str
     lines.append(
         (metric, f"{format_metric(metric, result['value'])} on {result['examples']} {result['split']} examples")
     )
+    if result["before_training"] is not None:
+        lines.append(("before training", format_metric(metric, result["before_training"])))
     lines += [(name, format_metric(name, value)) for name, value in result["more"].items()]
     if metric != "loss":
         lines.append(("loss", format_loss(result["loss"])))
