@@ -173,6 +173,7 @@ class MlxzoApp(App[None]):
         with self.reporting():
             racing = RaceRunner(race(values))
             racing.start()
+            self.race = []
             self.racing = racing
             self._race_timer.resume()
             self.open_race(run_directory(each.config) for each in racing.planned)
@@ -211,8 +212,9 @@ class MlxzoApp(App[None]):
         self.notify(text, title="Copied")
 
     def open_race(self, runs: Iterable[RunDirectory]) -> None:
-        """Shows runs on shared axes."""
-        self.race = [self.feed(run) for run in runs]
+        """Shows runs on shared axes; beside the race that this app runs, if any."""
+        going_on = self.race if self.running_race is not None else []
+        self.race = list(dict.fromkeys([*going_on, *(self.feed(run) for run in runs)]))
         self.switch_mode("race")
 
     def open_try(self, run: RunDirectory) -> None:

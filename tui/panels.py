@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +23,7 @@ from mlxzo.core.formatting import (
     objective_words,
     printable,
 )
+from mlxzo.core.metrics import metric_named, standard_error
 from mlxzo.core.result_summary import result_summary
 from mlxzo.core.run_history import Columns, Measurement, RunHistory
 
@@ -33,6 +35,8 @@ from .widgets.canvas import Line, Moment, Rule
 from .widgets.chart import Chart
 
 _LOG_LINES = 300
+# Steps that the loss is averaged over, at least; the least vertical range of a chart of shares.
+_LEAST_MEAN, _LEAST_SPAN = 5, 0.1
 
 
 def column_line(label: str, table: Columns, x: str, y: str, style: str, *, area: bool = False, end: str = "") -> Line:
@@ -49,17 +53,46 @@ def metric_line(
     )
 
 
+def standard_errors(found: Sequence[Measurement]) -> np.ndarray | None:
+    """The standard error of each evaluation; None for a metric that is no share."""
+    if not all(metric_named(each.evaluation.metric).is_share for each in found):
+        return None
+    shares = [(each.evaluation.value, each.evaluation.examples) for each in found]
+    return np.array([math.nan if value is None else standard_error(value, count) for value, count in shares])
+
+
+def mean_line(label: str, history: RunHistory, x: str, style: str, *, end: str = "") -> Line:
+    """The training loss over a column of the steps, each value the mean of the last `mean_steps`."""
+    values = np.array(history.steps["loss"])
+    known = np.isfinite(values)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(known, values, 0.0), known))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - mean_steps(history))
+    with np.errstate(invalid="ignore"):
+        means = (sums[last] - sums[first]) / (counts[last] - counts[first])
+    return Line(label, np.array(history.steps[x]), means, style, end=end)
+
+
+def mean_steps(history: RunHistory) -> int:
+    """The number of steps to average the loss over, which suits the length of a run."""
+    return max(_LEAST_MEAN, len(history.steps) // 20)
+
+
 def _draw_loss(chart: Chart, feed: RunFeed | Replay) -> None:
     history, step = feed.history, feed.history.step
     objective = objective_words("loss" if feed.config is None else feed.config.objective)
     chart.title = "1 Loss" if objective == "loss" else f"1 Objective: {objective}"
-    note = ""
+    note, mean = "", mean_line("mean", history, "step", "one")
     if step is not None:
         share = _tie_share(feed)
         last = f"ties {100 * share:.0f} %" if share else f"last {format_loss(step.loss)}"
-        note = f"smoothed {format_loss(step.smoothed_loss)} · {last}"
+        note = f"mean of {mean_steps(history)}: {format_loss(_last(mean.y))} · {last}"
     every = column_line(objective, history.steps, "step", "loss", "faint")
-    chart.show([every, column_line("smoothed", history.steps, "step", "smoothed_loss", "one")], note=note)
+    chart.show([every, mean], note=note)
+
+
+def _last(values: np.ndarray) -> float | None:
+    return float(values[-1]) if np.isfinite(values[-1]) else None
 
 
 def _tie_share(feed: RunFeed | Replay) -> float:
@@ -71,11 +104,12 @@ def _draw_metric(chart: Chart, feed: RunFeed | Replay) -> None:
     zero, best, found = history.zero_shot.get("validation"), history.best, history.validation
     metric = history.metric or "accuracy"
     chart.title, chart.scale = f"2 Validation {metric}", metric_scale(metric)
+    chart.least_span = least_span(metric)
     rules = []
     if zero is not None:
         before, majority = format_metric(metric, zero.value), format_metric(metric, zero.majority)
         if before == majority:
-            rules.append(Rule(f"zero-shot = majority {before}", zero.value, short="zero-shot"))
+            rules.append(Rule(f"zero-shot = majority {before}", zero.value, short="zero-shot = majority"))
         else:
             rules.append(Rule(f"zero-shot {before}", zero.value, short="zero-shot"))
             if zero.majority is not None:
@@ -83,8 +117,14 @@ def _draw_metric(chart: Chart, feed: RunFeed | Replay) -> None:
     note = "" if best is None else f"best {format_metric(metric, best.value)} at step {best.step}"
     marks = ["★" if each.evaluation is best else "●" for each in found]
     line = metric_line(metric, found, [each.step for each in found], "two", marks)
+    line = replace(line, band=standard_errors(found))
     until = None if history.step is None else float(history.step.step)
     chart.show([line] if found else [], rules, note=note, until=until)
+
+
+def least_span(*metrics: str) -> float:
+    """The least vertical range of a chart of these metrics: of shares, 10 points."""
+    return _LEAST_SPAN if all(metric_named(metric).is_share for metric in metrics) else 0.0
 
 
 def _draw_memory(chart: Chart, feed: RunFeed | Replay) -> None:

@@ -66,7 +66,23 @@ def curve(x: np.ndarray, y: np.ndarray, window: Window, width: int, height: int,
     row = np.arange(rows)[:, None]
     with np.errstate(invalid="ignore"):
         dots = (row >= top) & (row <= bottom)
-    cells = dots.reshape(height, 4, width, 2)
+    return _cells(dots)
+
+
+def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, window: Window, width: int, height: int) -> np.ndarray:
+    """Braille bits [height, width] of the area between two curves over the same rising `x`: every second dot."""
+    columns, rows = 2 * width, 4 * height
+    at = window.x0 + (np.arange(columns) + 0.5) / columns * (window.x1 - window.x0)
+    bottom, top = (window.height_of(np.interp(at, x, edge, left=np.nan, right=np.nan)) * rows for edge in (low, high))
+    middle = rows - np.arange(rows)[:, None] - 0.5
+    with np.errstate(invalid="ignore"):
+        dots = (middle >= bottom) & (middle <= top)
+    return _cells(dots & ((np.arange(rows)[:, None] + np.arange(columns)) % 2 == 0))
+
+
+def _cells(dots: np.ndarray) -> np.ndarray:
+    """The braille bits [rows / 4, columns / 2] of dots, bool [rows, columns]."""
+    cells = dots.reshape(dots.shape[0] // 4, 4, dots.shape[1] // 2, 2)
     return (cells * _BITS[None, :, None, :]).sum(axis=(1, 3)).astype(np.uint8)
 
 
@@ -92,6 +108,30 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
         step = max(1.0, math.ceil(step))
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def row_axis(low: float, high: float, rows: int) -> tuple[float, float, list[float]]:
+    """The bounds of a vertical axis of so many rows that holds two values, and its ticks: round numbers, each in the
+    middle of a row and all the same number of rows apart."""
+    span = (high - low) or abs(high) or 1.0
+    found: list[tuple[float, int, float]] = []
+    for gap in range(1 if rows < 4 else 2, max(2, min(5, rows - 1)) + 1):
+        # The least step of 1, 2 or 5 times a power of ten with which both values fit.
+        power = math.floor(math.log10(span * gap / rows))
+        steps = (multiple * 10.0**exponent for exponent in range(power, power + 4) for multiple in (1, 2, 5))
+        for step in steps:
+            if _bottom(low, step / gap) + rows * step / gap >= high:
+                found.append((rows * step / gap, gap, step))
+                break
+    _, gap, step = min(found)
+    bottom, top = _bottom(low, step / gap), _bottom(low, step / gap) + rows * step / gap
+    first, last = math.ceil(bottom / step), math.floor(top / step)
+    return bottom, top, [number * step for number in range(first, last + 1)]
+
+
+def _bottom(low: float, row: float) -> float:
+    """The lower edge of the row of height `row` that holds a value, where 0 is in the middle of one."""
+    return (math.floor(low / row + 0.5) - 0.5) * row
 
 
 def log_ticks(low: float, high: float, count: int) -> list[float]:

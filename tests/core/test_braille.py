@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlxzo.core.braille import Window, curve, log_ticks, ticks, time_ticks
+from mlxzo.core.braille import Window, band, curve, log_ticks, row_axis, ticks, time_ticks
 
 
 def dots(bits):
@@ -52,3 +52,23 @@ def test_ticks_are_round_and_inside():
     assert ticks(0, 3, 10, whole=True) == [0, 1, 2, 3]
     assert log_ticks(0.05, 20, 4) == pytest.approx([0.1, 1, 10])
     assert time_ticks(0, 300, 5) == [0, 60, 120, 180, 240, 300]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 9e8), (0.5, 0.76), (-3.2, 1.5), (0.41, 0.41), (1e-4, 3e-4), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("rows", [2, 3, 4, 5, 9, 14, 40])
+def test_ticks_of_a_vertical_axis_are_the_same_number_of_rows_apart(low, high, rows):
+    bottom, top, values = row_axis(low, high, rows)
+    assert bottom <= low and high <= top and len(values) >= 1
+    places = [(value - bottom) / (top - bottom) * rows - 0.5 for value in values]
+    assert places == pytest.approx([round(place) for place in places], abs=1e-6)
+    gaps = {round(b) - round(a) for a, b in itertools.pairwise(places)}
+    assert len(gaps) <= 1 and all(gap <= 5 for gap in gaps)
+
+
+def test_a_band_lies_between_its_edges_and_lets_the_ground_be_seen():
+    x = np.array([0.0, 1.0])
+    drawn = dots(band(x, np.array([0.25, 0.25]), np.array([0.75, 0.75]), Window(0, 1, 0, 1), 10, 4))
+    rows = np.flatnonzero(drawn.any(axis=1))
+    assert (rows.min(), rows.max()) == (4, 11) and drawn[4:12].mean() == 0.5

@@ -103,7 +103,7 @@ def test_what_a_run_minimises_is_named_and_directions_that_tell_nothing_are_told
 
     async def scenario(pilot):
         # 2 of 8 directions.
-        for words in ("1 Objective: 1 - accuracy", "smoothed 0.2500 · ties 25 %", "on 25 % of the directions"):
+        for words in ("1 Objective: 1 - accuracy", "mean of 5: 0.2500 · ties 25 %", "on 25 % of the directions"):
             await wait_for(pilot, words)
 
     drive(MlxzoApp(root=str(root), run=run), scenario)
@@ -181,7 +181,7 @@ def test_charts_zoom_pan_and_change_scale_by_key_and_by_mouse(make_run, root):
         await wait_for(pilot, lambda: chart.view is not None)
         await pilot.hover(chart, (20, 4))
         await wait_for(pilot, lambda: str(chart.border_subtitle).startswith("step "))
-        assert "smoothed 0." in str(chart.border_subtitle)
+        assert "mean 0." in str(chart.border_subtitle)
 
     drive(MlxzoApp(root=str(root), run=make_run()), scenario)
 
@@ -289,6 +289,101 @@ def test_pause_evaluate_and_stop_reach_the_worker(make_run, root, worker):
         await wait_for(pilot, "■ interrupted")
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_a_run_of_another_program_that_does_not_listen_is_ended_by_force(make_run, root, worker):
+    """The second `s` asked for the stop again, for as long as the worker was not of this app."""
+    run = worker(make_run(events=0), "emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05)").run
+
+    async def scenario(pilot):
+        await wait_for(pilot, "step 1 of 9")
+        await pilot.press("p")
+        # What was asked for is seen until it takes effect, on other screens too.
+        await wait_for(pilot, "▶ pausing")
+        await pilot.press("s")
+        await wait_for(pilot, "▶ stopping")
+        await pilot.press("f5")
+        shown = await wait_for(pilot, "No race yet")
+        assert "▶ stopping" in shown
+        await pilot.press("f4", "s")
+        shown = await wait_for(pilot, "■ interrupted")
+        assert "stopped by force" in shown
+
+    drive(MlxzoApp(root=str(root), run=RunDirectory(run.path)), scenario)
+
+
+def test_progress_of_an_evaluation_that_is_done_does_not_stay(make_run, worker):
+    """It comes by another way than the events, and may come later."""
+    program = "emit('phase', phase='baseline')\n"
+    program += "emit('progress', label='zero-shot', done=9.0, total=9.0, unit='examples')\n"
+    program += "emit('phase', phase='train'); time.sleep(60)"
+    feed = worker(make_run(events=0), program)
+    limit = time.monotonic() + 60
+    while not (feed.supervision._relayed and feed.run.last_event(events.Phase).phase == "train"):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    feed.poll()
+    assert feed.history.phase == "train" and feed.history.progress is None
+
+
+def test_an_interrupted_run_is_resumed_from_the_monitor(make_run, root, monkeypatch):
+    run = make_run(events=80)
+    resumed = []
+    monkeypatch.setattr(RunFeed, "start", lambda self, resume=False: resumed.append((self.run, resume)))
+
+    async def scenario(pilot):
+        await wait_for(pilot, "u Resume")
+        await pilot.press("u")
+        await wait_for(pilot, lambda: resumed == [(run, True)])
+
+    drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_the_peak_of_a_resumed_run_is_that_of_all_its_workers(make_run, root):
+    run = make_run(events=0)
+    sample = events.Memory("train", 500_000_000, 880_000_000, 1, 1, 1, 900_000_000, 10**9, 0, None)
+    told = [sample, events.Resumed(0), dataclasses.replace(sample, peak_footprint_bytes=510_000_000)]
+    run.events_path.write_text("".join(events.to_json(event, 1.7e9 + n) + "\n" for n, event in enumerate(told)))
+
+    async def scenario(pilot):
+        await wait_for(pilot, "500.0 MB, peak 880.0 MB, cap 900.0 MB")
+
+    drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_the_event_log_keeps_its_end_in_view_when_the_terminal_changes(make_run, root):
+    run = make_run(events=120)
+
+    async def scenario(pilot):
+        await wait_for(pilot, "7 Events")
+        for size in ((80, 50), (140, 36), (120, 40)):
+            await pilot.resize_terminal(*size)
+            with run.events_path.open("a", encoding="utf-8") as file:
+                file.write(events.to_json(events.Note(f"said at {size[0]} columns"), 1.7e9) + "\n")
+            await wait_for(pilot, f"said at {size[0]} columns")
+
+    drive(MlxzoApp(root=str(root), run=run), scenario)
+
+
+def test_the_header_stays_with_a_panel_in_full_size_and_on_every_screen(make_run, root):
+    run = make_run(events=120, memory_cap="900MB")
+
+    async def scenario(pilot):
+        async for size in every_size(pilot):
+            await wait_for(pilot, "5 Run")
+            await pilot.press("f")
+            shown = await wait_for(pilot, lambda: "5 Run" not in screen_text(pilot))
+            for words in ("▶ training", "of 900.0 MB", "validation", "50.0 -> 63.0 %", "Runs F2 R"):
+                assert words in shown
+            await fills(pilot, size)
+            for key in ("f2", "f3", "f5", "f6"):
+                await pilot.press(key)
+                await wait_for(pilot, "▶ training")
+            await pilot.press("f4", "f")
+
+    with run.lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        drive(MlxzoApp(root=str(root), run=run), scenario)
 
 
 def test_closing_with_a_run_going_on_asks_and_can_leave_it(make_run, root, worker):

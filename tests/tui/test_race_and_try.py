@@ -1,12 +1,15 @@
 """Runs on shared axes, one after the other; and a tuned model beside its base."""
 
+import fcntl
 import json
 import os
 import sys
 
+import pytest
+
 from mlxzo.core import events
 from mlxzo.core.config import RunConfig
-from mlxzo.core.run_directory import BEST_STATE
+from mlxzo.core.run_directory import BEST_STATE, RunDirectory
 from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
@@ -36,6 +39,54 @@ def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root):
         await wait_for(pilot, lambda: len(pilot.app.race) == 1)
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_names_in_the_legend_are_not_broken(make_run, root):
+    names = [f"a-run-with-a-name-of-some-length-{number}" for number in range(3)]
+    for name in names:
+        make_run(name=name)
+
+    async def scenario(pilot):
+        await wait_for(pilot, "finished")
+        pilot.app.open_race([RunDirectory(root / name) for name in names])
+        shown = await wait_for(pilot, "▲ a-run")
+        legend = shown.splitlines()[1:4]
+        assert [line.split() for line in legend] == [["●", names[0]], ["▲", names[1]], ["■", names[2]]]
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
+def test_time_counts_from_the_start_of_training(make_run, root):
+    run = make_run(name="one")
+
+    async def scenario(pilot):
+        pilot.app.open_race([run])
+        await wait_for(pilot, "● one")
+        history = pilot.app.race[0].history
+        for name in ("race-accuracy", "race-loss", "race-memory"):
+            chart = pilot.app.screen.query_one(f"#{name}", Chart)
+            await wait_for(pilot, lambda chart=chart: bool(chart._lines))
+            assert chart._extent()[0] < 20.0 and chart._extent()[1] == pytest.approx(history.seconds, abs=20.0)
+        assert history.seconds < history.elapsed - 60
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_removing_a_contestant_that_goes_on_asks(make_run, root):
+    run = make_run(name="one", events=90)
+
+    async def scenario(pilot):
+        pilot.app.open_race([run])
+        await wait_for(pilot, "▶ training")
+        await pilot.press("x", "enter")
+        await wait_for(pilot, "● one")
+        assert len(pilot.app.race) == 1
+        await pilot.press("x", "right", "enter")
+        await wait_for(pilot, "No race yet")
+
+    with run.lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        drive(MlxzoApp(root=str(root)), scenario)
 
 
 def test_a_race_measured_by_its_loss_has_numbers_on_its_axis(make_run, root):
@@ -107,7 +158,7 @@ def test_a_race_from_setup_trains_both_methods_in_turn_and_shows_them(root, fake
     drive(MlxzoApp(root=str(root)), scenario)
 
 
-def test_a_race_can_be_stopped_and_closing_asks_about_it(root, fake_workers):
+def test_a_race_can_be_stopped_and_closing_asks_about_it(make_run, root, fake_workers):
     fake_workers("emit('phase', phase='train'); step(1)\nwhile True: time.sleep(0.05); obey()\n")
 
     async def scenario(pilot):
@@ -115,6 +166,10 @@ def test_a_race_can_be_stopped_and_closing_asks_about_it(root, fake_workers):
         await wait_for(pilot, "ready to start")
         await pilot.click("#race")
         await wait_for(pilot, "1/9")
+        # Runs that are marked stand beside it, and do not take its place.
+        pilot.app.open_race([make_run(name="other")])
+        await wait_for(pilot, "■ other")
+        assert len(pilot.app.race) == 3
         await pilot.press("ctrl+q")
         await wait_for(pilot, "a race, run 1 of 2")
         await pilot.press("escape", "s")

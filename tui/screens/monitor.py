@@ -77,8 +77,8 @@ class Monitor(Page):
                 title="1 Loss",
                 empty="The training loss appears with the first step.",
                 help="The objective at each step: the training loss, or another one by the option objective, such as "
-                "1 - accuracy. Faint: every step; bright: an exponential moving average (each step weighs 2 %). A "
-                "zeroth-order run is noisy: judge it by the average and by the validation metric.",
+                "1 - accuracy. Faint: every step; bright: the mean of the last steps, a twentieth of those so far. A "
+                "zeroth-order run is noisy: judge it by the mean and by the validation metric.",
             )
             yield Chart(
                 id="accuracy",
@@ -86,7 +86,8 @@ class Monitor(Page):
                 empty="The zero-shot evaluation comes before training, the next after `eval_every` steps.",
                 scale=PERCENT,
                 help="The task's metric on the validation split at each evaluation. ★ marks the best so far, which is "
-                "kept as a checkpoint. Dashed: the model before training, and the majority class as every answer.",
+                "kept as a checkpoint. Shaded: one standard error. Dashed: the model before training, and the majority "
+                "class as every answer.",
             )
             yield Chart(
                 id="memory",
@@ -100,7 +101,7 @@ class Monitor(Page):
             )
             yield Chart(
                 id="speed",
-                title="4 Speed",
+                title="4 Speed, steps/s",
                 empty="Steps per second appear with the first step.",
                 scale=RATE,
                 from_zero=True,
@@ -113,7 +114,7 @@ class Monitor(Page):
                 help="The end of a few validation prompts, the model's answer before training and its answer now, each "
                 "with its probability among the candidates. ✓ right, ✗ wrong.",
             )
-            yield Panel(id="log", title="7 Events", help="Events, oldest first; steps are in the charts.")
+            yield Panel(id="log", title="7 Events", follows=True, help="Events, oldest first; steps are in the charts.")
 
     def on_screen_resume(self) -> None:
         self._arrange()
@@ -212,7 +213,7 @@ class Monitor(Page):
             self._drawn = happened
             self.refresh_bindings()
             self.query_one("#samples", Panel).show(samples_text(history))
-            self.query_one("#log", Panel).show(log_text(feed.log), to_end=True)
+            self.query_one("#log", Panel).show(log_text(feed.log))
         if self._facts_pace.is_due(state, happened):
             rows = facts_rows(feed)
             self.query_one("#facts", Panel).show(pairs_table(rows), key=tuple(rows))

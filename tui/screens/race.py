@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
+from rich.style import StyleType
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
@@ -20,17 +22,18 @@ from mlxzo.core.formatting import (
     printable,
     step_counts_text,
 )
-from mlxzo.core.run_history import RunHistory
+from mlxzo.core.run_history import Columns, RunHistory
 
 from ..feed import RunFeed
-from ..panels import column_line, metric_line
+from ..panels import column_line, least_span, mean_line, metric_line
 from ..run_status import state_words
 from ..throttle import Throttle
 from ..widgets.axis_labels import BYTES, PERCENT, metric_scale
-from ..widgets.canvas import MARKS, Line, Rule
+from ..widgets.canvas import MARKS, Rule
 from ..widgets.chart import Chart
 from ..widgets.grid import Column, Grid, Openable
 from ..widgets.text import LiveText
+from .dialogs import Choice
 from .page import Page
 
 # Least time between two drawings for steps alone.
@@ -51,9 +54,9 @@ class Race(Page):
 
     mode = "race"
     help = (
-        "Race compares runs on shared axes, each with its own mark and colour. Time counts from the start of each run, "
-        "loading and evaluations included. The runs of one race are trained one after the other, so that they do not "
-        "share the machine."
+        "Race compares runs on shared axes, each with its own mark and colour. Time is that of steps and of "
+        "evaluations on validation, from the first step on, as a limit of minutes counts it: loading, zero-shot and "
+        "pauses take none. The runs of one race are trained one after the other, so that they do not share the machine."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "drop", "Remove", tooltip="removes the run from the race; its files stay"),
@@ -76,15 +79,15 @@ class Race(Page):
                     empty="Curves appear with the first evaluations.",
                     scale=PERCENT,
                     x_name="time",
-                    help="The metric on the validation split over the time since each run's start.",
+                    help="The metric on the validation split over the time of training.",
                 )
                 yield Chart(
                     id="race-loss",
-                    title="Training loss, smoothed",
+                    title="Training loss, mean",
                     empty="Curves appear with the first steps.",
                     x_name="time",
-                    help="The objective of each run, smoothed, over the time since its start: the training loss, or "
-                    "another one by the option objective.",
+                    help="The objective of each run over the time of training, each value the mean of the last steps, "
+                    "a twentieth of those so far: the training loss, or another one by the option objective.",
                 )
                 yield Chart(
                     id="race-memory",
@@ -103,7 +106,7 @@ class Race(Page):
                         Column("name", "run", 0),
                         Column("state", "status", 16),
                         Column("steps", "steps", 9, right=True, from_width=84),
-                        Column("time", "time", 12, right=True),
+                        Column("time", "trained", 12, right=True),
                         Column("zero", "zero-shot", 9, right=True, from_width=84),
                         Column("best", "best", 7, right=True),
                         Column("test", "test", 7, right=True),
@@ -133,6 +136,7 @@ class Race(Page):
         )
         if self._pace.is_due((happened, *(feed.history.version for feed in feeds)), happened):
             self._draw(feeds)
+            self.refresh_bindings()
         if self.focused is None:
             self.query_one(Grid).focus()
 
@@ -142,29 +146,34 @@ class Race(Page):
         accuracy = self.query_one("#race-accuracy", Chart)
         metrics = sorted({each.evaluation.metric for history in histories for each in history.evaluations})
         accuracy.title = f"Validation {' and '.join(metrics)}".rstrip()
-        accuracy.scale = metric_scale(*metrics)
+        accuracy.scale, accuracy.least_span = metric_scale(*metrics), least_span(*metrics)
         lines = [
-            metric_line(_mark(n), found, [each.elapsed for each in found], _style(n), _mark(n))
+            metric_line(_mark(n), found, [each.seconds for each in found], _style(n), _mark(n))
             for n, found in enumerate(history.validation for history in histories)
         ]
         accuracy.show(lines, _references(histories))
         loss = self.query_one("#race-loss", Chart)
         objectives = {objective_words(config.objective) for feed in feeds if (config := feed.config) is not None}
-        loss.title = f"{'Training loss' if objectives <= {'loss'} else ' and '.join(sorted(objectives))}, smoothed"
-        loss.show(_lines(feeds, "steps", "smoothed_loss"))
+        loss.title = f"{'Training loss' if objectives <= {'loss'} else ' and '.join(sorted(objectives))}, mean"
+        loss.show(
+            [mean_line(_mark(n), history, "seconds", _style(n), end=_mark(n)) for n, history in enumerate(histories)]
+        )
         caps = {cap for history in histories if (cap := history.cap_bytes) is not None}
         self.query_one("#race-memory", Chart).show(
-            _lines(feeds, "footprints", "bytes"),
+            [
+                column_line(_mark(n), _of_training(history), "seconds", "bytes", _style(n), end=_mark(n))
+                for n, history in enumerate(histories)
+            ],
             [Rule(f"cap {format_bytes(cap)}", cap, "limit", "━", short="cap") for cap in caps],
         )
         self.query_one(Grid).show(feeds)
 
     def _legend(self, feeds: list[RunFeed]) -> Text:
-        text = Text()
-        chart = self.query_one("#race-accuracy", Chart)
-        for number, feed in enumerate(feeds):
-            text.append(f"{_mark(number)} {printable(name_of(feed))}   ", chart.style_of(_style(number)))
-        text.append(self._position(), "dim")
+        chart, width = self.query_one("#race-accuracy", Chart), self.app.size.width - 4
+        entries: list[tuple[str, StyleType]] = [
+            (f"{_mark(n)} {printable(name_of(feed))}", chart.style_of(_style(n))) for n, feed in enumerate(feeds)
+        ]
+        text = Text("\n").join(_packed([*entries, (self._position(), "dim")], width))
         for number, feed in enumerate(feeds):
             if isinstance(failed := feed.history.outcome, events.Failed):
                 text.append(f"\n{_mark(number)} ✗ {printable(failed.message)}")
@@ -189,7 +198,7 @@ class Race(Page):
             step = history.step
             return "-" if step is None else step_counts_text(step.step, None if step.may_end_early else step.steps)
         if key == "time":
-            return format_seconds(history.elapsed)
+            return format_seconds(history.seconds)
         if key == "peak":
             return format_bytes(history.most_bytes)
         if key == "cap":
@@ -201,16 +210,37 @@ class Race(Page):
         if isinstance(event.item, RunFeed):
             self.app.open_run(event.item.run)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offers the keys that have an effect."""
+        if action == "stop":
+            return self.app.running_race is not None
+        return bool(self.app.race) or action not in ("drop", "maximize")
+
     def action_drop(self) -> None:
-        """Removes the run under the cursor from the race; its files stay."""
-        if (feed := self.query_one(Grid).item) is not None:
-            self.app.race = [other for other in self.app.race if other is not feed]
-            self._pace.reset()
+        """Removes the run under the cursor from the race; its files stay. Asks while it goes on."""
+        feed = self.query_one(Grid).item
+        if not isinstance(feed, RunFeed):
+            return
+        if not feed.running:
+            self._drop(feed)
+            return
+        self.app.push_screen(
+            Choice(
+                "Remove a run that goes on",
+                f"{name_of(feed)} is running. Removed from the race, it goes on; Runs lists it.",
+                {"keep": "Keep it", "remove": "Remove it"},
+            ),
+            lambda choice: self._drop(feed) if choice == "remove" else None,
+        )
+
+    def _drop(self, feed: RunFeed) -> None:
+        self.app.race = [other for other in self.app.race if other is not feed]
+        self._pace.reset()
+        self._tick()
 
     def action_stop(self) -> None:
         """Ends the race that this app runs; F8 in Setup resumes it."""
         if (race := self.app.running_race) is None:
-            self.notify("No race is running here; stop a run in the monitor.", severity="warning")
             return
         again = race.stopping
         race.stop()
@@ -226,6 +256,21 @@ def name_of(feed: RunFeed) -> str:
     return config.name or f"{config.model} {config.method} {config.scope} s{config.seed}"
 
 
+def _packed(entries: Iterable[tuple[str, StyleType]], width: int) -> list[Text]:
+    """Entries in lines of a width, none of them broken; one that is longer than a line ends with an ellipsis."""
+    lines: list[Text] = []
+    for words, style in entries:
+        if not words:
+            continue
+        entry = Text(words, style)
+        entry.truncate(width, overflow="ellipsis")
+        if lines and lines[-1].cell_len + 3 + entry.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], "   ", entry)
+        else:
+            lines.append(entry)
+    return lines
+
+
 def _mark(number: int) -> str:
     return MARKS[number % len(MARKS)]
 
@@ -234,12 +279,15 @@ def _style(number: int) -> str:
     return _STYLES[number % len(_STYLES)]
 
 
-def _lines(feeds: Iterable[RunFeed], table: str, y: str) -> list[Line]:
-    """A line per run over the time of a table of its history."""
-    return [
-        column_line(_mark(n), getattr(feed.history, table), "elapsed", y, _style(n), end=_mark(n))
-        for n, feed in enumerate(feeds)
-    ]
+def _of_training(history: RunHistory) -> Columns:
+    """The samples of the footprint since training began."""
+    began = min((at for phase, at in history.phases if phase in ("cache", "train")), default=math.inf)
+    found = Columns("seconds", "bytes")
+    columns = (history.footprints[name] for name in ("elapsed", "seconds", "bytes"))
+    for elapsed, seconds, count in zip(*columns, strict=True):
+        if elapsed >= began:
+            found.append(seconds, count)
+    return found
 
 
 def _references(histories: Iterable[RunHistory]) -> list[Rule]:

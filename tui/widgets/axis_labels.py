@@ -38,19 +38,22 @@ def size(values: Sequence[float]) -> list[str]:
 
 
 def clock(values: Sequence[float]) -> list[str]:
-    """Tick labels of seconds: 0, 30 s, 5 min, 1 h 30."""
+    """Tick labels of seconds, all in one unit: 0 s, 30 s; 5 min, 10 min; 1:30 h, 2:00 h."""
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
+    most = max(map(abs, values), default=0.0)
 
     def label(value: float) -> str:
-        seconds = round(value)
-        if value < 1:
-            return f"{value:g} s" if value else "0"
-        if seconds < 60 or (seconds < 120 and seconds % 60):
+        if step % 3600 == 0:
+            return f"{value / 3600:g} h"
+        if step % 60 == 0 and most >= 7200:
+            hours, minutes = divmod(round(value / 60), 60)
+            return f"{hours}:{minutes:02d} h"
+        if step % 60 == 0:
+            return f"{value / 60:g} min"
+        if most < 600:
             return f"{value:g} s"
-        minutes, rest = divmod(seconds, 60)
-        if minutes < 60:
-            return f"{minutes}:{rest:02d}" if rest else f"{minutes} min"
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours} h {minutes:02d}" if minutes else f"{hours} h"
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes}:{seconds:02d} min"
 
     return [label(value) for value in values]
 

@@ -10,7 +10,7 @@ import numpy as np
 from rich.segment import Segment
 from rich.style import Style
 
-from mlxzo.core.braille import BLANK, Window, curve
+from mlxzo.core.braille import BLANK, Window, band, curve
 
 STYLES = ("text", "axis", "faint", "one", "two", "three", "four", "five", "six", "limit")
 # For the lines of a comparison, which differ in colour as well.
@@ -29,6 +29,8 @@ class Line:
     marks: str | Sequence[str] = ""
     end: str = ""
     """A mark for the last point."""
+    band: np.ndarray | None = None
+    """The standard error of each point, shaded above and below the curve."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,13 @@ class Canvas:
         self.window, self.width, self.height = window, width, height
         self._glyphs = np.full((height, width), ord(" "), dtype=np.uint32)
         self._owners = np.zeros((height, width), dtype=np.uint8)
+        self._shaded = np.zeros((height, width), dtype=bool)
         # Cells of marks and of labels of rules, which nothing covers.
         self._reserved = np.zeros((height, width), dtype=bool)
+
+    @property
+    def _free(self) -> np.ndarray:
+        return (self._glyphs == ord(" ")) | self._shaded
 
     def row_of(self, y: float) -> int | None:
         """The row of a value, from the top; None outside the window."""
@@ -74,6 +81,16 @@ class Canvas:
         covered = bits > 0
         self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
         self._owners[covered] = STYLES.index(line.style)
+        self._shaded[covered] = False
+
+    def band(self, line: Line) -> None:
+        """The band of a line, on which everything else is drawn as on free cells."""
+        if line.band is None or len(line.x) < 2:
+            return
+        bits = band(line.x, line.y - line.band, line.y + line.band, self.window, self.width, self.height)
+        self._shaded |= bits > 0
+        self._glyphs[self._shaded] = BLANK + bits[self._shaded].astype(np.uint32)
+        self._owners[self._shaded] = STYLES.index("faint")
 
     def rule(self, rule: Rule, *, right: bool) -> None:
         """A dashed line in the free cells of a row. Its label goes into free cells near the right or left edge, else
@@ -81,7 +98,7 @@ class Canvas:
         row = self.row_of(rule.y)
         if row is None:
             return
-        free = (self._glyphs[row] == ord(" ")) & ~self._reserved[row]
+        free = self._free[row] & ~self._reserved[row]
         self._glyphs[row, free] = ord(rule.dash)
         self._owners[row, free] = STYLES.index(rule.style)
         for words in filter(None, (rule.label, rule.short)):
@@ -106,7 +123,7 @@ class Canvas:
 
     def upright(self, column: int, label: str, glyph: str = "┆") -> None:
         """A vertical line in the free cells of a column, with its label at the top if it fits."""
-        free = self._glyphs[:, column] == ord(" ")
+        free = self._free[:, column]
         self._glyphs[free, column] = ord(glyph)
         self._owners[free, column] = STYLES.index("faint" if label else "text")
         # One cell more than the label, so that labels do not touch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,7 +16,8 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from mlxzo.core.braille import Window, log_ticks, ticks, time_ticks
+from mlxzo.core.braille import Window, log_ticks, row_axis, ticks, time_ticks
+from mlxzo.core.formatting import format_seconds
 
 from .axis_labels import PLAIN, Scale, clock, counts
 from .canvas import STYLES, Canvas, Line, Moment, Rule
@@ -57,6 +59,8 @@ class Chart(Widget, can_focus=True):
         """
         super().__init__(id=id)
         self.title, self.empty, self.help, self.scale = title, empty, help, scale
+        self.least_span = 0.0
+        """The least vertical range, in the data's own units: changes far below it look as small as they are."""
         self._framed = ("", "")
         self._frame(title, "")
         self._x_name, self._from_zero = x_name, from_zero
@@ -73,6 +77,8 @@ class Chart(Widget, can_focus=True):
         self._strips: list[Strip] | None = None
         self._styles: dict[str, Style] = {}
         self._windowed: Window | None = None
+        # The values that the window holds.
+        self._range = (0.0, 1.0)
         self._plot = (0, 0)
 
     def show(
@@ -124,13 +130,37 @@ class Chart(Widget, can_focus=True):
         self._logarithmic = not self._logarithmic
         self._draw_again()
 
-    def action_point(self, columns: int) -> None:
-        """Moves the column at which values are read off."""
+    def action_point(self, direction: int) -> None:
+        """Moves to the next measured point, on the left (-1) or on the right (1), at which values are read off."""
         offset, width = self._plot
-        if width:
-            start = offset + width if self._pointer is None else self._pointer
-            self._pointer = min(max(start + columns, offset), offset + width - 1)
+        if not width or (whole := self._extent()) is None:
+            return
+        found = self._measured_columns(self._window(*(self.view or whole)))
+        read = self._read_column()
+        if read is None:
+            beyond = found[-1:] if direction < 0 else found[:1]
+        else:
+            beyond = found[found < read][-1:] if direction < 0 else found[found > read][:1]
+        if len(beyond):
+            self._pointer = offset + int(beyond[0])
             self._draw_again()
+
+    def _measured_columns(self, window: Window) -> np.ndarray:
+        """The columns of the plot that hold measured points, rising."""
+        width = self._plot[1]
+        places = [window.across(line.x[np.isfinite(line.y)]) for line in self._lines if len(line.x)]
+        across = np.concatenate(places) if places else np.empty(0)
+        inside = across[(across >= 0) & (across <= 1)]
+        return np.unique(np.minimum(width - 1, (inside * width).astype(int)))
+
+    def _read_column(self) -> int | None:
+        """The column with measured points that is nearest to the pointer; None if it is not on the plot."""
+        offset, width = self._plot
+        whole = self._extent()
+        if self._pointer is None or whole is None or not offset <= self._pointer < offset + width:
+            return None
+        found = self._measured_columns(self._window(*(self.view or whole)))
+        return int(found[np.abs(found - (self._pointer - offset)).argmin()]) if len(found) else None
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()
@@ -227,10 +257,13 @@ class Chart(Widget, can_focus=True):
         rows = height - 1
         axis = self._style("axis")
         window = self._window(*(self.view or whole))
-        across = max(2, rows // (2 if rows < 12 else 3))
-        values = (log_ticks if window.log else ticks)(window.y0, window.y1, across)
+        if window.log:
+            values = log_ticks(window.y0, window.y1, max(2, rows // (2 if rows < 12 else 3)))
+        else:
+            *_, values = row_axis(*self._range, rows)
         labels = self.scale.labels(values)
-        margin = max(map(len, labels), default=0) + 1
+        # The name of the horizontal axis stands below these labels.
+        margin = max(map(len, (*labels, self._axis_name))) + 1
         columns = width - margin
         if columns < 8:
             return self._draw_empty(width, height)
@@ -257,20 +290,28 @@ class Chart(Widget, can_focus=True):
         for line in self._lines:
             first, last = np.searchsorted(line.x, (x0, x1))
             # One more point on either side: the curve crosses the edge on its way there.
-            seen = line.y[max(0, first - 1) : last + 1]
-            seen = seen[np.isfinite(seen)]
-            if len(seen):
-                found += [float(seen.min()), float(seen.max())]
+            part = slice(max(0, first - 1), last + 1)
+            error = np.zeros(1) if line.band is None else line.band[part]
+            edges = (line.y[part] - error, line.y[part] + error)
+            for seen in edges:
+                seen = seen[np.isfinite(seen)]
+                if len(seen):
+                    found += [float(seen.min()), float(seen.max())]
         log = self._logarithmic and all(value > 0 for value in found)
         low, high = min(found, default=0.0), max(found, default=1.0)
         if log:
+            self._range = low, high
             return Window(x0, x1, low / 1.05, high * 1.05, True)
         if self._from_zero and low >= 0:
-            return Window(x0, x1, 0.0, 1.08 * high or 1.0)
-        pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-        return Window(x0, x1, low - pad, high + pad)
+            low = 0.0
+        missing = max(0.0, self.least_span - (high - low))
+        low, high = low - missing / 2, high + missing / 2
+        self._range = low, high
+        return Window(x0, x1, *row_axis(low, high, max(2, self.content_size.height - 1))[:2])
 
     def _draw_lines(self, canvas: Canvas) -> None:
+        for line in self._lines:
+            canvas.band(line)
         for line in self._lines:
             canvas.line(line)
         for moment in self._moments:
@@ -280,30 +321,38 @@ class Chart(Widget, can_focus=True):
         # Last, so that their labels avoid the marks.
         for number, rule in enumerate(sorted(self._rules, key=lambda rule: -rule.y)):
             canvas.rule(rule, right=number % 2 == 0)
-        if self._pointer is not None and self._plot[0] <= self._pointer < sum(self._plot):
-            canvas.upright(self._pointer - self._plot[0], "", "┊")
+        if (read := self._read_column()) is not None:
+            canvas.upright(read, "", "┊")
+
+    @property
+    def _axis_name(self) -> str:
+        """The unit of the horizontal axis, unless its labels have units."""
+        return "" if self._x_name == "time" else self._x_name
 
     def _x_axis(self, window: Window, margin: int, columns: int) -> Strip:
-        in_time = self._x_name == "time"
-        count = max(2, columns // 9)
-        if in_time:
-            values = time_ticks(window.x0, window.x1, count)
-            labels = clock(values)
-        else:
-            values = ticks(window.x0, window.x1, count, whole=True)
-            labels = counts(values)
         line = [" "] * columns
-        free = 0
-        for value, label in zip(values, labels, strict=True):
-            place = round(float(window.across(np.array(value))) * columns)
-            begin = min(max(0, place - len(label) // 2), columns - len(label))
-            if begin >= free:
-                line[begin : begin + len(label)] = label
-                free = begin + len(label) + 2
-        name = " step"
-        if not in_time and free + len(name) <= columns:
-            line[columns - len(name) :] = name
-        return Strip([Segment(" " * margin + "".join(line), self._style("axis"))], margin + columns)
+        for begin, label in self._x_labels(window, columns):
+            line[begin : begin + len(label)] = label
+        name = f"{self._axis_name:>{margin - 1}} "
+        return Strip([Segment(name + "".join(line), self._style("axis"))], margin + columns)
+
+    def _x_labels(self, window: Window, columns: int) -> list[tuple[int, str]]:
+        """Labels of the horizontal axis with their first columns: as many as stand apart, evenly spaced."""
+        for count in range(max(2, columns // 8), 0, -1):
+            if self._x_name == "time":
+                values = time_ticks(window.x0, window.x1, count)
+                labels = clock(values)
+            else:
+                values = ticks(window.x0, window.x1, count, whole=True)
+                labels = counts(values)
+            places = [round(float(window.across(np.array(value))) * columns) for value in values]
+            placed = [
+                (min(max(0, place - len(label) // 2), columns - len(label)), label)
+                for place, label in zip(places, labels, strict=True)
+            ]
+            if all(a + len(label) + 2 <= b for (a, label), (b, _) in itertools.pairwise(placed)):
+                return placed
+        return []
 
     def _caption(self) -> None:
         """Writes scale and view beside the title, and the values under the pointer, or else the note, below."""
@@ -325,18 +374,19 @@ class Chart(Widget, can_focus=True):
             self.border_title, self.border_subtitle = title, subtitle
 
     def _readout(self, window: Window) -> str:
-        offset, width = self._plot
-        if self._pointer is None or not offset <= self._pointer < offset + width:
+        """The measured points in the column at which values are read off."""
+        if (read := self._read_column()) is None:
             return ""
-        x = window.x0 + (self._pointer - offset + 0.5) / width * (window.x1 - window.x0)
-        where = clock([round(x)])[0] if self._x_name == "time" else f"step {max(0, round(x)):,}"
-        found = [where]
+        where, found = "", []
         for line in self._lines:
-            if len(line.x):
-                nearest = int(np.abs(line.x - x).argmin())
-                if np.isfinite(line.y[nearest]):
-                    found.append(f"{line.label} {self.scale.value(float(line.y[nearest]))}")
-        return " · ".join(found)
+            across = window.across(line.x) * self._plot[1]
+            here = np.flatnonzero((np.minimum(self._plot[1] - 1, across.astype(int)) == read) & np.isfinite(line.y))
+            if len(here):
+                last = int(here[-1])
+                x = float(line.x[last])
+                where = format_seconds(x) if self._x_name == "time" else f"step {round(x):,}"
+                found.append(f"{line.label} {self.scale.value(float(line.y[last]))}")
+        return " · ".join([where, *found])
 
     def _draw_empty(self, width: int, height: int) -> list[Strip]:
         style = self._style("axis")

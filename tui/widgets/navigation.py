@@ -24,7 +24,7 @@ class Tab(Static):
 
     def __init__(self, mode: str, *, active: bool):
         key, letter, name = SCREENS[mode]
-        super().__init__(f"{name} [dim]{key.upper()}[/]", classes="-active" if active else "")
+        super().__init__(f"{name} [dim]{key.upper()} {letter}[/]", classes="-active" if active else "")
         self._mode = mode
         self.tooltip = f"go to {name} ({key.upper()} or {letter})"
 

@@ -77,17 +77,28 @@ class LiveText(Static):
 class Panel(VerticalScroll, can_focus=True):
     """Text in a frame that scrolls."""
 
-    def __init__(self, *, id: str, title: str, help: str):
+    def __init__(self, *, id: str, title: str, help: str, follows: bool = False):
+        """`follows`: the last line stays in view, unless the user has scrolled away from it."""
         super().__init__(id=id)
         self.border_title, self.help = title, help
         self._content = LiveText()
+        self._follows, self._at_end = follows, True
 
     def compose(self) -> Iterable[Widget]:
         yield self._content
 
-    def show(self, content: RenderableType, *, key: object = None, to_end: bool = False) -> None:
-        """Replaces the text (`key`: see `LiveText.show`); `to_end` keeps the last line in view if it was."""
-        at_end = self.scroll_offset.y >= self.max_scroll_y - 1
+    def show(self, content: RenderableType, *, key: object = None) -> None:
+        """Replaces the text (`key`: see `LiveText.show`)."""
         self._content.show(content, key)
-        if to_end and at_end:
+        self._follow()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self._at_end = new_value >= self.max_scroll_y - 1
+
+    def on_resize(self) -> None:
+        self._follow()
+
+    def _follow(self) -> None:
+        if self._follows and self._at_end:
             self.scroll_end(animate=False)
