@@ -6,7 +6,7 @@ from datetime import datetime
 
 from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
-from mlxzo.core.formatting import format_bytes
+from mlxzo.core.formatting import counted, format_bytes
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RunDirectory
 from mlxzo.core.run_history import RunHistory
 from mlxzo.zo.journal import JournalError, steps_in
@@ -41,7 +41,7 @@ def _journal(run: RunDirectory) -> tuple[int | None, str]:
         return None, f"✗ {error}"
     except OSError:
         return None, ""
-    return steps, f"{steps:,} {'step' if steps == 1 else 'steps'} in {format_bytes(size)}"
+    return steps, f"{counted(steps, 'step')} in {format_bytes(size)}"
 
 
 def _resumable(run: RunDirectory, steps: int | None, checkpoint: int) -> str:
@@ -61,4 +61,4 @@ def _resumable(run: RunDirectory, steps: int | None, checkpoint: int) -> str:
         return f"from step {checkpoint}, the checkpoint" if checkpoint else "from the start: no checkpoint yet"
     if steps < checkpoint:
         return f"from step {steps}: the journal ends before the checkpoint"
-    return f"from step {steps}" + (f" (checkpoint + {steps - checkpoint} steps)" if checkpoint else "")
+    return f"from step {steps}" + (f" (checkpoint + {counted(steps - checkpoint, 'step')})" if checkpoint else "")

@@ -9,6 +9,7 @@ from mlxzo.core import events
 from mlxzo.core.errors import Interrupted
 from mlxzo.core.formatting import (
     bytes_of,
+    counted,
     eta_text,
     format_amount,
     format_bytes,
@@ -17,6 +18,7 @@ from mlxzo.core.formatting import (
     format_share,
     printable,
     ranks_text,
+    speed_text,
     step_counts_text,
     step_share,
     step_text,
@@ -96,7 +98,7 @@ def _progress(feed: RunFeed | Replay, brief: int) -> tuple[str, float | None]:
     if step is None:
         return "", None
     if isinstance(history.outcome, events.Finished):
-        return f"{step.step:,} steps", None
+        return counted(step.step, "step"), None
     if brief:
         return step_counts_text(step.step, None if step.may_end_early else step.steps), None
     return step_text(step), step_share(step)
@@ -156,7 +158,7 @@ def _pace_text(feed: RunFeed | Replay, width: int) -> str:
     # Neither speed nor ETA is that of a pause or of the test.
     if step is not None and history.phase == "train" and not history.paused and step.step < step.steps:
         ranks = [] if history.ranks is None else [ranks_text(history.ranks)]
-        parts = [f"{step.steps_per_second:.2f} steps/s", eta_text(step), *ranks, *parts]
+        parts = [speed_text(step.steps_per_second), eta_text(step), *ranks, *parts]
     elif history.phase == "train" and step is None:
         parts.insert(0, "the first step, which is slower than the others")
     if (best := history.best) is not None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, MlxzoError
 from mlxzo.core.files import user_path
-from mlxzo.core.formatting import printable
+from mlxzo.core.formatting import counted, printable
 from mlxzo.runtime.preflight import check_names
 from mlxzo.tasks.base import TaskData
 from mlxzo.tasks.custom import CustomTask
@@ -127,7 +127,7 @@ def preview(checked: CheckResult) -> Text:
     lines = Text()
     if (data := checked.data) is not None:
         task = data.task
-        counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test rows"
+        counts = f"{len(data.train)} training, {len(data.validation)} validation, {counted(len(data.test), 'test row')}"
         lines.append(f"{counts} ({data.source})\n", "dim")
         if double := data.duplicates_across_splits:
             lines.append(f"⚠ {double} validation or test prompts are also training prompts\n")

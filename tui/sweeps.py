@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxzo.core.files import last_lines
-from mlxzo.core.formatting import format_seconds
+from mlxzo.core.formatting import left_text
 from mlxzo.core.parsing import CONTENT_ERRORS
 
 from .run_list import MARKS, Entry
@@ -72,7 +72,7 @@ class Progress:
         """The time that is left, in words; empty if unknown, or if no run is in progress."""
         if not self.running or self.seconds_left is None:
             return ""
-        return f"about {format_seconds(self.seconds_left)} left"
+        return left_text(self.seconds_left)
 
 
 def read_sweeps(folders: Iterable[Path]) -> list[SweepProgress]:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..core import events
 from ..core.formatting import (
+    counted,
     eta_text,
     evaluated_line,
     format_amount,
@@ -24,15 +25,17 @@ from ..core.formatting import (
     format_loss,
     format_seconds,
     format_share,
+    left_text,
     loaded_line,
     memory_text,
     objective_words,
     printable,
     ranks_text,
+    speed_text,
     step_share,
     step_text,
 )
-from ..core.metrics import metric_named, standard_error
+from ..core.result_summary import ended_text, result_summary
 from ..core.run_history import RunHistory
 
 _PLAIN_SECONDS = 10.0
@@ -148,7 +151,7 @@ class RunView:
     def _step_lines(self, step: events.Step) -> list[Text]:
         share = step_share(step)
         percent = "" if share is None else f"{100 * share:.0f} %"
-        parts = [step_text(step), percent, f"{step.steps_per_second:.2f} steps/s", eta_text(step)]
+        parts = [step_text(step), percent, speed_text(step.steps_per_second), eta_text(step)]
         head = "  ".join(part for part in parts if part)
         loss = f"{self._minimised} {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
         text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
@@ -162,7 +165,7 @@ class RunView:
             text += f": {format_share(progress.done, progress.total, progress.unit)}"
             seconds = self._clock() - self._wait_began[1]
             if 0 < progress.done < progress.total and seconds > 1:
-                text += f"  ETA {format_seconds(seconds * (progress.total - progress.done) / progress.done)}"
+                text += "  " + left_text(seconds * (progress.total - progress.done) / progress.done)
         elif progress.done:
             text += f": {format_amount(progress.done, progress.unit)}"
         share = progress.done / progress.total if progress.total else None
@@ -213,26 +216,12 @@ class RunsView(RunView):
 
 
 def summary_rows(history: RunHistory) -> list[tuple[str, str]]:
-    """Names and values of a run's results: its metric before and after training on one split, its speed, its memory."""
-    rows = []
-    # Without an evaluation on the test split: the best on validation, which chose the checkpoint.
-    best = history.best if history.best and history.best.kind == "validation" else None
-    if (after := history.test or best) is not None:
-        metric, before = metric_named(after.metric), history.zero_shot.get(after.split)
-        if after.majority is not None:
-            rows.append(("majority class", metric.text(after.majority)))
-        if before is not None:
-            rows.append(("zero-shot", metric_named(before.metric).text(before.value)))
-        gain = metric.gain_text(before.value, after.value) if before and before.metric == after.metric else ""
-        rows.append(("tuned", metric.text(after.value) + (f" ({gain} over zero-shot)" if gain else "")))
-        measured = f"{after.metric} on {after.examples} {after.split} examples"
-        # Of a share of 0 or 1 the formula gives no error at all.
-        if metric.is_share and (error := standard_error(after.value, after.examples)):
-            measured += f", standard error {100 * error:.1f} points"
-        rows.append(("measured by", measured))
+    """Names and values of a run's result, and then of its speed and its memory."""
+    rows = result_summary(history)
     if count := len(history.steps):
         seconds, padded = history.training_seconds, history.total("padded_tokens")
-        training = f"{count} steps in {format_seconds(seconds)}, {count / seconds if seconds else 0.0:.2f} steps/s"
+        training = f"{counted(count, 'step')} in {format_seconds(seconds)}"
+        training += f", {speed_text(count / seconds if seconds else 0.0)}{ended_text(history)}"
         if padded:
             training += f"; {100 * (1 - history.total('tokens') / padded):.0f} % of all tokens were padding"
         rows.append(("training", training))

@@ -33,7 +33,7 @@ def loaded_line(event: events.Loaded) -> str:
         counts += f", of which {format_count(event.trainable_parameters)} ({share}) train"
     return (
         f"{event.model}: {counts}; {event.task}: {event.train_examples} training, "
-        f"{event.validation_examples} validation, {event.test_examples} test examples; "
+        f"{event.validation_examples} validation, {counted(event.test_examples, 'test example')}; "
         f"memory {format_bytes(event.active_bytes)}"
     )
 
@@ -45,7 +45,7 @@ def evaluated_line(event: events.Evaluated) -> str:
     line += more_metrics_text(event.more) + f", loss {format_loss(event.loss)}"
     if event.kind == "zero-shot" and event.majority is not None:
         line += f", majority class {format_metric(event.metric, event.majority)}"
-    line += f" ({event.examples} examples, {format_seconds(event.seconds)})"
+    line += f" ({counted(event.examples, 'example')}, {format_seconds(event.seconds)})"
     return line + (" * best" if event.best and event.kind == "validation" else "")
 
 
@@ -79,11 +79,10 @@ def step_share(event: events.Step) -> float | None:
 
 
 def eta_text(event: events.Step) -> str:
-    """`ETA 4 min 10 s`, or `at most 14 min 05 s more`; empty where nothing is known."""
+    """`about 4 min left`, or `at most 14 min left`; empty where nothing is known."""
     if event.eta_seconds is None:
         return ""
-    left = format_seconds(event.eta_seconds)
-    return f"at most {left} more" if event.may_end_early else f"ETA {left}"
+    return left_text(event.eta_seconds, "at most" if event.may_end_early else "about")
 
 
 def objective_words(objective: str) -> str:
@@ -128,6 +127,25 @@ def format_seconds(seconds: float | None) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"
+
+
+def left_text(seconds: float, how: str = "about") -> str:
+    """`about 50 s left`, `about 7 min left`: a predicted time, in whole minutes from two on."""
+    minutes = round(seconds / 60)
+    text = f"{minutes} min" if 2 <= minutes < 60 else format_seconds(seconds)
+    return f"{how} {text} left"
+
+
+def speed_text(steps_per_second: float) -> str:
+    """`2.00 steps/s`, or `33 s/step` where a step takes longer than ten seconds."""
+    if 0.0 < steps_per_second < 0.1:
+        return f"{1.0 / steps_per_second:.0f} s/step"
+    return f"{steps_per_second:.2f} steps/s"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def printable(text: str, instead: str = "�") -> str:
@@ -220,7 +238,7 @@ def result_rows(done: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("state", f"of step {done['step']}"))
     if "verified" in done:
         checked = "those of the run, to the bit" if done["verified"] else "the journal has no fingerprint to check by"
-        rows.append(("weights", f"{done['steps']} steps replayed; {checked}"))
+        rows.append(("weights", f"{counted(done['steps'], 'step')} replayed; {checked}"))
     if done.get("requantised"):
         rows.append(
             ("rounded", f"{done['requantised']} LoRA pairs, to the quantisation of the base; --dequantize avoids it")

@@ -129,7 +129,7 @@ def _describe(kind: type, option: Option) -> str:
     if low is None:
         return name + unit
     bound = f"above {low:g}" if option.exclusive_minimum else f"of at least {low:g}"
-    return f"{name}{unit} {bound}" + (f" and at most {option.maximum:g}" if option.maximum is not None else "")
+    return f"{name}{unit} {bound}" + (f" and at most {option.maximum:,.15g}" if option.maximum is not None else "")
 
 
 def value_problems(f: dataclasses.Field, value: Any) -> list[str]:

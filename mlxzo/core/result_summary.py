@@ -35,6 +35,13 @@ def result_summary(history: RunHistory) -> list[tuple[str, str]]:
     return rows
 
 
+def ended_text(history: RunHistory) -> str:
+    """The reason why a finished run has no more steps, after a comma; empty where it made all of its steps."""
+    result = history.outcome.result if isinstance(history.outcome, events.Finished) else {}
+    words = {"time": ", ended by its time limit", "plateau": ", ended as the validation loss fell no further"}
+    return words.get(str(result.get("stopped_by")), "")
+
+
 def _kept_text(history: RunHistory) -> str:
     """The step whose state is kept and the reason, by the validation split; empty before an evaluation after training.
 

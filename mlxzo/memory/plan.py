@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..core.config import RunConfig
 from ..core.errors import DoesNotFit
-from ..core.formatting import format_bytes
+from ..core.formatting import counted, format_bytes
 from ..core.meter import gpu_working_set_bytes
 from ..core.options import flag
 from ..core.resolved_config import ResolvedConfig
@@ -251,7 +251,7 @@ def _largest_micro_batch(predictor: Predictor, settings: Settings, cap_bytes: in
 def _fit(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit:
     config, limit, notes = predictor.config, settings.cache_limit_bytes, []
     if settings.micro_batch != config.micro_batch:
-        notes.append(f"micro-batches of at most {settings.micro_batch} sequences")
+        notes.append(f"micro-batches of at most {counted(settings.micro_batch, 'sequence')}")
     if settings.checkpointing and config.checkpointing == "auto":
         notes.append("gradient checkpointing")
     if settings.keeps_prefix and config.activation_cache == "auto":

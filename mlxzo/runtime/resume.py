@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.config import RunConfig
 from ..core.errors import ConfigError
+from ..core.formatting import counted
 from ..core.run_directory import RunDirectory
 from .preflight import check_task
 
@@ -58,7 +59,7 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
         )
     if (result := run.result()) is not None and not _goes_on(before, after, result):
         raise ConfigError(
-            f"the run {run.id} is finished, with {result.get('steps', before.steps)} steps",
+            f"the run {run.id} is finished, with {counted(result.get('steps', before.steps), 'step')}",
             "give it more with --steps, --minutes or --patience, or start a new run",
         )
     return after

@@ -35,7 +35,7 @@ class CustomTask(Task):
     """Own data before its rows are known: `for_rows` gives one of the tasks below."""
 
     name = "custom"
-    description = 'your own rows, {"text", "label"} or in mlx-lm\'s formats, from --data DIR'
+    description = 'your own rows, {"text", "label"} or in mlx-lm\'s formats, from a folder'
     template = TEMPLATE
     fields = _CLASSIFICATION
 

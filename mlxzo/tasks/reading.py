@@ -40,9 +40,9 @@ def split_paths(folder: Path) -> dict[str, Path]:
         DataError: the folder does not exist, is a file, lacks training or validation rows, or has a split twice.
     """
     if not folder.exists():
-        raise DataError(f"the data folder {folder} does not exist", f"check the path given to --data; {FOLDER}")
+        raise DataError(f"the data folder {folder} does not exist", f"check the path; {FOLDER}")
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file, and --data takes a folder", f"name the folder it lies in; {FOLDER}")
+        raise DataError(f"{folder} is a file, and rows are given as a folder", f"name the folder it lies in; {FOLDER}")
     try:
         files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     except OSError as error:

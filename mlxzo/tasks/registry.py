@@ -131,16 +131,31 @@ def load_task(config: RunConfig, *, progress: Progress | None = None) -> TaskDat
         source, remarks = f"hub {task.hub.repo}", ()
         splits = fetch_splits(task, progress or (lambda text: None))
     else:
-        raise ConfigError(
-            f"the task {task.name} has no data of its own",
-            "pass --data DIR: " + FOLDER,
-        )
+        raise _no_rows(task)
     splits = {name: [in_style(row, config.prompt_style) for row in rows] for name, rows in splits.items()}
     train = _training_examples(task, splits["train"], config)
     validation = sample(splits["validation"], config.validation_examples, "validation")
     test = sample(splits.get("test", []), config.test_examples, "test")
     sha256 = _sha256(task.reward, train, validation, test)
     return TaskData(task, tuple(train), tuple(validation), tuple(test), source, sha256, remarks, len(splits["train"]))
+
+
+def check_folder(config: RunConfig) -> None:
+    """Checks that a run has the folder of rows that it names, or a task with rows of its own; reads no row.
+
+    Raises:
+        ConfigError: an unknown task, or one that needs `data` and has none. DataError: the folder is missing or lacks
+            files.
+    """
+    task = get_task(config.task)
+    if config.data is not None:
+        split_paths(user_path(config.data))
+    elif task.embedded is None and task.hub is None:
+        raise _no_rows(task)
+
+
+def _no_rows(task: Task) -> ConfigError:
+    return ConfigError(f"the task {task.name} has no data of its own", "pass --data DIR: " + FOLDER)
 
 
 def held_out_rows(config: RunConfig) -> list[dict[str, Any]]:

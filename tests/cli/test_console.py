@@ -18,6 +18,7 @@ from mlxzo.core.formatting import (
     format_seconds,
     printable,
     result_rows,
+    speed_text,
 )
 from mlxzo.core.run_history import RunHistory
 
@@ -92,7 +93,7 @@ def test_a_log_file_gets_plain_lines_and_steps_only_now_and_then():
     assert "\x1b" not in text
     lines = text.splitlines()
     assert 10 <= len(lines) <= 13
-    assert "step 100 of 100  100 %  2.00 steps/s  ETA 1 min 30 s" in lines[-2]
+    assert "step 100 of 100  100 %  2.00 steps/s  about 2 min left" in lines[-2]
     assert "loss 0.5000  smoothed 0.6000  1,280 tokens/s  memory 0.70 GB, peak 0.81 GB, cap 1.00 GB" in lines[-2]
     assert lines[-1].startswith("step 100: validation accuracy 70.0 %")
 
@@ -104,7 +105,7 @@ def test_a_run_that_a_plateau_may_end_has_neither_a_share_nor_an_eta():
     view.show(replace(step(60), may_end_early=True))
     first, later = file.getvalue().splitlines()
     assert first.startswith("step 1  2.00 steps/s  loss")
-    assert later.startswith("step 60  2.00 steps/s  at most 1 min 30 s more  loss")
+    assert later.startswith("step 60  2.00 steps/s  at most 2 min left  loss")
 
 
 def test_a_log_file_gets_the_evaluations_that_found_nothing_better_only_now_and_then():
@@ -133,7 +134,7 @@ def test_a_wait_shows_how_much_is_left():
     view.show(events.Progress("Downloading", 0, 100e6, "B"))
     clock.now += 20
     view.show(events.Progress("Downloading", 25e6, 100e6, "B"))
-    assert "Downloading: 25.0 of 100.0 MB  ETA 1 min 00 s" in file.getvalue()
+    assert "Downloading: 25.0 of 100.0 MB  about 1 min 00 s left" in file.getvalue()
 
 
 def test_what_a_run_is_part_of_stands_under_its_figures():
@@ -172,31 +173,30 @@ def test_the_table_compares_on_the_test_split():
     for event in RUN:
         history.add(event)
     assert summary_rows(history) == [
-        ("majority class", "52.0 %"),
-        ("zero-shot", "61.0 %"),
-        ("tuned", "78.0 % (+17.0 points over zero-shot)"),
-        ("measured by", "accuracy on 100 test examples, standard error 4.1 points"),
+        ("test accuracy", "61.0 % -> 78.0 %, standard error 4.1 points, n = 100"),
+        ("majority class", "52.0 % on test"),
         ("training", "100 steps in 50 s, 2.00 steps/s"),
         ("peak memory", "812.0 MB (MLX's arrays 677.0 MB); cap 1.0 GB"),
     ]
+
+
+def test_the_table_says_what_ended_a_run_and_counts_a_single_step():
+    history = RunHistory()
+    for event in (step(1), events.Finished({"stopped_by": "time"})):
+        history.add(event)
+    assert dict(summary_rows(history))["training"] == "1 step in 0.5 s, 2.00 steps/s, ended by its time limit"
 
 
 def test_a_reward_has_the_scale_of_its_judge():
     history = RunHistory()
     for event in (evaluated("zero-shot", "test", 0.464), evaluated("test", "test", 0.498)):
         history.add(replace(event, metric="reward", majority=None))
-    assert summary_rows(history)[:2] == [("zero-shot", "0.464"), ("tuned", "0.498 (+0.034 over zero-shot)")]
+    assert summary_rows(history) == [("test reward", "0.464 -> 0.498, n = 100")]
 
 
-def test_without_a_test_split_the_table_says_validation():
-    history = RunHistory()
-    history.add(evaluated("zero-shot", "validation", 0.5))
-    history.add(evaluated("validation", "validation", 0.7, best=True))
-    history.add(evaluated("validation", "validation", 0.6))
-    assert dict(summary_rows(history))["tuned"] == "70.0 % (+20.0 points over zero-shot)"
-    assert (
-        dict(summary_rows(history))["measured by"] == "accuracy on 100 validation examples, standard error 4.6 points"
-    )
+@pytest.mark.parametrize(("speed", "text"), [(2.0, "2.00 steps/s"), (0.03, "33 s/step"), (0.0, "0.00 steps/s")])
+def test_slow_steps_are_told_in_seconds(speed, text):
+    assert speed_text(speed) == text
 
 
 def test_an_empty_run_has_an_empty_table():

@@ -223,7 +223,7 @@ def test_a_missing_test_file_is_fine(tmp_path):
 def test_a_missing_folder_and_a_file_in_its_place_are_told_apart(tmp_path):
     assert failure(tmp_path / "nowhere").message.endswith("nowhere does not exist")
     path = folder(tmp_path / "d") / "train.jsonl"
-    assert failure(path).message == f"{path} is a file, and --data takes a folder"
+    assert failure(path).message == f"{path} is a file, and rows are given as a folder"
 
 
 def test_a_folder_in_place_of_a_file_is_reported(tmp_path):

@@ -197,7 +197,7 @@ def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.utime(root / "sweep-b" / "events.jsonl")
             await wait_for(pilot, "▶ 1 running · ○ 1 waiting")
-            await wait_for(pilot, "about 18 min 58 s left")
+            await wait_for(pilot, "about 19 min left")
         await pilot.press("b")
         await wait_for(pilot, lambda: len(grid.items) == 3)
 

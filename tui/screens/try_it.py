@@ -296,8 +296,7 @@ class TryIt(Page):
         right = self._right[1] if self._right is not None and self._right[0] == values else None
         async for record in self._answers(run, {"row": values}, "labelling …"):
             answer = label_text(record["label"])
-            bar = {name: self.app.theme_variables[of] for name, of in (("color", "primary"), ("bgcolor", "background"))}
-            shown = _shares(task, answer, record["probabilities"], right, bar)
+            shown = _shares(task, answer, record["probabilities"], right, self.app.theme_variables)
             # Answers are shown once each: their content is no key to compare by.
             self.query_one(f"#{record['speaker']}", Panel).show(shown, key=object())
 
@@ -362,7 +361,7 @@ def _shares(
 
     Args:
         right: the label of the row, if it has one.
-        colours: of the bars.
+        colours: the variables of the theme.
     """
     names = {label.text: str(label) for label in task.classes}
     head = Text(f"{printable(names.get(answer, answer))} {100 * shares[answer]:.1f} %", "bold")
@@ -376,7 +375,11 @@ def _shares(
     for label, share in shares.items():
         style = "bold" if label == answer else "dim"
         name = Text(printable(names.get(label, label)), style)
-        table.add_row(name, Bar(1.0, 0.0, share, **colours), Text(f"{100 * share:.1f} %", style))
+        table.add_row(
+            name,
+            Bar(1.0, 0.0, share, color=colours["primary"], bgcolor=colours["background"]),
+            Text(f"{100 * share:.1f} %", style),
+        )
     return Group(head, "", table)
 
 

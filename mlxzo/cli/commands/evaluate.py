@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
-from ...core.formatting import format_loss, format_metric, format_seconds, more_metrics_text, shown
+from ...core.formatting import counted, format_loss, format_metric, format_seconds, more_metrics_text, shown
 from ...memory.mlx_limits import start_mlx
 from ..options import add_allow_code, add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json
@@ -118,7 +118,10 @@ def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str
     if result.get("majority") is not None:
         lines.append(("majority class", format_metric(metric, result["majority"])))
     lines.append(
-        (metric, f"{format_metric(metric, result['value'])} on {result['examples']} {result['split']} examples")
+        (
+            metric,
+            f"{format_metric(metric, result['value'])} on {counted(result['examples'], result['split'] + ' example')}",
+        )
     )
     if result["before_training"] is not None:
         lines.append(("before training", format_metric(metric, result["before_training"])))
@@ -144,13 +147,13 @@ def _table(results: list[dict]) -> list[list[str]]:
 def _remark(results: list[dict]) -> str:
     """The rows measured, and what the probe chose."""
     *_, last = results
-    text = f"{last['examples']:,} {last['split']} examples"
+    text = counted(last["examples"], last["split"] + " example")
     if not _is_probe(last):
         return text
     return (
         f"{text}; standard error of the probe {100 * last['standard_error']:.1f} points. The probe reads layer "
         f"{last['layer']} of {last['model_layers']} with ridge strength {last['strength']:.2g} per row, both chosen on "
-        f"{last['train_examples']:,} training rows."
+        f"{counted(last['train_examples'], 'training row')}."
     )
 
 

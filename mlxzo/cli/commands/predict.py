@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import EXIT_DONE, ConfigError, Interrupted
 from ...core.files import explained, user_path
-from ...core.formatting import format_metric, format_seconds
+from ...core.formatting import counted, format_metric, format_seconds
 from ...memory.mlx_limits import start_mlx
 from ...tasks.classification import Classification
 from ...tasks.row_stream import OBJECTS, RowStream
@@ -167,10 +167,10 @@ def _print(text: str) -> None:
 def _summary(found: Predicted) -> str:
     now = found.rows - found.earlier
     rate = f" ({now / found.seconds:.1f} rows/s)" if now else ""
-    text = f"{now:,} rows labelled in {format_seconds(found.seconds)}{rate}"
+    text = f"{counted(now, 'row')} labelled in {format_seconds(found.seconds)}{rate}"
     if found.earlier:
         text += f", {found.earlier:,} before"
     if found.accuracy is not None:
         accuracy = format_metric("accuracy", found.accuracy)
-        text += f"; accuracy {accuracy} on the {found.known:,} rows labelled now that have a label"
+        text += f"; accuracy {accuracy} on {counted(found.known, 'row')} labelled now, whose label is known"
     return text

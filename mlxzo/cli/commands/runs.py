@@ -21,7 +21,7 @@ from typing import Any, get_args
 from ...core import events
 from ...core.config import RunConfig
 from ...core.errors import EXIT_DONE, ConfigError, MlxzoError
-from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes, step_counts_text
+from ...core.formatting import counted, format_bytes, format_metric, format_seconds, parse_bytes, step_counts_text
 from ...core.run_directory import RunDirectory, Status, list_runs
 from ...core.run_history import evaluations, metric_text, tuned_merit
 from ...runtime.control import COMMANDS, send
@@ -92,7 +92,7 @@ def _list(arguments: argparse.Namespace, root: str) -> None:
     elif not everything:
         say(f"No runs in {root}. `mlxzo quickstart` makes the first.")
     elif not found:
-        say(f"No run in {root} matches ({len(everything)} runs).")
+        say(f"No run in {root} matches ({counted(len(everything), 'run')}).")
     else:
         from ..console import listing, output
 

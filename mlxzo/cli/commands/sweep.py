@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.defaults import step_limit
 from ...core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_INTERRUPTED, ConfigError
-from ...core.formatting import format_bytes, format_metric, format_seconds, parse_bytes
+from ...core.formatting import counted, format_bytes, format_metric, format_seconds, parse_bytes
 from ..options import add_allow_code, add_config_options, add_json
 from ..printing import print_json
 
@@ -117,7 +117,10 @@ def _dry_run(sweep: Sweep, *, as_json: bool) -> int:
     columns = ["run", "state", "steps", "predicted", "cap", "fits", "time"]
     print_table(columns, [_row(each) for each in found], ("steps", "predicted", "cap", "time"))
     time = "an unknown time" if total is None else f"about {format_seconds(total)}"
-    lines = ["", f"{sum(not each.is_done for each in found)} of {len(found)} runs to do; their steps take {time}."]
+    lines = [
+        "",
+        f"{sum(not each.is_done for each in found)} of {counted(len(found), 'run')} to do; their steps take {time}.",
+    ]
     lines += dict.fromkeys(f"{each.planned.config.model}: {each.unknown}" for each in found if each.unknown)
     if any(each.seconds is None and not each.unknown for each in found):
         lines.append("Times are unknown: `mlxzo plan --calibrate` measures this machine once, in a few seconds.")
@@ -200,4 +203,4 @@ def _show(sweep: Sweep, records: Sequence[dict[str, Any]], code: int, *, as_json
     statuses = [each["status"] for each in records]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     problems = [f"{each['id']}: {each['problem']}" for each in records if each["problem"]]
-    print_lines(["", f"{len(records)} runs: {counts}", *problems, f"Summary: {path}"])
+    print_lines(["", f"{counted(len(records), 'run')}: {counts}", *problems, f"Summary: {path}"])

@@ -101,6 +101,7 @@ def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None
     """The configuration, checked for consent to the code that it names, and the run to resume, if any."""
     from ...core.run_directory import RunDirectory
     from ...engine.reward import check_consent
+    from ...tasks.registry import check_folder
 
     flags, found = config_values(arguments), None
     if arguments.resume is not None:
@@ -110,6 +111,8 @@ def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None
         config = resume_config(found, flags)
     else:
         config = read_config(flags, arguments.config)
+        # Before there is a run directory.
+        check_folder(config)
     check_consent(config, arguments.allow_code)
     return config, found
 
