@@ -26,6 +26,8 @@ from tests.tiny import tiny_folder
 from tests.warm_workers import warm_python
 from tests.workers import end
 
+pytestmark = pytest.mark.device
+
 MB = 1_000_000
 
 

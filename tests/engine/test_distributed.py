@@ -31,6 +31,8 @@ from tests.engine.test_resume import told
 from tests.variants import mostly_slow, slow
 from tests.warm_workers import WORKER_NAME, warm_python
 
+pytestmark = pytest.mark.device
+
 STEPS = 16
 # Small enough that four ranks have something to do; part of the configuration, as a run over ranks records it.
 OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro_batch": 2, "eval_every": 8}

@@ -27,6 +27,8 @@ from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder
 from tests.variants import mostly_slow
 
+pytestmark = pytest.mark.device
+
 TOKENS = mx.array([[5, 9, 200, 31, 7, 77]])
 STEPS = 4
 SCOPES = ("full", "last-2", "lora", "norms/last-2", "gains", "norms+gains/last-1", "match:*.q_proj.weight")

@@ -13,6 +13,8 @@ from mlxzo.models.causal import CausalLM
 from tests.engine.examples import losses_of, some_examples
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.device
+
 GPU = Shapes.suited(on_cpu=False)
 
 

@@ -20,6 +20,8 @@ from mlxzo.models.resolve import resolve
 from mlxzo.tasks.base import Example
 from tests.tiny import tiny_folder
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def session(model, data):

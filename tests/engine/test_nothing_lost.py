@@ -32,6 +32,8 @@ from tests.variants import slow
 from tests.warm_workers import ForkedWorker, popen
 from tests.zo.test_replay import CASES, mezo, same_bits, trained
 
+pytestmark = pytest.mark.device
+
 KILLS = 20
 WORKER, EAGER_WORKER = "mlxzo.runtime.worker", "tests.eager_worker"
 

@@ -25,6 +25,8 @@ from tests.engine.examples import BATCHES
 from tests.engine.test_resume import train
 from tests.zo.test_replay import mezo
 
+pytestmark = pytest.mark.device
+
 
 def test_objectives_are_what_their_names_say():
     random = np.random.default_rng(0)

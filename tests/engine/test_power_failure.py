@@ -18,6 +18,8 @@ from tests.engine.in_process import StoppedError, fit
 from tests.engine.test_resume import METHODS, check_totals, told
 from tests.variants import slow
 
+pytestmark = pytest.mark.device
+
 STEPS = 18
 
 

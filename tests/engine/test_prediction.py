@@ -18,6 +18,8 @@ from mlxzo.engine.prediction_file import PartialFile
 from mlxzo.models.loading import load_model
 from mlxzo.tasks.registry import get_task
 
+pytestmark = pytest.mark.device
+
 ADDED = ["predicted_label", "probability_0", "probability_1"]
 TABLE = [
     ["id", "sentence", "label", "=note"],

@@ -21,6 +21,8 @@ from mlxzo.runtime.resume import resume_config
 from mlxzo.runtime.supervisor import Supervisor
 from tests.variants import slow
 
+pytestmark = pytest.mark.device
+
 STEPS = 16
 METHODS = {
     "mezo": {"scope": "full", "lr": 1e-3},

@@ -21,6 +21,8 @@ from tests.command import mlxzo
 from tests.tiny import tiny_folder
 from tests.variants import slow
 
+pytestmark = pytest.mark.device
+
 TWENTY = ("--steps", 20, "--eval-every", 10)
 
 

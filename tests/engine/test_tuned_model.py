@@ -16,6 +16,8 @@ from mlxzo.core.run_directory import RunDirectory
 from tests.engine.test_resume import train
 from tests.tiny import tiny_folder
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def run(model, data, tmp_path_factory):

@@ -13,6 +13,8 @@ from mlxzo.engine.side_by_side import SideBySide
 from mlxzo.tasks.base import Example
 from tests.tiny import tiny_folder, tiny_tokenizer
 
+pytestmark = pytest.mark.device
+
 LACKS = r"has 512 tokens and the model 300: it cannot read token \d+, '.+'"
 
 

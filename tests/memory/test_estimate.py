@@ -26,6 +26,8 @@ from tests.engine.examples import TOKENIZER, completion_examples, several_token_
 from tests.tiny import ARCHITECTURES, tiny_config, tiny_model
 from tests.variants import slow
 
+pytestmark = pytest.mark.device
+
 SMALL = shape_of_entry(find("smollm2-360m"))
 
 

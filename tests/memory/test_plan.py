@@ -14,6 +14,8 @@ from mlxzo.memory.sizes import Data, Settings, uncapped_cache_bytes
 from mlxzo.models.registry import find, load_registry
 from mlxzo.models.resolve import shape_of_entry
 
+pytestmark = pytest.mark.device
+
 SHAPE = shape_of_entry(find("smollm2-360m"))
 DATA = Data.uniform(256)
 

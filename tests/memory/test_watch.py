@@ -8,6 +8,8 @@ import pytest
 from mlxzo.memory import watch
 from mlxzo.memory.watch import Watch
 
+pytestmark = pytest.mark.device
+
 CAP = 1000
 
 

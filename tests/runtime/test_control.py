@@ -21,6 +21,8 @@ from tests.command import mlxzo
 from tests.tiny import tiny_folder
 from tests.workers import kill_workers
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

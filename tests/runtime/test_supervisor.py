@@ -18,6 +18,8 @@ from mlxzo.core.run_directory import RunDirectory
 from mlxzo.runtime.supervisor import Supervisor
 from tests.workers import PRELUDE, end
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture
 def start(tmp_path):
