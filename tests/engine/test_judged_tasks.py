@@ -98,3 +98,32 @@ def test_the_fields_of_a_row_reach_the_user_s_judge_in_eval_as_well(model, task,
     result = json.loads(capsys.readouterr().out)
     assert (result["metric"], result["value"]) == ("reward", 1.0)
     assert main(command) == 2 and "--allow-code" in capsys.readouterr().out
+
+
+MOODY = """\
+import json, sys, time
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["fields"]["wanted"] == 1:
+        {mood}
+    print('{{"score": 1}}', flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.variant
+@pytest.mark.parametrize(
+    "mood", ["sys.exit('out of ideas')", "time.sleep(600)", "print('mumble')", "print('{{\"score\": NaN}}'); continue"]
+)
+def test_a_run_goes_on_while_its_judge_fails_on_some_answers(mood, model, task, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge.py").write_text(MOODY.format(mood=mood.replace("{{", "{").replace("}}", "}")))
+    command = ["train", "--model", str(model), "--task", "custom", "--data", ".", "--objective", "reward", "--json"]
+    command += ["--reward-command", f"{sys.executable} -u judge.py", "--reward-seconds", "5", "--allow-code"]
+    assert main([*command, "--scope", "last-1", "--steps", "1", "--batch-size", "3", "--name", "r"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    answers, failed = result["judge"]["answers"], result["judge"]["failed"]
+    assert (answers, failed) == (18, 6)
+    assert result["test"]["value"] == pytest.approx(2 / 3)
+    told = [e.text for e, _ in RunDirectory(tmp_path / "runs" / "r").events() if isinstance(e, events.Note)]
+    assert [text for text in told if text.startswith("the judge has failed on 1 of ")]
