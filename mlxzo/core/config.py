@@ -88,7 +88,8 @@ class RunConfig:
         minimum=0.0,
         maximum=1e9,
         exclusive_minimum=True,
-        auto=f"{defaults.DEFAULT_SECONDS:g} for rsgn without --steps, no limit for all else",
+        auto=f"{defaults.DEFAULT_SECONDS:g} for rsgn and {defaults.ES_SECONDS:g} for es without --steps, no limit for "
+        "all else",
     )
     steps: int | None = option_field(
         None,
@@ -96,15 +97,16 @@ class RunConfig:
         "method",
         minimum=1,
         maximum=defaults.UNLIMITED_STEPS,
-        auto=f"as many as the time allows for rsgn, {defaults.DEFAULT_STEPS} for all else",
+        auto=f"as many as the time allows for rsgn and es, {defaults.DEFAULT_STEPS} for all else",
     )
     patience: int | None = option_field(
         None,
-        "the run ends after so many evaluations without a lower validation loss (by 0.1 % at least); 0: never",
+        "the run ends after so many evaluations without a lower validation loss (by 0.1 % at least), or of es without "
+        "a higher metric; 0: never",
         "method",
         minimum=0,
         maximum=1_000_000,
-        auto=f"{defaults.DEFAULT_PATIENCE} for rsgn without --steps, 0 for all else",
+        auto=f"{defaults.DEFAULT_PATIENCE} for rsgn and {defaults.ES_PATIENCE} for es without --steps, 0 for all else",
     )
     batch_size: int | None = option_field(
         None,
@@ -124,7 +126,7 @@ class RunConfig:
     )
     lr: float | None = option_field(
         None,
-        "learning rate",
+        "learning rate; of es the length of a step in multiples of eps",
         "method",
         minimum=0.0,
         maximum=1e6,
@@ -213,7 +215,7 @@ class RunConfig:
         minimum=0.0,
         maximum=10.0,
         exclusive_minimum=True,
-        auto="the default of the scope",
+        auto="the default of the scope; for es found before the first step, so that 20 to 50 % of the answers change",
     )
     directions: str = option_field(
         "sign", "distribution of the random direction z", "mezo", choices=("sign", "gaussian")
@@ -221,10 +223,12 @@ class RunConfig:
     estimator: str | None = option_field(
         None,
         "rsgn: the scores along many directions, and a Gauss-Newton step in their span, which needs no learning rate; "
-        "spsa: the loss on both sides of each direction (MeZO as published)",
+        "spsa: the loss on both sides of each direction (MeZO as published); es: evolution strategies, for objectives "
+        "of generated answers: the rewards of a population on both sides of its directions, z-scored",
         "mezo",
-        choices=("rsgn", "spsa"),
-        auto="rsgn; spsa for objectives other than the loss, and with --lr, --update or --weight-decay",
+        choices=("rsgn", "spsa", "es"),
+        auto="rsgn; es for f1, exact_match and reward; spsa for other objectives, and with --lr, --update or "
+        "--weight-decay",
     )
     queries: int | None = option_field(
         None,
@@ -232,7 +236,16 @@ class RunConfig:
         "mezo",
         minimum=1,
         maximum=4096,
-        auto="1 for spsa; for rsgn 16, or 32 where the final norm alone trains",
+        auto="1 for spsa; 8 for es; for rsgn 16, or 32 where the final norm alone trains",
+    )
+    pull: float | None = option_field(
+        None,
+        "share of the way back to its start that each step of es takes from every parameter that trains, against "
+        "forgetting what the rewards do not ask for",
+        "mezo",
+        minimum=0.0,
+        maximum=1.0,
+        auto=f"{defaults.ES_PULL:g} for norms, biases, gains and lora, 0 for all else, whose start would take memory",
     )
     update: str | None = option_field(
         None,
@@ -292,7 +305,7 @@ class RunConfig:
         "steps between evaluations on the validation split",
         "run",
         minimum=1,
-        auto="5 for rsgn, or 2 where parameters of all layers train; 50 for all else",
+        auto="5 for rsgn, or 2 where parameters of all layers train; 10 for es; 50 for all else",
     )
     out: str = option_field("runs", "folder that holds the run directories", "run")
     name: str | None = option_field(None, "name of the run", "run", auto="made of model, task, method and seed")
@@ -324,6 +337,11 @@ class RunConfig:
     def gauss_newton(self) -> bool:
         """Returns whether the method is mezo with the estimator rsgn."""
         return self.method == "mezo" and defaults.default_estimator(self) == "rsgn"
+
+    @property
+    def evolves(self) -> bool:
+        """Returns whether the method is mezo with the estimator es."""
+        return self.method == "mezo" and defaults.default_estimator(self) == "es"
 
     @property
     def direction_count(self) -> int:

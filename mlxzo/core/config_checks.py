@@ -30,6 +30,10 @@ def combination_problems(config: RunConfig) -> list[str]:
         problems += _problems_of_backpropagation(config)
     elif config.estimator == "rsgn":
         problems += _problems_of_rsgn(config)
+    elif config.estimator == "es":
+        problems += _problems_of_es(config)
+    if config.pull is not None and not config.evolves:
+        problems.append("pull: only the estimator es pulls towards the start; leave it out, or use --estimator es")
     return problems
 
 
@@ -44,6 +48,20 @@ def _problems_of_rsgn(config: RunConfig) -> list[str]:
     ]
     if config.weight_decay:
         problems.append("weight_decay: the estimator rsgn has none; leave it out, or use --estimator spsa")
+    return problems
+
+
+def _problems_of_es(config: RunConfig) -> list[str]:
+    problems = []
+    if not config.writes:
+        problems.append(
+            f"estimator: es is for objectives of generated answers (f1, exact_match, reward); with the objective "
+            f"{config.objective} use spsa"
+        )
+    if config.update is not None:
+        problems.append("update: the estimator es has one rule; leave it out, or use --estimator spsa")
+    if config.weight_decay:
+        problems.append("weight_decay: the estimator es has none; use --pull, or --estimator spsa")
     return problems
 
 

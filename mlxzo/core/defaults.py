@@ -33,6 +33,16 @@ RSGN_QUERIES_BEHIND = 32
 EVAL_EVERY = 5
 EVAL_EVERY_DEEP = 2
 
+# Directions of a step of ES, its rate in multiples of eps, and its pull towards the start, which is the alpha lambda of
+# arXiv 2605.30148.
+ES_QUERIES = 8
+ES_LR = 1.0
+ES_PULL = 0.005
+ES_SECONDS = 1800.0
+ES_PATIENCE = 10
+# Kinds of few numbers: a copy of their start costs next to nothing.
+_PULLED = {"norms", "biases", "gains", "lora"}
+
 DEFAULT_SECONDS = 900.0
 DEFAULT_PATIENCE = 10
 DEFAULT_STEPS = 300
@@ -47,6 +57,8 @@ def default_values(config: RunConfig) -> dict[str, Any]:
     step_sizes = mezo_defaults(scope, config.update)
     if estimator == "rsgn":
         return {**found, "eps": step_sizes["eps"], **_rsgn_defaults(config)}
+    if estimator == "es":
+        return {**found, **_es_defaults(config)}
     return {**_BY_STEPS, **found, **step_sizes}
 
 
@@ -65,6 +77,15 @@ def _rsgn_defaults(config: RunConfig) -> dict[str, Any]:
     return {**found, "patience": DEFAULT_PATIENCE, "max_seconds": DEFAULT_SECONDS}
 
 
+def _es_defaults(config: RunConfig) -> dict[str, Any]:
+    """Default limits and rates of ES; eps has none, as it is found before the first step."""
+    pull = ES_PULL if set(config.parsed_scope.kinds) <= _PULLED else 0.0
+    found = {"steps": UNLIMITED_STEPS, "eval_every": 10, "batch_size": 16, "lr": ES_LR, "pull": pull}
+    if config.steps is not None:
+        return {**found, "patience": 0}
+    return {**found, "patience": ES_PATIENCE, "max_seconds": ES_SECONDS}
+
+
 def step_limit(config: RunConfig) -> int | None:
     """The number of steps that ends a run; None where only time or a plateau does."""
     steps = default_values(config)["steps"] if config.steps is None else config.steps
@@ -75,14 +96,15 @@ def default_estimator(config: RunConfig) -> str:
     """The estimator of a configuration of mezo: its own, or the one that its other options need."""
     if config.estimator is not None:
         return config.estimator
-    needs_rate = any(getattr(config, name) is not None for name in ("lr", "update")) or config.weight_decay
-    return "spsa" if config.objective != "loss" or needs_rate else "rsgn"
+    if config.weight_decay or config.lr is not None or config.update is not None:
+        return "spsa"
+    return {"loss": "rsgn"}.get(config.objective, "es" if config.writes else "spsa")
 
 
 def default_queries(config: RunConfig) -> int:
     """Default number of random directions per step of a configuration of mezo."""
-    if default_estimator(config) == "spsa":
-        return 1
+    if (estimator := default_estimator(config)) != "rsgn":
+        return ES_QUERIES if estimator == "es" else 1
     return RSGN_QUERIES_BEHIND if config.parsed_scope.last_layers == 0 else RSGN_QUERIES
 
 

@@ -107,6 +107,32 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class Population(Event):
+    """The population of a step of ES; precedes the event of the step.
+
+    Attributes:
+        step: from 1.
+        rewards: mean reward of each member over the batch.
+        eps: scale of the perturbation.
+        changed: share of answers that differ from the most frequent one to the same prompt.
+        answers: every few steps, each {"prompt": its end, "best": the answer of the member with the highest reward,
+            "median": that of the member with the median}; else empty.
+    """
+
+    name: ClassVar[str] = "population"
+    step: int
+    rewards: list[float]
+    eps: float
+    changed: float
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        texts = [item[key] for item in self.answers for key in ("prompt", "best", "median")]
+        if not self.rewards or not all(isinstance(text, str) for text in texts):
+            raise ValueError("rewards, and prompt and two answers of each sample, are needed")
+
+
+@dataclass(frozen=True)
 class RankStats(Event):
     """The work of each rank of a run, a few times a minute; lists are by rank.
 

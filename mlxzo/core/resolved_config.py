@@ -22,6 +22,7 @@ class ResolvedConfig(RunConfig):
     queries: int = 0
     weight_decay: float = -1.0
     estimator: str = ""
+    pull: float = -1.0
     steps: int = 0
     patience: int = -1
     batch_size: int = 0
@@ -38,6 +39,7 @@ class ResolvedConfig(RunConfig):
             "queries": config.direction_count,
             # Of RSGN on the final norm alone; `engine.session.fetch` knows whether the data allow it.
             "batch_size": ALL_EXAMPLES,
+            "pull": 0.0,
             "estimator": default_estimator(config),
             **default_values(config),
         }

@@ -57,6 +57,7 @@ class Shapes:
         written_share: bound of the tokens, and of the sequences, of answers in flight, in multiples of a micro-batch's.
         frozen_tokens: most tokens in one pass through frozen layers, whose shape depends on the length of a sequence
             alone (see `frozen`; one sequence may be longer); None: the passes are those of the micro-batches.
+        population: factor of that bound of tokens where a population writes in one batch.
     """
 
     multiple: int = 8
@@ -64,13 +65,20 @@ class Shapes:
     rows: int | None = None
     written_share: int = 8
     frozen_tokens: int | None = None
+    population: int = 1
 
     @staticmethod
-    def suited(on_cpu: bool, rows: int | None = None) -> Shapes:
+    def suited(on_cpu: bool, rows: int | None = None, population: bool = False) -> Shapes:
         """Shapes for a device. On a CPU, 256 tokens keep the matrix products busy and fit its caches, and two
         micro-batches are computed at once; a GPU wants fewer and larger ones. A decode step reads every weight whatever
-        the batch size; it pays from about 16 sequences."""
-        return Shapes(8, 256, rows, 16) if on_cpu else Shapes(32, 8192, rows, 1, 512)
+        the batch size; it pays from about 16 sequences, and a population has some hundred.
+
+        Args:
+            population: a population writes in one batch.
+        """
+        if on_cpu:
+            return Shapes(8, 256, rows, 16, population=4 if population else 1)
+        return Shapes(32, 8192, rows, 1, 512, population=2 if population else 1)
 
     def padded(self, example: Size) -> int:
         """The padded length of an example, in tokens."""
@@ -97,7 +105,7 @@ class Shapes:
 
     def written(self, length: int) -> int:
         """Most answers in flight, of at most `length` tokens each, prompts included."""
-        most = self.written_share * self.tokens // length
+        most = self.population * self.written_share * self.tokens // length
         return max(1, most if self.rows is None else min(most, self.written_share * self.rows))
 
     def largest(self, examples: Iterable[Size]) -> int:

@@ -20,7 +20,6 @@ from ..core.errors import ConfigError, DataError
 from ..core.run_directory import BEST_STATE, JOURNAL, LAST_STATE, RESULT, RunDirectory
 from ..models.slots import Slot
 from ..zo.journal import Journal, JournalError, read
-from ..zo.replay import replay
 from .batching import batch_indices
 from .checkpoint_file import load_state, save_state, saved_step
 from .evaluation import Evaluation
@@ -243,7 +242,7 @@ class Checkpoints:
             # The state is lost, or of a step that is still to come: that of the best step follows from the journal.
             if start < self._snapshot <= past.best_step:
                 start = self._load_snapshot()
-            replay(self.session.causal.slots, journal, start, past.best_step)
+            self.method.replay(journal, start, past.best_step)
             self.save_best(past.best_step)
             start = past.best_step
         elif held != past.best_step:

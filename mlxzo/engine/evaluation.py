@@ -23,13 +23,13 @@ from ..core.errors import Diverged
 from ..core.metrics import metric_named, standard_error
 from ..tasks.base import Example
 from ..tasks.metrics import METRICS, WRITTEN
-from ..zo.perturb import View
+from ..zo.perturb import Population, View
 from .batching import SCORED_AT_ONCE, Batch, Shapes, by_length
 from .data_summary import share_candidates
-from .distributed.communicator import Communicator, Piece
+from .distributed.communicator import Communicator, Piece, members_at_once
 from .encoding import EncodedExample, encode_prompt
 from .generation import Generator
-from .objectives import OfAnswers, by_judge, by_metric, shortfall
+from .objectives import AnswerObjective, by_judge, by_metric
 from .prefill import Prefill
 from .prefix_sharing import MAX_NEW_TOKENS, Prompt, worth_sharing
 from .sampling import Sampling
@@ -37,7 +37,7 @@ from .scoring import Scorer, candidate_probabilities, example_losses
 from .session import Session
 
 # Examples of a split in `events.Samples`, and the most characters of a prompt, from its end.
-_SHOWN, _SHOWN_CHARACTERS = 6, 400
+_SHOWN, SHOWN_CHARACTERS = 6, 400
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Evaluator:
     def __init__(self, session: Session):
         self.session = session
         self._judge = None if session.judge is None else by_judge(session.judge)
+        self._supports_population: bool | None = None
 
     def evaluate(self, split: str, emit: events.Emit) -> Evaluation:
         """Evaluates one split; `emit` takes the progress."""
@@ -166,7 +167,7 @@ class Evaluator:
         does not support it."""
         session = self.session
         # Keys and values of as many tokens as a forward pass would have take about as much memory as that pass.
-        shapes = replace(session.shapes, tokens=session.shapes.largest(encoded), written_share=1)
+        shapes = replace(session.shapes, tokens=session.shapes.largest(encoded), written_share=1, population=1)
         rows = [row for example in encoded for row in example.rows]
         # Frozen layers count as cached even where they are not: the decision must be the same on all ranks.
         frozen = session.scorer.layers / max(1, len(session.causal.layers))
@@ -215,15 +216,15 @@ class Evaluator:
                 scores[number], losses[number] = own, loss
         return written.answers, Scored(scores, losses)
 
-    def of_answers(self) -> OfAnswers | None:
+    def of_answers(self) -> AnswerObjective | None:
         """The objective of the run, where it is a function of generated answers."""
         config = self.session.config
         if not config.writes:
             return None
-        return shortfall(self._written_in_a_step, self._judge or by_metric(config.objective))
+        return AnswerObjective(self._written_in_a_step, self._judge or by_metric(config.objective))
 
-    def _written_in_a_step(self, examples: Sequence[Example], view: View) -> list[str]:
-        """Generates the answers that a step judges.
+    def _written_in_a_step(self, examples: Sequence[Example], views: Sequence[View]) -> list[list[str]]:
+        """Generates the answers that a step judges, under each view; of a population in one batch if it can be so.
 
         Random draws follow from the seed and the examples alone, so that both sides of a direction use the same.
         """
@@ -232,7 +233,24 @@ class Evaluator:
             prompts = "\0".join(example.prompt for example in examples)
             name = (config.seed, blake2b(prompts.encode(), digest_size=16).hexdigest())
             sampling = Sampling(config.temperature, config.top_p, name)
-        return self.write("train", examples, view=view, sampling=sampling)
+        if len(views) == 1 or not self._by_row(views):
+            return [self.write("train", examples, view=view, sampling=sampling) for view in views]
+        population = self._population(views)
+        answers = self.write("train", examples, view=population, sampling=sampling)
+        count = len(examples)
+        return [answers[first : first + count] for first in range(0, len(answers), count)]
+
+    def _population(self, views: Sequence[View]) -> Population:
+        session = self.session
+        return Population(views, session.trainable.names, session.causal.compute_dtype)
+
+    def _by_row(self, views: Sequence[View]) -> bool:
+        """True if the model computes each row of a batch with the weights of its own member, tried once."""
+        if members_at_once(self.session.config) == 1:
+            return False
+        if self._supports_population is None:
+            self._supports_population = self.session.causal.supports(self._population(views[:2]), views[:2])
+        return self._supports_population
 
     def _generator(self, view: View | None = None, sampling: Sampling | None = None) -> Generator:
         session = self.session
@@ -282,7 +300,7 @@ def samples(
     """
     return [
         {
-            "prompt": example.prompt[-_SHOWN_CHARACTERS:],
+            "prompt": example.prompt[-SHOWN_CHARACTERS:],
             "answer": answer,
             "right": next(iter(example.gold), None),
             "share": None if scores is None else float(candidate_probabilities(scores[number]).max()),

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..models.causal import CausalLM
-from ..zo.perturb import View
+from ..zo.perturb import Population, View
 from .batching import Shapes
 from .prefill import Prefill
 from .prefix_sharing import MAX_NEW_TOKENS, Prompt, Read, reads
@@ -43,6 +43,7 @@ class Generator:
         tokenizer: mlx-lm's, with `decode` and `eos_token_ids`.
         shapes: bounds of the tokens of one pass, and of the answers in flight.
         max_new_tokens: longest answer, in tokens.
+        view: the weights; where it is a population, each member answers every prompt, all in one batch.
         sampling: how tokens are drawn; None: greedily.
 
     Attributes:
@@ -63,7 +64,7 @@ class Generator:
         self._causal, self._tokenizer, self._shapes = causal, tokenizer, shapes
         self._longest, self._sampling = max_new_tokens, sampling
         self._view = causal.view() if view is None else view
-        self._prefill = Prefill(causal, self._view)
+        self._prefill = Prefill(causal, self._view, shapes.tokens)
         self.can_score = self._prefill.supports_trim
 
     def write(
@@ -71,10 +72,13 @@ class Generator:
     ) -> Written:
         """Generates an answer to each prompt, up to the end of the line or text or the longest answer, and strips it.
 
+        The answers of a population are in the order of its members, one after the other.
+
         Args:
             prompts: without expected tokens unless `can_score`.
             on_progress: called with the number of finished answers and of all.
         """
+        self._prompts, prompts = len(prompts), [*prompts] * self._members
         written = Written([""] * len(prompts), np.full(len(prompts), np.nan))
         waiting, done = reads([prompt.row for prompt in prompts], self._shapes, self._longest)[::-1], 0
         in_flight = _InFlight()
@@ -84,13 +88,26 @@ class Generator:
             else:
                 tokens = mx.array([[answer.tokens[-1]] for answer in in_flight.answers], mx.int32)
                 positions = mx.arange(len(in_flight.answers))
-                states = self._causal.read_on(tokens, in_flight.caches, positions, self._view)
+                view = self._view_of([answer.number for answer in in_flight.answers])
+                states = self._causal.read_on(tokens, in_flight.caches, positions, view)
                 self._lengthen(in_flight.answers, states)
             for answer in in_flight.take_ended():
                 written.answers[answer.number] = answer.line.strip()
                 done += 1
                 on_progress(done, len(prompts))
         return written
+
+    @property
+    def _members(self) -> int:
+        return self._view.size if isinstance(self._view, Population) else 1
+
+    def _member_of(self, numbers: Sequence[int]) -> list[int]:
+        """The members of the population that write the answers with these numbers."""
+        return [number // self._prompts for number in numbers]
+
+    def _view_of(self, numbers: Sequence[int]) -> View:
+        """The weights for a batch of the answers with these numbers."""
+        return self._view.of_rows(self._member_of(numbers)) if isinstance(self._view, Population) else self._view
 
     def _have_room(self, in_flight: _InFlight, read: Read, prompts: Sequence[Prompt]) -> bool:
         """True if the answers to a read fit beside those in flight."""
@@ -101,7 +118,7 @@ class Generator:
     def _begin(self, read: Read, prompts: Sequence[Prompt], in_flight: _InFlight, losses: np.ndarray) -> None:
         """Reads prompts, scores their expected tokens, and adds the first token of each answer."""
         own = [prompts[number] for number in read.numbers]
-        states, caches = self._prefill.read(read.shared, [prompt.row for prompt in own])
+        states, caches = self._prefill.read(read.shared, [prompt.row for prompt in own], self._member_of(read.numbers))
         # Each prompt has one state for every expected token, or one alone for its first token.
         *firsts, _ = accumulate((max(1, len(prompt.expected)) for prompt in own), initial=0)
         answers = [_Answer(number) for number in read.numbers]
@@ -118,7 +135,9 @@ class Generator:
     def _lengthen(self, answers: Sequence[_Answer], states: mx.array) -> None:
         """Adds the next token to each answer, from its last states [R, ...], and marks those that end."""
         logits = np.array(self._causal.next_logits(states, self._view))
-        numbers, places = [answer.number for answer in answers], [len(answer.tokens) for answer in answers]
+        # All members draw alike.
+        numbers = [answer.number % self._prompts for answer in answers]
+        places = [len(answer.tokens) for answer in answers]
         for answer, token in zip(answers, next_tokens(logits, self._sampling, numbers, places), strict=True):
             if token in self._tokenizer.eos_token_ids:
                 answer.ended = True

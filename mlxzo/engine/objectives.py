@@ -18,9 +18,6 @@ from .batching import Batch
 from .reward import Answer, Judge, with_failures_lowest
 from .scoring import Measure, example_losses
 
-OfAnswers = Callable[[Batch, View], np.ndarray]
-"""A value per example, lower is better: float64 [B] from the answers generated under a view of the weights."""
-
 Judgement = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 """A score of the answer to each example; higher is better."""
 
@@ -61,11 +58,23 @@ def by_judge(judge: Judge) -> Judgement:
     )
 
 
-def shortfall(write: Callable[[Sequence[Example], View], Sequence[str]], judge: Judgement) -> OfAnswers:
-    """1 less the judgement of the answers that `write` generates under a view."""
+class AnswerObjective:
+    """An objective of the answers that the model generates.
 
-    def values(batch: Batch, view: View) -> np.ndarray:
-        examples = [encoded.source for encoded in batch.examples if encoded.source is not None]
-        return 1.0 - np.array(judge(examples, write(examples, view)), np.float64)
+    Args:
+        write: generates the answers to some examples under each of some views of the weights.
+        judge: scores answers.
+    """
 
-    return values
+    def __init__(self, write: Callable[[Sequence[Example], Sequence[View]], Sequence[Sequence[str]]], judge: Judgement):
+        self.write, self.judge = write, judge
+
+    def __call__(self, batch: Batch, view: View) -> np.ndarray:
+        """A value per example, lower is better: 1 less the score, float64 [B]."""
+        examples = sources(batch)
+        return 1.0 - np.array(self.judge(examples, self.write(examples, [view])[0]), np.float64)
+
+
+def sources(batch: Batch) -> list[Example]:
+    """The examples of a batch as text."""
+    return [encoded.source for encoded in batch.examples if encoded.source is not None]

@@ -22,7 +22,7 @@ class TrainingProgress:
         train_seconds, tokens, padded_tokens, ties: sums over the steps.
         stopped_by: the reason for the end of the run: `steps`, `time` or `plateau`.
         validation_seconds: total time of evaluations on the validation split.
-        validation_losses: of the validation split, by step, the zero-shot one under 0.
+        validations: evaluations of the validation split, by step, the zero-shot one under 0.
     """
 
     step: int = 0
@@ -33,7 +33,7 @@ class TrainingProgress:
     losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     validation_seconds: float = 0.0
-    validation_losses: dict[int, float] = field(default_factory=dict)
+    validations: dict[int, Evaluation] = field(default_factory=dict)
     tokens: int = 0
     padded_tokens: int = 0
     ties: int = 0
@@ -41,7 +41,7 @@ class TrainingProgress:
 
     def add_evaluation(self, step: int, outcome: Evaluation) -> bool:
         """Takes an evaluation on the validation split after step `step`; returns whether it is the best so far."""
-        self.validation_losses[step] = outcome.loss
+        self.validations[step] = outcome
         best = outcome.better_than(self.best)
         if best:
             self.best_step, self.best = step, outcome

@@ -33,7 +33,7 @@ from ..tasks.registry import load_task
 from .activation_cache import ActivationCache
 from .batching import Batch, Shapes, make_batch
 from .data_summary import duplicates_text, summarise
-from .distributed.communicator import Communicator
+from .distributed.communicator import Communicator, members_at_once
 from .encoding import EncodedExample, encode_all
 from .reward import Judge
 from .scoring import Scorer
@@ -157,7 +157,7 @@ def compute_dtype() -> mx.Dtype | None:
 
 def micro_batch_shapes(config: RunConfig) -> Shapes:
     """Bounds of micro-batches that suit the device."""
-    return Shapes.suited(computes_as_cpu(), config.micro_batch)
+    return Shapes.suited(computes_as_cpu(), config.micro_batch, members_at_once(config) > 1)
 
 
 def load_data(config: RunConfig, emit: events.Emit) -> TaskData:

@@ -13,14 +13,16 @@ from typing import Any, Protocol
 from ..core import events
 from ..core.errors import Diverged, DoesNotFit, Interrupted
 from ..core.meter import mlx_memory
+from ..core.metrics import metric_named
 from ..models.loading import fingerprint
-from .batching import SCORED_AT_ONCE, batch_indices, by_length
+from .batching import SCORED_AT_ONCE, Batch, batch_indices, by_length
 from .checkpoint_file import load_state
 from .checkpoints import Checkpoints
 from .distributed.communicator import Request
-from .evaluation import Evaluation, Evaluator
-from .methods import Method
+from .evaluation import SHOWN_CHARACTERS, Evaluation, Evaluator
+from .methods import Method, PopulationResult
 from .methods.ties import TieDetector
+from .objectives import sources
 from .progress import TrainingProgress
 from .session import Session
 
@@ -33,6 +35,8 @@ _STEPS_TO_KNOW = 3
 _LEAST_GAIN = 1e-3
 # Steps between comparisons of all ranks' weights.
 _CHECK_EVERY = 100
+# Steps between samples of what a population writes, and the prompts in each.
+_ANSWERS_EVERY, _SHOWN = 5, 3
 
 
 class Control(Protocol):
@@ -135,6 +139,10 @@ class Trainer:
                 raise self._diverged(f"the loss of step {step + 1} is not a finite number")
             own_seconds = time.perf_counter() - began
             seconds, cached_seconds = own_seconds + cached_seconds, 0.0
+            if outcome.note:
+                self.emit(events.Note(outcome.note))
+            if outcome.population is not None:
+                self._tell_population(step + 1, outcome.population, batch)
             past.step = step + 1
             past.train_seconds += seconds
             past.losses.append(outcome.loss)
@@ -183,6 +191,16 @@ class Trainer:
                 self._validate(step + 1)
             self.checkpoints.keep(step + 1)
 
+    def _tell_population(self, step: int, population: PopulationResult, batch: Batch) -> None:
+        answers: list[dict[str, Any]] = []
+        if step % _ANSWERS_EVERY == 1 and population.best and population.median:
+            some = zip(sources(batch)[:_SHOWN], population.best, population.median, strict=False)
+            answers = [
+                {"prompt": example.prompt[-SHOWN_CHARACTERS:], "best": best, "median": median}
+                for example, best, median in some
+            ]
+        self.emit(events.Population(step, list(population.rewards), population.eps, population.changed, answers))
+
     def _fill_cache(self) -> float:
         """Computes the frozen layers of all training examples, where the first step needs them all, and reports how far
         it is; returns the seconds it took."""
@@ -221,10 +239,12 @@ class Trainer:
             past.stopped_by = "time"
         elif self._on_plateau:
             past.stopped_by = "plateau"
+            config = self.session.config
+            what = f"{self.session.metric} has not risen" if config.writes else "loss has not fallen"
             self.emit(
                 events.Note(
-                    f"the validation loss has not fallen in the last {self.session.config.patience} evaluations: the "
-                    f"run ends, and its best state is that of step {past.best_step}{self._more_rows_text()}"
+                    f"the validation {what} in the last {config.patience} evaluations: the run ends, and its best "
+                    f"state is that of step {past.best_step}{self._more_rows_text()}"
                 )
             )
         return past.stopped_by != "steps"
@@ -313,12 +333,17 @@ class Trainer:
 
     @property
     def _on_plateau(self) -> bool:
-        """Returns whether the last evaluations, as many as `patience`, found no lower validation loss.
+        """Returns whether the last evaluations, as many as `patience`, found no lower validation loss, or where answers
+        are generated in steps no better metric.
 
         Evaluations that were asked for in between do not count: the run must not end earlier for them.
         """
         patience, every = self.session.config.patience, self.session.config.eval_every
-        losses = [loss for step, loss in sorted(self.past.validation_losses.items()) if step % every == 0]
+        due = [outcome for step, outcome in sorted(self.past.validations.items()) if step % every == 0]
+        if self.session.config.writes:
+            losses = [-metric_named(outcome.metric).merit(outcome.value) for outcome in due]
+        else:
+            losses = [outcome.loss for outcome in due]
         return 0 < patience <= evaluations_since_the_lowest(losses)
 
     @property

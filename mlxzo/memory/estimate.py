@@ -32,6 +32,7 @@ from ..core.config import RunConfig
 from ..core.device import computes_as_cpu
 from ..core.resolved_config import ResolvedConfig
 from ..engine.batching import SCORED_AT_ONCE, Shapes, Size, cut, within
+from ..engine.distributed.communicator import members_at_once
 from ..engine.prefix_sharing import MAX_NEW_TOKENS
 from ..models.architecture import DTYPE_BYTES, ModelShape
 from ..models.layer_shapes import EXPERTS
@@ -214,6 +215,9 @@ class Predictor:
         if self.trained.added_bytes:
             why = f"{self.trained.numbers:,} trained parameters in float32"
             parts.append(Component("adapters", self.trained.added_bytes, why))
+        if ResolvedConfig.of(config).pull:
+            why = "trained parameters before the first step, towards which es pulls"
+            parts.append(Component("start", self.trained.bytes, why))
         if config.method == "bp" and config.optimizer != "sgd":
             why = "two float32 values per trained parameter"
             parts.append(Component("optimiser state", 8 * self.trained.numbers, why))
@@ -264,7 +268,8 @@ class Predictor:
 
     def _writing(self, settings: Settings) -> list[Component]:
         """Generation of answers, in an evaluation or for a reward, while further prompts are read."""
-        shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch)
+        together = members_at_once(self.config)
+        shape, shapes = self.shape, Shapes.suited(self.on_cpu, settings.micro_batch, together > 1)
         sizes = [size for size in self.data.evaluated if size.written or self.config.names_judge]
         sizes += self.data.train if self.config.writes else ()
         if not sizes:
@@ -272,14 +277,27 @@ class Predictor:
         prompts = (size.length + 1 - size.scored if size.candidates == 1 else size.length for size in sizes)
         lengths = {min(prompt + MAX_NEW_TOKENS, self.config.max_tokens) for prompt in prompts}
         rows, length = max(
-            ((min(len(sizes), shapes.written(length)), length) for length in lengths),
+            ((min(max(len(sizes), self._answers_at_once), shapes.written(length)), length) for length in lengths),
             key=lambda answers: answers[0] * answers[1],
         )
-        kept = sum(layer.cached for layer in shape.layer_shapes) * self.c * (rows + 1) * length
-        kept += sum(4 * layer.recurrent for layer in shape.layer_shapes) * (rows + 1)
+        kept = sum(layer.cached for layer in shape.layer_shapes) * self.c * (rows + together) * length
+        kept += sum(4 * layer.recurrent for layer in shape.layer_shapes) * (rows + together)
         read = self._micro(self.data.largest("evaluated", 1, shapes.multiple) or self._batch[:1], settings)
-        why = f"of {rows} answers and their prompts, {length} tokens each, and of one shared beginning"
-        return [Component("keys and values", kept, why), *self._forward(read, perturbed=self.config.writes)]
+        shared = "one shared beginning" if together == 1 else f"{together} shared beginnings"
+        why = f"of {rows} answers and their prompts, {length} tokens each, and of {shared}"
+        parts = [Component("keys and values", kept, why), *self._forward(read, perturbed=self.config.writes)]
+        if together > 1:
+            # Each member's parameters, and those of every row in one layer while it computes.
+            layers = max(1, shape.layers - self.trained.frozen_layers)
+            size = 4 * self.trained.numbers * together + 4 * self.trained.numbers // layers * rows
+            parts.append(Component("population", size, f"weights of {together} members, a row at a time"))
+        return parts
+
+    @property
+    def _answers_at_once(self) -> int:
+        """Answers that a population writes in one batch, at most; 0 where members write one after the other."""
+        together = members_at_once(self.config)
+        return together * ResolvedConfig.of(self.config).batch_size if together > 1 else 0
 
     def _backward(self, micro: _Micro, settings: Settings) -> list[Component]:
         """Forward and backward pass of one micro-batch.

@@ -16,7 +16,7 @@ from ..core.config import RunConfig
 from ..core.errors import ConfigError
 from ..zo.noise import direction_key
 from .layer_shapes import GAINED, LORA_TARGETS, MLP_OUTPUTS
-from .slots import Slot, decoder, decoder_layers, parameter_slots, slot_of
+from .slots import Slot, decoder, decoder_layers, norms, parameter_slots, slot_of
 
 Linear = nn.Linear | nn.QuantizedLinear
 
@@ -80,14 +80,14 @@ def promote_norms(model: nn.Module, config: RunConfig, first: int) -> list[Slot]
     """
     final = final_norm(model)
     slots = []
-    norms = {path: m for path, m in model.named_modules() if "Norm" in type(m).__name__ and "weight" in m}
-    for path, norm in sorted(norms.items()):
+    for path, place in norms(model).items():
         number = layer_number(path)
         if path != final and (number is None or number < first):
             continue
+        norm = place.get()
         if norm["weight"].dtype != mx.float32:
             norm = PromotedNorm(norm)
-            slot_of(model, path).set(norm)
+            place.set(norm)
         slots += [Slot(norm, leaf) for leaf in ("weight", "bias") if leaf in norm]
     if not slots:
         raise ConfigError("this model exposes no norm weights", "use --scope lora or full")

@@ -17,8 +17,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
-from ..zo.perturb import Direction, Perturbation, View
+from ..zo.perturb import Direction, Perturbation, Population, View
 from .effective_weights import EffectiveWeights
 from .head import Head, LogitTransform
 from .last_layer import TRIAL_TOKENS, agrees, at_positions, output_at
@@ -290,6 +291,30 @@ class CausalLM:
             with self.weights.installed(view, self.slots):
                 states = self.model(tokens, cache=caches)
         return at_positions(positions, states).astype(mx.float32)
+
+    def supports(self, population: Population, views: Sequence[View]) -> bool:
+        """True if a batch under a population has the states of each member by itself, tried on a few tokens.
+
+        Args:
+            views: the weights of each member.
+        """
+        tokens = mx.array([[1, 2, 3, 5]] * len(views), mx.int32)
+        positions = mx.arange(tokens.size)
+
+        def states(rows: mx.array, view: View) -> mx.array:
+            caches = [cache.merge([cache] * len(rows)) for cache in make_prompt_cache(self.model)]
+            return self.read_on(rows, caches, positions[: rows.size], view)
+
+        if not self.exposes_hidden:
+            return False
+        alone = mx.concatenate([states(tokens[:1], view) for view in views])
+        try:
+            together = states(tokens, population.of_rows(range(len(views))))
+            # Rounding is far below what a wrong row would change.
+            limit = (1e-3 if self.compute_dtype == mx.float32 else 5e-2) * mx.abs(alone).max()
+            return together.shape == alone.shape and bool((mx.abs(together - alone).max() <= limit).item())
+        except (TypeError, ValueError, AttributeError, KeyError):
+            return False
 
     def next_logits(self, states: mx.array, view: View) -> mx.array:
         """Logits [S, V] of the tokens that may follow the states that `read_on` returned; evaluated."""

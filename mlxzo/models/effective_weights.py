@@ -11,8 +11,8 @@ import mlx.nn as nn
 
 from ..zo.chunks import CHUNK_BYTES
 from ..zo.perturb import View
-from .lazy_layers import EmbeddingRows, Given, LinearRows, RemadeLinear
-from .slots import Slot, parameter_slots, slots_of_kind
+from .lazy_layers import EmbeddingRows, Given, LinearRows, NormByRow, RemadeLinear
+from .slots import Slot, norms, parameter_slots, slots_of_kind
 
 
 class EffectiveWeights:
@@ -33,6 +33,7 @@ class EffectiveWeights:
         self._compute_dtype = compute_dtype
         self._linears = slots_of_kind(model, nn.Linear, nn.QuantizedLinear)
         self._embeddings = slots_of_kind(model, nn.Embedding, nn.QuantizedEmbedding)
+        self._norms = norms(model)
 
     @contextmanager
     def installed(self, view: View, names: Iterable[str]) -> Iterator[None]:
@@ -52,7 +53,7 @@ class EffectiveWeights:
                 if name in done:
                     continue
                 path = name.rpartition(".")[0]
-                slot = self._linears.get(path) or self._embeddings.get(path)
+                slot = self._linears.get(path) or self._embeddings.get(path) or self._norms.get(path)
                 if slot is not None and (replacement := self._replacement(slot.get(), path, view)) is not None:
                     put(slot, replacement)
                     done |= {f"{path}.{leaf}" for leaf in ("weight", "scales", "biases", "bias")}
@@ -64,8 +65,10 @@ class EffectiveWeights:
                 slot.set(value)
 
     def _replacement(self, module: nn.Module, path: str, view: View) -> nn.Module | None:
-        """A module that makes the effective weight of a linear layer or embedding as it computes; None if that is made
-        whole."""
+        """A module that makes the effective weight of a linear layer, embedding or norm as it computes; None if that is
+        made whole."""
+        if path in self._norms:
+            return NormByRow(module, path, view) if view.by_row(f"{path}.weight") else None
         if path in self._embeddings:
             return EmbeddingRows(module, path, view) if self.reads_rows else None
         weight, quantised = module["weight"], "scales" in module

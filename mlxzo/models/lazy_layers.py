@@ -128,6 +128,34 @@ class RemadeLinear(nn.Module):
         return add_bias(y, linear, self._name, view)
 
 
+class NormByRow(nn.Module):
+    """Replaces a norm under a view with weights by row: each row of the batch is normalised with its own."""
+
+    def __init__(self, norm: nn.Module, name: str, view: View):
+        super().__init__()
+        self._norm, self._name, self._view = norm, name, view
+
+    def __call__(self, x: mx.array, *gate: mx.array) -> mx.array:
+        norm, stored = self._norm, {leaf: self._norm[leaf] for leaf in ("weight", "bias") if leaf in self._norm}
+        view, names = self._view, [f"{self._name}.{leaf}" for leaf in stored]
+        by_row = [view.by_row(name) for name in names]
+        weights = [view.dense(name, value) for name, value in zip(names, stored.values(), strict=True)]
+
+        def of_row(x: mx.array, *rest: mx.array) -> mx.array:
+            own, gate = rest[: len(stored)], rest[len(stored) :]
+            for leaf, weight in zip(stored, own, strict=True):
+                norm[leaf] = weight
+            return norm(x, *gate)
+
+        weights = [weight[:, 0] if rows else weight for weight, rows in zip(weights, by_row, strict=True)]
+        axes = (0, *(0 if rows else None for rows in by_row), *(0 for _ in gate))
+        try:
+            return mx.vmap(of_row, in_axes=axes)(x, *weights, *gate)
+        finally:
+            for leaf, value in stored.items():
+                norm[leaf] = value
+
+
 def hidden_states(returned: Any) -> mx.array:
     """The hidden states among what a decoder layer returns: all, or the first of several values."""
     return returned if isinstance(returned, mx.array) else returned[0]

@@ -43,6 +43,12 @@ def slots_of_kind(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, Slot]:
     return {name: slot_of(model, name) for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
+def norms(model: nn.Module) -> dict[str, Slot]:
+    """The place of every norm with a weight, by dotted path; mlx-lm's norms have no base class in common."""
+    paths = [path for path, m in model.named_modules() if "Norm" in type(m).__name__ and "weight" in m]
+    return {path: slot_of(model, path) for path in sorted(paths)}
+
+
 def decoder(model: nn.Module) -> tuple[str, nn.Module]:
     """The module that holds `model.layers` and the head, with its dotted path: "" or, inside a multimodal
     architecture, "language_model."."""

@@ -135,7 +135,8 @@ def train(
         check_same(run, here)
     run.write_json("environment.json", here)
     open_activation_cache(session, run.path, emit)
-    method = make_method(session.scorer, trainable, session.config, Evaluator(session).of_answers(), team)
+    answers, find_eps = Evaluator(session).of_answers(), session.asked.eps is None
+    method = make_method(session.scorer, trainable, session.config, answers, team, find_eps=find_eps)
     checkpoints = Checkpoints(run, session, method, emit)
     return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
 

@@ -21,19 +21,27 @@ Terms = list[tuple[Direction, float]]
 
 @dataclass(frozen=True)
 class Update:
-    """One step's move: w -= decay * w + sum of factor * z over `terms`.
+    """One step's move: w -= decay * w + sum of factor * z over `terms`, and then w += pull * (start - w).
 
     Attributes:
         step: with the run's seed, determines the random bits of the rounding.
         decay: learning rate times weight decay; applied to matrices only, not to norms, biases and gains.
+        pull: share of the way back to the weights before the first step (arXiv 2605.30148).
     """
 
     step: int
     terms: Terms
     decay: float = 0.0
+    pull: float = 0.0
 
 
-def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequence[Update], seed: int) -> None:
+def apply_updates(
+    slots: Mapping[str, Slot],
+    names: Sequence[str],
+    updates: Sequence[Update],
+    seed: int,
+    start: Mapping[str, mx.array] | None = None,
+) -> None:
     """Applies updates one after the other to the parameters `names`, in one pass over the weights.
 
     Each chunk of rows is read once, goes through all updates, and is written. bfloat16 and float16 weights are rounded
@@ -42,16 +50,18 @@ def apply_updates(slots: Mapping[str, Slot], names: Sequence[str], updates: Sequ
     Args:
         slots: the places of the parameters.
         seed: seed of the run.
+        start: the parameters before the first step, where an update pulls towards them.
     """
     effective = []
     for update in updates:
         terms = [(direction, factor) for direction, factor in update.terms if factor != 0.0]
-        if terms or update.decay:
+        if terms or update.decay or update.pull:
             effective.append(replace(update, terms=terms))
     if not effective:
         return
     for name in names:
-        rewrite([slots[name]], partial(_moved_range, name, slots[name].get().shape, effective, seed))
+        origin = None if start is None else start[name]
+        rewrite([slots[name]], partial(_moved_range, name, slots[name].get().shape, effective, seed, origin))
 
 
 class Moved(View):
@@ -88,20 +98,35 @@ class Moved(View):
 
 
 def _moved_range(
-    name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, rows: range, weight: mx.array
+    name: str,
+    shape: tuple[int, ...],
+    updates: Sequence[Update],
+    seed: int,
+    start: mx.array | None,
+    rows: range,
+    weight: mx.array,
 ) -> list[mx.array]:
-    """As `_moved`, for the rows of a range."""
-    return [_moved(name, shape, updates, seed, mx.arange(rows.start, rows.stop), weight)]
+    """As `_moved`, for the rows of a range; `start` is the whole tensor."""
+    numbers = mx.arange(rows.start, rows.stop)
+    origin = None if start is None else start.reshape(-1, weight.shape[-1])[rows.start : rows.stop]
+    return [_moved(name, shape, updates, seed, numbers, weight, origin)]
 
 
 def _moved(
-    name: str, shape: tuple[int, ...], updates: Sequence[Update], seed: int, numbers: mx.array, weight: mx.array
+    name: str,
+    shape: tuple[int, ...],
+    updates: Sequence[Update],
+    seed: int,
+    numbers: mx.array,
+    weight: mx.array,
+    start: mx.array | None = None,
 ) -> mx.array:
     """Some rows of a tensor of shape `shape` after the updates.
 
     Args:
         numbers: numbers of the rows, int [N].
         weight: these rows before the updates, [N, columns].
+        start: these rows before the first step, for updates that pull.
     """
     # Otherwise MLX would generate the noise of all directions before it adds the first.
     one_by_one = weight.size >= _LARGE and sum(len(update.terms) for update in updates) > 1
@@ -113,6 +138,8 @@ def _moved(
             moved = moved + direction.scaled(name, shape, -factor, numbers)
             if one_by_one:
                 mx.eval(moved)
+        if update.pull and start is not None:
+            moved = moved + update.pull * (start.astype(mx.float32) - moved)
         weight = rounded(moved, weight.dtype, name, shape, numbers, seed, update.step)
         del moved
     return weight

@@ -9,11 +9,12 @@ Format 1, all numbers little-endian
     header   zlib-compressed JSON in UTF-8 (see `Header`)
     check    uint32: CRC-32 of everything before it
     records  16 bytes each, a fixed number a step: one per direction, then one for weight decay if the run has it, and
-             one for the damping of RSGN
+             one for the state of RSGN or ES
         float32  derivative g_i of the estimator (0 in a decay record)
         float32  factor c_i of the step's update (learning rate times weight decay in a decay record)
         float32  loss of the batch
-                 (in a damping record: the curvature along the move, and the two parts of the damping of the next step)
+                 (in a state record of RSGN: the curvature along the move, and the two parts of the damping of the next
+                 step; in one of ES: eps, the pull, and 0)
         uint32   CRC-32 of the record's number (uint64) and the 12 bytes before, begun with the header's check
 
 Loss and derivative are rounded to float32 when they are measured, and the factor before it is applied, so the file has
@@ -109,13 +110,18 @@ class Header:
         return bool(self.config["weight_decay"])
 
     @property
-    def damps(self) -> bool:
-        """True if each step has a record of the damping."""
-        return self.config.get("estimator") == "rsgn"
+    def has_state(self) -> bool:
+        """True if each step has a record of the method's state."""
+        return self.pulls or self.config.get("estimator") == "rsgn"
+
+    @property
+    def pulls(self) -> bool:
+        """True if a step may pull the weights towards their start."""
+        return self.config.get("estimator") == "es"
 
     @property
     def records_a_step(self) -> int:
-        return self.directions + self.decays + self.damps
+        return self.directions + self.decays + self.has_state
 
     def encode(self) -> bytes:
         """Everything before the records."""
@@ -132,14 +138,15 @@ class JournalStep:
     Attributes:
         derivatives, factors: of each direction.
         decay: learning rate times weight decay.
-        damping: of RSGN: the curvature a.A a along the move, and `trust` and `noise` of the damping of the next step.
+        state: of RSGN: the curvature a.A a along the move, and `trust` and `noise` of the damping of the next step; of
+            ES: eps and the pull towards the start, and 0.
     """
 
     derivatives: tuple[float, ...]
     factors: tuple[float, ...]
     loss: float
     decay: float = 0.0
-    damping: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    state: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -166,13 +173,13 @@ class Journal:
         """The step numbered from 0."""
         records = self._records[step]
         directions = self.header.directions
-        along, trust, noise = (float(number) for number in records[-1].tolist()[:3])
+        first, second, third = (float(number) for number in records[-1].tolist()[:3])
         return JournalStep(
             tuple(records["derivative"][:directions].tolist()),
             tuple(records["factor"][:directions].tolist()),
             float(records["loss"][0]),
             float(records["factor"][directions]) if self.header.decays else 0.0,
-            (along, trust, noise) if self.header.damps else (0.0, 0.0, 0.0),
+            (first, second, third) if self.header.has_state else (0.0, 0.0, 0.0),
         )
 
     def __iter__(self) -> Iterator[JournalStep]:
@@ -261,7 +268,7 @@ class JournalWriter:
         Raises:
             OSError: the file cannot be written, or a new one exists already.
         """
-        self._decays, self._damps = header.decays, header.damps
+        self._decays, self._has_state = header.decays, header.has_state
         if after is not None:
             # Not that of the header encoded again: another version of zlib may compress it to other bytes.
             self._check = after.check
@@ -287,13 +294,13 @@ class JournalWriter:
         rows = [*zip(step.derivatives, step.factors, strict=True)]
         if self._decays:
             rows.append((0.0, step.decay))
-        if self._damps:
-            rows.append(step.damping[:2])
+        if self._has_state:
+            rows.append(step.state[:2])
         records = np.zeros(len(rows), _RECORD)
         records["derivative"], records["factor"] = np.array(rows, np.float32).T
         records["loss"] = step.loss
-        if self._damps:
-            records["loss"][-1] = step.damping[2]
+        if self._has_state:
+            records["loss"][-1] = step.state[2]
         records["check"] = _checks(records, self._check, self._count)
         append(self._file, records.tobytes())
         self._count += len(rows)

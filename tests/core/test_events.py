@@ -25,6 +25,7 @@ def test_every_kind_of_event_comes_back_as_it_was():
         events.Saved("checkpoints/best", 3, 100),
         events.Note("line one\nline two \u2028 é"),
         events.Failed("Data", "m", "f", ["a", "b"], 4),
+        events.Population(1, [0.25, 0.5], 0.1, 0.3, [{"prompt": "a", "best": "b", "median": "c"}]),
         events.Finished({"steps": 3, "nested": {"x": [1, None]}}),
     ]
     assert {type(event) for event in samples} == set(events.Event.__subclasses__())

@@ -132,7 +132,7 @@ def prompts(tmp_path):
 def test_a_reward_is_what_both_sides_are_judged_by(model, prompts):
     """By hand: write both sides' answers, and measure them."""
     config = RunConfig(model=str(model), task="custom", data=str(prompts), scope="full", eps=0.05, batch_size=3)
-    config = replace(config, objective="reward", reward_function="unused:here").resolved()
+    config = replace(config, objective="reward", reward_function="unused:here", estimator="spsa").resolved()
     session = replace(open_session(config, lambda event: None), judge=Lengths())
     method = MeZO(session.scorer, session.trainable, config, Evaluator(session).of_answers())
     batch = session.batch(session.splits["train"])

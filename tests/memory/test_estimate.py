@@ -1,5 +1,7 @@
 """The estimate beside what it predicts: scopes of real models, micro-batches of a run, and MLX's own counters."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -112,8 +114,12 @@ def test_keys_and_values_of_answers_under_way_are_counted_where_answers_are_writ
     assert written(RunConfig(**norms | {"max_tokens": 128})) == 33 * a_row * 4 * 128 // 255
     assert written(RunConfig(**norms | {"max_tokens": 128}, micro_batch=1)) == 17 * a_row * 4 * 128 // 255
     assert written(RunConfig(**norms), task_writes=False) == 0
-    judged = RunConfig(**norms, objective="reward", reward_function="a:b")
+    judged = RunConfig(**norms, objective="reward", reward_function="a:b", estimator="spsa")
     assert written(judged, task_writes=False) == 17 * a_row * 4
+    # A population has four times as many answers in flight, and a beginning for each of 8 members; a cap bounds them.
+    population = replace(judged, estimator="es")
+    assert written(population, task_writes=False) == (64 + 8) * a_row * 4
+    assert written(replace(population, micro_batch=1), task_writes=False) == (16 + 8) * a_row * 4
 
 
 def test_scales_of_a_quantised_model_train():

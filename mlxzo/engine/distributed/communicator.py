@@ -264,6 +264,22 @@ def shares_points(config: RunConfig) -> bool:
     return config.parallel == "directions" or config.writes
 
 
+# Answers of a population that are written in one batch, at most: more would hardly be faster.
+_ANSWERS_AT_ONCE = 128
+# Kinds of parameters that can differ from row to row of a batch (see `zo.perturb.Population`).
+_BY_ROW = {"norms", "biases", "gains", "lora"}
+
+
+def members_at_once(config: RunConfig) -> int:
+    """Members of a population that write in one batch; 1 where the scope does not allow more.
+
+    It does not depend on the number of ranks, so that the answers do not either.
+    """
+    if not config.evolves or not set(config.parsed_scope.kinds) <= _BY_ROW:
+        return 1
+    return max(1, min(config.point_count, _ANSWERS_AT_ONCE // ResolvedConfig.of(config).batch_size))
+
+
 def check_ranks(config: RunConfig, size: int) -> None:
     """Checks that a step of this configuration has a piece of work for every rank.
 
@@ -273,6 +289,8 @@ def check_ranks(config: RunConfig, size: int) -> None:
     most, what, fix = ResolvedConfig.of(config).batch_size, "examples", "--batch-size"
     if shares_points(config):
         most, what, fix = config.point_count, "perturbed copies of the weights", "--queries"
+        if (together := members_at_once(config)) > 1:
+            most, what = -(-most // together), f"groups of {together} perturbed copies of the weights"
     problems = []
     if size > most:
         problems.append(

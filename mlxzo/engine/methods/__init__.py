@@ -16,8 +16,26 @@ if TYPE_CHECKING:
     from ...models.trainable import Trainable
     from ...zo.journal import Journal
     from ..distributed.communicator import Communicator
-    from ..objectives import OfAnswers
+    from ..objectives import AnswerObjective
     from ..scoring import Scorer
+
+
+@dataclass(frozen=True)
+class PopulationResult:
+    """The population of a step.
+
+    Attributes:
+        rewards: mean of each member over the batch.
+        eps: scale of the perturbation.
+        changed: share of answers that differ from the most frequent one to the same prompt.
+        best, median: answers of the members with these rewards; empty on ranks that have not written them.
+    """
+
+    rewards: tuple[float, ...]
+    eps: float
+    changed: float
+    best: tuple[str, ...] = ()
+    median: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class StepResult:
         ties: directions that change no value, which carry no signal.
         damping: RSGN's, for the next step; 0 for the other methods.
         passes: forward passes over the batch.
+        population: of ES.
+        note: a remark to the user.
     """
 
     loss: float
@@ -39,6 +59,8 @@ class StepResult:
     ties: int = 0
     damping: float = 0.0
     passes: int = 1
+    population: PopulationResult | None = None
+    note: str = ""
 
 
 class Method:
@@ -75,6 +97,9 @@ class Method:
     def resume(self, journal: Journal, step: int) -> None:
         """Brings the parameters, which are those after `step` steps, and all state to the end of the journal."""
 
+    def replay(self, journal: Journal, start: int, stop: int) -> None:
+        """Brings the parameters, which are those after `start` steps, to those after `stop` steps of a journal."""
+
     def sync(self) -> None:
         """Flushes the journal to the disk.
 
@@ -94,19 +119,23 @@ def make_method(
     scorer: Scorer,
     trainable: Trainable,
     config: ResolvedConfig,
-    of_answers: OfAnswers | None = None,
+    of_answers: AnswerObjective | None = None,
     team: Communicator | None = None,
+    *,
+    find_eps: bool = False,
 ) -> Method:
     """Makes the method of a resolved configuration.
 
     Args:
-        of_answers: the objective of MeZO, where it is a function of generated answers.
+        of_answers: the objective of MeZO or ES, where it is a function of generated answers.
         team: the ranks that share the work; None for a run in one process.
+        find_eps: ES finds the scale of its perturbation before the first step.
 
     Raises:
         ConfigError: the model does not support an option of the configuration.
     """
     from .backprop import Backprop
+    from .evolution import EvolutionStrategies
     from .mezo import MeZO
     from .rsgn import RSGN
 
@@ -114,4 +143,7 @@ def make_method(
         return Backprop(scorer, trainable, config, team)
     if config.estimator == "rsgn":
         return RSGN(scorer, trainable, config, team)
+    if config.estimator == "es":
+        assert of_answers is not None, "the configuration was checked"
+        return EvolutionStrategies(scorer, trainable, config, of_answers, team, find_eps=find_eps)
     return MeZO(scorer, trainable, config, of_answers, team)

@@ -20,7 +20,7 @@ from ...zo.perturb import View
 from ...zo.update_rules import UpdateRule
 from ..batching import Batch
 from ..distributed.communicator import Communicator
-from ..objectives import SCORE_OBJECTIVES, OfAnswers
+from ..objectives import SCORE_OBJECTIVES, AnswerObjective
 from ..scoring import Scorer, by_example
 from . import StepResult
 from .zeroth_order import ZerothOrder, rms
@@ -35,7 +35,7 @@ class MeZO(ZerothOrder):
         scorer: Scorer,
         trainable: Trainable,
         config: ResolvedConfig,
-        of_answers: OfAnswers | None = None,
+        of_answers: AnswerObjective | None = None,
         team: Communicator | None = None,
     ):
         """

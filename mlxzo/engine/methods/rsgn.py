@@ -88,7 +88,7 @@ class RSGN(ZerothOrder):
             along, trust, noise = as_float32([system.along(np.array(factors)), self.damping.trust, self.damping.noise])
             self.damping = Damping(trust, noise)
             if self.journal is not None:
-                self.journal.append(JournalStep(tuple(gradient), tuple(factors), loss, damping=(along, trust, noise)))
+                self.journal.append(JournalStep(tuple(gradient), tuple(factors), loss, state=(along, trust, noise)))
             terms = list(zip(directions, factors, strict=True))
             self.apply_updates(terms, step)
             self._last = _way_back(Update(step, terms)), along
@@ -103,7 +103,7 @@ class RSGN(ZerothOrder):
         super().resume(journal, step)
         if len(journal):
             last = len(journal) - 1
-            along, trust, noise = journal[last].damping
+            along, trust, noise = journal[last].state
             self.damping, self._last = Damping(trust, noise), (_way_back(recorded_update(journal, last)), along)
 
     def _judge(self, batch: Batch, clean: Sequence[np.ndarray], damping: Damping) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 from ...core.resolved_config import ResolvedConfig
@@ -34,6 +35,8 @@ class ZerothOrder(Method):
     has_journal = True
     journal: JournalWriter | None = None
     """Records each step before the weights move; None records nothing."""
+    start: Mapping[str, mx.array] | None = None
+    """The parameters before the first step, for a method that pulls towards them."""
     passes = 0
     """Forward passes over a batch so far, those of all ranks."""
 
@@ -73,12 +76,15 @@ class ZerothOrder(Method):
         return Header(self.config.to_dict(), base_sha256, parameters, NOISE_VERSION)
 
     def resume(self, journal: Journal, step: int) -> None:
-        """Replays the steps of a journal from `step` on."""
-        replay(self.causal.slots, journal, step)
+        self.replay(journal, step, len(journal))
 
-    def apply_updates(self, terms: Terms, step: int, decay: float = 0.0) -> None:
+    def replay(self, journal: Journal, start: int, stop: int) -> None:
+        replay(self.causal.slots, journal, start, stop, origin=self.start)
+
+    def apply_updates(self, terms: Terms, step: int, decay: float = 0.0, pull: float = 0.0) -> None:
         """Applies an update to the parameters that train (see `zo.apply`)."""
-        apply_updates(self.causal.slots, self.trainable.names, [Update(step, terms, decay)], self.config.seed)
+        update = Update(step, terms, decay, pull)
+        apply_updates(self.causal.slots, self.trainable.names, [update], self.config.seed, self.start)
 
     def scores(self, batch: Batch, views: Sequence[View]) -> list[np.ndarray]:
         """Scores of all candidates under each view: float64 [views, B, C] per micro-batch (see `Scorer.scores`)."""
