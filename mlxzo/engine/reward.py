@@ -46,7 +46,6 @@ _LONGEST_REPLY = 1 << 16
 # Replies that wait to be taken; a program that writes without being asked must not fill the memory.
 _MOST_WAITING = 1 << 10
 _POLL_SECONDS = 0.1
-# After the last reply to some answers: a further one may be on its way.
 _MORE_SECONDS = 0.02
 _ONE_EACH = "have it write one line for each line that it reads"
 RECENT_ANSWERS = 50
@@ -114,13 +113,20 @@ class Judge:
         command: program and arguments; started at the first call of `scores`.
         seconds: most time for one answer.
         tell: takes a sentence on the failures so far, at the first, tenth, hundredth, ... of them.
+        more_seconds: time for a reply that no answer has asked for to arrive, after each call of `scores`.
 
     Attributes:
         judged, failed: numbers of answers so far, and of those that could not be scored.
     """
 
-    def __init__(self, command: Sequence[str], seconds: float, tell: Callable[[str], None] = lambda text: None):
-        self._command, self._seconds, self._tell = list(command), seconds, tell
+    def __init__(
+        self,
+        command: Sequence[str],
+        seconds: float,
+        tell: Callable[[str], None] = lambda text: None,
+        more_seconds: float = _MORE_SECONDS,
+    ):
+        self._command, self._seconds, self._tell, self._more_seconds = list(command), seconds, tell, more_seconds
         self._process: subprocess.Popen[str] | None = None
         self._replies: queue.Queue[str | None] = queue.Queue(_MOST_WAITING)
         self._errors: deque[str] = deque(maxlen=_SHOWN_LINES)
@@ -143,7 +149,8 @@ class Judge:
             ConfigError: the command is empty or has an unclosed quote.
         """
         if task is not None:
-            return Judge(module_command("mlxzo.engine.reward_host", task), seconds, tell)
+            # No code of the user's writes there.
+            return Judge(module_command("mlxzo.engine.reward_host", task), seconds, tell, more_seconds=0.0)
         if function is not None:
             # Like any program run with -m, it finds modules in the current folder.
             return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds, tell)
@@ -202,7 +209,7 @@ class Judge:
             writer.join(self._seconds)
             if writer.is_alive():
                 raise _Failure("replies to answers that it has not read", _ONE_EACH, misaligned=True)
-            self._expect_no_more(_MORE_SECONDS)
+            self._expect_no_more(self._more_seconds)
         except _Failure as failure:
             self._last_failure = (failure.what, failure.fix)
             self._kill()
