@@ -129,7 +129,9 @@ class RunFeed(_Feed):
         self.supervision: Supervision | None = None
         self._tail, self._inbox = Tail(run.events_path), Inbox(run.commands_path)
         self._last: events.Event | None = None
-        self._stop_requested, self._pause_requested = False, False
+        self._stop_requested = False
+        # None until `pause` or `continue` was sent.
+        self._pause_requested: bool | None = None
         self._lock = threading.Lock()
         self.running = False
         """Whether it has a worker, whoever started it, as of the last `poll`."""
@@ -160,7 +162,7 @@ class RunFeed(_Feed):
             return ""
         if self._stop_requested:
             return "stop"
-        if self._pause_requested == self.history.paused:
+        if self._pause_requested in (None, self.history.paused):
             return ""
         return "pause" if self._pause_requested else "continue"
 
@@ -183,7 +185,7 @@ class RunFeed(_Feed):
                     self.running, self._checked = False, now
                 if ended or (isinstance(event, events.Phase) and event.phase in ("fetch", "load")):
                     # Requests to an earlier worker.
-                    self._stop_requested = self._pause_requested = False
+                    self._stop_requested, self._pause_requested = False, None
             for each in relayed if self.history.outcome is None else []:
                 # Progress of what has ended meanwhile would stand until the next event.
                 if isinstance(each.event, events.Memory) or each.after == self._last:

@@ -35,6 +35,7 @@ from .widgets.canvas import Line, Moment, Rule
 from .widgets.chart import Chart
 
 _LOG_LINES = 300
+_PROMPT_CHARACTERS = 160
 # Steps that the loss is averaged over, at least; the least vertical range of a chart of shares.
 _LEAST_MEAN, _LEAST_SPAN = 5, 0.1
 
@@ -188,7 +189,9 @@ def samples_text(history: RunHistory) -> Text:
     first, last = history.samples[0], history.samples[-1]
     text = Text()
     for before, now in zip(first.items, last.items, strict=False):
-        text.append("…" + printable(str(now["prompt"])[-160:].replace("\n", " ⏎ ")), "dim")
+        prompt = str(now["prompt"])
+        cut = "…" if len(prompt) > _PROMPT_CHARACTERS else ""
+        text.append(cut + printable(prompt[-_PROMPT_CHARACTERS:].replace("\n", " ⏎ ")), "dim")
         text.append("\n")
         for words, item in (("before", before), ("now", now))[: len(history.samples)]:
             mark = "?" if item["right"] is None else "✓" if item["answer"] == item["right"] else "✗"

@@ -164,6 +164,8 @@ def _pace_text(feed: RunFeed | Replay, width: int) -> str:
     if (best := history.best) is not None:
         where = "zero-shot" if best.kind == "zero-shot" else f"step {best.step}"
         parts.append(f"best validation {best.metric} {format_metric(best.metric, best.value)} at {where}")
-    line = "   ".join(part for part in parts if part)
-    # The elapsed time is the first to go.
-    return line if len(line) <= width else "   ".join(part for part in parts if not part.startswith("elapsed"))
+    parts = [part for part in parts if part]
+    line = "   ".join(parts)
+    # The elapsed time is the first to go, then what the header says as well.
+    without = [part for part in parts if not part.startswith("elapsed")]
+    return next((each for each in (line, "   ".join(without)) if len(each) <= width), "   ".join(without[:-1]) or line)

@@ -114,19 +114,19 @@ def row_axis(low: float, high: float, rows: int) -> tuple[float, float, list[flo
     """The bounds of a vertical axis of so many rows that holds two values, and its ticks: round numbers, each in the
     middle of a row and all the same number of rows apart."""
     span = (high - low) or abs(high) or 1.0
-    found: list[tuple[float, int, float]] = []
+    found: list[tuple[bool, float, float, list[float]]] = []
     for gap in range(1 if rows < 4 else 2, max(2, min(5, rows - 1)) + 1):
         # The least step of 1, 2 or 5 times a power of ten with which both values fit.
         power = math.floor(math.log10(span * gap / rows))
-        steps = (multiple * 10.0**exponent for exponent in range(power, power + 4) for multiple in (1, 2, 5))
-        for step in steps:
-            if _bottom(low, step / gap) + rows * step / gap >= high:
-                found.append((rows * step / gap, gap, step))
+        for step in (multiple * 10.0**exponent for exponent in range(power, power + 4) for multiple in (1, 2, 5)):
+            bottom, height = _bottom(low, step / gap), rows * step / gap
+            if bottom + height >= high:
+                first, last = math.ceil(bottom / step), math.floor((bottom + height) / step)
+                values = [number * step for number in range(first, last + 1)]
+                found.append((len(values) < 2, height, bottom, values))
                 break
-    _, gap, step = min(found)
-    bottom, top = _bottom(low, step / gap), _bottom(low, step / gap) + rows * step / gap
-    first, last = math.ceil(bottom / step), math.floor(top / step)
-    return bottom, top, [number * step for number in range(first, last + 1)]
+    _, height, bottom, values = min(found)
+    return bottom, bottom + height, values
 
 
 def _bottom(low: float, row: float) -> float:

@@ -393,6 +393,7 @@ def test_samples_say_what_was_right(root, make_run):
 
     async def scenario(pilot):
         shown = await wait_for(pilot, "✗ before happy 90 %")
-        assert "✓ now    unhappy" in shown
+        # The prompt is whole.
+        assert "✓ now    unhappy" in shown and "…The customer" not in shown
 
     drive(MlxzoApp(root=str(root), run=run), scenario)
