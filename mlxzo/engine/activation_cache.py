@@ -147,8 +147,11 @@ def open_activation_cache(session: Session, folder: Path, emit: events.Emit) -> 
 def _activation_cache_kind(session: Session, folder: Path, size: int) -> str:
     """The place of a cache of `size` bytes: `ram`, `disk` or `off`."""
     config = session.config
-    if not session.scorer.layers or config.activation_cache != "auto":
-        return config.activation_cache if session.scorer.layers else "off"
+    # Steps that write answers do not read it.
+    if not session.scorer.layers or config.writes:
+        return "off"
+    if config.activation_cache != "auto":
+        return config.activation_cache
     # The cache pays only for a run that reads its examples more than once.
     if config.steps * config.batch_size <= len(session.splits["train"]):
         return "off"

@@ -175,8 +175,8 @@ class Predictor:
 
     @functools.cached_property
     def prefix_bytes(self) -> int:
-        """Bytes of the frozen layers' output for every example; 0 where no layer is frozen."""
-        if not self.trained.frozen_layers:
+        """Bytes of the frozen layers' output for every example; 0 where no layer is frozen, or no step reads it."""
+        if not self.trained.frozen_layers or self.config.writes:
             return 0
         # After the last layer, only the scored positions are needed.
         kept = self.data.scored if self.trained.frozen_layers == self.shape.layers else self.data.tokens
