@@ -27,6 +27,7 @@ from mlxzo.core.run_directory import JOURNAL, RunDirectory
 from mlxzo.runtime.supervisor import Supervisor
 from mlxzo.zo.journal import steps_in
 from tests.command import ctrl_c, mlxzo, once
+from tests.engine.test_nothing_lost import judged_task
 from tests.engine.test_resume import told
 from tests.variants import mostly_slow, slow
 from tests.warm_workers import WORKER_NAME, warm_python
@@ -39,7 +40,9 @@ OPTIONS = {"scope": "norms", "lr": 0.01, "steps": STEPS, "batch_size": 8, "micro
 
 
 def configuration(model: Path, data: Path, out: Path, **more) -> RunConfig:
-    return RunConfig(model=str(model), task="custom", data=str(data), out=str(out), **{**OPTIONS, **more}).resolved()
+    return RunConfig(
+        **{"model": str(model), "task": "custom", "data": str(data), "out": str(out), **OPTIONS, **more}
+    ).resolved()
 
 
 def arguments(config: RunConfig, ranks: int) -> list[str]:
@@ -112,6 +115,17 @@ def test_ranks_of_rsgn_end_with_the_weights_of_one_process(more, model, data, tm
     expected = alone(configuration(model, data, tmp_path, name="one", **options))
     found = finish(arguments(configuration(model, data, tmp_path, name="two", **options), 2))
     assert known(found) == known(expected) and found["ranks"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.variant
+def test_ranks_of_es_share_the_population_and_end_with_the_weights_of_one_process(model, data, tmp_path):
+    options = {"objective": "reward", "lr": None, "queries": 3, "batch_size": 40, "steps": 3, "eval_every": 3}
+    options |= {"task": judged_task(tmp_path), "micro_batch": None}
+    expected = alone(configuration(model, data, tmp_path, name="one", **options))
+    found = finish(arguments(configuration(model, data, tmp_path, name="two", **options), 2))
+    assert found["final_sha256"] == expected["final_sha256"] and found["ranks"] == 2
+    assert found["best"]["step"] == expected["best"]["step"]
 
 
 @pytest.mark.slow

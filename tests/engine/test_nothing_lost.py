@@ -84,11 +84,22 @@ def kill_at_random(run: RunDirectory, random_: random.Random, after: int, within
         assert process.poll() in (None, 0), said(errors)
 
 
+def judged_task(folder: Path) -> str:
+    """A task whose judge likes short answers."""
+    path = folder / "short.yaml"
+    path.write_text(
+        "name: short\ndescription: short answers\ntemplate: '{text}'\n"
+        "reward:\n  - {kind: length, unit: characters, most: 60}\n"
+    )
+    return str(path)
+
+
 @pytest.mark.parametrize(
     "name, options, steps, within",
     [
         slow("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05),
         slow("tiny", {"scope": "lora", "queries": 3}, 200, 0.05),
+        slow("tiny", {"scope": "norms", "queries": 2, "objective": "reward", "pull": 0.05}, 60, 0.05),
         pytest.param("smollm2-135m", {"scope": "lora", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
         pytest.param("smollm2-135m", {"scope": "last-6", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
     ],
@@ -104,7 +115,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(
 ):
     config = RunConfig(
         model=str(model) if name == "tiny" else name,
-        task="custom",
+        task=judged_task(tmp_path) if "objective" in options else "custom",
         data=str(data),
         **options,
         steps=steps,
