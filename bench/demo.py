@@ -1,6 +1,6 @@
 """The recording that `mlxzo tui --demo` plays: a run's own events, thinned and rounded, nothing invented.
 
-mlxzo train --steps 120 --eval-every 20 --memory-cap 900MB
+mlxzo train --task support_desk --memory-cap 900MB
 python -m bench.demo runs/RUN tui/data/demo.jsonl
 """
 
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxzo.core import events
 from mlxzo.core.run_directory import RunDirectory
 
-# Of the samples of memory, one in so many is kept.
-_MEMORY_EVERY = 2
+# Of the samples of memory one in so many is kept.
+_MEMORY_EVERY = 4
 
 
 def main() -> None:
@@ -24,15 +25,24 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     lines, samples = [], 0
-    for event, time in RunDirectory.open(arguments.run).events():
+    told = list(RunDirectory.open(arguments.run).events())
+    for number, (event, time) in enumerate(told):
         if isinstance(event, events.Memory):
             samples += 1
             if samples % _MEMORY_EVERY:
                 continue
+        if isinstance(event, events.Samples) and _found_nothing_better(told[number:]):
+            continue
         record = json.loads(events.to_json(event, round(time, 3)))
         lines.append(json.dumps(rounded(record), ensure_ascii=False, separators=(",", ":")))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _found_nothing_better(rest: Sequence[tuple[events.Event, float]]) -> bool:
+    """True if the evaluation that answers belong to is one of the many whose state was not kept."""
+    evaluated = next(event for event, _ in rest if isinstance(event, events.Evaluated))
+    return evaluated.kind == "validation" and not evaluated.best
 
 
 def rounded(value: Any) -> Any:

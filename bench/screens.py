@@ -48,7 +48,7 @@ def main() -> None:
 
 def _recorded(folder: str) -> RunDirectory:
     """The demo's run as a directory."""
-    run = RunDirectory.create(RunConfig(out=folder, name="reviews", memory_cap="900MB", steps=120, eval_every=20))
+    run = RunDirectory.create(RunConfig(out=folder, name="support-desk", task="support_desk", memory_cap="900MB"))
     run.events_path.write_text(DEMO.read_text(encoding="utf-8"), encoding="utf-8")
     *_, (last, _) = run.events()
     run.write_json("result.json", last.result)

@@ -23,9 +23,11 @@ from mlxzo.runtime.supervisor import Supervisor
 from tests.warm_workers import warm_python
 from tests.workers import PRELUDE
 from tui import feed
-from tui.app import DEMO
 from tui.child import Child
 from tui.feed import RunFeed
+
+# The events of a run of 120 steps, thinned by bench.demo.
+RECORDED = Path(__file__).parent / "recorded.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,7 @@ def make_run(root):
 
     def make(*, events: int | None = None, **options) -> RunDirectory:
         run = RunDirectory.create(RunConfig(out=str(root), **options))
-        lines = DEMO.read_text(encoding="utf-8").splitlines()[:events]
+        lines = RECORDED.read_text(encoding="utf-8").splitlines()[:events]
         if lines:
             run.events_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         if events is None:
