@@ -13,6 +13,7 @@ from mlxzo.core.options import flag
 from tui.app import MlxzoApp
 from tui.command_line import command_line
 from tui.widgets.grid import Grid
+from tui.widgets.text import sparkline
 
 from .driving import drive, every_size, fills, screen_text, wait_for
 
@@ -23,7 +24,8 @@ def test_runs_are_listed_with_status_and_figures_at_every_size(make_run, root):
 
     async def scenario(pilot):
         async for size in every_size(pilot):
-            for words in ("✗ died", "✓ finished", "62.8 %", "smollm2-135m", "qwen3-0.6b"):
+            # Of a run that has no result yet, what was measured is on validation.
+            for words in ("✗ died", "✓ finished", "62.8 %", "smollm2-135m", "qwen3-0.6b", "zero-shot", "53.0 % v"):
                 await wait_for(pilot, words)
             await fills(pilot, size)
 
@@ -34,8 +36,45 @@ def test_an_empty_folder_says_how_to_begin(root):
     async def scenario(pilot):
         shown = await wait_for(pilot, "There are no runs in")
         assert "F3" in shown and "mlxzo quickstart" in shown
+        # Nothing is offered that needs a run; Enter sets one up.
+        line = shown.splitlines()[-1]
+        assert "n New run" in line and "Mark" not in line and "Try" not in line
+        await pilot.press("enter")
+        await wait_for(pilot, "memory cap F7")
 
     drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
+def test_details_have_the_result_in_words_curves_and_names_that_break_at_hyphens(make_run, root):
+    name = "gemma-3-270m-support_desk-bp-lora-last-8-with-a-long-name-of-its-own-s2"
+    make_run(name=name, memory_cap="900MB", seed=2)
+
+    async def scenario(pilot):
+        async for size in every_size(pilot):
+            words = ["test accuracy", "50.7 % -> 62.8 %", "validation accuracy", "50.0 % -> 74.0 %", "loss"]
+            words += ["majority class", "█", "1.4661 -> 0.6269"]
+            if size[0] > 80:
+                words += ["state kept", "786.8 of 900.0 MB", "7 min 27 s"]
+            for each in words:
+                await wait_for(pilot, each)
+            await fills(pilot, size)
+        await pilot.resize_terminal(120, 40)
+
+        def lines_of_name():
+            rows = [line.split("│")[-2].split() for line in screen_text(pilot).splitlines() if line.count("│") > 2]
+            words = [row[-1] for row in rows if row]
+            first = next((place for place, word in enumerate(words) if word.startswith("gemma-")), 0)
+            return words[first : first + 3]
+
+        await wait_for(pilot, lambda: "".join(lines_of_name()) == name)
+        assert all(part.endswith(("-", "_")) for part in lines_of_name()[:-1])
+
+    drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_a_sparkline_has_the_heights_of_its_values():
+    assert sparkline([0.0, 1.0], 10) == "▁█" and sparkline([2.0] * 5, 3) == "▁▁▁"
+    assert sparkline(range(64), 8) == "▁▂▃▄▅▆▇█" and sparkline([], 8) == sparkline([float("nan")], 8) == ""
 
 
 def test_the_first_run_of_a_folder_appears_and_takes_the_keys(make_run, root):
@@ -54,7 +93,9 @@ def test_the_line_of_keys_says_how_many_it_has_no_room_for_and_help_lists_them(m
 
     async def scenario(pilot):
         shown = (await wait_for(pilot, "✓ finished")).splitlines()[-1]
-        assert "x Export" in shown and "b Batch" in shown and "Set up again" not in shown
+        # Of keys only those that do something for this run: it has no checkpoint, and there is no batch.
+        assert "c Race" in shown and "Set up again" not in shown
+        assert not any(word in shown for word in ("Export", "Try", "Batch", "Resume"))
         assert int(shown.partition("Help +")[2].split()[0]) > 0
         await pilot.resize_terminal(200, 60)
         await wait_for(pilot, lambda: "Set up again" in screen_text(pilot).splitlines()[-1])

@@ -76,6 +76,11 @@ class Page(Screen[None]):
     def follow(self) -> None:
         """Draws the page's own part of it."""
 
+    def offers(self, action: str) -> bool:
+        """True if the line of keys shows an action of the page; a key of another one may still say why it does
+        nothing."""
+        return True
+
     def deliver(self, callback: Callable[..., object], *arguments: Any) -> None:
         """Calls a method on the app's thread with the results of a worker thread, unless the page has closed."""
 

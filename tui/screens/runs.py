@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 from textual import work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from mlxzo.core.files import user_path
-from mlxzo.core.formatting import printable, step_counts_text
-from mlxzo.core.run_directory import RunDirectory
+from mlxzo.core.formatting import bytes_of, format_bytes, format_loss, format_seconds, printable, step_counts_text
+from mlxzo.core.metrics import metric_named
+from mlxzo.core.result_summary import ended_text, result_summary
+from mlxzo.core.run_directory import BEST_STATE, RunDirectory
+from mlxzo.core.run_history import RunHistory
 
 from ..feed import DIED
 from ..run_list import MARKS, Entry, changed, look, read_entry
 from ..sweeps import SweepProgress, progress, read_sweeps
 from ..widgets.grid import Column, Grid, Openable
-from ..widgets.text import pairs_table
+from ..widgets.text import LiveText, pairs_table, sparkline, wrapped_id
 from .dialogs import Choice
 from .page import Page, title
 
 _REFRESH_SECONDS = 2.0
+# The cursor rests for so long before a whole run is read.
+_HISTORY_SECONDS = 0.15
+# Cells of the names to the left of the facts, and with those of a result among them.
+_NAMES_WIDTH = 9
+_LONG_NAMES_WIDTH = 20
+# From this width on, names and values of a result stand side by side.
+_SIDE_BY_SIDE = 60
+# Actions that need a run.
+_OF_RUNS = (
+    *("mark", "race", "filter", "sort", "delete", "choose"),
+    *(f"on_run('{name}')" for name in ("open_try", "open_export", "resume_run", "set_up_again", "copy_command_of")),
+)
 _EMPTY = (
     "There are no runs in {root} yet.\n\n"
     "Enter or n  opens Setup (F3): choose a model and a task, check the\n"
@@ -43,13 +60,17 @@ _COLUMNS = (
     Column("mark", "", 1),
     Column("status", "status", 13),
     Column("model", "model", 0),
-    Column("task", "task", 10),
+    Column("task", "task", 8),
     Column("method", "method", 6),
-    Column("scope", "scope", 16, from_width=90),
-    Column("steps", "steps", 9, right=True),
-    Column("before", "zero-shot", 9, right=True, from_width=76),
-    Column("after", "tuned", 7, right=True),
-    Column("started", "started", 16, from_width=100),
+    Column("scope", "scope", 13, from_width=94),
+    Column("steps", "steps", 8, right=True),
+    Column("before", "zero-shot", 9, right=True),
+    Column("after", "tuned", 8, right=True),
+    Column("peak", "peak of cap", 17, right=True, from_width=110),
+    Column("time", "time", 11, right=True, from_width=122),
+    Column("seed", "seed", 4, right=True, from_width=122),
+    Column("name", "name", 14, from_width=130),
+    Column("started", "started", 16, from_width=150),
 )
 # The runs of one batch differ by their names.
 _BATCH_COLUMNS = tuple(Column("name", "run", 0) if column.key == "model" else column for column in _COLUMNS)
@@ -97,6 +118,9 @@ class Runs(Page):
         """Name of the only batch listed; '' for all runs."""
         self._sort = "started"
         self._reading = False
+        self._history: tuple[Path, float, RunHistory] | None = None
+        """The run whose details are shown, the time of its last event then, and its history."""
+        self._history_timer: Timer | None = None
 
     def body(self) -> Iterable[Widget]:
         yield Static(id="no-runs", markup=False)
@@ -111,7 +135,7 @@ class Runs(Page):
                     help="One row per run: ▶ running, ✓ finished, ■ interrupted, ✗ failed or died; ◆ marked. Click a "
                     "column's title to sort by it, double-click a run to open it.",
                 )
-            yield Static(id="run-details", markup=False)
+            yield LiveText(id="run-details")
 
     def on_mount(self) -> None:
         self.query_one("#batch-line").display = False
@@ -177,14 +201,16 @@ class Runs(Page):
         found.sort(key=lambda entry: -entry.started)
         found.sort(key=_SORTS[self._sort])
         grid = self.query_one(Grid)
-        grid.columns = _BATCH_COLUMNS if self._batch else _COLUMNS
+        named = any(entry.name for entry in found)
+        columns = _BATCH_COLUMNS if self._batch else _COLUMNS
+        grid.columns = [column for column in columns if named or column.key != "name"]
         grid.show([entry.run.path for entry in found])
         total = len(self._entries)
         frame = self.query_one("#runs-list")
         frame.border_title = title(f"Runs in {self.app.root}")
         counts = f"{len(found)} of {total}" if len(found) < total else f"{total}"
         marked = f" · {len(self._marked)} marked" if self._marked else ""
-        frame.border_subtitle = f"{counts} · by {self._sort}{marked}"
+        frame.border_subtitle = f"{counts} · by {self._sort}{marked} · results on test (v: on validation)"
 
     def _show_batch(self) -> SweepProgress | None:
         """Shows the progress of the chosen batch, or else of the one that changed last; returns it."""
@@ -209,10 +235,18 @@ class Runs(Page):
             return "◆" if path in self._marked else " "
         if key == "status":
             return "✗ unreadable" if entry.problem else f"{MARKS[entry.status]} {entry.status}"
-        if key == "name":
+        if key == "name" and self._batch:
             return printable(entry.run.id.removeprefix(f"{self._batch}-"))
         if key == "steps":
             return "" if entry.problem else step_counts_text(entry.step, entry.steps)
+        if key == "after" and entry.after != "-":
+            return entry.after + (" v" if entry.split == "validation" else "  ")
+        if key == "peak":
+            return _memory(entry)
+        if key == "time":
+            return "" if entry.seconds is None else format_seconds(entry.seconds)
+        if key == "name":
+            return printable(entry.name)
         if key == "started":
             return f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M}"
         return printable(getattr(entry, key))
@@ -223,8 +257,55 @@ class Runs(Page):
         return None if path is None else self._entries.get(path)
 
     def on_grid_moved(self) -> None:
+        self._show_details()
+        self.refresh_bindings()
+        if self._history_timer is not None:
+            self._history_timer.stop()
+        # Not for every run that the cursor passes.
+        self._history_timer = self.set_timer(_HISTORY_SECONDS, self._read_history)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._show_details)
+
+    def _show_details(self) -> None:
+        entry, details = self.selected(), self.query_one("#run-details", LiveText)
+        if entry is None:
+            details.show("")
+            return
+        known = self._history is not None and self._history[0] == entry.run.path
+        history = self._history[2] if self._history is not None and known else None
+        width = details.content_size.width
+        version = None if history is None else history.version
+        details.show(_details(entry, history, width), key=(entry, version, width))
+
+    def _read_history(self) -> None:
         entry = self.selected()
-        self.query_one("#run-details", Static).update("" if entry is None else _details(entry))
+        if entry is not None and (self._history is None or self._history[:2] != (entry.run.path, entry.stamp)):
+            self._read_events(entry)
+
+    @work(thread=True, exclusive=True, group="history")
+    def _read_events(self, entry: Entry) -> None:
+        """Reads all events of the run under the cursor, for its result and its curves."""
+        worker = get_current_worker()
+        history = RunHistory.read(entry.run.events())
+        if not worker.is_cancelled:
+            self.deliver(self._take_history, entry, history)
+
+    def _take_history(self, entry: Entry, history: RunHistory) -> None:
+        self._history = (entry.run.path, entry.stamp, history)
+        self._show_details()
+
+    def offers(self, action: str) -> bool:
+        entry = self.selected()
+        if action == "batch":
+            return bool(self._batches)
+        if entry is None:
+            return action not in _OF_RUNS
+        if action == "on_run('resume_run')":
+            return entry.status in ("interrupted", "died", "failed")
+        if action in ("on_run('open_try')", "on_run('open_export')"):
+            return (entry.run.path / BEST_STATE).exists()
+        return True
 
     def on_grid_chosen(self) -> None:
         self.action_on_run("open_run")
@@ -317,22 +398,72 @@ def _is_due(entry: Entry | None, run: RunDirectory) -> bool:
     return entry is None or entry.status == "running" or entry.stamp != changed(run)
 
 
-def _details(entry: Entry) -> Table:
-    """The facts of a run, and the reason if it ended early."""
-    rows = [
-        ("run", entry.run.id),
-        ("status", f"{MARKS[entry.status]} {entry.status}, step {step_counts_text(entry.step, entry.steps, ' of ')}"),
-        ("started", f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M:%S}"),
-        ("model", entry.model),
-        ("task", entry.task),
-        ("method", f"{entry.method}, scope {entry.scope}"),
-        ("zero-shot", entry.before),
-        ("tuned", entry.after),
-    ]
+def _memory(entry: Entry) -> str:
+    """The peak of a run's memory and its cap: `786.8 of 900.0 MB`; '' if unknown."""
+    if entry.peak_bytes is None:
+        return ""
+    return format_bytes(entry.peak_bytes) if entry.cap_bytes is None else bytes_of(entry.peak_bytes, entry.cap_bytes)
+
+
+def _details(entry: Entry, history: RunHistory | None, width: int) -> Group:
+    """The facts of a run, its result and curves, and the reason if it ended early.
+
+    Args:
+        history: None while it is read.
+        width: of the text, in cells.
+    """
+    beside = width >= _SIDE_BY_SIDE
+    room = max(10, width - (_LONG_NAMES_WIDTH if beside else _NAMES_WIDTH))
+    status = f"{MARKS[entry.status]} {entry.status}, step {step_counts_text(entry.step, entry.steps, ' of ')}"
+    rows = [("run", wrapped_id(entry.run.id, room))]
+    rows.append(("status", status + ("" if history is None else ended_text(history))))
     if entry.problem:
         rows.append(("unreadable", entry.problem))
     if entry.status in ("failed", "died", "interrupted") and entry.failed is not None:
         rows += [("why", entry.failed.message), ("fix", entry.failed.fix)]
     elif entry.status == "died":
         rows.append(("why", DIED))
-    return pairs_table([*rows, ("folder", os.path.relpath(entry.run.path))], gap=1)
+    facts = [
+        ("model", entry.model),
+        ("task", entry.task),
+        ("method", f"{entry.method}, scope {entry.scope}"),
+        ("seed", entry.seed),
+        ("peak", _memory(entry) + ("" if entry.cap_bytes is None else " (cap)")),
+        ("time", "" if entry.seconds is None else format_seconds(entry.seconds)),
+        ("started", f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M:%S}"),
+        ("folder", wrapped_id(os.path.relpath(entry.run.path), room)),
+    ]
+    result, curves = _result(entry, history), _curves(history, width)
+    if beside:
+        return Group(pairs_table([*rows, *curves, *result, *((n, v) for n, v in facts if v)], gap=1))
+    # Their names are too long for a column of a narrow panel.
+    lines = [Text.assemble((f"{name}\n", "dim"), printable(value)) for name, value in (*curves, *result)]
+    spaced = [part for line in lines for part in ("", line)]
+    return Group(pairs_table(rows, gap=1), *spaced, "", pairs_table([(n, v) for n, v in facts if v], gap=1))
+
+
+def _result(entry: Entry, history: RunHistory | None) -> list[tuple[str, str]]:
+    """The result in words; its values alone until the history is there."""
+    if history is not None and (rows := result_summary(history)):
+        return rows
+    split = f" on {entry.split}" if entry.split else ""
+    return [(f"zero-shot{split}", entry.before), (f"tuned{split}", entry.after)]
+
+
+def _curves(history: RunHistory | None, width: int) -> list[tuple[str, str]]:
+    """Loss and metric over the run as small curves, with their first and last values."""
+    if history is None or not len(history.steps):
+        return []
+    losses = history.steps["smoothed_loss"]
+    known = [value for value in losses if math.isfinite(value)]
+    rows = [("loss", known, format_loss)]
+    if (name := history.metric) is not None:
+        values = [each.value for each in history.validation if each.value is not None]
+        rows.append((f"validation {name}", values, metric_named(name).text))
+    found = []
+    for name, points, text in rows:
+        if len(points) > 1:
+            ends = f"  {text(points[0])} -> {text(points[-1])}"
+            room = width - len(ends) - (_LONG_NAMES_WIDTH if width >= _SIDE_BY_SIDE else 0)
+            found.append((name, sparkline(points, max(8, room)) + ends))
+    return found

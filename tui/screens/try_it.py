@@ -109,7 +109,7 @@ class TryIt(Page):
             yield Static(id="try-state", markup=False)
         with Horizontal(id="answers"):
             for name, model in _MODELS.items():
-                yield Panel(id=name, title=name.capitalize(), help=f"The answer of {model}.")
+                yield Panel(id=name, title=name.capitalize(), help=f"The answer of {model}.", follows=True)
 
     @property
     def labels(self) -> Classification | None:
@@ -310,7 +310,7 @@ class TryIt(Page):
             model = record["speaker"]
             state.update(f"generating, {model} model …")
             texts[model] += record["text"]
-            self.query_one(f"#{model}", Panel).show(printable(prompt.splitlines()[-1] + texts[model]), to_end=True)
+            self.query_one(f"#{model}", Panel).show(printable(prompt.splitlines()[-1] + texts[model]))
 
     async def _answers(self, run: RunDirectory, request: Mapping[str, Any], busy: str) -> AsyncIterator[dict[str, Any]]:
         """Yields what both models answer, piece by piece; shows what goes on, and an error."""

@@ -61,7 +61,8 @@ class Keys(Widget):
         """The keys that fit."""
         found: dict[str, Item] = {}
         for node, binding, _ in described_bindings(self.screen):
-            if binding.show:
+            offers = getattr(self.screen, "offers", None)
+            if binding.show and (offers is None or offers(binding.action)):
                 display = self.app.get_key_display(binding)
                 found.setdefault(binding.action, Item(node, binding.action, binding.key, display, binding.description))
         # Enter first; then the screen's actions, before those of a chart, which the mouse has as well.

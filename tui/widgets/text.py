@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from statistics import fmean
 
 from rich.cells import cell_len
 from rich.console import RenderableType
@@ -18,6 +22,8 @@ from mlxzo.core import events
 from mlxzo.core.errors import MlxzoError
 from mlxzo.core.formatting import printable
 
+_BARS = "▁▂▃▄▅▆▇█"
+
 
 def pairs_table(rows: Iterable[tuple[str, str]], *, gap: int = 2, style: str = "dim", least: int = 0) -> Table:
     """Names in a style and values below each other, `gap` cells apart; the names take at `least` so many cells."""
@@ -27,6 +33,28 @@ def pairs_table(rows: Iterable[tuple[str, str]], *, gap: int = 2, style: str = "
     for name, value in rows:
         table.add_row(name, printable(value))
     return table
+
+
+def wrapped_id(text: str, width: int) -> str:
+    """A name or a path in lines of at most `width` cells that end behind a hyphen, an underscore or a slash."""
+    lines = [""]
+    for part in re.findall(r"[^-_/]*[-_/]?", text):
+        if lines[-1] and cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The values as bars of eight heights in at most `width` cells, each the mean of its share of them; '' for none."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return ""
+    count = min(width, len(known))
+    bounds = [place * len(known) // count for place in range(count + 1)]
+    means = [fmean(known[first:last]) for first, last in pairwise(bounds)]
+    low, span = min(means), max(means) - min(means)
+    return "".join(_BARS[round((mean - low) / span * (len(_BARS) - 1)) if span else 0] for mean in means)
 
 
 def problem_text(problem: MlxzoError | events.Failed, gap: str = "\n") -> str:
