@@ -40,6 +40,7 @@ from ..zo.chunks import CHUNK_BYTES, HALF_PRECISION_CHUNK_BYTES
 from .coefficients import coefficient
 from .components import Component, MemoryEstimate, larger, merged, sum_bytes
 from .layer_memory import LayerMemory, backward_width, kept_width
+from .metal_runtime import runtime_bytes
 from .sizes import Data, Settings
 from .trainable_sizes import Trained, trained
 
@@ -154,7 +155,7 @@ class Predictor:
         phase = max(peaks, key=peaks.__getitem__)
         words = self.shape.vocabulary
         components = [
-            Component("runtime", int(coefficient("runtime_bytes")), "Python, MLX and the libraries"),
+            Component("runtime", runtime_bytes(), "Python, MLX and the libraries"),
             Component("tokenizer", int(coefficient("tokenizer_bytes_a_word") * words), f"{words:,} words"),
             *resident,
             *phases[phase],

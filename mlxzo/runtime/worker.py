@@ -117,6 +117,7 @@ def train(
     from ..engine.methods import make_method
     from ..engine.session import fetch, load_base, load_data, make_session
     from ..engine.trainer import Trainer
+    from ..memory.metal_runtime import record_runtime
     from ..models.trainable import prepare
     from ..tasks.registry import check_answers
     from .environment import environment
@@ -138,7 +139,9 @@ def train(
     answers, find_eps = Evaluator(session).of_answers(), session.asked.eps is None
     method = make_method(session.scorer, trainable, session.config, answers, team, find_eps=find_eps)
     checkpoints = Checkpoints(run, session, method, emit)
-    return Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
+    result = Trainer(session, method, checkpoints, emit, control).fit(resume=resume)
+    record_runtime(session.causal.vocabulary)
+    return result
 
 
 def fit_to_cap(run: RunDirectory, inputs: Inputs, emit: events.Emit, watch: Watch, team: Communicator) -> RunConfig:
