@@ -351,7 +351,14 @@ class RunConfig:
     @property
     def point_count(self) -> int:
         """Forward passes per step of mezo and sequence, one at each point of the estimator."""
-        return self.direction_count + 2 if self.gauss_newton else 2 * self.direction_count
+        if not self.gauss_newton:
+            return 2 * self.direction_count
+        return (2 if self.two_sided else 1) * self.direction_count + 2
+
+    @property
+    def two_sided(self) -> bool:
+        """True if RSGN takes differences of the scores on both sides of w."""
+        return defaults.differences_are_two_sided(self)
 
     def resolved(self) -> RunConfig:
         """The configuration as config.yaml holds it: with every default that depends on other options.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .device import computes_in_half_precision
 from .scope import Scope
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def default_values(config: RunConfig) -> dict[str, Any]:
         return {**_BY_STEPS, **bp_defaults(config.parsed_scope, config.optimizer)}
     estimator, scope = default_estimator(config), config.parsed_scope
     found = {"estimator": estimator, "queries": default_queries(config), "weight_decay": 0.0}
-    step_sizes = mezo_defaults(scope, config.update)
+    step_sizes = mezo_defaults(scope, config.update, computes_in_half_precision(config.dtype))
     if estimator == "rsgn":
         return {**found, "eps": step_sizes["eps"], **_rsgn_defaults(config)}
     if estimator == "es":
@@ -105,18 +106,37 @@ def default_queries(config: RunConfig) -> int:
     """Default number of random directions per step of a configuration of mezo."""
     if (estimator := default_estimator(config)) != "rsgn":
         return ES_QUERIES if estimator == "es" else 1
-    return RSGN_QUERIES_BEHIND if config.parsed_scope.last_layers == 0 else RSGN_QUERIES
+    if config.parsed_scope.last_layers == 0:
+        return RSGN_QUERIES_BEHIND
+    return RSGN_QUERIES // 2 if differences_are_two_sided(config) else RSGN_QUERIES
 
 
-def mezo_defaults(scope: Scope, update: str | None = None) -> dict[str, Any]:
+def differences_are_two_sided(config: RunConfig) -> bool:
+    """True if RSGN takes the scores on both sides of w, for half as many directions.
+
+    A LoRA pair A B multiplies its perturbations. In half precision eps must be so large that their product outweighs
+    the derivative, and two sides cancel it (bench/results/bf16.md).
+    """
+    return "lora" in config.parsed_scope.kinds and computes_in_half_precision(config.dtype)
+
+
+def mezo_defaults(scope: Scope, update: str | None = None, in_half_precision: bool = False) -> dict[str, Any]:
     """Default update rule, learning rate and eps of MeZO in a scope.
 
     Several kinds share the rate of the first, and the largest eps that perturbs none of them by more than its own eps.
+
+    Args:
+        in_half_precision: weights compute in bfloat16 or float16.
     """
     update = update or "adaptive"
     first = scope.step_sizes(scope.kinds[0])
     lr = first.adaptive_lr if update == "adaptive" else first.sgd_lr
-    eps = min(scope.step_sizes(kind).eps / scope.rate_ratio(kind) for kind in scope.kinds)
+
+    def own_eps(kind: str) -> float:
+        sizes = scope.step_sizes(kind)
+        return sizes.half_eps if in_half_precision else sizes.eps
+
+    eps = min(own_eps(kind) / scope.rate_ratio(kind) for kind in scope.kinds)
     return {"update": update, "lr": lr, "eps": eps}
 
 

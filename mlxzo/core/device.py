@@ -20,6 +20,14 @@ def computes_as_cpu() -> bool:
     return _is_cpu_installed()
 
 
+def computes_in_half_precision(dtype: str) -> bool:
+    """True if weights at rest in `dtype`, as the option names it, are expected to compute in half precision.
+
+    A CPU computes in float32, a GPU in the weights' own dtype; `auto` is that of the model's files, mostly bfloat16.
+    """
+    return dtype != "float32" and not computes_as_cpu()
+
+
 @functools.cache
 def _is_cpu_installed() -> bool:
     """True if the MLX of this machine computes on its CPU: not on Apple Silicon, nor where the CUDA backend is

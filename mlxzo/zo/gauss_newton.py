@@ -120,6 +120,17 @@ def _products(subscripts: str, *arrays: np.ndarray) -> np.ndarray:
     return np.einsum(subscripts, *arrays, optimize=False)
 
 
+def odd_part(clean: np.ndarray, after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Scores at w + eps z_j without what is even in eps, [k, B, C]: `sides` of a `Part` with two-sided differences.
+
+    Args:
+        clean: scores at w, float64 [B, C].
+        after, before: scores at w + eps z_j and at w - eps z_j, [k, B, C].
+    """
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isneginf(clean), clean, clean + (after - before) / 2.0)
+
+
 def make_prior(offset: np.ndarray, directions: np.ndarray, precision: float) -> System:
     """The system of a Gaussian prior around the start: precision |w - start|^2 / 2, along k directions.
 

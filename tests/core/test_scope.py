@@ -4,6 +4,7 @@ import pytest
 
 from mlxzo.core.config import RunConfig, Scope
 from mlxzo.core.defaults import mezo_defaults
+from mlxzo.core.device import COMPUTE_AS
 from mlxzo.core.errors import ConfigError
 from mlxzo.core.scope import KINDS, STEP_SIZES
 
@@ -97,6 +98,20 @@ def test_several_kinds_take_the_rate_of_the_first_and_perturb_none_too_far():
     turned = Scope.parse("lora+norms")
     assert mezo_defaults(turned)["lr"] == lora.adaptive_lr
     assert mezo_defaults(turned)["eps"] * turned.rate_ratio("norms") == pytest.approx(defaults["eps"])
+
+
+def test_half_precision_is_perturbed_further_where_weights_compute_in_it(monkeypatch):
+    def eps(device: str, scope: str, dtype: str = "auto") -> float:
+        monkeypatch.setenv(COMPUTE_AS, device)
+        return RunConfig(scope=scope, dtype=dtype).resolved().eps
+
+    for scope, kind in (("norms/last-6", "norms"), ("lora", "lora"), ("full", "full"), ("norms/last-0", "final norm")):
+        sizes = STEP_SIZES[kind]
+        assert eps("gpu", scope) == eps("gpu", scope, "bfloat16") == sizes.half_eps >= sizes.eps
+        # A CPU computes in float32 whatever the weights are stored in.
+        assert eps("cpu", scope) == eps("cpu", scope, "bfloat16") == eps("gpu", scope, "float32") == sizes.eps
+    assert eps("gpu", "norms+lora") == mezo_defaults(Scope.parse("norms+lora"), in_half_precision=True)["eps"]
+    assert eps("gpu", "norms+lora") > eps("cpu", "norms+lora")
 
 
 def test_the_final_norm_alone_takes_steps_of_its_own():

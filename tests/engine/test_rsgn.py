@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from mlxzo.core.config import RunConfig
+from mlxzo.core.defaults import RSGN_QUERIES
+from mlxzo.core.device import COMPUTE_AS
 from mlxzo.core.errors import ConfigError
 from mlxzo.engine.activation_cache import ActivationCache
 from mlxzo.engine.methods.rsgn import RSGN
@@ -68,6 +70,26 @@ def test_the_gradient_is_the_derivative_along_each_direction(case, name, tmp_pat
     method.step(0, given)
     method.journal.close()
     np.testing.assert_allclose(read(tmp_path / "j")[0].derivatives, expected, rtol=0.05, atol=0.1)
+
+
+def test_adapters_in_half_precision_are_perturbed_to_both_sides(monkeypatch, tmp_path):
+    kind, options, config = CASES["adapters"]
+    given = batch("several", repeats=True)
+    errors = {}
+    for device in ("cpu", "gpu"):
+        monkeypatch.setenv(COMPUTE_AS, device)
+        # So far that the products of the perturbations of both factors show.
+        method = rsgn(kind, options, {**config, "eps": 0.02})
+        expected = [exact_derivative(method, given, z) for z in method.directions(0)]
+        method.journal = JournalWriter(tmp_path / device, method.header("ab" * 32))
+        done = method.step(0, given)
+        method.journal.close()
+        assert done.passes >= (2 if device == "gpu" else 1) * 3 + 2
+        errors[device] = np.abs(np.subtract(read(tmp_path / device)[0].derivatives, expected)).max()
+    assert errors["gpu"] < errors["cpu"] / 3
+    # By default with half as many directions, for as many passes.
+    asked = RunConfig(scope="lora")
+    assert (asked.direction_count, asked.point_count) == (RSGN_QUERIES // 2, RSGN_QUERIES + 2)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlxzo.zo.gauss_newton import Damping, Part, make_prior, make_system
+from mlxzo.zo.gauss_newton import Damping, Part, make_prior, make_system, odd_part
 
 rng = np.random.default_rng(7)
 N, C, D, K = 11, 3, 6, 4
@@ -154,3 +154,18 @@ def test_a_prior_is_the_distance_from_the_start_and_steps_to_the_minimum_of_the_
         both = system(model, w, directions, eps=1e-6) + make_prior(w - start, directions, precision)
         w = w + both.step(0.0) @ directions
     np.testing.assert_allclose(model.gradient_and_hessian(w)[0] + precision * (w - start), 0.0, atol=1e-5)
+
+
+def test_two_sided_differences_leave_out_what_is_even_in_eps():
+    clean = np.array([[1.0, 2.0, -np.inf]])
+    slopes, curved = np.array([[[3.0, -1.0, 0.0]], [[0.5, 0.0, 0.0]]]), np.array([[[70.0, 80.0, 0.0]]])
+    eps = 0.5
+    after, before = (clean + side * eps * slopes + eps**2 * curved for side in (1.0, -1.0))
+    sides = odd_part(clean, after, before)
+    assert np.isneginf(sides[:, 0, 2]).all()
+    np.testing.assert_allclose((sides[..., :2] - clean[..., :2]) / eps, slopes[..., :2])
+    target = np.array([0])
+    exact = make_system([Part(clean, clean + eps * slopes, target, target)], eps)
+    found = make_system([Part(clean, sides, target, target)], eps)
+    np.testing.assert_allclose(found.gradient, exact.gradient)
+    np.testing.assert_allclose(found.curvature, exact.curvature)

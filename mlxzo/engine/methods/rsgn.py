@@ -1,7 +1,8 @@
 """RSGN: random-subspace Gauss-Newton steps, from the scores that forward passes return (`zo.gauss_newton`).
 
-A step takes one pass at w, one at w + eps z_j for each of its k directions, and one for each trial of the move. It has
-no learning rate: the k x k system gives the length of the move, and the damping adapts to what the last moves brought.
+A step takes one pass at w, one at w + eps z_j for each of its k directions (and one at w - eps z_j where one side is
+not enough), and one for each trial of the move. It has no learning rate: the k x k system gives the length of the move,
+and the damping adapts to what the last moves brought.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from ...core.resolved_config import ResolvedConfig
 from ...models.trainable import Trainable
 from ...zo.apply import Moved, Update
-from ...zo.gauss_newton import Damping, Part, System, make_prior, make_system
+from ...zo.gauss_newton import Damping, Part, System, make_prior, make_system, odd_part
 from ...zo.journal import Journal, JournalStep, as_float32
 from ...zo.perturb import Direction, View
 from ...zo.replay import recorded_update
@@ -68,13 +69,16 @@ class RSGN(ZerothOrder):
             self.damping = Damping(noise=0.0) if batch.repeats else Damping()
         passes = self.passes
         directions = self.directions(step)
-        views = [self.causal.view(direction, self.config.eps) for direction in directions]
+        lengths = (self.config.eps, -self.config.eps) if self.config.two_sided else (self.config.eps,)
+        views = [self.causal.view(direction, length) for length in lengths for direction in directions]
         if batch.repeats:
             clean, sides = self._scores_at_w(step, batch), self._scores_near_w(step, batch, views)
         else:
             grids = self._scores_near_w(step, batch, [self._at_w(step), *views])
             clean, sides = [grid[0] for grid in grids], [grid[1:] for grid in grids]
             self._judge(batch, clean, self.damping)
+        if self.config.two_sided:
+            sides = [odd_part(before, *np.split(of_part, 2)) for before, of_part in zip(clean, sides, strict=True)]
         parts = [
             Part(before, after, part.target, part.answer_tokens)
             for before, after, part in zip(clean, sides, batch.parts, strict=True)
