@@ -254,7 +254,14 @@ class Evaluator:
 
     def _generator(self, view: View | None = None, sampling: Sampling | None = None) -> Generator:
         session = self.session
-        return Generator(session.causal, session.loaded.tokenizer, session.shapes, view=view, sampling=sampling)
+        return Generator(
+            session.causal,
+            session.loaded.tokenizer,
+            session.shapes,
+            view=view,
+            sampling=sampling,
+            frozen_layers=session.trainable.frozen_layers,
+        )
 
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """The prompt tokens of each example, cut so that an answer fits after them."""

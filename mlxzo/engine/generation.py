@@ -18,7 +18,7 @@ import numpy as np
 from ..models.causal import CausalLM
 from ..zo.perturb import Population, View
 from .batching import Shapes
-from .prefill import Prefill
+from .prefill import PopulationPrefill, Prefill
 from .prefix_sharing import MAX_NEW_TOKENS, Prompt, Read, reads
 from .sampling import Sampling, next_tokens
 
@@ -45,6 +45,7 @@ class Generator:
         max_new_tokens: longest answer, in tokens.
         view: the weights; where it is a population, each member answers every prompt, all in one batch.
         sampling: how tokens are drawn; None: greedily.
+        frozen_layers: number of first layers in which the members of a population do not differ.
 
     Attributes:
         can_score: true if the pass over a prompt can score its expected answer. The caches must then drop the tokens
@@ -60,11 +61,15 @@ class Generator:
         max_new_tokens: int = MAX_NEW_TOKENS,
         view: View | None = None,
         sampling: Sampling | None = None,
+        frozen_layers: int = 0,
     ):
         self._causal, self._tokenizer, self._shapes = causal, tokenizer, shapes
         self._longest, self._sampling = max_new_tokens, sampling
         self._view = causal.view() if view is None else view
-        self._prefill = Prefill(causal, self._view, shapes.tokens)
+        self._prefill = Prefill(causal, self._view)
+        self._population: PopulationPrefill | None = None
+        if isinstance(self._view, Population):
+            self._population = PopulationPrefill(causal, self._view, frozen_layers, shapes.tokens)
         self.can_score = self._prefill.supports_trim
 
     def write(
@@ -118,7 +123,11 @@ class Generator:
     def _begin(self, read: Read, prompts: Sequence[Prompt], in_flight: _InFlight, losses: np.ndarray) -> None:
         """Reads prompts, scores their expected tokens, and adds the first token of each answer."""
         own = [prompts[number] for number in read.numbers]
-        states, caches = self._prefill.read(read.shared, [prompt.row for prompt in own], self._member_of(read.numbers))
+        rows = [prompt.row for prompt in own]
+        if self._population is None:
+            states, caches = self._prefill.read(read.shared, rows)
+        else:
+            states, caches = self._population.read(read.shared, rows, self._member_of(read.numbers))
         # Each prompt has one state for every expected token, or one alone for its first token.
         *firsts, _ = accumulate((max(1, len(prompt.expected)) for prompt in own), initial=0)
         answers = [_Answer(number) for number in read.numbers]

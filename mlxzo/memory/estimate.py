@@ -283,6 +283,10 @@ class Predictor:
         )
         kept = sum(layer.cached for layer in shape.layer_shapes) * self.c * (rows + together) * length
         kept += sum(4 * layer.recurrent for layer in shape.layer_shapes) * (rows + together)
+        if together > 1:
+            # What the frozen layers keep of each prompt, which they read once for all members.
+            frozen = shape.layer_shapes[: self.trained.frozen_layers]
+            kept += sum(layer.cached for layer in frozen) * self.c * ResolvedConfig.of(self.config).batch_size * length
         read = self._micro(self.data.largest("evaluated", 1, shapes.multiple) or self._batch[:1], settings)
         shared = "one shared beginning" if together == 1 else f"{together} shared beginnings"
         why = f"of {rows} answers and their prompts, {length} tokens each, and of {shared}"

@@ -246,16 +246,29 @@ class CausalLM:
         return at_positions(positions, hidden_states(layer(hidden, *args, **kwargs)))
 
     def _by_layer(
-        self, module: nn.Module, tokens: mx.array, view: View, kind: type[EagerLayer] = EagerLayer, **more: Any
+        self,
+        module: nn.Module,
+        tokens: mx.array,
+        view: View,
+        kind: type[EagerLayer] = EagerLayer,
+        before: tuple[int, mx.array] | None = None,
+        **more: Any,
     ) -> tuple[mx.array, list]:
         """The output of the model or its body, evaluated layer by layer, and what stood in the places of the layers.
 
         In one graph, MLX would cast or dequantise the weights of many layers before the first of them computes.
+
+        Args:
+            before: a number of first layers that are not computed, and their output.
         """
         alone = [
             kind(layer, partial(self.weights.installed, view, names))
             for layer, names in zip(self.layers, self._layer_names, strict=True)
         ]
+        if before is not None:
+            count, states = before
+            *skipped, last = zip(self.layers[:count], self.wiring.rest, strict=False)
+            alone = [*(PassThrough(*layer) for layer in skipped), Inject(states, *last), *alone[count:]]
         with self.weights.installed(view, self._other_names), self._layers_replaced(alone):
             result = module(tokens, **more)
         mx.eval(result)
@@ -274,19 +287,42 @@ class CausalLM:
         with training, self.weights.installed(view, self.slots):
             return self.model(tokens)
 
-    def read_on(self, tokens: mx.array, caches: Sequence[Any], positions: mx.array, view: View) -> mx.array:
+    def read_first(self, tokens: mx.array, caches: Sequence[Any], layers: int) -> mx.array:
+        """Hidden states [R, T, D] after the first layers, with the stored weights, of tokens int32 [R, T] that continue
+        the caches; the caches of these layers are extended by them."""
+        self.interrupt()
+        view = self.view()
+        alone = [
+            Observer(layer, partial(self.weights.installed, view, names))
+            for layer, names in zip(self.layers[:layers], self._layer_names, strict=False)
+        ]
+        others = [PassThrough(*layer) for layer in zip(self.layers[layers:], self.wiring.rest[layers:], strict=True)]
+        with self.weights.installed(view, self._other_names), self._layers_replaced([*alone, *others]):
+            self.body(tokens, cache=caches)
+        return hidden_states(alone[-1].returned)
+
+    def read_on(
+        self,
+        tokens: mx.array,
+        caches: Sequence[Any],
+        positions: mx.array,
+        view: View,
+        before: tuple[int, mx.array] | None = None,
+    ) -> mx.array:
         """States at some positions of tokens int32 [R, T] that continue the caches; the caches are extended by them.
 
         Args:
             caches: keys and values, one of mlx-lm's caches a layer.
             positions: int32 [S], into the flattened [R * T].
+            before: a number of first layers, and their output for these tokens [R, T, D] (see `read_first`): they are
+                not computed, and their caches neither read nor extended.
 
         Returns:
             Float32 hidden states after the final norm [S, D]; logits [S, V] of a model without `exposes_hidden`.
         """
         self.interrupt()
         if self.exposes_hidden:
-            states, _ = self._by_layer(self.body, tokens, view, cache=caches)
+            states, _ = self._by_layer(self.body, tokens, view, before=before, cache=caches)
         else:
             with self.weights.installed(view, self.slots):
                 states = self.model(tokens, cache=caches)

@@ -64,15 +64,13 @@ def members(session: Session, count: int, eps: float) -> list:
     return [session.causal.view(direction, side) for direction in directions for side in (eps, -eps)]
 
 
-SIZES = {"norms": 5.0, "norms/last-0": 5.0, "biases": 1.0, "gains": 5.0, "lora": 0.1}
+SIZES = {"norms": 5.0, "norms/last-0": 5.0, "norms/last-1": 5.0, "biases": 1.0, "gains": 5.0}
+SIZES |= {"lora": 0.1, "lora/last-1": 0.1}
+CASES = [(kind, scope) for scope in SIZES for kind in ("llama", "qwen3", "gemma3", "lfm2")]
+DEFAULT = (("llama", "norms"), ("llama", "lora/last-1"))
 
 
-CASES = [(kind, scope) for scope in SIZES for kind in ("llama", "qwen3", "gemma3")]
-
-
-@pytest.mark.parametrize(
-    ("kind", "scope"), [case if case in (("llama", "norms"), ("llama", "lora")) else slow(*case) for case in CASES]
-)
+@pytest.mark.parametrize(("kind", "scope"), [case if case in DEFAULT else slow(*case) for case in CASES])
 def test_a_population_in_one_batch_writes_what_its_members_write_one_by_one(kind, scope, prompts, tmp_path):
     model = tmp_path / "model"
     tiny_folder(model, kind)

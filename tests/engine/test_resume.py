@@ -62,6 +62,8 @@ def train(
 def told(result: dict) -> dict:
     """What of a result does not depend on how long things took, with the accuracies and losses of all states."""
     measured = ("train_seconds", "validation_seconds", "total_seconds", "paused_seconds", "steps_per_second", "memory")
+    # The answers that the last process had judged.
+    measured += ("judge",)
     found = json.loads(json.dumps({key: value for key, value in result.items() if key not in measured}))
     for outcome in (*found["zero_shot"].values(), found["best"]["validation"], found["test"]):
         del outcome["seconds"]
