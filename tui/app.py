@@ -223,7 +223,7 @@ class MlxzoApp(App[None]):
         self.switch_mode("try_it")
 
     def open_export(self, run: RunDirectory) -> None:
-        """Exports the best checkpoint of a run; a dialog asks for the form."""
+        """Exports the best checkpoint of a run; a dialog asks for the format."""
         if (run.path / BEST_STATE).exists():
             self.push_screen(ExportDialog(run))
         else:

@@ -22,6 +22,7 @@ from mlxzo.core.formatting import (
     memory_text,
     objective_words,
     printable,
+    speed_text,
 )
 from mlxzo.core.metrics import metric_named, standard_error
 from mlxzo.core.result_summary import result_summary
@@ -145,7 +146,7 @@ def _draw_memory(chart: Chart, feed: RunFeed | Replay) -> None:
 
 def _draw_speed(chart: Chart, feed: RunFeed | Replay) -> None:
     history, step = feed.history, feed.history.step
-    note = "" if step is None else f"{step.steps_per_second:.2f} steps/s · {step.tokens_per_second:,.0f} tokens/s"
+    note = "" if step is None else f"{speed_text(step.steps_per_second)} · {step.tokens_per_second:,.0f} tokens/s"
     chart.show([column_line("steps/s", history.steps, "step", "steps_per_second", "four")], note=note)
 
 

@@ -77,7 +77,7 @@ def themes(*, truecolor: bool) -> tuple[Theme, Theme]:
     """
     if truecolor:
         return MLXZO, MLXZO_LIGHT
-    dark = {**MLXZO.variables, "footer-background": "#1C1C1C"}
+    dark = {**MLXZO.variables, "footer-background": "#1C1C1C", "block-cursor-background": "#005F87"}
     return (
         replace(MLXZO, background="#121212", surface="#1C1C1C", panel="#303030", variables=dark),
         replace(MLXZO_LIGHT, background="#F0F0F0", surface="#FFFFFF", panel="#DADADA"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import DataError
-from ..core.formatting import shown
+from ..core.formatting import counted, shown
 from .base import nfc
 from .row_file import RowFile
 from .text_lines import MAX_LINE_BYTES
@@ -65,7 +65,9 @@ class Table:
             if len(cells) == len(self.names):
                 yield number, cells
             else:
-                found = f"has {len(cells)} cells, where the first line names {len(self.names)} fields"
+                found = (
+                    f"has {counted(len(cells), 'cell')}, where the first line names {counted(len(self.names), 'field')}"
+                )
                 problems.append((number, found))
 
     def fields(self, cells: Sequence[str]) -> dict[str, str]:

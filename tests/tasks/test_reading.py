@@ -261,11 +261,13 @@ BAD_TABLES = [
     (
         "sentence,label\nx,1\ny\nz,1,2\n",
         [
-            "line 3: has 1 cells, where the first line names 2 fields",
+            "line 3: has 1 cell, where the first line names 2 fields",
             "line 4: has 3 cells, where the first line names 2 fields",
         ],
     ),
     ('sentence,label\n"two\nlines",1\nx,7\n', ["line 4: the label '7' is not 0 (negative) or 1 (positive)"]),
+    # A stray carriage return ends a line, as on old Macs; the csv module would name its own options here.
+    ('sentence,label\n"a, b",1\ny\rz,0\n', ["line 3: has 1 cell, where the first line names 2 fields"]),
     ('sentence,label\nx,1\n"never closed,1\n', ["line 3: a quote opens here and is never closed"]),
     ("sentence,sentence\nx,1\n", ["line 1: the first line must name each field once; found ['sentence', 'sentence']"]),
     ("text,label\nx,1\n", ["line 2: the field 'sentence' is missing; found text, label"]),
@@ -344,7 +346,7 @@ def test_quotes_in_tsv_are_characters_where_every_line_is_a_row(tmp_path):
     error = failure(table(tmp_path / "doubtful", "tsv", BARE_QUOTES + "cut off\n"))
     assert error.details == [
         "line 3: text follows a closing quote: double the quotes inside a quoted cell",
-        "line 7: has 1 cells, where the first line names 2 fields",
+        "line 7: has 1 cell, where the first line names 2 fields",
     ]
     swallowed = 'sentence\tlabel\n"Great\t0\nfine\t1\nThe end"\t1\nshort\n'
     error = failure(table(tmp_path / "swallowed", "tsv", swallowed))

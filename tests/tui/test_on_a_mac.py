@@ -63,6 +63,10 @@ def test_256_colours_keep_surfaces_and_curves_apart(theme):
     curves = [shown(colour) for colour in curve_colours(dark=theme.dark).values()]
     for one, other in combinations(curves, 2):
         assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) >= 80
+    # The row under the cursor, where the theme has its own colours for it.
+    if cursor := theme.variables.get("block-cursor-background"):
+        assert contrast(shown(theme.variables["block-cursor-foreground"]), shown(cursor)) > 4.5
+        assert Color.parse(cursor).get_truecolor() == shown(cursor)
     # Curves are drawn in thin lines, for which 3 is the least of WCAG.
     assert min(contrast(curve, surfaces[0]) for curve in curves) > 2.5
 

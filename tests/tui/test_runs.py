@@ -45,6 +45,21 @@ def test_an_empty_folder_says_how_to_begin(root):
     drive(MlxzoApp(root=str(root)), scenario, (80, 24))
 
 
+def test_what_empty_screens_say_is_whole_at_80_columns(root):
+    async def scenario(pilot):
+        await wait_for(pilot, "There are no runs in")
+        for key, box in (("f2", "#no-runs"), ("f4", "#nothing"), ("f5", "#nothing"), ("f6", "#nothing")):
+            await pilot.press(key)
+            await wait_for(pilot, lambda box=box: pilot.app.screen.query_one(box).region.width > 0)
+            widget = pilot.app.screen.query_one(box)
+            assert widget.region.right <= 80 and widget.region.bottom <= 23, key
+            # The first paragraph may hold the name of a folder, which wraps.
+            words = " ".join(str(widget.content).split("\n\n", 1)[1].split())
+            await wait_for(pilot, lambda words=words: words in " ".join(screen_text(pilot).replace("│", " ").split()))
+
+    drive(MlxzoApp(root=str(root)), scenario, (80, 24))
+
+
 def test_details_have_the_result_in_words_curves_and_names_that_break_at_hyphens(make_run, root):
     name = "gemma-3-270m-support_desk-bp-lora-last-8-with-a-long-name-of-its-own-s2"
     make_run(name=name, memory_cap="900MB", seed=2)

@@ -265,6 +265,7 @@ def test_the_cap_has_a_key_defaults_are_values_and_small_components_are_one(root
         # The mark of the answer in the example is on the word alone.
         example = check(screen.values())
         marked = [preview(example).plain[span.start : span.end] for span in preview(example).spans[-1:]]
+        assert "…" not in preview(example).plain
         assert marked == [example.data.train[0].candidates[example.data.train[0].target].strip()]
         # Components.
         shown = await wait_for(pilot, "other")

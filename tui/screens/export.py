@@ -1,4 +1,4 @@
-"""The export dialog: form, target, progress, and how to use the result."""
+"""The export dialog: format, target, progress, and how to use the result."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _FORMS = {
 
 
 class ExportDialog(ModalScreen[None]):
-    """Writes the best checkpoint of a run in another form, by `mlxzo export` in a child process."""
+    """Writes the best checkpoint of a run in another format, by `mlxzo export` in a child process."""
 
     help = (
-        "Export writes the best checkpoint of a run. Choose a form with the arrow keys, and a path; Enter exports. "
+        "Export writes the best checkpoint of a run. Choose a format with the arrow keys, and a path; Enter exports. "
         "Relative paths start in the folder where mlxzo was started."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -57,7 +57,7 @@ class ExportDialog(ModalScreen[None]):
         with VerticalScroll(classes="dialog", can_focus=False) as dialog:
             dialog.border_title = title(f"Export {self._run.id}")
             with Horizontal(classes="dialog-line"):
-                yield Static("form", classes="field-name")
+                yield Static("format", classes="field-name")
                 yield Pick(forms, "adapter", id="form", help=self.help)
             yield Static(_FORMS["adapter"], id="form-help", markup=False)
             with Horizontal(classes="dialog-line", id="weights-line"):
@@ -93,7 +93,7 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#export-to", Input).value = self._target(event.value)
 
     def _target(self, form: str) -> str:
-        """The path that the user typed, or the default path of the form."""
+        """The path that the user typed, or the default path of the format."""
         typed = self.query_one("#export-to", Input).value.strip()
         defaults = {default_out(self._run.id, form) for form in _FORMS}
         return default_out(self._run.id, form) if typed in defaults else typed

@@ -96,8 +96,8 @@ class Runs(Page):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "mark", "Mark", key_display="␣", tooltip="marks the run for a race (space bar)"),
         Binding("c", "race", "Race", tooltip="shows the marked runs on shared axes"),
-        Binding("t", "on_run('open_try')", "Try", tooltip="prompts the tuned model and its base"),
-        Binding("x", "on_run('open_export')", "Export", tooltip="writes the best checkpoint in another form"),
+        Binding("t", "on_run('open_try')", "Try", tooltip="compares base and tuned on your text"),
+        Binding("x", "on_run('open_export')", "Export", tooltip="writes the best checkpoint in another format"),
         Binding("b", "batch", "Batch", tooltip="lists the runs of the next batch alone, with its progress"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("u", "on_run('resume_run')", "Resume", tooltip="resumes an interrupted run where it stopped"),

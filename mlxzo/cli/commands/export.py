@@ -1,4 +1,4 @@
-"""Write the best state of a run in a form to use or to share.
+"""Write the best state of a run in a format to use or to share.
 
   mlxzo export RUN --to adapter   a folder for `mlx_lm.generate --adapter-path`
   mlxzo export RUN --to fused     a complete model folder, for everything that reads mlx-lm's models
@@ -25,9 +25,9 @@ from ..printing import print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or the id of a run in the folder `runs`")
-    parser.add_argument("--to", choices=("adapter", "fused", "journal"), required=True, help="the form to write")
+    parser.add_argument("--to", choices=("adapter", "fused", "journal"), required=True, help="the format to write")
     parser.add_argument(
-        "--out", metavar="PATH", help="folder or file to write (default: <run id>-<form> in the current folder)"
+        "--out", metavar="PATH", help="folder or file to write (default: <run id>-<format> in the current folder)"
     )
     add_dequantize(parser)
     add_json(parser)
