@@ -46,8 +46,8 @@ STEP_SIZES = {
     "lora": StepSizes(1.0, eps=1e-2, half_eps=4e-2, adaptive_lr=1e-3, sgd_lr=1e-4, bp_lr=1e-3),
     "norms": StepSizes(0.01, eps=1e-1, half_eps=0.8, adaptive_lr=0.4, sgd_lr=4.0, bp_lr=1e-2),
     "final norm": StepSizes(FINAL_NORM_LENGTH, eps=1.0, half_eps=1.0, adaptive_lr=2.0, sgd_lr=0.2, bp_lr=1e-2),
-    "biases": StepSizes(0.3, eps=1e-1, half_eps=0.8, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
-    "gains": StepSizes(0.05, eps=1e-1, half_eps=0.8, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
+    "biases": StepSizes(0.3, eps=1e-1, half_eps=1.6, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
+    "gains": StepSizes(0.05, eps=1e-1, half_eps=1.6, adaptive_lr=0.4, sgd_lr=15.0, bp_lr=1e-2),
     "scales": StepSizes(None, eps=1e-2, half_eps=1e-2, adaptive_lr=1e-3, sgd_lr=1e-4, bp_lr=3e-5),
 }
 
