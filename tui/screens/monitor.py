@@ -28,7 +28,7 @@ from .dialogs import error_dialog
 from .page import Page, title
 
 # Least time between two drawings for steps alone; everything else is drawn at once. Drawing takes time from training.
-_STATUS_SECONDS, _CHART_SECONDS, _FACTS_SECONDS = 1.0, 2.0, 5.0
+_STATUS_SECONDS, _CHART_SECONDS, _FACTS_SECONDS = 2.0, 2.0, 5.0
 # In the order of their digits.
 PANELS = ("loss", "accuracy", "memory", "speed", "facts", "samples", "log")
 _NO_RUN = (
