@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from textual.app import App
 
+from tui.app import MlxzoApp
 from tui.widgets.axis_labels import PERCENT, clock
 from tui.widgets.canvas import Line, Rule
 from tui.widgets.chart import Chart
@@ -99,3 +100,19 @@ def test_ticks_are_evenly_spaced_and_the_unit_of_steps_is_named(size):
         assert name == "step" and len(values) > 1 and len({b - a for a, b in itertools.pairwise(values)}) <= 1
 
     read_off(scenario, size)
+
+
+def test_a_chart_takes_the_colours_of_a_new_theme(make_run, root):
+    async def scenario(pilot):
+        await wait_for(pilot, "1 Loss")
+        chart = pilot.app.screen.query_one("#loss", Chart)
+        await wait_for(pilot, lambda: bool(chart._strips))
+        before = _colours(chart)
+        pilot.app.theme = "mlxzo-light"
+        await wait_for(pilot, lambda: chart._strips is not None and not before & _colours(chart))
+
+    drive(MlxzoApp(root=str(root), run=make_run()), scenario)
+
+
+def _colours(chart):
+    return {segment.style.color for strip in chart._strips for segment in strip if segment.style}

@@ -219,12 +219,15 @@ class Chart(Widget, can_focus=True):
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
-        self._strips = None
-        self._styles.clear()
+        if any(self.get_component_rich_style(f"chart--{name}") != style for name, style in self._styles.items()):
+            self._strips = None
+            self._styles.clear()
 
     def on_resize(self) -> None:
-        self._strips = None
-        self._draw_again()
+        # A chart that comes into view again may have been drawn in this size.
+        if self._strips is None or (len(self._strips), self._strips[0].cell_length) != self.content_size[::-1]:
+            self._strips = None
+            self._draw_again()
 
     def render_line(self, y: int) -> Strip:
         if self._strips is None:
