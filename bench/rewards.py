@@ -161,13 +161,17 @@ def speed(members: int = 16, prompts: int = 16) -> None:
     prepare_mlx()
     from mlxzo.engine.distributed.communicator import members_at_once
     from mlxzo.engine.evaluation import Evaluator
+    from mlxzo.engine.reward import open_judge
     from mlxzo.engine.session import open_session
     from mlxzo.zo.perturb import Direction
 
     with tempfile.TemporaryDirectory() as path:
         write_rows("orders", Path(path))
         options = [*task_of("orders", Path(path)), "--objective", "reward", "--batch-size", str(prompts)]
-        session = open_session(config_of([*options, "--queries", str(members // 2)]), events.ignore)
+        config = config_of([*options, "--queries", str(members // 2)])
+        # Nothing is judged here.
+        with open_judge(config, False, events.ignore) as judge:
+            session = replace(open_session(config, events.ignore), judge=judge)
     evaluator, examples = Evaluator(session), session.data.train[:prompts]
     scales = {name: session.trainable.scales.get(name, 1.0) for name in session.trainable.names}
     pairs = [Direction(0, 0, index, "sign", scales) for index in range(members // 2)]
