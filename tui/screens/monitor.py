@@ -14,7 +14,7 @@ from textual.widgets import Static
 from mlxzo.core import events
 from mlxzo.core.errors import Interrupted, MlxzoError
 from mlxzo.core.formatting import printable
-from mlxzo.core.run_directory import RunDirectory
+from mlxzo.core.run_directory import BEST_STATE, RunDirectory
 from mlxzo.runtime import control
 
 from ..feed import Replay, RunFeed
@@ -130,7 +130,7 @@ class Monitor(Page):
         if action == "resume":
             return isinstance(feed, RunFeed) and feed.resumable
         if action == "export":
-            return isinstance(feed, RunFeed) and bool(feed.history.saved)
+            return isinstance(feed, RunFeed) and (feed.run.path / BEST_STATE).exists()
         if action == "pause":
             return feed is not None and feed.running
         return feed is not None or action not in ("maximize", "panel")
