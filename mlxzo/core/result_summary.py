@@ -22,7 +22,7 @@ def result_summary(history: RunHistory) -> list[tuple[str, str]]:
         "validation": (history.zero_shot.get("validation"), history.best if trained else None),
     }
     # The latest evaluation of each split that has one.
-    latest = {split: after or before for split, (before, after) in pairs.items() if after or before}
+    latest = {split: found for split, (before, after) in pairs.items() if (found := after or before) is not None}
     rows = [(f"{split} {found.metric}", _before_and_after(*pairs[split])) for split, found in latest.items()]
     if shares := [
         f"{format_metric(found.metric, found.majority)} on {split}"
