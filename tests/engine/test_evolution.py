@@ -65,12 +65,13 @@ def members(session: Session, count: int, eps: float) -> list:
 
 
 SIZES = {"norms": 5.0, "norms/last-0": 5.0, "norms/last-1": 5.0, "biases": 1.0, "gains": 5.0}
-SIZES |= {"lora": 0.1, "lora/last-1": 0.1}
+SIZES |= {"lora": 0.1, "lora/last-1": 0.1, "norms+lora/last-1": 5.0}
 CASES = [(kind, scope) for scope in SIZES for kind in ("llama", "qwen3", "gemma3", "lfm2")]
-DEFAULT = (("llama", "norms"), ("llama", "lora/last-1"))
 
 
-@pytest.mark.parametrize(("kind", "scope"), [case if case in DEFAULT else slow(*case) for case in CASES])
+@pytest.mark.parametrize(
+    ("kind", "scope"), [case if case == ("llama", "norms+lora/last-1") else slow(*case) for case in CASES]
+)
 def test_a_population_in_one_batch_writes_what_its_members_write_one_by_one(kind, scope, prompts, tmp_path):
     model = tmp_path / "model"
     tiny_folder(model, kind)
@@ -84,6 +85,8 @@ def test_a_population_in_one_batch_writes_what_its_members_write_one_by_one(kind
     assert together == alone and len({tuple(written) for written in alone}) > 1
 
 
+@pytest.mark.slow
+@pytest.mark.variant
 def test_scopes_of_whole_matrices_write_member_by_member(model, prompts):
     session = opened(model, prompts, scope="last-1")
     views = members(session, 1, 0.1)
