@@ -32,7 +32,8 @@ def combination_problems(config: RunConfig) -> list[str]:
         problems += _problems_of_rsgn(config)
     elif config.estimator == "es":
         problems += _problems_of_es(config)
-    if config.pull is not None and not config.evolves:
+    # The journals of other estimators record 0.
+    if config.pull and not config.evolves:
         problems.append("pull: only the estimator es pulls towards the start; leave it out, or use --estimator es")
     return problems
 

@@ -113,7 +113,7 @@ def over_its_cap(python, cap, root, *options):
         shown, problems = process.communicate()
     error = json.loads(shown)["error"]
     assert process.returncode == error["exit_code"] == 3 and error["title"] == "Does not fit"
-    taken = parse_bytes(re.search(r"it took ([\d.]+ \w+) of", error["message"])[1])
+    taken = parse_bytes("".join(re.search(r"it took ([\d.]+) of [\d.]+ (\w+)", error["message"]).groups()))
     growth = parse_bytes(re.search(r"it grew by at most ([\d.]+ \w+) from one reading", error["details"][0])[1])
     print(
         f"cap {cap / 1e6:.1f} MB, reported {taken / 1e6:.1f}, seen {max(highest) / 1e6:.1f}, growth {growth / 1e6:.1f}"

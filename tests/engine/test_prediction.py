@@ -62,7 +62,7 @@ def test_a_table_comes_out_as_it_came_with_labels_behind(model, tmp_path, capsys
         np.testing.assert_allclose(shares, plain_probabilities(model, row[1]), atol=2e-5)
         assert row[4] == str(int(np.argmax(shares)))
     right = sum(row[2] == row[4] for row in rows[:2])
-    assert f"accuracy {50 * right:.1f} % on the 2 rows" in said.err
+    assert f"accuracy {50 * right:.1f} % on 2 rows" in said.err
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "-", "=", "--5"])
