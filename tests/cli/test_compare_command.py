@@ -149,7 +149,7 @@ def test_a_contestant_that_does_not_fit_the_cap_is_listed_with_its_need_and_is_n
     assert fits["footprint_bytes"]["high"] < 150e6
     assert large["status"] == "does not fit" and large["needed_bytes"] > 150e6 and "needs" in large["problem"]
     page = (tmp_path / "contest" / "report.html").read_text()
-    assert "does not fit: needs" in page and "together" in page
+    assert "does not fit: needs" in page and "predicted peak" in page
 
 
 def test_ctrl_c_ends_the_comparison_and_keeps_what_is_done(model, unprobed, tmp_path):

@@ -52,7 +52,7 @@ def test_one_model_shows_its_components_for_each_way(capsys):
     assert code == 0
     assert "qwen3-0.6b, MeZO full: fits" in printed.out
     assert "qwen3-0.6b, BP full: does not fit; at the least" in printed.out
-    for text in ("weights", "optimiser state", "together", "plan --calibrate", "Choose qwen3-0.6b with BP LoRA"):
+    for text in ("weights", "optimiser state", "predicted peak", "plan --calibrate", "Choose qwen3-0.6b with BP LoRA"):
         assert text in printed.out
 
 
