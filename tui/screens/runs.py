@@ -37,6 +37,8 @@ from .page import Page, title
 _REFRESH_SECONDS = 2.0
 # The cursor rests for so long before a whole run is read.
 _HISTORY_SECONDS = 0.15
+# Of so many runs the events are not read again while they have no new ones.
+_HISTORIES = 8
 # Cells of the names to the left of the facts, and with those of a result among them.
 _NAMES_WIDTH = 9
 _LONG_NAMES_WIDTH = 20
@@ -118,8 +120,8 @@ class Runs(Page):
         """Name of the only batch listed; '' for all runs."""
         self._sort = "started"
         self._reading = False
-        self._history: tuple[Path, float, RunHistory] | None = None
-        """The run whose details are shown, the time of its last event then, and its history."""
+        self._histories: dict[Path, tuple[float, RunHistory]] = {}
+        """Of the runs whose details were shown last: the time of the last event then, and the history."""
         self._history_timer: Timer | None = None
 
     def body(self) -> Iterable[Widget]:
@@ -272,15 +274,14 @@ class Runs(Page):
         if entry is None:
             details.show("")
             return
-        known = self._history is not None and self._history[0] == entry.run.path
-        history = self._history[2] if self._history is not None and known else None
+        _, history = self._histories.get(entry.run.path, (0.0, None))
         width = details.content_size.width
         version = None if history is None else history.version
         details.show(_details(entry, history, width), key=(entry, version, width))
 
     def _read_history(self) -> None:
         entry = self.selected()
-        if entry is not None and (self._history is None or self._history[:2] != (entry.run.path, entry.stamp)):
+        if entry is not None and self._histories.get(entry.run.path, (None,))[0] != entry.stamp:
             self._read_events(entry)
 
     @work(thread=True, exclusive=True, group="history")
@@ -292,7 +293,10 @@ class Runs(Page):
             self.deliver(self._take_history, entry, history)
 
     def _take_history(self, entry: Entry, history: RunHistory) -> None:
-        self._history = (entry.run.path, entry.stamp, history)
+        self._histories.pop(entry.run.path, None)
+        self._histories[entry.run.path] = entry.stamp, history
+        if len(self._histories) > _HISTORIES:
+            del self._histories[next(iter(self._histories))]
         self._show_details()
 
     def offers(self, action: str) -> bool:

@@ -97,6 +97,8 @@ class LiveText(Static):
             return
         self._shown = shown
         self.update(content, layout=False)
+        if not self.styles.is_auto_height:
+            return
         lines = self.get_content_height(self.container_size, self.app.size, self.size.width)
         if lines != self.size.height:
             self.refresh(layout=True)
