@@ -250,7 +250,7 @@ def _largest_micro_batch(predictor: Predictor, settings: Settings, cap_bytes: in
 
 def _fit(predictor: Predictor, settings: Settings, cap_bytes: int) -> Fit:
     config, limit, notes = predictor.config, settings.cache_limit_bytes, []
-    if settings.micro_batch != config.micro_batch:
+    if settings.micro_batch is not None and settings.micro_batch != config.micro_batch:
         notes.append(f"micro-batches of at most {counted(settings.micro_batch, 'sequence')}")
     if settings.checkpointing and config.checkpointing == "auto":
         notes.append("gradient checkpointing")
