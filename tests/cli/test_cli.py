@@ -31,7 +31,7 @@ def run_cli(*arguments, **more):
         ("train --run x", 2, "mlxzo export RUN --to fused"),
         ("train --batch-size", 2, "expected one argument"),
         ("train extra", 2, "unexpected argument 'extra'"),
-        ("train --batch-size 0", 2, "expected a whole number of at least 1 and at most 1e+06, not 0"),
+        ("train --batch-size 0", 2, "expected a whole number of at least 1 and at most 1,000,000, not 0"),
         ("train --steps many --lr 0", 2, "2 problems in the configuration"),
         ("train --scope half", 2, "scope 'half' is not known"),
         ("train --model smolm2-135m", 4, "did you mean smollm2-135m"),

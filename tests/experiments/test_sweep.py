@@ -154,7 +154,7 @@ grid:
         "line 15: more than one run is called 'C'; give each a name of its own",
         "line 16: expected a run's `option: value` lines, not 7",
         "line 18: the grid is empty: give at least one option a list of values",
-        "line 19: lr: expected a number above 0 and at most 1e+06, not 'much'",
+        "line 19: lr: expected a number above 0 and at most 1,000,000, not 'much'",
         "line 20: queries: it has no values",
         "line 21: out: write out at the top of the file",
         "line 22: more than one run is called 'd lr 0.001'; give each a name of its own",
