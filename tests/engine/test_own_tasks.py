@@ -178,7 +178,7 @@ def test_data_is_checked_before_a_run(opinions, model, capsys):
     (data / "train.csv").write_text(table(2) + "no cells\nVisit 9,A story,angry\n")
     assert main(["tasks", "check", *on]) == 4
     problems = capsys.readouterr().err
-    assert "line 4: has 1 cells" in problems and "line 5: the mood 'angry' is not glad or sad" in problems
+    assert "line 4: has 1 cell, where" in problems and "line 5: the mood 'angry' is not glad or sad" in problems
 
 
 def test_nothing_is_longer_than_the_context_of_the_model(tmp_path, capsys):

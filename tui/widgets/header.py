@@ -21,10 +21,12 @@ class RunLine(Static):
     def __init__(self) -> None:
         super().__init__(markup=False)
         self._pace = Throttle(_STEP_SECONDS)
+        self._shown: tuple[RunFeed | Replay | None, str] = (None, "")
         self.display = False
 
     def show(self, feed: RunFeed | Replay | None, name: str = "") -> None:
         """Draws changes of a run: steps at a limited rate, anything else at once."""
+        self._shown = feed, name
         self.display = feed is not None
         if feed is None:
             return
@@ -32,6 +34,10 @@ class RunLine(Static):
         happened = (feed, width, feed.running, feed.request, history.phase, history.paused, len(feed.log.lines))
         if self._pace.is_due((happened, history.version), happened):
             self.update(header_text(feed, width, name), layout=False)
+
+    def on_resize(self) -> None:
+        # Not with the next step: until then the line would be cut.
+        self.show(*self._shown)
 
 
 class PageHeader(Vertical):
