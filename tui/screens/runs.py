@@ -35,8 +35,8 @@ from .dialogs import Choice
 from .page import Page, title
 
 _REFRESH_SECONDS = 2.0
-# The cursor rests for so long before a whole run is read.
-_HISTORY_SECONDS = 0.15
+# The cursor rests for so long before the details of a run are shown, and before a whole run is read.
+_DETAILS_SECONDS, _HISTORY_SECONDS = 0.05, 0.15
 # Of so many runs the events are not read again while they have no new ones.
 _HISTORIES = 8
 # Cells of the names to the left of the facts, and with those of a result among them.
@@ -122,7 +122,8 @@ class Runs(Page):
         self._reading = False
         self._histories: dict[Path, tuple[float, RunHistory]] = {}
         """Of the runs whose details were shown last: the time of the last event then, and the history."""
-        self._history_timer: Timer | None = None
+        self._details_timers: list[Timer] = []
+        """What follows the cursor: the details of its run, and the reading of its history."""
 
     def body(self) -> Iterable[Widget]:
         yield Static(id="no-runs", markup=False)
@@ -259,12 +260,12 @@ class Runs(Page):
         return None if path is None else self._entries.get(path)
 
     def on_grid_moved(self) -> None:
-        self._show_details()
         self.refresh_bindings()
-        if self._history_timer is not None:
-            self._history_timer.stop()
-        # Not for every run that the cursor passes.
-        self._history_timer = self.set_timer(_HISTORY_SECONDS, self._read_history)
+        for timer in self._details_timers:
+            timer.stop()
+        # The cursor is drawn first; and not all runs that it passes are shown and read.
+        later = ((_DETAILS_SECONDS, self._show_details), (_HISTORY_SECONDS, self._read_history))
+        self._details_timers = [self.set_timer(seconds, act) for seconds, act in later]
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._show_details)
