@@ -99,7 +99,7 @@ def judged_task(folder: Path) -> str:
     [
         slow("tiny", {"scope": "full", "lr": 1e-3}, 300, 0.05),
         slow("tiny", {"scope": "lora", "queries": 3}, 200, 0.05),
-        slow("tiny", {"scope": "norms", "queries": 2, "objective": "reward", "pull": 0.05}, 60, 0.05),
+        slow("tiny", {"scope": "norms", "queries": 2, "objective": "reward", "pull": 0.05}, 160, 0.05),
         pytest.param("smollm2-135m", {"scope": "lora", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
         pytest.param("smollm2-135m", {"scope": "last-6", "lr": 1e-3}, 44, 0.5, marks=pytest.mark.long),
     ],
