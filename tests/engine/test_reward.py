@@ -9,6 +9,7 @@ import pytest
 
 from mlxzo.core.errors import ConfigError, RewardError
 from mlxzo.engine.reward import Answer, Judge, with_failures_lowest
+from tests.variants import slow
 
 ANSWERS = [
     Answer("How many?", "one two three", ("3",)),
@@ -51,7 +52,7 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
         ("sys.stdin.readline(); print('no idea what to say', file=sys.stderr); sys.exit(7)", "ended with exit code 7"),
         ("sys.stdin.readline(); print('not json', flush=True); sys.stdin.read()", "answered 'not json'"),
         ("sys.stdin.readline(); print('[1]', flush=True); sys.stdin.read()", "answered '[1]'"),
-        ("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and did not end"),
+        slow("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and did not end"),
         ("sys.stdin.readline(); print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
         # Objects without a score: the program goes on.
         ("for line in sys.stdin: print('{\"score\": NaN}', flush=True)", "answered '{\"score\": NaN}'"),
@@ -62,12 +63,13 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
         # Each would shift the scores, or fill the memory.
         ('for line in sys.stdin: print(\'{"score": 1}\\n{"score": 2}\', flush=True)', "without being asked"),
         ("while True: print('{\"score\": 1}')", "without being asked"),
-        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 1 s"),
+        ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 0.2 s"),
     ],
 )
 def test_a_judge_that_never_scores_is_told_and_ended(program, says, tmp_path):
-    # Where the time has to pass, it is enough for the program to start.
-    with judge(tmp_path, program, seconds=1.0 if "sleep" in program or "stderr)" in program else 60.0) as it:
+    # Where the time has to pass, no reply comes; of a program that sleeps, it must be enough for its start.
+    seconds = 1.0 if "sleep" in program else 0.2 if program.startswith("while True: print('e'") else 60.0
+    with judge(tmp_path, program, seconds=seconds) as it:
         with pytest.raises(RewardError) as error:
             it.scores(ANSWERS * 2)
         assert it._process is None and it.judged == it.failed == 6
@@ -92,10 +94,10 @@ MOODY = """
 """
 
 
-@pytest.mark.parametrize("mood", ["crash", "hang", "garbage", "nan"])
+@pytest.mark.parametrize("mood", ["crash", slow("hang"), "garbage", "nan"])
 def test_an_answer_that_the_judge_fails_on_costs_its_score_alone(mood, tmp_path):
     told = []
-    with judge(tmp_path, MOODY, seconds=3.0 if mood == "hang" else 60.0) as it:
+    with judge(tmp_path, MOODY, seconds=10.0 if mood == "hang" else 60.0) as it:
         it._tell = told.append
         answers = [Answer("?", text, ()) for text in ("a", mood, "abc", "abcd")]
         found = it.scores(answers)
