@@ -41,7 +41,8 @@ def combination_problems(config: RunConfig) -> list[str]:
 def _problems_of_rsgn(config: RunConfig) -> list[str]:
     problems = []
     if config.objective != "loss":
-        problems.append(f"estimator: rsgn minimises the loss; with the objective {config.objective} use spsa")
+        others = "es or spsa" if config.writes else "spsa"
+        problems.append(f"estimator: rsgn minimises the loss; with the objective {config.objective} use {others}")
     problems += [
         f"{name}: the estimator rsgn has no learning rate; leave it out, or use --estimator spsa"
         for name in ("lr", "update")
@@ -55,9 +56,10 @@ def _problems_of_rsgn(config: RunConfig) -> list[str]:
 def _problems_of_es(config: RunConfig) -> list[str]:
     problems = []
     if not config.writes:
+        others = "rsgn or spsa" if config.objective == "loss" else "spsa"
         problems.append(
             f"estimator: es is for objectives of generated answers (f1, exact_match, reward); with the objective "
-            f"{config.objective} use spsa"
+            f"{config.objective} use {others}"
         )
     if config.update is not None:
         problems.append("update: the estimator es has one rule; leave it out, or use --estimator spsa")

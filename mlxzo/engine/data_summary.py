@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.formatting import counted
 from ..tasks.base import Example, listed
 from .encoding import EncodedExample
 
@@ -38,8 +39,8 @@ class SplitSummary:
     def text(self) -> str:
         """The statistics in one line."""
         parts = [
-            f"{self.split}: {self.rows} rows of {self.tokens_median} tokens in the median, {self.tokens_95th} at the "
-            f"95th percentile, {self.tokens_most} at most"
+            f"{self.split}: {counted(self.rows, 'row')} of {counted(self.tokens_median, 'token')} in the median, "
+            f"{self.tokens_95th} at the 95th percentile, {self.tokens_most} at most"
         ]
         if self.labels:
             parts.append(listed(f"{label} {100 * count / self.rows:.0f} %" for label, count in self.labels.items()))

@@ -37,6 +37,7 @@ from .template import Template
 from .yaml_entries import entries_of, text_of
 
 KEYS = ("name", "template", "labels", "label_field", "answer_field", "reward", "description")
+_OF_A_JUDGE = re.compile(r"(line \d+: )?reward( \w+)?: ")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _MAX_BYTES = 2**16
 
@@ -111,6 +112,8 @@ def read_task_yaml(path: str | Path) -> Task:
     problems: list[str] = []
     task = _task(entries_of(file.root, KEYS, problems), Path(path).parent, problems)
     if problems or task is None:
+        if problems and all(map(_OF_A_JUDGE.match, problems)):
+            fix = "the table of judges in docs/tasks.md has the settings of each kind"
         message = problems[0] if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{path}: {message}", fix, problems if len(problems) > 1 else ())
     return task

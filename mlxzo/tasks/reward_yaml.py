@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -32,6 +32,8 @@ from .yaml_entries import entries_of, text_of
 
 _COMMON = ("kind", "weight")
 _MOST_SCHEMA_BYTES = 1 << 20
+# Sums of weights stay finite.
+_MOST_WEIGHT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,13 @@ def _part(
             problems.append(f"line {line}: reward: no such kind {shown(kind)}{near}")
         return None
     names, read = KINDS[kind]
-    entries = entries_of(node, (*_COMMON, *names), problems)
+    entries = entries_of(node, (*_COMMON, *names), problems, of=f"reward {kind}: ")
     settings = _Settings(kind, line, entries, folder, has_gold, problems)
     weight = float(settings.number("weight", "1"))
     if not weight:
         settings.refuse("weight", "it must be above 0; leave the judge out instead")
+    elif weight > _MOST_WEIGHT:
+        settings.refuse("weight", f"it must be at most {_MOST_WEIGHT:,}; weights count against each other alone")
     score = read(settings)
     if score is None:
         return None
@@ -235,6 +239,8 @@ def _validator(schema: Any) -> Any:
     from jsonschema.validators import validator_for
 
     draft = schema.get("$schema") if isinstance(schema, dict) else None
+    if not isinstance(draft, str | None):
+        raise ValueError(f"$schema must be the address of a draft, not {shown(draft)}")
     kind = jsonschema.Draft202012Validator if draft is None else validator_for(schema, default=cast(Any, None))
     if kind is None:
         raise ValueError(f"there is no draft {shown(draft)} of JSON Schema")
@@ -255,7 +261,7 @@ def _unresolved(resolver: Any, resource: Any) -> Iterator[str]:
     import referencing.exceptions
 
     contents = resource.contents
-    references: Sequence[Any] = [contents.get("$ref")] if isinstance(contents, dict) else []
+    references = [contents.get(name) for name in ("$ref", "$dynamicRef")] if isinstance(contents, dict) else []
     for reference in references:
         if isinstance(reference, str):
             try:

@@ -11,19 +11,25 @@ from ..core.formatting import shown
 from ..core.suggestion import did_you_mean
 
 
-def entries_of(node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
-    """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`."""
+def entries_of(
+    node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str], *, of: str = ""
+) -> dict[str, yaml.Node]:
+    """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`.
+
+    Args:
+        of: what the mapping is, for messages, such as `reward json: `.
+    """
     entries: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
         line = f"line {key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
-            problems.append(f"{line}: a key must be text")
+            problems.append(f"{line}: {of}a key must be text")
             continue
         key = key_node.value
         if key in entries:
-            problems.append(f"{line}: {shown(key)} is given twice")
+            problems.append(f"{line}: {of}{shown(key)} is given twice")
         elif known and key not in known:
-            problems.append(f"{line}: no such key {shown(key)}{did_you_mean(key.replace('-', '_'), known)}")
+            problems.append(f"{line}: {of}no such key {shown(key)}{did_you_mean(key.replace('-', '_'), known)}")
         else:
             entries[key] = value
     return entries
