@@ -18,6 +18,9 @@ from .options import current_name, option_field, value_problems, yaml_text
 from .removed_options import without_removed
 from .scope import Scope
 
+GENERATED = ("f1", "exact_match", "reward")
+"""Objectives that are functions of generated answers."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -326,7 +329,7 @@ class RunConfig:
     @property
     def writes(self) -> bool:
         """Returns whether the objective is a function of generated answers."""
-        return self.objective in ("f1", "exact_match", "reward")
+        return self.objective in GENERATED
 
     @property
     def names_judge(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from . import events
+from .config import GENERATED
 from .formatting import format_metric, more_metrics_text
 from .metrics import metric_named, standard_error
 from .run_history import RunHistory
@@ -38,7 +39,9 @@ def result_summary(history: RunHistory) -> list[tuple[str, str]]:
 def ended_text(history: RunHistory) -> str:
     """The reason why a finished run has no more steps, after a comma; empty where it made all of its steps."""
     result = history.outcome.result if isinstance(history.outcome, events.Finished) else {}
-    words = {"time": ", ended by its time limit", "plateau": ", ended as the validation loss fell no further"}
+    # What the plateau is of: see `Trainer._on_plateau`.
+    watched = f"{result.get('metric')} rose" if result.get("objective") in GENERATED else "loss fell"
+    words = {"time": ", ended by its time limit", "plateau": f", ended as the validation {watched} no further"}
     return words.get(str(result.get("stopped_by")), "")
 
 

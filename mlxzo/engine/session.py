@@ -170,7 +170,9 @@ def load_data(config: RunConfig, emit: events.Emit) -> TaskData:
     if config.objective in ("accuracy", "soft-accuracy") and data.task.metric != "accuracy":
         raise ConfigError(
             f"objective: {config.objective} needs answers to choose among, and the task {data.task.name} has none",
-            "use --objective loss, or f1 or exact_match where answers are written",
+            "use --objective reward, by the judges of the task"
+            if data.task.reward is not None
+            else "use --objective loss, or f1 or exact_match where answers are written",
         )
     if config.objective in WRITTEN and not data.task.writes:
         raise ConfigError(

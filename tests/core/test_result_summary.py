@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mlxzo.core import events
-from mlxzo.core.result_summary import result_summary
+from mlxzo.core.result_summary import ended_text, result_summary
 from mlxzo.core.run_history import RunHistory
 from tests.experiments.report.recorded import evaluated, story
 
@@ -67,3 +67,9 @@ def test_values_that_are_not_finite_and_shares_of_1_are_said_without_an_error():
     best = replace(zero, kind="validation", step=2, value=1.0, loss=0.1, best=True, more={"f1": 0.9})
     assert summary([zero, best])["validation accuracy"] == "50.0 % -> 100.0 %, n = 20, f1 90.0 %"
     assert summary([replace(zero, value=None), best])["validation accuracy"].startswith("n/a -> 100.0 %")
+
+
+def test_the_plateau_is_of_what_patience_watches():
+    for objective, words in (("loss", "loss fell"), ("reward", "reward rose")):
+        finished = events.Finished({"stopped_by": "plateau", "objective": objective, "metric": "reward"})
+        assert ended_text(RunHistory.read([(finished, 0.0)])) == f", ended as the validation {words} no further"

@@ -162,7 +162,10 @@ class EvolutionStrategies(ZerothOrder):
             else:
                 eps = math.sqrt(low * high)
         _, eps, changed = min(tried)
-        return eps, f"eps is {eps:.3g}: with it {changed:.0%} of the answers change"
+        remark = f"eps is {eps:.3g}: with it {100 * changed:.0f} % of the answers change"
+        if not _LEAST_CHANGED <= changed <= _MOST_CHANGED:
+            remark += f", the closest to {100 * _LEAST_CHANGED:.0f} to {100 * _MOST_CHANGED:.0f} % that was found"
+        return eps, remark
 
 
 def _identity(answer: str) -> float:
