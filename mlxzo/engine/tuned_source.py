@@ -57,4 +57,8 @@ def read_journal(path: Path) -> Journal:
 
 def recorded_options(journal: Journal) -> dict[str, Any]:
     """The options of a journal's run that there still are; replaying its factors depends on no other."""
-    return without_removed(journal.header.config)
+    config = without_removed(journal.header.config)
+    if config.get("estimator") == "es":
+        # A run's journal has the defaults of its scope filled in, and es takes no other rule than its own.
+        config["update"] = None
+    return config

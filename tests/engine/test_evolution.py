@@ -16,6 +16,7 @@ from mlxzo.engine.distributed.communicator import check_ranks, members_at_once
 from mlxzo.engine.evaluation import Evaluator
 from mlxzo.engine.methods.evolution import EvolutionStrategies
 from mlxzo.engine.session import Session, open_session
+from mlxzo.engine.tuned_source import recorded_options
 from mlxzo.models.loading import fingerprint
 from mlxzo.zo.evolution import evolution_factors
 from mlxzo.zo.journal import read
@@ -150,6 +151,8 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_the_whole_one_and_its_journa
         fit(killed, until=3, judge=Lengths())
     assert fit(killed, judge=Lengths())["final_sha256"] == result["final_sha256"]
     journal = read(whole.path / "journal.bin")
+    # What `mlxzo replay` reads of a run's own journal.
+    assert RunConfig.from_mapping(recorded_options(journal)).estimator == "es"
     assert journal[0].state[:2] == (told[0].eps, pytest.approx(0.1))
     session = opened(model, prompts, scope="norms")
     replay(session.causal.slots, journal)
