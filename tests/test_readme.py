@@ -42,7 +42,7 @@ def clone(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("number", "narrowed", "shown"),
     [
-        (0, "", "over zero-shot"),
+        (0, "", "state kept"),
         # The whole suite would run within itself: a selection in its place.
         (1, " tests/zo/test_noise.py -n 0", " passed"),
     ],
