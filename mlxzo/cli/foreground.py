@@ -68,7 +68,14 @@ def watch(running: Running, note: str = "") -> RunHistory:
 
 
 def show_result(result: dict[str, Any], run: RunDirectory, history: RunHistory, *, as_json: bool) -> None:
-    """Prints the table of a finished run to stdout, or its result as JSON there and the table to stderr."""
+    """Prints the table of a finished run to stdout, or its result as JSON there and the table to stderr.
+
+    Args:
+        history: of the events that were seen; those before the run was resumed are in its directory alone, if that is
+            on this machine.
+    """
+    if run.events_path.exists():
+        history = RunHistory.read(run.events())
     if as_json:
         print_json({**result, "run": str(run.path)})
     console = RunView().console if as_json else output()

@@ -39,11 +39,11 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def mlxzo(folder, capsys):
-    """Runs a command in `folder` and returns what its `--json` says."""
+    """Runs a command in `folder` and returns what its `--json` says; `table` is what it has shown beside that."""
 
     def run(*arguments: str) -> dict | list:
         code = main([*arguments, "--json"])
-        shown = capsys.readouterr().out
+        shown, run.table = capsys.readouterr()
         assert code == 0, shown
         return json.loads(shown)
 
@@ -63,7 +63,7 @@ def test_every_run_is_listed_with_its_status(folder):
 @pytest.mark.parametrize(("cut", "whole"), [("mezo-killed", "mezo-done"), ("bp-interrupted", "bp-done")])
 def test_a_run_that_was_cut_goes_on_to_the_weights_of_the_whole_one(mlxzo, cut, whole):
     result = mlxzo("train", "--resume", cut)
-    assert result["steps"] == 12
+    assert result["steps"] == 12 and "12 steps in" in mlxzo.table and "validation accuracy" in mlxzo.table
     expected = RunDirectory.open(whole).result()
     assert close(result, expected)
 
