@@ -22,6 +22,9 @@ LONGEST_PROBLEM = 400
 # So many are those of a file of another kind; looking for the option that each key may have meant would take minutes.
 ENOUGH_PROBLEMS = 500
 
+WITHOUT = {"rsgn": ("lr", "update"), "es": ("update",)}
+"""Options that an estimator does not have. A resolved configuration has values for them, which nothing reads."""
+
 
 def combination_problems(config: RunConfig) -> list[str]:
     """Problems of options that do not go together, one sentence each."""
@@ -45,7 +48,7 @@ def _problems_of_rsgn(config: RunConfig) -> list[str]:
         problems.append(f"estimator: rsgn minimises the loss; with the objective {config.objective} use {others}")
     problems += [
         f"{name}: the estimator rsgn has no learning rate; leave it out, or use --estimator spsa"
-        for name in ("lr", "update")
+        for name in WITHOUT["rsgn"]
         if getattr(config, name) is not None
     ]
     if config.weight_decay:

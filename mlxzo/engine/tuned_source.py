@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.config_checks import WITHOUT
 from ..core.errors import ConfigError, DataError
 from ..core.removed_options import without_removed
 from ..core.run_directory import RunDirectory
@@ -58,7 +59,6 @@ def read_journal(path: Path) -> Journal:
 def recorded_options(journal: Journal) -> dict[str, Any]:
     """The options of a journal's run that there still are; replaying its factors depends on no other."""
     config = without_removed(journal.header.config)
-    if config.get("estimator") == "es":
-        # A run's journal has the defaults of its scope filled in, and es takes no other rule than its own.
-        config["update"] = None
-    return config
+    # A run's own journal holds a resolved configuration.
+    unused = WITHOUT.get(config.get("estimator", ""), ())
+    return {name: value for name, value in config.items() if name not in unused}
