@@ -38,7 +38,7 @@ def replay(
     stop = len(journal) if stop is None else stop
     names = [parameter.name for parameter in journal.header.parameters]
     seed = int(journal.header.config["seed"])
-    if origin is None and any(update.state[1] for update in journal if journal.header.pulls):
+    if origin is None and journal.header.pulls and any(update.state[1] for update in journal):
         if start:
             raise ValueError("a replay from a later step needs the parameters before the first")
         origin = {name: slots[name].get() for name in names}

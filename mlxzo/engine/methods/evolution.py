@@ -12,7 +12,6 @@ from hashlib import blake2b
 import mlx.core as mx
 import numpy as np
 
-from ...core.defaults import mezo_defaults
 from ...core.lr_schedule import learning_rate
 from ...core.resolved_config import ResolvedConfig
 from ...models.trainable import Trainable
@@ -140,7 +139,7 @@ class EvolutionStrategies(ZerothOrder):
         The search doubles and halves the default of the scope, and bisects between a scale that is too small and one
         that is too large. It depends on the seed and the prompts alone.
         """
-        eps = mezo_defaults(self.config.parsed_scope)["eps"]
+        eps = self.config.eps
         directions = self.directions(step)[:_DIRECTIONS]
         some = sources(batch)[:_PROMPTS]
         low, high = 0.0, math.inf
