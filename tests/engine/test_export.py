@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx_lm
@@ -11,18 +12,21 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, DataError, DoesNotFit, ModelError
+from mlxzo.core.resolved_config import ResolvedConfig
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL, RunDirectory
 from mlxzo.engine.checkpoint_file import save_state
 from mlxzo.engine.export import export_job, replay_job
 from mlxzo.engine.methods.mezo import MeZO
 from mlxzo.engine.scoring import Scorer
 from mlxzo.engine.session import open_model
+from mlxzo.engine.tuned_source import recorded_options
 from mlxzo.models import export as export_module
 from mlxzo.models.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxzo.models.causal import CausalLM
 from mlxzo.models.loading import weights_fingerprint
 from mlxzo.models.trainable import prepare
-from mlxzo.zo.journal import RECORD_BYTES, JournalWriter, read
+from mlxzo.zo.journal import RECORD_BYTES, Header, JournalWriter, read
+from mlxzo.zo.noise import NOISE_VERSION
 from tests.engine.examples import BATCHES
 from tests.tiny import tiny_folder
 from tests.variants import mostly_slow
@@ -211,3 +215,12 @@ def test_the_folder_of_a_killed_export_goes_with_the_next_one_and_that_of_a_live
 def test_a_write_that_mlx_reports_as_failed_is_told_with_the_place(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"), export_module.writing(tmp_path / "out"):
         raise RuntimeError("[write] Unable to write 199 bytes to file.")
+
+
+@pytest.mark.parametrize("options", [{}, {"estimator": "spsa"}, {"objective": "reward", "reward_command": "judge"}])
+def test_the_options_of_a_runs_own_journal_are_read_whatever_its_estimator(options):
+    """Its header holds a resolved configuration, which has values for the options of other estimators too."""
+    resolved = ResolvedConfig.of(RunConfig(**options))
+    header = Header(resolved.to_dict(), "ab" * 32, (), NOISE_VERSION)
+    recorded = recorded_options(SimpleNamespace(header=header))
+    assert RunConfig.from_mapping(recorded).estimator == resolved.estimator
