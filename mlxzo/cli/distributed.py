@@ -59,8 +59,7 @@ def _record(error: MlxzoError, run: RunDirectory) -> None:
     """
     last = run.outcome[0] if run.path.is_dir() and run.outcome else None
     if isinstance(last, events.Failed) and last.message != error.message:
-        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
-            file.write(events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
+        run.add_event(events.Failed(**error.to_dict()))
 
 
 def follow(config: RunConfig, rank: int, *, resume: bool, allow_code: bool) -> int:

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -225,6 +226,14 @@ class RunDirectory:
         """The last event of one of these kinds."""
         found = events.last_in(self.events_path, *kinds)
         return None if found is None else found[0]
+
+    def add_event(self, event: events.Event) -> None:
+        """Appends an event in the place of the worker, which has ended or is stopped, perhaps in the middle of a line.
+
+        A disk that is full must not hide what the caller has to say, and is passed over.
+        """
+        with contextlib.suppress(OSError), self.events_path.open("ab") as file:
+            file.write(b"\n" + events.to_json(event, time.time()).encode() + b"\n")
 
     def step_counts(self) -> tuple[int, int | None]:
         """The steps done, and those of the whole run; None for these where only time or a plateau ends it.

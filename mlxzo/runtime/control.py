@@ -8,7 +8,6 @@ here imports MLX.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -81,9 +80,7 @@ def kill(run: RunDirectory) -> None:
         worker = int(run.lock_path.read_text())
         os.killpg(worker, signal.SIGSTOP)
         # Before its end, so that its supervisor, if it has one, does not look for another reason.
-        with contextlib.suppress(OSError), run.events_path.open("ab") as file:
-            # It may have been stopped in the middle of a line.
-            file.write(b"\n" + events.to_json(events.Failed(**error.to_dict()), time.time()).encode() + b"\n")
+        run.add_event(events.Failed(**error.to_dict()))
         os.killpg(worker, signal.SIGKILL)
     except (OSError, ValueError) as problem:
         reason = (isinstance(problem, OSError) and problem.strerror) or "its process is not known"

@@ -277,10 +277,7 @@ class Supervisor:
             self._outcome = told
             return [told]
         self._outcome = events.Failed(**self._explain(returncode).to_dict())
-        # A full disk must not hide the explanation.
-        with contextlib.suppress(OSError), self.run.events_path.open("ab") as file:
-            # The worker may have died in the middle of a line.
-            file.write(b"\n" + events.to_json(self._outcome, time.time()).encode() + b"\n")
+        self.run.add_event(self._outcome)
         return [self._outcome]
 
     def _end_children(self) -> None:
