@@ -1,12 +1,19 @@
 """Exporting a run from the app: forms that suit the run, a real export of a tiny model, and errors with their fix."""
 
+import asyncio
+import json
+import sys
+from types import SimpleNamespace
+
 import pytest
 from textual.widgets import Input
 
+from mlxzo.core import events
 from mlxzo.core.run_directory import BEST_STATE, JOURNAL
 from tests.engine.test_export import tuned_run
 from tests.tiny import tiny_folder
 from tui.app import MlxzoApp
+from tui.child import Child
 
 from .driving import drive, every_size, fills, wait_for
 
@@ -88,17 +95,53 @@ def test_only_forms_that_suit_the_run_are_offered(make_run, root):
     drive(MlxzoApp(root=str(root)), scenario)
 
 
-def test_closing_the_dialog_ends_what_it_started(tuned, tmp_path, monkeypatch):
+class LateChild:
+    """A command whose first event comes once the dialog `of` is closed, which may not be unmounted yet."""
+
+    def __init__(self):
+        self.of, self.ended = None, False
+
+    async def answer(self):
+        while self.of is None or self.of in self.of.app.screen_stack:
+            await asyncio.sleep(0)
+        return json.loads(events.to_json(events.Phase("load", "model"), 0.0))
+
+    def end(self):
+        self.ended = True
+
+
+def test_closing_the_dialog_ends_what_it_started(tuned, monkeypatch):
+    children = []
+
+    async def slow_command(*words):
+        children.append(await Child.start(_command=[sys.executable, "-c", "import time; time.sleep(600)"]))
+        return children[-1]
+
     async def scenario(pilot):
         await wait_for(pilot, "model")
         await pilot.press("x", "enter")
-        dialog = pilot.app.screen
-        await wait_for(pilot, lambda: dialog._child is not None)
-        child = dialog._child
+        await wait_for(pilot, lambda: children)
         await pilot.press("escape")
-        await wait_for(pilot, lambda: not child.running)
+        await wait_for(pilot, lambda: not children[0].running)
         await wait_for(pilot, "Runs in")
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tui.screens.export.Child", SimpleNamespace(start=slow_command))
     drive(MlxzoApp(root=str(tuned.path.parent)), scenario)
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_event_that_comes_while_the_dialog_closes_leaves_no_command_behind(tuned, monkeypatch):
+    child = LateChild()
+
+    async def start(*words):
+        return child
+
+    async def scenario(pilot):
+        await wait_for(pilot, "model")
+        await pilot.press("x", "enter")
+        child.of = pilot.app.screen
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: child.ended)
+        await wait_for(pilot, "Runs in")
+
+    monkeypatch.setattr("tui.screens.export.Child", SimpleNamespace(start=start))
+    drive(MlxzoApp(root=str(tuned.path.parent)), scenario)

@@ -48,7 +48,7 @@ class ExportDialog(ModalScreen[None]):
     def __init__(self, run: RunDirectory):
         super().__init__()
         self._run = run
-        self._child: Child | None = None
+        self._busy = False
         self._written: str | None = None
         """The path of the result, once it is written."""
 
@@ -81,10 +81,6 @@ class ExportDialog(ModalScreen[None]):
         self.query_one("#weights-line").display = False
         self.query_one("#form").focus()
 
-    def on_unmount(self) -> None:
-        if self._child is not None:
-            self._child.end()
-
     def on_pick_changed(self, event: Pick.Changed) -> None:
         if event.pick.id != "form":
             return
@@ -112,7 +108,7 @@ class ExportDialog(ModalScreen[None]):
 
     def action_export(self) -> None:
         """Starts the command."""
-        if self._child is not None or self._written is not None:
+        if self._busy or self._written is not None:
             return
         form = self.query_one("#form", Pick).value
         # The field may lag behind when keys follow each other at once.
@@ -124,16 +120,18 @@ class ExportDialog(ModalScreen[None]):
         words += ["--out", os.fspath(user_path(target).absolute())]
         if form == "fused" and self.query_one("#weights", Pick).value == "dequantized":
             words.append("--dequantize")
+        self._busy = True
         self._export(words)
 
     @work(exclusive=True)
     async def _export(self, words: list[str]) -> None:
         self._say("starting …")
         self.query_one("#do", Button).disabled = True
+        child: Child | None = None
         try:
-            self._child = await Child.start(*words)
+            child = await Child.start(*words)
             # A dialog that was closed meanwhile has nothing to show events in.
-            while (record := await self._child.answer()) is not None and self in self.app.screen_stack:
+            while (record := await child.answer()) is not None and self in self.app.screen_stack:
                 event, _ = events.from_record(record) or (None, 0.0)
                 if isinstance(event, events.Finished):
                     self._show(event.result)
@@ -142,7 +140,11 @@ class ExportDialog(ModalScreen[None]):
         except MlxzoError as problem:
             self._say(f"✗ {describe(problem)}")
             self.query_one("#do", Button).disabled = False
-        self._child = None
+        finally:
+            # Also once the dialog is closed, and this is cancelled.
+            if child is not None:
+                child.end()
+            self._busy = False
 
     def _say(self, text: str) -> None:
         self.query_one("#export-state", Static).update(text)
