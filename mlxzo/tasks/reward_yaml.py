@@ -34,6 +34,7 @@ _COMMON = ("kind", "weight")
 _MOST_SCHEMA_BYTES = 1 << 20
 # Sums of weights stay finite.
 _MOST_WEIGHT = 1_000_000
+_MOST_COUNT = 999_999_999
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ class _Settings:
             return None
         return text_of(f"reward {self.kind}: {name}", self.entries[name], self.problems, strip=strip) or None
 
-    def number(self, name: str, default: str) -> Decimal:
+    def number(self, name: str, default: str, expected: str = "a number of at least 0") -> Decimal:
+        """A number of at least 0; `expected` says what it may be."""
         text = self.text(name)
         try:
             value = Decimal(default if text is None else text)
         except InvalidOperation:
             value = Decimal("nan")
         if not value.is_finite() or value < 0:
-            self.refuse(name, f"expected a number of at least 0, not {shown(text)}")
+            self.refuse(name, f"expected {expected}, not {shown(text)}")
             return Decimal(default)
         return value
 
@@ -73,8 +75,8 @@ class _Settings:
         text = self.text(name)
         if text is None:
             return None
-        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-            self.refuse(name, f"expected a whole number, not {shown(text)}")
+        if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST_COUNT))):
+            self.refuse(name, f"expected a whole number from 0 to {_MOST_COUNT:,}, not {shown(text)}")
             return None
         return int(text)
 
@@ -123,7 +125,7 @@ def _part(
     names, read = KINDS[kind]
     entries = entries_of(node, (*_COMMON, *names), problems, of=f"reward {kind}: ")
     settings = _Settings(kind, line, entries, folder, has_gold, problems)
-    weight = float(settings.number("weight", "1"))
+    weight = float(settings.number("weight", "1", f"a number above 0 and at most {_MOST_WEIGHT:,}"))
     if not weight:
         settings.refuse("weight", "it must be above 0; leave the judge out instead")
     elif weight > _MOST_WEIGHT:
@@ -230,7 +232,8 @@ def _validator(schema: Any) -> Any:
     """The validator of a schema, by the draft that it names or 2020-12.
 
     Raises:
-        ValueError: it is no schema, or refers to one that is not part of it; the message is a clause.
+        ValueError: it is no schema, refers to one that is not part of it, or to itself without end; the message is a
+            clause.
     """
     # Half a second, which only those wait for who use a schema.
     import jsonschema
@@ -250,23 +253,74 @@ def _validator(schema: Any) -> Any:
     except jsonschema.SchemaError as error:
         where = "/".join(map(str, error.absolute_path))
         raise ValueError(f"it is no JSON Schema{where and f': at {where}'}: {brief(error.message)}") from None
-    resolver = referencing.Registry().with_resource(resource.id() or "", resource).crawl()
-    if missing := list(_unresolved(resolver.resolver(resource.id() or ""), resource)):
+    resolver = referencing.Registry().with_resource(resource.id() or "", resource).crawl().resolver(resource.id() or "")
+    parts = list(_parts(resolver, resource))
+    if missing := [reference for part in parts if (reference := _unresolved(*part)) is not None]:
         raise ValueError(f"it refers to {shown(missing[0])}, which it does not hold; nothing is fetched")
+    seen: dict[int, bool] = {}
+    if endless := [reference for part in parts if (reference := _endless(*part, seen)) is not None]:
+        raise ValueError(f"the reference {shown(endless[0])} leads back to itself, so that no answer could be checked")
     return kind(schema, registry=referencing.Registry())
 
 
-def _unresolved(resolver: Any, resource: Any) -> Iterator[str]:
-    """The references of a schema and of those in it that cannot be resolved."""
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+# Keywords whose schemas apply to the same value as the schema that they stand in; those of the second row hold several.
+_SAME_VALUE = ("not", "if", "then", "else")
+_SAME_VALUE_EACH = ("allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
+
+
+def _parts(resolver: Any, resource: Any) -> Iterator[tuple[Any, Any]]:
+    """A schema and those in it, each with the resolver of its references."""
+    yield resolver, resource.contents
+    for part in resource.subresources():
+        yield from _parts(resolver.in_subresource(part), part)
+
+
+def _references(schema: Any) -> list[str]:
+    found = [schema.get(name) for name in _REFERENCES] if isinstance(schema, dict) else []
+    return [reference for reference in found if isinstance(reference, str)]
+
+
+def _unresolved(resolver: Any, schema: Any) -> str | None:
+    """A reference of a schema that cannot be resolved; None if there is none."""
     import referencing.exceptions
 
-    contents = resource.contents
-    references = [contents.get(name) for name in ("$ref", "$dynamicRef")] if isinstance(contents, dict) else []
-    for reference in references:
-        if isinstance(reference, str):
-            try:
-                resolver.lookup(reference)
-            except referencing.exceptions.Unresolvable:
-                yield reference
-    for part in resource.subresources():
-        yield from _unresolved(resolver.in_subresource(part), part)
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except referencing.exceptions.Unresolvable:
+            return reference
+    return None
+
+
+def _endless(resolver: Any, schema: Any, seen: dict[int, bool]) -> str | None:
+    """A reference by which a schema comes to be applied to the same value again and again; None if there is none.
+
+    A schema may refer to itself for a part of a value, such as the items of a list: that ends with the value.
+
+    Args:
+        seen: by identity of the schemas so far, whether they are still being followed.
+    """
+    import referencing
+    import referencing.jsonschema
+
+    if not isinstance(schema, dict) or id(schema) in seen:
+        return None
+    seen[id(schema)] = True
+    nested = [schema[name] for name in _SAME_VALUE if name in schema]
+    for name in _SAME_VALUE_EACH:
+        found = schema.get(name, ())
+        nested += found.values() if isinstance(found, dict) else found
+    for part in nested:
+        if isinstance(part, dict):
+            inside = referencing.Resource.from_contents(part, referencing.jsonschema.DRAFT202012)
+            if (endless := _endless(resolver.in_subresource(inside), part, seen)) is not None:
+                return endless
+    for reference in _references(schema):
+        resolved = resolver.lookup(reference)
+        if seen.get(id(resolved.contents)):
+            return reference
+        if (endless := _endless(resolved.resolver, resolved.contents, seen)) is not None:
+            return endless
+    seen[id(schema)] = False
+    return None

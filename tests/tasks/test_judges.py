@@ -136,6 +136,27 @@ def test_a_schema_is_inline_or_a_file_beside_the_task(schema, tmp_path):
     assert [reward(answer, ()) for answer in ('{"item": "cup"}', '{"item": "Cup"}', "{}", "cup")] == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("schema", "reference"),
+    [
+        ("{$ref: '#'}", "#"),
+        ("{allOf: [{type: object}, {$ref: '#'}]}", "#"),
+        ("{items: {$ref: '#/$defs/a'}, $defs: {a: {not: {$ref: '#/$defs/b'}}, b: {$ref: '#/$defs/a'}}}", "#/$defs/a"),
+        ("{$schema: 'http://json-schema.org/draft-07/schema#', dependencies: {a: [b], b: {$ref: '#'}}}", "#"),
+    ],
+)
+def test_a_schema_that_is_applied_to_the_same_value_without_end_is_refused(schema, reference, tmp_path):
+    (problem,) = problems(tmp_path, f"  - kind: json_schema\n    schema: {schema}\n")
+    assert f"schema: the reference '{reference}' leads back to itself" in problem
+
+
+def test_a_schema_may_refer_to_itself_for_a_part_of_a_value(tmp_path):
+    """The same definition twice, and one that holds itself as an item, end with the value."""
+    schema = "{anyOf: [{$ref: '#/$defs/a'}, {$ref: '#/$defs/a'}], $defs: {a: {type: array, items: {$ref: '#'}}}}"
+    reward = read(tmp_path, f"  - {{kind: json_schema, schema: {schema}}}\n").reward
+    assert [reward(answer, ()) for answer in ("[[], [[]]]", "[[1]]")] == [1, 0]
+
+
 def test_several_judges_have_weights_and_settings_that_tell_them_apart(tmp_path):
     task = read(tmp_path, "  - kind: json\n  - {kind: length, most: 2, weight: 3}\n")
     assert (task.metric, task.writes, task.more_metrics, task.fields) == ("reward", True, (), ("q",))
@@ -163,7 +184,14 @@ BAD = [
     ("  - kind: json\n    wieght: 2\n", "line 5: reward json: no such key 'wieght'; did you mean weight?"),
     ("  - kind: json\n    weight: 0\n", "line 5: reward json: weight: it must be above 0"),
     ("  - kind: json\n    weight: 1e308\n", "line 5: reward json: weight: it must be at most 1,000,000"),
-    ("  - kind: json\n    weight: nan\n", "line 5: reward json: weight: expected a number of at least 0, not 'nan'"),
+    (
+        "  - kind: json\n    weight: nan\n",
+        "line 5: reward json: weight: expected a number above 0 and at most 1,000,000, not 'n",
+    ),
+    (
+        "  - kind: json\n    weight: -1\n",
+        "line 5: reward json: weight: expected a number above 0 and at most 1,000,000",
+    ),
     ("  - kind: json_schema\n", "line 4: reward json_schema: schema: it is missing"),
     ("  - kind: json_schema\n    schema: no.json\n", "line 5: reward json_schema: schema: 'no.json' does not exist"),
     ("  - kind: json_schema\n    schema: bad.json\n", "schema: 'bad.json' is not valid JSON at line 1, column 2"),
@@ -182,7 +210,14 @@ BAD = [
     ("  - kind: regex\n    pattern: a\n    match: part\n", "match: expected full or search, not 'part'"),
     ("  - kind: length\n", "line 4: reward length: least: give least, most or both"),
     ("  - kind: length\n    least: 3\n    most: 2\n", "line 5: reward length: least: 3 is more than most, 2"),
-    ("  - kind: length\n    most: many\n", "line 5: reward length: most: expected a whole number, not 'many'"),
+    (
+        "  - kind: length\n    most: many\n",
+        "line 5: reward length: most: expected a whole number from 0 to 999,999,999",
+    ),
+    (
+        "  - kind: length\n    least: 1000000000\n",
+        "least: expected a whole number from 0 to 999,999,999, not '1000000000'",
+    ),
     ("  - kind: exact\n", "line 4: reward exact: text: it is missing, and so is answer_field"),
     ("  - kind: contains\n    text: the ...\n", "'the ...' has punctuation and articles alone, which are not compared"),
     ("  - kind: number\n", "line 4: reward number: it compares with the right answer: name its field by answer_field"),
