@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import fmean, pstdev
 from typing import Any
 
 from . import events
@@ -72,6 +73,9 @@ class RunHistory:
         footprints: samples of the footprint, in bytes; for a run without samples, the memory of MLX's arrays.
         evaluations: in order of time; zero-shot and test once per split.
         saved: the last checkpoint at each path in the run directory, and its time (seconds since the epoch).
+        populations: one row per step of ES: mean and standard deviation of the members' rewards, and the share of
+            answers that changed.
+        population: the last step's event of that kind; `written`: the last one with answers.
         samples: answers on validation examples: those before training, then the latest.
         phases: the name of each phase and the elapsed seconds at its first beginning.
         began, latest: time of the first and of the latest event, in seconds since the epoch.
@@ -84,6 +88,8 @@ class RunHistory:
     step: events.Step | None = None
     memory: events.Memory | None = None
     ranks: events.RankStats | None = None
+    population: events.Population | None = None
+    written: events.Population | None = None
     progress: events.Progress | None = None
     outcome: events.Finished | events.Failed | None = None
     samples: tuple[events.Samples, ...] = ()
@@ -105,6 +111,7 @@ class RunHistory:
             *("steps_per_second", "tokens_per_second", "tokens", "padded_tokens", "ties"),
         )
     )
+    populations: Columns = field(default_factory=lambda: Columns("step", "mean", "deviation", "changed"))
     footprints: Columns = field(default_factory=lambda: Columns("elapsed", "seconds", "bytes"))
 
     @classmethod
@@ -163,6 +170,11 @@ class RunHistory:
         """The name of the metric; None before the first evaluation."""
         return self.evaluations[0].evaluation.metric if self.evaluations else None
 
+    @property
+    def objective(self) -> str:
+        """The option of that name; `loss` until the model is loaded."""
+        return "loss" if self.loaded is None else self.loaded.objective
+
     def total(self, column: str) -> int:
         """The sum of a column of counts in `steps`."""
         return int(sum(self.steps[column]))
@@ -180,6 +192,8 @@ class RunHistory:
         match event:
             case events.Step():
                 self._add_step(event)
+            case events.Population():
+                self._add_population(event)
             case events.Evaluated():
                 self._add_evaluation(event)
             case events.Memory():
@@ -210,7 +224,8 @@ class RunHistory:
 
     def back_to(self, step: int, evaluated: int) -> None:
         """Drops the steps after `step` and the evaluations after step `evaluated`, which are repeated."""
-        self.steps.cut(bisect_right(self.steps["step"], step))
+        for table in (self.steps, self.populations):
+            table.cut(bisect_right(table["step"], step))
         self.evaluations = [
             each for each in self.evaluations if each.evaluation.kind != "validation" or each.step <= evaluated
         ]
@@ -232,6 +247,15 @@ class RunHistory:
             *(event.steps_per_second, event.tokens_per_second, event.tokens, event.padded_tokens, event.ties),
         )
         self._add_arrays(event.active_bytes + event.cache_bytes)
+
+    def _add_population(self, event: events.Population) -> None:
+        # It precedes the event of its step, which a run that was killed in between makes again.
+        if len(self.populations) and event.step <= self.populations["step"][-1]:
+            self.back_to(event.step - 1, event.step - 1)
+        self.population = event
+        if event.answers:
+            self.written = event
+        self.populations.append(event.step, fmean(event.rewards), pstdev(event.rewards), event.changed)
 
     def _add_evaluation(self, event: events.Evaluated) -> None:
         self.progress = None

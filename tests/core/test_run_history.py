@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxzo.core.events import Resumed
+from mlxzo.core.events import Population, Resumed
 from mlxzo.core.run_history import RunHistory
 from tests.experiments.report.recorded import EVALUATION_SECONDS, STEP_SECONDS, evaluated, finished, step, story
 
@@ -54,3 +54,31 @@ def test_what_a_resumed_run_does_again_counts_once():
     assert again.steps["step"].tolist() == [1, 2]
     assert again.best.step == 0
     assert again.seconds == again.training_seconds == 2 * STEP_SECONDS
+
+
+def population(number, *rewards, changed=0.3, answers=()):
+    return Population(number, list(rewards), 0.1, changed, list(answers))
+
+
+def test_a_population_is_kept_as_a_row_a_step_and_its_last_answers():
+    said = {"prompt": "a", "best": "b", "median": "c"}
+    told = [population(1, 0.25, 0.75, answers=[said]), step(1, 9, 1), population(2, 1.0, 1.0, changed=0.0)]
+    history = read(told)
+    rows = [history.populations[name].tolist() for name in ("step", "mean", "deviation", "changed")]
+    assert rows == [[1, 2], [0.5, 1.0], [0.25, 0.0], [0.3, 0.0]]
+    assert history.population is told[2] and history.written is told[0] and history.steps["step"].tolist() == [1]
+
+
+@pytest.mark.parametrize("resumed", [[], [Resumed(1)]])
+def test_the_populations_of_steps_that_a_resumed_run_repeats_count_once(resumed):
+    """The run was killed between the population of step 3 and the step itself, and goes on from step 1."""
+    first = [event for n in (1, 2) for event in (population(n, 0.25), step(n, 9, 1))]
+    history = read([*first, population(3, 0.25), *resumed, population(2, 0.5), step(2, 9, 1)])
+    assert history.populations["step"].tolist() == history.steps["step"].tolist() == [1, 2]
+    assert history.populations["mean"].tolist() == [0.25, 0.5]
+    history.add(population(3, 0.75))
+    assert history.populations["step"].tolist() == [1, 2, 3] and history.steps["step"].tolist() == [1, 2]
+
+
+def test_rewards_of_any_size_that_an_event_may_have_are_kept():
+    assert read([population(1, 1e99, -1e99)]).populations["deviation"][0] == pytest.approx(1e99)
