@@ -51,7 +51,7 @@ from mlxzo.tasks.registry import get_task, load_task
 from mlxzo.zo.journal import Header, JournalStep, JournalWriter, Parameter
 from tests.models.gguf_writing import write_tiny_gguf
 from tests.tiny import tiny_folder, tiny_model
-from tui.panels import samples_text
+from tui.panels import samples_panel
 from tui.planning import training_time
 from tui.resume_info import checkpoint_rows
 from tui.run_list import read_entry
@@ -184,7 +184,7 @@ def read_run(folder: Path) -> None:
     for event, time in bad.events():
         events.to_json(event, time)
     training_time(RunConfig(), runs)
-    samples_text(history)
+    samples_panel(history)
     checkpoint_rows(bad, history)
     ComparedRun("bad", bad.config, bad).to_dict()
     resume_config(bad, {"steps": 1000})

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
+from rich.console import RenderableType
 from rich.text import Text
 
 from mlxzo.core import events
@@ -30,15 +31,32 @@ from mlxzo.core.run_history import Columns, Measurement, RunHistory
 
 from .feed import Replay, RunFeed
 from .log import PHASES, EventLog
+from .population import (
+    REWARDS_EMPTY,
+    REWARDS_HELP,
+    answers_panel,
+    draw_rewards,
+    is_evolution,
+    mark,
+    mean_steps,
+    population_rows,
+    running_mean,
+)
 from .resume_info import checkpoint_rows
-from .widgets.axis_labels import metric_scale
+from .widgets.axis_labels import PLAIN, metric_scale
 from .widgets.canvas import Line, Moment, Rule
 from .widgets.chart import Chart
 
 _LOG_LINES = 300
 _PROMPT_CHARACTERS = 160
-# Steps that the loss is averaged over, at least; the least vertical range of a chart of shares.
-_LEAST_MEAN, _LEAST_SPAN = 5, 0.1
+# The least vertical range of a chart of shares.
+_LEAST_SPAN = 0.1
+LOSS_EMPTY = "The training loss appears with the first step."
+LOSS_HELP = (
+    "The objective at each step: the training loss, or another one by the option objective, such as 1 - accuracy. "
+    "Faint: every step; bright: the mean of the last steps, a twentieth of those so far. A zeroth-order run is noisy: "
+    "judge it by the mean and by the validation metric."
+)
 
 
 def column_line(label: str, table: Columns, x: str, y: str, style: str, *, area: bool = False, end: str = "") -> Line:
@@ -65,30 +83,23 @@ def standard_errors(found: Sequence[Measurement]) -> np.ndarray | None:
 
 def mean_line(label: str, history: RunHistory, x: str, style: str, *, end: str = "") -> Line:
     """The training loss over a column of the steps, each value the mean of the last `mean_steps`."""
-    values = np.array(history.steps["loss"])
-    known = np.isfinite(values)
-    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(known, values, 0.0), known))
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(0, last - mean_steps(history))
-    with np.errstate(invalid="ignore"):
-        means = (sums[last] - sums[first]) / (counts[last] - counts[first])
-    return Line(label, np.array(history.steps[x]), means, style, end=end)
-
-
-def mean_steps(history: RunHistory) -> int:
-    """The number of steps to average the loss over, which suits the length of a run."""
-    return max(_LEAST_MEAN, len(history.steps) // 20)
+    return Line(label, np.array(history.steps[x]), running_mean(np.array(history.steps["loss"])), style, end=end)
 
 
 def _draw_loss(chart: Chart, feed: RunFeed | Replay) -> None:
     history, step = feed.history, feed.history.step
+    if is_evolution(feed):
+        chart.empty, chart.help = REWARDS_EMPTY, REWARDS_HELP
+        draw_rewards(chart, feed)
+        return
+    chart.empty, chart.help, chart.scale = LOSS_EMPTY, LOSS_HELP, PLAIN
     objective = objective_words("loss" if feed.config is None else feed.config.objective)
     chart.title = "1 Loss" if objective == "loss" else f"1 Objective: {objective}"
     note, mean = "", mean_line("mean", history, "step", "one")
     if step is not None:
         share = _tie_share(feed)
         last = f"ties {100 * share:.0f} %" if share else f"last {format_loss(step.loss)}"
-        note = f"mean of {mean_steps(history)}: {format_loss(_last(mean.y))} · {last}"
+        note = f"mean of {mean_steps(len(history.steps))}: {format_loss(_last(mean.y))} · {last}"
     every = column_line(objective, history.steps, "step", "loss", "faint")
     chart.show([every, mean], note=note)
 
@@ -167,6 +178,7 @@ def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
     if history.outcome is None and not feed.died:
         # Afterwards it stands above all panels.
         rows += result_summary(history)
+    rows += population_rows(feed)
     if share := _tie_share(feed):
         rows.append(("ties", f"on {100 * share:.0f} % of the directions: no signal"))
     rows += checkpoint_rows(feed.run, history)
@@ -183,8 +195,14 @@ def facts_rows(feed: RunFeed | Replay) -> list[tuple[str, str]]:
     return rows or [("", "The facts of the run appear when the model is loaded.")]
 
 
-def samples_text(history: RunHistory) -> Text:
-    """Prompts with the model's answers before training and at the last evaluation."""
+def samples_panel(history: RunHistory) -> RenderableType:
+    """Prompts with the model's answers before training and at the last evaluation; first those of a population."""
+    if history.written is None:
+        return _samples_text(history)
+    return answers_panel(history.written, history.objective, history.samples)
+
+
+def _samples_text(history: RunHistory) -> Text:
     if not history.samples:
         return Text("Answers to a few validation prompts appear with the first evaluation.", "dim")
     first, last = history.samples[0], history.samples[-1]
@@ -195,8 +213,9 @@ def samples_text(history: RunHistory) -> Text:
         text.append(cut + printable(prompt[-_PROMPT_CHARACTERS:].replace("\n", " ⏎ ")), "dim")
         text.append("\n")
         for words, item in (("before", before), ("now", now))[: len(history.samples)]:
-            mark = "?" if item["right"] is None else "✓" if item["answer"] == item["right"] else "✗"
-            text.append(f"  {mark} {words:<6} {printable(item['answer']).strip()}", "bold" if words == "now" else "")
+            text.append(
+                f"  {mark(item)} {words:<6} {printable(item['answer']).strip()}", "bold" if words == "now" else ""
+            )
             # Generated text has no probability among candidates.
             text.append("\n" if item["share"] is None else f" {100 * item['share']:.0f} %\n", "dim")
     text.rstrip()

@@ -33,6 +33,7 @@ def hostile_run(make_run) -> RunDirectory:
         events.Loaded(HOSTILE, HOSTILE, 1, 1, 1, "", HOSTILE, 1, 1, 1, 1),
         events.Note(HOSTILE),
         events.Samples("validation", [{"prompt": HOSTILE, "answer": HOSTILE, "right": HOSTILE, "share": 0.5}]),
+        events.Population(1, [0.5], 0.1, 0.5, [{"prompt": HOSTILE, "best": HOSTILE, "median": HOSTILE}]),
         events.Evaluated("zero-shot", "validation", 0, HOSTILE, 0.5, 1.0, 4, None, 1.0, True, {HOSTILE: 1.0}),
         events.Failed(HOSTILE, HOSTILE, HOSTILE, [HOSTILE], 4),
     )
@@ -50,6 +51,7 @@ def test_no_screen_lets_control_characters_through(hostile_run, root):
         for mode in ("monitor", "race", "try_it", "setup", "runs"):
             if mode == "monitor":
                 app.open_run(hostile_run)
+                await wait_for(pilot, "Members at step 1:")
             else:
                 app.switch_mode(mode)
             await pilot.pause()

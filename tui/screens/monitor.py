@@ -18,7 +18,7 @@ from mlxzo.core.run_directory import BEST_STATE, RunDirectory
 from mlxzo.runtime import control
 
 from ..feed import Replay, RunFeed
-from ..panels import CHARTS, facts_rows, log_text, samples_text
+from ..panels import CHARTS, LOSS_EMPTY, LOSS_HELP, facts_rows, log_text, samples_panel
 from ..run_status import status_rows
 from ..throttle import Throttle
 from ..widgets.axis_labels import BYTES, PERCENT, RATE
@@ -75,10 +75,8 @@ class Monitor(Page):
             yield Chart(
                 id="loss",
                 title="1 Loss",
-                empty="The training loss appears with the first step.",
-                help="The objective at each step: the training loss, or another one by the option objective, such as "
-                "1 - accuracy. Faint: every step; bright: the mean of the last steps, a twentieth of those so far. A "
-                "zeroth-order run is noisy: judge it by the mean and by the validation metric.",
+                empty=LOSS_EMPTY,
+                help=LOSS_HELP,
             )
             yield Chart(
                 id="accuracy",
@@ -112,7 +110,8 @@ class Monitor(Page):
                 id="samples",
                 title="6 Samples",
                 help="The end of a few validation prompts, the model's answer before training and its answer now, each "
-                "with its probability among the candidates. ✓ right, ✗ wrong.",
+                "with its probability among the candidates. ✓ right, ✗ wrong. With --estimator es also the end of a "
+                "few training prompts, with the answers of the step's best and median member.",
             )
             yield Panel(id="log", title="7 Events", follows=True, help="Events, oldest first; steps are in the charts.")
 
@@ -198,7 +197,7 @@ class Monitor(Page):
         state = (feed, history, history.version, feed.running, feed.request)
         happened = (
             *(feed, history, feed.running, feed.request, history.phase, history.paused),
-            *(len(feed.log.lines), history.samples),
+            *(len(feed.log.lines), history.samples, history.written),
         )
         if self._status_pace.is_due(state, happened):
             status, rows = self.query_one("#status", LiveText), status_rows(feed, self.app.size.width - 4)
@@ -212,7 +211,9 @@ class Monitor(Page):
         if happened != self._drawn:
             self._drawn = happened
             self.refresh_bindings()
-            self.query_one("#samples", Panel).show(samples_text(history))
+            self.query_one("#samples", Panel).show(
+                samples_panel(history), key=(history, history.samples, history.written)
+            )
             self.query_one("#log", Panel).show(log_text(feed.log))
         if self._facts_pace.is_due(state, happened):
             rows = facts_rows(feed)

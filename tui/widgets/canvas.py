@@ -79,6 +79,9 @@ class Canvas:
         """The curve of a line, in braille."""
         bits = curve(line.x, line.y, self.window, self.width, self.height, area=line.area)
         covered = bits > 0
+        # A faint curve does not hide the faint band around it.
+        around = self._shaded & covered & (line.style == "faint")
+        bits[around] |= (self._glyphs[around] - BLANK).astype(bits.dtype)
         self._glyphs[covered] = BLANK + bits[covered].astype(np.uint32)
         self._owners[covered] = STYLES.index(line.style)
         self._shaded[covered] = False

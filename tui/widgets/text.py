@@ -9,9 +9,10 @@ from itertools import pairwise
 from statistics import fmean
 
 from rich.cells import cell_len
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 from textual.color import Color
 from textual.containers import VerticalScroll
 from textual.filter import LineFilter
@@ -43,6 +44,45 @@ def wrapped_id(text: str, width: int) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def one_line(text: str) -> str:
+    """A text of a model or a file in one line, without control characters; ⏎ stands for the end of a line."""
+    return printable(" ⏎ ".join(text.strip().splitlines()))
+
+
+class Clipped:
+    """A text in at most `lines` lines, beside a label; … stands for what has no room."""
+
+    def __init__(self, text: str, lines: int, *, label: str = "", style: str = "", end: bool = False):
+        """`end`: of a long text the end is shown, else the beginning."""
+        self._text, self._lines, self._label, self._style, self._end = text, lines, label, style, end
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = max(2, options.max_width - cell_len(self._label))
+        for number, line in enumerate(self._fitted(console, room)):
+            yield Text((self._label if not number else " " * cell_len(self._label)) + line, self._style)
+
+    def _fitted(self, console: Console, room: int) -> list[str]:
+        """The lines, each of at most `room` cells."""
+        # More than can be shown, whatever its length.
+        most = (self._lines + 1) * room
+        text = self._text[-most:] if self._end else self._text[:most]
+        found = _wrapped(text, console, room)
+        if len(found) <= self._lines:
+            return found
+        if not self._end:
+            last = found[self._lines - 1]
+            while cell_len(last) >= room:
+                last = last[:-1]
+            return [*found[: self._lines - 1], f"{last}…"]
+        while len(found := _wrapped(f"…{text}", console, room)) > self._lines:
+            text = text[1:].lstrip()
+        return found
+
+
+def _wrapped(text: str, console: Console, room: int) -> list[str]:
+    return [line.plain.rstrip() for line in Text(text).wrap(console, room)]
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -106,6 +146,9 @@ class LiveText(Static):
 
 class Panel(VerticalScroll, can_focus=True):
     """Text in a frame that scrolls."""
+
+    # Containers that scroll cannot be by default.
+    ALLOW_MAXIMIZE = True
 
     def __init__(self, *, id: str, title: str, help: str, follows: bool = False):
         """`follows`: the last line stays in view, unless the user has scrolled away from it."""
