@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from ..core.braille import BLANK, Window, curve
-from ..core.formatting import format_bytes, format_loss, format_seconds
+from ..core.formatting import format_bytes, format_loss, format_seconds, objective_words
 from ..core.metrics import metric_named
 from ..core.run_history import RunHistory
 
@@ -24,7 +24,12 @@ def plots(history: RunHistory, width: int, cap_bytes: int | None = None) -> list
     lines: list[str] = []
     steps, footprints = history.steps, history.footprints
     smoothed = zip(steps["step"], steps["smoothed_loss"], strict=True)
-    lines += _plot("training loss, smoothed", smoothed, format_loss, _step, width)
+    if len(history.populations):
+        metric = metric_named(history.objective)
+        means = zip(history.populations["step"], history.populations["mean"], strict=True)
+        lines += _plot(f"mean {metric.name} of the members", means, metric.text, _step, width)
+    else:
+        lines += _plot(f"training {objective_words(history.objective)}, smoothed", smoothed, format_loss, _step, width)
     if history.metric is not None:
         measured = [(each.step, each.value) for each in history.validation]
         metric = metric_named(history.metric)

@@ -42,7 +42,10 @@ def evaluated_line(event: events.Evaluated) -> str:
     """One evaluation; the best so far is marked by a star and in words."""
     when = "zero-shot" if event.kind == "zero-shot" else f"step {event.step}"
     line = f"{when}: {event.split} {event.metric} {format_metric(event.metric, event.value)}"
-    line += more_metrics_text(event.more) + f", loss {format_loss(event.loss)}"
+    line += more_metrics_text(event.more)
+    # Without right answers there is no loss, and 1 - reward stands in its place.
+    if event.metric != "reward" or event.value is None or event.loss != 1.0 - event.value:
+        line += f", loss {format_loss(event.loss)}"
     if event.kind == "zero-shot" and event.majority is not None:
         line += f", majority class {format_metric(event.metric, event.majority)}"
     line += f" ({counted(event.examples, 'example')}, {format_seconds(event.seconds)})"

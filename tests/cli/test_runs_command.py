@@ -97,6 +97,21 @@ def test_a_run_that_was_killed_and_resumed_shows_every_step_once(capsys, root):
     assert "9.0 MB (MLX's arrays 1.0 kB)" in shown
 
 
+@pytest.mark.parametrize("members", [True, False])
+def test_a_run_by_rewards_shows_no_loss_where_there_is_none(root, capsys, members):
+    """The loss of prompts without right answers is 1 - reward: what spsa minimises, while a step of es has members."""
+    told = [events.Loaded("m", "hub", 10, 2, 1, "ab", "orders", 1, 2, 3, 4, "reward")]
+    told.append(events.Evaluated("zero-shot", "validation", 0, "reward", 0.25, 0.75, 9, None, 1.0, True))
+    for number in (1, 2, 3):
+        told += [events.Population(number, [0.25 * number, 0.25], 0.1, 0.3)] if members else []
+        told += [replace(step(number, 3, 1000), smoothed_loss=1 - number / 8)]
+    record(root, "rewards", 0, told)
+    shown = runs(capsys, root, "show", "rewards-s0")[1].out
+    assert "zero-shot: validation reward 0.250 (9 examples" in shown
+    assert ("\nmean reward of the members\n0.500 ┤" in shown) == members
+    assert ("\ntraining 1 - reward, smoothed\n0.8750 ┤" in shown) == (not members)
+
+
 def test_a_plot_goes_up_where_its_values_do_and_leaves_out_what_is_not_known():
     history = RunHistory()
     for number, value in enumerate((0.2, 0.4, None, 0.8)):

@@ -4,11 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from rich.style import Style
 from textual.app import App
 
+from mlxzo.core.braille import Window
 from tui.app import MlxzoApp
 from tui.widgets.axis_labels import PERCENT, clock
-from tui.widgets.canvas import Line, Rule
+from tui.widgets.canvas import STYLES, Canvas, Line, Rule
 from tui.widgets.chart import Chart
 
 from .driving import drive, wait_for
@@ -85,6 +87,26 @@ def test_a_change_far_below_the_standard_error_does_not_fill_the_axis():
         assert any("╌╌" in row for row in text_of(chart))
 
     read_off(scenario, scale=PERCENT)
+
+
+def test_a_faint_curve_does_not_hide_the_faint_band_below_it():
+    def row(*lines):
+        canvas = Canvas(Window(0.0, 9.0, 0.0, 1.0), 20, 6)
+        for line in lines:
+            canvas.band(line)
+        for line in lines:
+            canvas.line(line)
+        return "".join(segment.text for segment in canvas.segments(4, [Style()] * len(STYLES)))
+
+    x = np.array([0.0, 9.0])
+    mean = Line("mean", x, np.array([0.5, 0.5]), "one", band=np.array([0.4, 0.4]))
+    every = Line("step", x, np.array([0.2, 0.2]), "faint")
+    band, curve, both = row(mean), row(every), row(every, mean)
+    # The dots of a braille character are bits of its number.
+    assert [ord(a) | ord(b) for a, b in zip(band, curve, strict=True)] == list(map(ord, both))
+    assert both not in (band, curve)
+    # A bright curve stands out.
+    assert row(Line("step", x, every.y, "two"), mean) == curve
 
 
 @pytest.mark.parametrize("size", [(34, 8), (60, 14), (150, 40)])

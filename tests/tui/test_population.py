@@ -140,3 +140,17 @@ def test_a_text_is_cut_to_its_lines_at_either_end():
     assert rendered(Clipped("a" * 30, 2), 10) == ["a" * 10, "a" * 9 + "…"]
     assert rendered(Clipped("日本語日本語", 1), 7) == ["日本語…"]
     assert rendered(Clipped("", 1, label="  best "), 20) == ["  best "]
+
+
+def test_details_of_a_run_have_the_reward_in_place_of_the_loss_and_every_row_its_own_name(reward_run, root):
+    """Two rows were called `validation reward`, one to the last evaluation and one to the state kept."""
+    worse = events.Evaluated("validation", "validation", 25, "reward", 0.3, 0.7, 50, None, 4.0, False)
+    reward_run([*reward_events(24), worse])
+
+    async def scenario(pilot):
+        shown = await wait_for(pilot, "training reward")
+        for text in ("0.200 -> 0.364, n = 50", "0.200 -> 0.300", "evaluations"):
+            await wait_for(pilot, text)
+        assert shown.count("│ validation reward") == 1 and "loss" not in shown
+
+    drive(MlxzoApp(root=str(root)), scenario, (200, 60))

@@ -20,7 +20,15 @@ from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
 from mlxzo.core.files import user_path
-from mlxzo.core.formatting import bytes_of, format_bytes, format_loss, format_seconds, printable, step_counts_text
+from mlxzo.core.formatting import (
+    bytes_of,
+    format_bytes,
+    format_loss,
+    format_seconds,
+    objective_words,
+    printable,
+    step_counts_text,
+)
 from mlxzo.core.metrics import metric_named
 from mlxzo.core.result_summary import ended_text, result_summary
 from mlxzo.core.run_directory import BEST_STATE, RunDirectory
@@ -456,15 +464,19 @@ def _result(entry: Entry, history: RunHistory | None) -> list[tuple[str, str]]:
 
 
 def _curves(history: RunHistory | None, width: int) -> list[tuple[str, str]]:
-    """Loss and metric over the run as small curves, with their first and last values."""
+    """Training and validation over the run as small curves, with their first and last values."""
     if history is None or not len(history.steps):
         return []
-    losses = history.steps["smoothed_loss"]
-    known = [value for value in losses if math.isfinite(value)]
-    rows = [("loss", known, format_loss)]
+    if len(history.populations):
+        metric = metric_named(history.objective)
+        rows = [(f"training {metric.name}", list(history.populations["mean"]), metric.text)]
+    else:
+        known = [value for value in history.steps["smoothed_loss"] if math.isfinite(value)]
+        rows = [(objective_words(history.objective), known, format_loss)]
     if (name := history.metric) is not None:
+        # Not the name of the row of the result, whose last value is that of the state kept.
         values = [each.value for each in history.validation if each.value is not None]
-        rows.append((f"validation {name}", values, metric_named(name).text))
+        rows.append(("evaluations", values, metric_named(name).text))
     found = []
     for name, points, text in rows:
         if len(points) > 1:
