@@ -9,6 +9,7 @@ tries other files than the default seed, 0.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 import yaml
+from rich.console import Console
 
 from mlxzo.cli.commands.runs import summary
 from mlxzo.core import events
@@ -184,7 +186,7 @@ def read_run(folder: Path) -> None:
     for event, time in bad.events():
         events.to_json(event, time)
     training_time(RunConfig(), runs)
-    samples_panel(history)
+    Console(file=io.StringIO()).print(samples_panel(history))
     checkpoint_rows(bad, history)
     ComparedRun("bad", bad.config, bad).to_dict()
     resume_config(bad, {"steps": 1000})
@@ -286,6 +288,7 @@ def originals(tmp_path_factory) -> Path:
             events.Phase("train"),
             events.Loaded("m", "hub", 10, 2, 1, "ab", "reviews", 1, 2, 3, 4),
             events.Evaluated("zero-shot", "validation", 0, "accuracy", 0.5, 0.7, 10, 0.5, 1.0, False),
+            events.Population(1, [0.25, 0.5], 0.1, 0.3, [{"prompt": "p", "best": "a", "median": "b"}]),
             *(events.Step(i, 2, 0.5, 0.6, 0.1, None, 0.2, 64, 5.0, 320.0, 1.4, 10, 20, 30) for i in (1, 2)),
             events.Memory("train", 9, 10, 5, 1, 6, None, 100, 0, 2),
             events.RankStats(["a", "b"], [0.25, 0.75], [1.0, 2.0], [1.0, 0.0], 64),
