@@ -280,3 +280,19 @@ def test_a_thousand_runs_are_listed_and_moved_through(make_run, root):
         await wait_for(pilot, lambda: grid.item == grid.items[-1])
 
     drive(MlxzoApp(root=str(root)), scenario)
+
+
+def test_timers_that_fire_while_the_app_closes_do_nothing(root):
+    """The app ended with an error where a file was to be looked at again just then."""
+    app, looks = MlxzoApp(root=str(root)), []
+
+    async def scenario(pilot):
+        for key, name in (("f2", "_refresh_if_seen"), ("f3", "_check_changed_files")):
+            await pilot.press(key)
+            await wait_for(pilot, lambda name=name: hasattr(app.screen, name))
+            looks.append(getattr(app.screen, name))
+
+    drive(app, scenario)
+    assert len(looks) == 2
+    for look in looks:
+        look()

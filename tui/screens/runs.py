@@ -159,7 +159,7 @@ class Runs(Page):
         self._read()
 
     def _refresh_if_seen(self) -> None:
-        if self.app.screen is self and not self._reading:
+        if self.is_active and not self._reading:
             self._read()
 
     @work(thread=True, exclusive=True, group="runs")

@@ -158,7 +158,7 @@ class Setup(Page):
 
     def _check_changed_files(self) -> None:
         """Reads files again that were corrected meanwhile."""
-        if self.app.screen is self and files_stamp(self.values()) != self._stamp:
+        if self.is_active and files_stamp(self.values()) != self._stamp:
             self._check_soon()
 
     def on_screen_resume(self) -> None:
