@@ -22,13 +22,12 @@ from ..core.formatting import (
     evaluated_line,
     format_amount,
     format_bytes,
-    format_loss,
     format_seconds,
     format_share,
     left_text,
     loaded_line,
     memory_text,
-    objective_words,
+    objective_value,
     printable,
     ranks_text,
     speed_text,
@@ -79,8 +78,11 @@ class RunView:
         self._wait_began: tuple[str, float] | None = None
         self._memory = ""
         self._ranks = ""
-        self._minimised = objective_words("loss")
+        # Of each run by its id: its objective, and whether its steps are those of a population.
+        self._objectives: dict[str, str] = {}
+        self._populations: set[str] = set()
         self._trains = False
+        self._run = ""
         self.overall = ""
 
     def __enter__(self) -> RunView:
@@ -104,8 +106,10 @@ class RunView:
             case events.Progress():
                 self._transient(lambda: self._progress_lines(event))
             case events.Loaded():
-                self._minimised = objective_words(event.objective)
+                self._objectives[self._run] = event.objective
                 self._say(loaded_line(event))
+            case events.Population():
+                self._populations.add(self._run)
             case events.Step():
                 self._transient(lambda: self._step_lines(event), final=event.step == event.steps)
             case events.Evaluated():
@@ -153,9 +157,14 @@ class RunView:
         percent = "" if share is None else f"{100 * share:.0f} %"
         parts = [step_text(step), percent, speed_text(step.steps_per_second), eta_text(step)]
         head = "  ".join(part for part in parts if part)
-        loss = f"{self._minimised} {format_loss(step.loss)}  smoothed {format_loss(step.smoothed_loss)}"
-        text = f"{loss}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
+        name, value = self._reached(step.loss)
+        _, smoothed = self._reached(step.smoothed_loss)
+        text = f"{name} {value}  smoothed {smoothed}  {step.tokens_per_second:,.0f} tokens/s{self._memory}{self._ranks}"
         return self._with_bar(share, [head, text])
+
+    def _reached(self, loss: float) -> tuple[str, str]:
+        """Name and value of what a step of the run reached."""
+        return objective_value(self._objectives.get(self._run, "loss"), loss, self._run in self._populations)
 
     def _progress_lines(self, progress: events.Progress) -> list[Text]:
         if self._wait_began is None or self._wait_began[0] != progress.label:
@@ -188,19 +197,13 @@ class RunsView(RunView):
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
         super().__init__(console, clock=clock)
         self._steps: dict[str, str] = {}
-        self._minimised_by: dict[str, str] = {}
-        self._run = ""
 
     def show(self, event: events.Event, run: str = "") -> None:
         """Renders one event of the run with this id; an empty id stands for no single run."""
         self._run = run
         match event:
-            case events.Loaded():
-                self._minimised_by[run] = objective_words(event.objective)
-                super().show(event)
             case events.Step():
-                minimised = self._minimised_by.get(run, objective_words("loss"))
-                parts = [f"{run}: {step_text(event)}", f"{minimised} {format_loss(event.smoothed_loss)}"]
+                parts = [f"{run}: {step_text(event)}", " ".join(self._reached(event.smoothed_loss))]
                 self._steps[run] = "  ".join([*parts, eta_text(event)]).rstrip()
                 self._transient(lambda: self._with_bar(None, list(self._steps.values())))
             case events.Finished() | events.Failed():

@@ -93,6 +93,14 @@ def objective_words(objective: str) -> str:
     return "loss" if objective == "loss" else f"1 - {objective.replace('_', ' ').replace('-', ' ')}"
 
 
+def objective_value(objective: str, loss: float | None, population: bool) -> tuple[str, str]:
+    """Name and value of what a step reached: (`loss`, `0.6931`), (`1 - accuracy`, `0.2500`); of a population, whose
+    loss is 1 minus its mean reward, that mean: (`reward`, `0.750`)."""
+    if population:
+        return objective, format_metric(objective, None if loss is None else 1.0 - loss)
+    return objective_words(objective), format_loss(loss)
+
+
 def ranks_text(event: events.RankStats) -> str:
     """The number of ranks, and the one that waits longest: `2 ranks, rank 1 (mac2) waits 31 %`."""
     spans = [busy + waiting for busy, waiting in zip(event.busy_seconds, event.waiting_seconds, strict=True)]

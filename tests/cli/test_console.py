@@ -162,6 +162,28 @@ def test_what_is_minimised_is_called_by_its_name():
     assert "a: step 100 of 100  1 - soft accuracy 0.6000" in shown and "b: step 100 of 100  loss 0.6000" in shown
 
 
+def test_steps_of_a_population_show_their_mean_reward():
+    """The loss of such a step is 1 - reward, which nobody reads."""
+    loaded = replace(RUN[2], objective="reward")
+    view, file = view_on(80, False)
+    view.show(loaded)
+    view.show(events.Population(100, [7.0, 5.0], 0.5, 0.25))
+    view.show(step(100, loss=-5.0))
+    assert "reward 6.000  smoothed 0.400" in file.getvalue() and "1 - " not in file.getvalue()
+    view.show(step(100, loss=None))
+    assert "reward n/a" in file.getvalue()
+
+    side_by_side = RunsView(Console(file=io.StringIO(), width=200), clock=Clock())
+    for run in "ab":
+        side_by_side.show(loaded, run)
+    side_by_side.show(events.Population(100, [0.7, 0.1], 0.5, 0.25), "a")
+    for run in "ba":
+        side_by_side.show(step(100), run)
+        side_by_side._clock.now += 20
+    shown = side_by_side.console.file.getvalue()
+    assert "a: step 100 of 100  reward 0.400" in shown and "b: step 100 of 100  1 - reward 0.6000" in shown
+
+
 def test_a_loss_that_is_not_finite_is_said_and_not_stumbled_over():
     view, file = view_on(80, False)
     view.show(step(100, loss=None))
