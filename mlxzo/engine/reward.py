@@ -21,6 +21,7 @@ import json
 import math
 import queue
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ _MOST_WAITING = 1 << 10
 _POLL_SECONDS = 0.1
 _MORE_SECONDS = 0.02
 _ONE_EACH = "have it write one line for each line that it reads"
+_CORRECT = "correct the judge, and try it on a line of your own before the next run (docs/rewards.md)"
 RECENT_ANSWERS = 50
 """The run ends once more than half of this many last answers have failed; at its beginning, of the first
 `FIRST_ANSWERS`."""
@@ -65,13 +67,19 @@ class Answer:
 
 
 def check_consent(config: RunConfig, allow_code: bool) -> None:
-    """Raises ConfigError if a configuration names code to run that the command line does not allow."""
+    """Checks the code that a configuration has judge answers, before a model is loaded.
+
+    Raises:
+        ConfigError: the command line does not allow it to run, or there is no such program.
+    """
     named = config.reward_command or config.reward_function
     if named and not allow_code:
         raise ConfigError(
             f"the configuration wants to run {shown(named)} to judge answers",
             "check it, and give --allow-code to the command if you trust it",
         )
+    if config.reward_command is not None:
+        _command_words(config.reward_command)
 
 
 @contextlib.contextmanager
@@ -92,6 +100,27 @@ def open_judge(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterat
     path = None if task.reward is None else str(user_path(config.task))
     with Judge.of(command, function, path, config.reward_seconds, lambda text: emit(events.Note(text))) as judge:
         yield judge
+
+
+def _command_words(command: str) -> list[str]:
+    """Program and arguments of a command.
+
+    Raises:
+        ConfigError: it is empty, has an unclosed quote, or names no program that can be run.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"reward_command: {error}".lower(), "quote it as in a shell") from None
+    if not words:
+        raise ConfigError("reward_command: it is empty", "name a program, such as `python score.py`")
+    if shutil.which(words[0]) is None:
+        raise ConfigError(
+            f"reward_command: there is no program {shown(words[0])} that can be run",
+            "correct its name or path; a script runs by its interpreter, such as `python score.py`, or once "
+            "`chmod +x` has made it executable",
+        )
+    return words
 
 
 class _Failure(Exception):
@@ -146,7 +175,7 @@ class Judge:
         """The judge of the option `reward_command` or `reward_function`, or of the task YAML `task`.
 
         Raises:
-            ConfigError: the command is empty or has an unclosed quote.
+            ConfigError: the command is empty, has an unclosed quote, or names no program that can be run.
         """
         if task is not None:
             # No code of the user's writes there.
@@ -154,13 +183,7 @@ class Judge:
         if function is not None:
             # Like any program run with -m, it finds modules in the current folder.
             return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds, tell)
-        try:
-            words = shlex.split(command or "")
-        except ValueError as error:
-            raise ConfigError(f"reward_command: {error}".lower(), "quote it as in a shell") from None
-        if not words:
-            raise ConfigError("reward_command: it is empty", "name a program, such as `python score.py`")
-        return Judge(words, seconds, tell)
+        return Judge(_command_words(command or ""), seconds, tell)
 
     def __enter__(self) -> Judge:
         return self
@@ -322,7 +345,7 @@ class Judge:
                 code = process.wait(self._seconds)
             except subprocess.TimeoutExpired:
                 raise _Failure("closed its output and did not end", _ONE_EACH) from None
-            raise _Failure(f"ended with exit code {code} before it had replied", "correct it")
+            raise _Failure(f"ended with exit code {code} before it had replied", _CORRECT)
         what = f'answered {line.strip()[:80]!r} where a line such as {{"score": 0.75}} was expected'
         fix = "have it write one JSON object a line, with a finite number as its score, and nothing else"
         try:
@@ -337,7 +360,7 @@ class Judge:
         # One reply to one answer: the next one is that to the next answer.
         error = reply.get("error")
         if isinstance(error, str):
-            what, fix = f"said {shown(error)}", "correct it"
+            what, fix = f"said {shown(error)}", _CORRECT
         self._last_failure = (f"{what} (for the answer {answer.answer[:40]!r})", fix)
         return math.nan
 

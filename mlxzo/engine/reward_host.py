@@ -2,7 +2,7 @@
 
 A user's function takes the prompt, the answer and the list of gold answers, and `fields` where it has a parameter of
 that name; it returns a number, higher is better. What it raises costs that answer its score. Its prints go to standard
-error. A task YAML names its judges under `reward`.
+error. Tracebacks show the user's code alone. A task YAML names its judges under `reward`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ Score = Callable[[Mapping[str, Any]], float]
 
 def main(name: str) -> int:
     replies = sys.stdout
-    score = _of_task(name) if name.endswith((".yaml", ".yml")) else _of_function(name)
+    try:
+        score = _of_task(name) if name.endswith((".yaml", ".yml")) else _of_function(name)
+    except Exception as error:
+        _print_error(error)
+        print(f"the judge {name} cannot be loaded: {_line(error)}", file=sys.stderr)
+        return 1
     with contextlib.redirect_stdout(sys.stderr):
         for line in sys.stdin:
             print(json.dumps(_reply(score, json.loads(line))), file=replies, flush=True)
@@ -49,8 +54,19 @@ def _reply(score: Score, asked: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return {"score": float(score(asked))}
     except Exception as error:
-        traceback.print_exc()
-        return {"error": traceback.format_exception_only(error)[-1].strip()}
+        _print_error(error)
+        return {"error": _line(error)}
+
+
+def _line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _print_error(error: Exception) -> None:
+    """Prints the part of the traceback that is of the user's code, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen ")]
+    print("".join(traceback.format_list(own) + traceback.format_exception_only(error)), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,10 @@ class YamlPrompts(Task):
         self.reward = reward
         self._any_form = template is None
 
+    @property
+    def row_form(self) -> str:
+        return 'each row needs "prompt" or "messages"' if self._any_form else super().row_form
+
     def example_from_row(self, row: Mapping[str, Any]) -> Example:
         if self._any_form:
             return prompt_of(row)

@@ -7,8 +7,9 @@ from datetime import date
 
 import pytest
 
+from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, RewardError
-from mlxzo.engine.reward import Answer, Judge, with_failures_lowest
+from mlxzo.engine.reward import Answer, Judge, check_consent, with_failures_lowest
 from tests.variants import slow
 
 ANSWERS = [
@@ -147,11 +148,24 @@ def test_a_program_that_has_ended_between_two_calls_is_started_anew(tmp_path):
         assert it.scores(ANSWERS[:1]) == [1.0] and it.failed == 0
 
 
-def test_a_command_that_is_none_is_refused():
-    with pytest.raises(RewardError, match="'no-such-program' cannot be started"):
-        Judge.of("no-such-program --x", None, None, 1.0).scores(ANSWERS)
-    with pytest.raises(ConfigError, match="no closing quotation"):
-        Judge.of("python 'score.py", None, None, 1.0)
+def test_a_command_that_is_none_is_refused_before_a_model_is_loaded(tmp_path):
+    script = tmp_path / "score.py"
+    script.write_text("print(1)")
+    for command, says in (
+        ("no-such-program --x", "there is no program 'no-such-program'"),
+        (str(script), "that can be run"),
+        ("python 'score.py", "no closing quotation"),
+    ):
+        config = RunConfig(model="m", task="custom", reward_command=command)
+        with pytest.raises(ConfigError, match=says):
+            check_consent(config, allow_code=True)
+        with pytest.raises(ConfigError, match=says):
+            Judge.of(command, None, None, 1.0)
+
+
+def test_a_program_that_is_gone_by_the_time_of_its_start_ends_the_run(tmp_path):
+    with pytest.raises(RewardError, match="cannot be started"):
+        Judge([str(tmp_path / "gone")], 1.0).scores(ANSWERS)
 
 
 def test_a_function_is_a_judge_in_a_process_of_its_own(tmp_path, monkeypatch):
@@ -169,6 +183,9 @@ def test_a_function_is_a_judge_in_a_process_of_its_own(tmp_path, monkeypatch):
         with Judge.of(None, name, None, 60.0) as it, pytest.raises(RewardError) as error:
             it.scores(ANSWERS * 2)
         assert says in error.value.details[-1]
+        # The traceback of an error is the user's code alone.
+        assert not any("reward_host.py" in line or "<frozen" in line for line in error.value.details)
+        assert ("cannot be loaded" in error.value.details[-1]) == (name != "rewards:broken")
     assert "rewards" not in sys.modules
 
 

@@ -250,6 +250,9 @@ def test_rows_of_prompts_need_no_template(tmp_path):
     data = load(tmp_path / "data", rows, task=str(tmp_path / "task.yaml"))
     found = {example.prompt: [turn.content for turn in example.messages] for example in data.train}
     assert found == {"One:": [], "system: Be kind.\nuser: Hello?\nassistant:": ["Be kind.", "Hello?"]}
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "none", [{"text": "One: "}], task=str(tmp_path / "task.yaml"))
+    assert error.value.fix == 'each row needs "prompt" or "messages"'
 
 
 def test_own_prompts_are_read_without_a_task_file(tmp_path):
