@@ -75,7 +75,7 @@ OPTIONS = {
     "sums": ["--scope", "norms/last-6"],
 }
 _COMMON = ["--model", "smollm2-135m"]
-_BY_REWARD = ["--objective", "reward", "--max-seconds", "900", "--eval-every", "5"]
+_BY_REWARD = ["--objective", "reward", "--max-seconds", "1740", "--eval-every", "5"]
 _BY_GRADIENT = ["--method", "bp", "--steps", "60", "--eval-every", "10"]
 
 
@@ -143,17 +143,19 @@ def compare(name: str, seeds: list[int], further: list[str], skip: list[str]) ->
             for seed in seeds:
                 results.append(result_of("train", *task_of(name, folder), *options, "--seed", str(seed)))
                 emit("rewards", task=name, what=label, **results[-1])
-            before = [100 * r["zero_shot"]["test"]["value"] for r in results]
-            after = [100 * r["test"]["value"] for r in results]
+            pairs = [(r["zero_shot"]["test"], r["test"]) for r in results]
+            rewards = [spread([100 * pair[side]["value"] for pair in pairs]) for side in (0, 1)]
+            right = [spread([100 * pair[side]["more"]["exact_match"] for pair in pairs]) for side in (0, 1)]
             seconds = [r["train_seconds"] + r["validation_seconds"] for r in results]
             peaks = [r["memory"]["mlx_peak_bytes"] / 1e6 for r in results]
-            rows.append([label, spread(before), spread(after), spread(seconds, 0), spread(peaks, 0)])
+            rows.append([label, *rewards, *right, spread(seconds, 0), spread(peaks, 0)])
         if "best" not in skip:
             counts = [1, 4, 16]
             for count, share in best_of(name, folder, counts).items():
-                rows.append([f"base, best of {count} drawn", "", f"{100 * share:.1f}", "", ""])
+                rows.append([f"base, best of {count} drawn", "", f"{100 * share:.1f}", "", "", "", ""])
     print()
-    table([name, "test reward before, %", "after, %", "training and validation, s", "peak, MB"], rows)
+    header = ["test reward before, %", "after, %", "the right answer before, %", "after, %"]
+    table([name, *header, "training and validation, s", "peak, MB"], rows)
 
 
 def speed(members: int = 16, prompts: int = 16) -> None:
