@@ -32,6 +32,10 @@ COEFFICIENTS = {
         0.05,
         "measured: the C library keeps 1 to 14 % of the memory that a step allocates and frees on the CPU",
     ),
+    "written_heap_share": Coefficient(
+        0.15,
+        "measured: more of it where answers are written, as the caches of their keys and values grow by being copied",
+    ),
     "second_layer": Coefficient(
         0.25,
         "measured on tiny models: a CPU computes a layer of two micro-batches at once, and MLX bounds the operations "

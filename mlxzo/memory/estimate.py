@@ -161,13 +161,14 @@ class Predictor:
             *phases[phase],
             Component("buffer cache", settings.cache_limit_bytes, "freed buffers that MLX keeps for reuse, at most"),
             Component("saving", self._saved_bytes, "a piece of a trained tensor, copied to be written"),
-            Component("heap", self._heap_bytes(peaks[phase] - always), "freed memory that the C library keeps"),
+            Component("heap", self._heap_bytes(phase, peaks[phase] - always), "freed memory that the C library keeps"),
         ]
         return MemoryEstimate(merged(components), phase, peaks, settings.cache_limit_bytes, rows)
 
-    def _heap_bytes(self, passing: int) -> int:
+    def _heap_bytes(self, phase: str, passing: int) -> int:
         """Bytes that the C library keeps of `passing` bytes allocated and freed on the CPU; 0 on a GPU."""
-        return int(coefficient("heap_share") * passing) if self.on_cpu else 0
+        share = coefficient("written_heap_share" if phase == "writing" else "heap_share")
+        return int(share * passing) if self.on_cpu else 0
 
     @functools.cached_property
     def most_rows(self) -> int:
