@@ -142,7 +142,7 @@ def compare(name: str, seeds: list[int], further: list[str], skip: list[str]) ->
             results = []
             for seed in seeds:
                 results.append(result_of("train", *task_of(name, folder), *options, "--seed", str(seed)))
-                emit("rewards", task=name, what=label, **results[-1])
+                emit("rewards", what=label, **results[-1])
             pairs = [(r["zero_shot"]["test"], r["test"]) for r in results]
             rewards = [spread([100 * pair[side]["value"] for pair in pairs]) for side in (0, 1)]
             right = [spread([100 * pair[side]["more"]["exact_match"] for pair in pairs]) for side in (0, 1)]
