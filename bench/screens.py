@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--race", nargs="+", metavar="RUN", help="runs for the picture of a race; without it there is none"
     )
+    parser.add_argument("--reward", metavar="RUN", help="a run of es for the picture of its population")
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,8 @@ def main() -> None:
         scenes: dict[str, Scene] = {"setup": _setup, "monitor": _monitor(run), "runs": _runs}
         if arguments.race:
             scenes["race"] = _race([RunDirectory.open(name) for name in arguments.race])
+        if arguments.reward:
+            scenes["reward"] = _monitor(RunDirectory.open(arguments.reward))
         for name, scene in scenes.items():
             # The user's own theme and panels are not those of the pictures.
             app = MlxzoApp(root=folder, preferences=Preferences(Path(folder) / "tui.json"))
