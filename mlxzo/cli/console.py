@@ -75,7 +75,8 @@ class RunView:
         self._clock = clock
         self._live: Live | None = None
         self._last_plain = -_PLAIN_SECONDS
-        self._wait_began: tuple[str, float] | None = None
+        # Of the progress that is shown: its last event, and when its first one came.
+        self._wait: tuple[events.Progress, float] | None = None
         self._memory = ""
         self._ranks = ""
         # Of each run by its id: its objective, and whether its steps are those of a population.
@@ -104,7 +105,8 @@ class RunView:
                 self._trains = event.phase == "train"
                 self._say(_PHASES.get(event.phase, event.phase) + (f": {event.detail}" if event.detail else ""))
             case events.Progress():
-                self._transient(lambda: self._progress_lines(event))
+                began = self._wait_began(event)
+                self._transient(lambda: self._progress_lines(event, began))
             case events.Loaded():
                 self._objectives[self._run] = event.objective
                 self._say(loaded_line(event))
@@ -166,13 +168,19 @@ class RunView:
         """Name and value of what a step of the run reached."""
         return objective_value(self._objectives.get(self._run, "loss"), loss, self._run in self._populations)
 
-    def _progress_lines(self, progress: events.Progress) -> list[Text]:
-        if self._wait_began is None or self._wait_began[0] != progress.label:
-            self._wait_began = (progress.label, self._clock())
+    def _wait_began(self, progress: events.Progress) -> float:
+        """When the work began that an event tells of: work of the same name begins anew where less of it is done."""
+        last, began = self._wait or (None, 0.0)
+        if last is None or last.label != progress.label or progress.done < last.done:
+            began = self._clock()
+        self._wait = progress, began
+        return began
+
+    def _progress_lines(self, progress: events.Progress, began: float) -> list[Text]:
         text = progress.label
         if progress.total:
             text += f": {format_share(progress.done, progress.total, progress.unit)}"
-            seconds = self._clock() - self._wait_began[1]
+            seconds = self._clock() - began
             if 0 < progress.done < progress.total and seconds > 1:
                 text += "  " + left_text(seconds * (progress.total - progress.done) / progress.done)
         elif progress.done:

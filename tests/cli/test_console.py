@@ -137,6 +137,19 @@ def test_a_wait_shows_how_much_is_left():
     assert "Downloading: 25.0 of 100.0 MB  about 1 min 00 s left" in file.getvalue()
 
 
+def test_the_same_work_done_again_has_a_time_of_its_own():
+    clock = Clock()
+    view, file = view_on(80, False, clock)
+    for began in (0.0, 1000.0):
+        for done in (1, 50, 100):
+            clock.now = began + 0.5 * done
+            view.show(events.Progress("generating answers", done, 100, "answers"))
+    assert file.getvalue().splitlines()[-2:] == [
+        "generating answers: 50 of 100 answers  about 24 s left",
+        "generating answers: 100 of 100 answers",
+    ]
+
+
 def test_what_a_run_is_part_of_stands_under_its_figures():
     view, file = view_on(80, False)
     view.overall = "run 3 of 12"
