@@ -43,13 +43,18 @@ def evaluated_line(event: events.Evaluated) -> str:
     when = "zero-shot" if event.kind == "zero-shot" else f"step {event.step}"
     line = f"{when}: {event.split} {event.metric} {format_metric(event.metric, event.value)}"
     line += more_metrics_text(event.more)
-    # Without right answers there is no loss, and 1 - reward stands in its place.
-    if event.metric != "reward" or event.value is None or event.loss != 1.0 - event.value:
+    if has_loss(event.metric, event.value, event.loss):
         line += f", loss {format_loss(event.loss)}"
     if event.kind == "zero-shot" and event.majority is not None:
         line += f", majority class {format_metric(event.metric, event.majority)}"
     line += f" ({counted(event.examples, 'example')}, {format_seconds(event.seconds)})"
     return line + (" * best" if event.best and event.kind == "validation" else "")
+
+
+def has_loss(metric: str, value: float | None, loss: float | None) -> bool:
+    """Whether the loss of an evaluation says more than its metric: without right answers there is none, and 1 - reward
+    stands in its place."""
+    return metric != "loss" and (metric != "reward" or value is None or loss != 1.0 - value)
 
 
 def more_metrics_text(values: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ModelError
 from ..core.files import write_atomic
 from ..core.run_directory import JOURNAL, RunDirectory
 from ..models.export import CARD, write_adapter, write_fused, writing
@@ -68,7 +68,13 @@ def replay_job(
     journal = read_journal(path)
     overrides = {} if model is None else {"model": model}
     config = RunConfig.from_mapping({**recorded_options(journal), **overrides}, source=path.name)
-    _, loaded = open_model(config, on_event)
+    try:
+        _, loaded = open_model(config, on_event)
+    except ModelError as error:
+        if model is None:
+            # A journal holds no path of the machine that it comes from.
+            error.fix += "; --model names a copy of the base model that the journal is of"
+        raise
     tuned = TunedModel(loaded, config, Source("journal", path))
     sha256 = tuned.replay(journal, on_event)
     text = journal.header.card or card(config, form, len(journal), None, tuned.base_sha256)

@@ -50,6 +50,8 @@ def read_journal(path: Path) -> Journal:
         raise ConfigError(
             f"there is no journal at {path}", "check the path; only MeZO runs have one (journal.bin)"
         ) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder", f"the journal of a run is {path / 'journal.bin'}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the path") from None
     except JournalError as error:

@@ -45,7 +45,7 @@ def resume_config(run: RunDirectory, changes: Mapping[str, Any]) -> RunConfig:
     # The run has absolute paths.
     after = check_task(RunConfig.from_mapping({**before.to_dict(), **changes}))
     if run.status == "running":
-        raise ConfigError(f"the run {run.id} is running", "wait for it, or stop it with `mlxzo runs stop`")
+        raise ConfigError(f"the run {run.id} is running", f"wait for it, or stop it with `mlxzo runs stop {run.id}`")
     problems = [
         f"{name}: {getattr(before, name)} in the run, {getattr(after, name)} now"
         for name in changes

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from mlxzo.cli.commands.evaluate import rows
 from mlxzo.cli.console import RunsView, RunView, key_values, listing, summary_rows
 from mlxzo.core import events
 from mlxzo.core.formatting import (
     bytes_alike,
     bytes_of,
     describe,
+    evaluated_line,
     format_count,
     format_metric,
     format_percent,
@@ -173,6 +175,21 @@ def test_what_is_minimised_is_called_by_its_name():
         side_by_side.show(step(100), run)
     shown = side_by_side.console.file.getvalue()
     assert "a: step 100 of 100  1 - soft accuracy 0.6000" in shown and "b: step 100 of 100  loss 0.6000" in shown
+
+
+def test_a_loss_is_shown_beside_the_metrics_that_it_is_not():
+    for metric, value, loss, has in (
+        ("accuracy", 0.75, 0.25, True),
+        ("reward", 0.75, 0.6, True),
+        ("reward", 0.75, 0.25, False),
+        ("loss", 0.25, 0.25, False),
+    ):
+        event = replace(evaluated("test", "test", value), metric=metric, loss=loss)
+        assert (", loss" in evaluated_line(event)) == has
+        result = {"metric": metric, "value": value, "loss": loss, "examples": 9, "split": "test", "task": "t"}
+        result |= {"shots": 0, "calibrate": False, "before_training": None, "more": {}, "seconds": 1.0}
+        labels = [label for label, _ in rows(result, "m", None)]
+        assert labels.count("loss") == (metric == "loss" or has)
 
 
 def test_steps_of_a_population_show_their_mean_reward():

@@ -172,6 +172,20 @@ def test_a_journal_is_refused_with_another_base(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_journal_whose_base_cannot_be_found_or_a_folder_in_its_place_is_told_what_to_name(tmp_path, monkeypatch):
+    run, _ = tuned_run(tmp_path / "runs", "norms/last-1", folder_of(tmp_path))
+    export(run, "journal", tmp_path / "small.mlxzo")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    more = {"model": None, "form": "fused", "out": tmp_path / "x", "dequantise": False, "on_event": silent}
+    with pytest.raises(ModelError) as caught:
+        replay_job(tmp_path / "small.mlxzo", **more)
+    assert "--model names a copy of the base model" in caught.value.fix
+    with pytest.raises(ConfigError) as refused:
+        replay_job(run.path, **more)
+    assert refused.value.fix == f"the journal of a run is {run.path / JOURNAL}"
+
+
 def test_an_exported_journal_that_was_cut_is_told_to_be_copied_again(tmp_path):
     model = folder_of(tmp_path)
     run, _ = tuned_run(tmp_path / "runs", "norms/last-1", model)

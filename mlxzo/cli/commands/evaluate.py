@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ...core.config import DATA_OPTIONS
 from ...core.errors import EXIT_DONE, ConfigError
-from ...core.formatting import counted, format_loss, format_metric, format_seconds, more_metrics_text, shown
+from ...core.formatting import counted, format_loss, format_metric, format_seconds, has_loss, more_metrics_text, shown
 from ...memory.mlx_limits import start_mlx
 from ..options import add_allow_code, add_config_options, add_json, add_source, config_values, source_of
 from ..printing import print_json
@@ -126,7 +126,7 @@ def rows(result: dict, model: str, source: Source | None) -> list[tuple[str, str
     if result["before_training"] is not None:
         lines.append(("before training", format_metric(metric, result["before_training"])))
     lines += [(name, format_metric(name, value)) for name, value in result["more"].items()]
-    if metric != "loss":
+    if has_loss(metric, result["value"], result["loss"]):
         lines.append(("loss", format_loss(result["loss"])))
     lines.append(("time", format_seconds(result["seconds"])))
     return lines
