@@ -66,7 +66,7 @@ class Answer:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_consent(config: RunConfig, allow_code: bool) -> None:
+def check_code(config: RunConfig, allow_code: bool) -> None:
     """Checks the code that a configuration has judge answers, before a model is loaded.
 
     Raises:
@@ -90,7 +90,7 @@ def open_judge(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterat
         ConfigError: the command line does not allow the configuration to run code; there is no such task, or it does
             not go with the objective.
     """
-    check_consent(config, allow_code)
+    check_code(config, allow_code)
     command, function = config.reward_command, config.reward_function
     task = get_task(config.task)
     check_judge(config, task)

@@ -9,7 +9,7 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, RewardError
-from mlxzo.engine.reward import Answer, Judge, check_consent, with_failures_lowest
+from mlxzo.engine.reward import Answer, Judge, check_code, with_failures_lowest
 from tests.variants import slow
 
 ANSWERS = [
@@ -158,7 +158,7 @@ def test_a_command_that_is_none_is_refused_before_a_model_is_loaded(tmp_path):
     ):
         config = RunConfig(model="m", task="custom", reward_command=command)
         with pytest.raises(ConfigError, match=says):
-            check_consent(config, allow_code=True)
+            check_code(config, allow_code=True)
         with pytest.raises(ConfigError, match=says):
             Judge.of(command, None, None, 1.0)
 
