@@ -64,6 +64,8 @@ class Child:
         Raises:
             MlxzoError: the command's own error, unless `end` was called.
         """
+        # While lines wait, readline returns without a turn for any other task: no key would be heard, nothing painted.
+        await asyncio.sleep(0)
         while line := await self._stdout.readline():
             with contextlib.suppress(ValueError):
                 if isinstance(found := json.loads(line), dict):

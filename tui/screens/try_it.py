@@ -6,6 +6,7 @@ tried.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ from ..widgets.text import Panel
 from .page import Page, title
 
 _TOKENS = "40"
+# Between two drawings of an answer that is being written.
+_DRAWING_SECONDS = 0.05
 _MODELS = {"base": "the model before training", "tuned": "the best checkpoint of the run"}
 _LABELS, _TEXT = "labels", "free text"
 # The newest runs, searched for one to try where none was opened.
@@ -305,12 +308,22 @@ class TryIt(Page):
         texts = dict.fromkeys(_MODELS, "")
         for name in texts:
             self.query_one(f"#{name}", Panel).show("")
-        state = self.query_one("#try-state", Static)
+        state, begins = self.query_one("#try-state", Static), prompt.splitlines()[-1]
+        drawn = float("-inf")
         async for record in self._answers(run, {"prompt": prompt, "max_new_tokens": tokens}, "generating …"):
             model = record["speaker"]
-            state.update(f"generating, {model} model …")
             texts[model] += record["text"]
-            self.query_one(f"#{model}", Panel).show(printable(prompt.splitlines()[-1] + texts[model]))
+            # Each drawing lays out the whole text, and a small model writes thousands of tokens a second.
+            if time.monotonic() - drawn >= _DRAWING_SECONDS:
+                state.update(f"generating, {model} model …")
+                self._show_texts(begins, texts)
+                drawn = time.monotonic()
+        self._show_texts(begins, texts)
+
+    def _show_texts(self, begins: str, texts: Mapping[str, str]) -> None:
+        """Shows what the models have written so far behind the last line of the prompt."""
+        for model, text in texts.items():
+            self.query_one(f"#{model}", Panel).show(printable(begins + text) if text else "")
 
     async def _answers(self, run: RunDirectory, request: Mapping[str, Any], busy: str) -> AsyncIterator[dict[str, Any]]:
         """Yields what both models answer, piece by piece; shows what goes on, and an error."""
