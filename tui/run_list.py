@@ -33,6 +33,8 @@ class Entry:
     model: str
     task: str
     method: str
+    estimator: str
+    """Of mezo; '' for backpropagation."""
     scope: str
     name: str
     """As the user gave it; '' for a run that is named after its options."""
@@ -60,7 +62,8 @@ class Entry:
     @property
     def words(self) -> str:
         """The text that a filter searches."""
-        return " ".join((self.run.id, self.status, self.model, self.task, self.method, self.scope)).lower()
+        found = (self.run.id, self.status, self.model, self.task, self.method, self.estimator, self.scope)
+        return " ".join(found).lower()
 
 
 def look(root: str | Path) -> tuple[list[RunDirectory], list[Path]]:
@@ -94,6 +97,7 @@ def read_entry(run: RunDirectory) -> Entry:
         model=Path(config.model).name if config else "",
         task=Path(config.task).stem if config else "",
         method=config.method if config else "",
+        estimator=config.estimator_in_use if config else "",
         scope=config.scope if config else "",
         name=(config.name or "") if config else "",
         seed=str(config.seed) if config else "",

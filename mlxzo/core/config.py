@@ -337,14 +337,19 @@ class RunConfig:
         return self.reward_command is not None or self.reward_function is not None
 
     @property
+    def estimator_in_use(self) -> str:
+        """The estimator of mezo, by default or as it was chosen; empty for bp."""
+        return defaults.default_estimator(self) if self.method == "mezo" else ""
+
+    @property
     def gauss_newton(self) -> bool:
         """Returns whether the method is mezo with the estimator rsgn."""
-        return self.method == "mezo" and defaults.default_estimator(self) == "rsgn"
+        return self.estimator_in_use == "rsgn"
 
     @property
     def evolves(self) -> bool:
         """Returns whether the method is mezo with the estimator es."""
-        return self.method == "mezo" and defaults.default_estimator(self) == "es"
+        return self.estimator_in_use == "es"
 
     @property
     def direction_count(self) -> int:

@@ -90,7 +90,7 @@ _SORTS = {
     "status": lambda entry: entry.status,
     "model": lambda entry: (entry.model, entry.task),
     "task": lambda entry: (entry.task, entry.model),
-    "method": lambda entry: (entry.method, entry.scope),
+    "method": lambda entry: (entry.method, entry.estimator, entry.scope),
     "steps": lambda entry: -(entry.steps or entry.step),
 }
 
@@ -260,6 +260,9 @@ class Runs(Page):
             return printable(entry.name)
         if key == "started":
             return f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M}"
+        if key == "method":
+            # Which of them tells more than that it is mezo, as most runs are.
+            return entry.estimator or entry.method
         return printable(getattr(entry, key))
 
     def selected(self) -> Entry | None:
@@ -439,7 +442,7 @@ def _details(entry: Entry, history: RunHistory | None, width: int) -> Group:
     facts = [
         ("model", entry.model),
         ("task", entry.task),
-        ("method", f"{entry.method}, scope {entry.scope}"),
+        ("method", ", ".join(filter(None, (entry.method, entry.estimator, f"scope {entry.scope}")))),
         ("seed", entry.seed),
         ("peak", _memory(entry) + ("" if entry.cap_bytes is None else " (cap)")),
         ("time", "" if entry.seconds is None else format_seconds(entry.seconds)),

@@ -109,7 +109,7 @@ def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
     return (
         (not wanted.status or found["status"] in wanted.status)
         and all(has(name, text) for name in _FILTERS if (text := getattr(wanted, name)) is not None)
-        and all(any(has(name, text) for name in ("id", "status", "scope", *_FILTERS)) for text in wanted.text)
+        and all(any(has(name, text) for name in ("id", "status", "estimator", "scope", *_FILTERS)) for text in wanted.text)
     )
 
 
@@ -221,6 +221,7 @@ def summary(run: RunDirectory) -> dict[str, Any]:
     try:
         config = run.config
         found |= {name: getattr(config, name) for name in ("model", "task", "method", "scope", "seed")}
+        found["estimator"] = config.estimator_in_use
     except MlxzoError as error:
         found["problem"] = " ".join([error.message, *error.details])
     found["result"] = run.result()
@@ -269,7 +270,8 @@ def _show(run: RunDirectory, as_json: bool) -> None:
     if "problem" in found:
         facts.append(("problem", found["problem"]))
     else:
-        facts += [(name, str(found[name])) for name in ("model", "task", "method", "scope", "seed")]
+        shown = ("model", "task", "method", "estimator", "scope", "seed")
+        facts += [(name, str(found[name])) for name in shown if found[name] != ""]
         status += f", step {step_counts_text(found['step'], found['steps'], ' of ')}"
     console.print(key_values([*facts, ("status", status), *summary_rows(history)]))
     if lines:
