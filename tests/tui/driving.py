@@ -49,14 +49,19 @@ def screen_text(pilot: Pilot) -> str:
     return "\n".join(strip.text for strip in pilot.app.screen._compositor.render_strips())
 
 
-async def wait_for(pilot: Pilot, text: str | Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> str:
-    """Waits until a text is on the screen (or a condition holds); fails with the screen where it never is."""
+async def wait_for(pilot: Pilot, *wanted: str | Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> str:
+    """Waits until all texts are on the screen and all conditions hold; fails with the screen where they never do.
+
+    What belongs together may be painted one part after the other: ask for it in one call, and do not search the screen
+    that a call for another text returned.
+    """
     limit, look = time.monotonic() + seconds, _LOOK_SECONDS
     while time.monotonic() < limit:
         shown = screen_text(pilot)
-        if text() if callable(text) else text in shown:
+        if all(each() if callable(each) else each in shown for each in wanted):
             return shown
         # Not pilot.pause, which asks every widget whether it is done: here only what is seen counts.
         await asyncio.sleep(look)
         look = min(1.5 * look, _MOST_LOOK_SECONDS)
-    raise AssertionError(f"{text!r} is not on the screen after {seconds} s:\n{screen_text(pilot)}")
+    missing = [each for each in wanted if callable(each) or each not in screen_text(pilot)]
+    raise AssertionError(f"not on the screen after {seconds} s: {missing}\n{screen_text(pilot)}")

@@ -40,14 +40,14 @@ def test_a_journal_is_exported_by_keys_alone_and_its_path_shown(tuned, tmp_path)
         pilot.app.screen.query_one("#export-to", Input).value = str(target)
         await pilot.press("enter")
         for words in ("✓ exported", "of step 3", "mlxzo replay", "Copy the path"):
-            await wait_for(pilot, words, 120)
+            await wait_for(pilot, words)
         assert target.stat().st_size < 10_000
         # The file is there now: another dialog says so, and keeps what was chosen.
         await pilot.press("escape", "x", "left")
         pilot.app.screen.query_one("#export-to", Input).value = str(target)
         await pilot.press("enter")
-        shown = await wait_for(pilot, "exists already", 120)
-        assert "● journal" in shown and "Traceback" not in shown
+        shown = await wait_for(pilot, "exists already", "● journal")
+        assert "Traceback" not in shown
         await wait_for(pilot, "name another file")
 
     drive(MlxzoApp(root=str(tuned.path.parent)), scenario)
@@ -62,7 +62,7 @@ def test_an_adapter_is_exported_from_the_monitor_by_mouse_alone(tuned, tmp_path)
         await wait_for(pilot, "● adapter")
         pilot.app.screen.query_one("#export-to", Input).value = str(target)
         await pilot.click("#do")
-        await wait_for(pilot, "✓ exported", 120)
+        await wait_for(pilot, "✓ exported")
         assert (target / "adapters.safetensors").is_file()
         await pilot.click("#close")
         await wait_for(pilot, "1 Loss")
@@ -81,8 +81,7 @@ def test_only_forms_that_suit_the_run_are_offered(make_run, root):
         (run.path / BEST_STATE).write_bytes(b"no state")
         await pilot.press("x")
         async for size in every_size(pilot):
-            for words in ("Export backward", "○ fused", "backward-adapter", "Close"):
-                shown = await wait_for(pilot, words)
+            shown = await wait_for(pilot, "Export backward", "○ fused", "backward-adapter", "Close")
             assert "journal" not in shown
             await fills(pilot, size)
         await pilot.press("right")

@@ -60,8 +60,7 @@ def test_no_screen_lets_control_characters_through(hostile_run, root):
         app.notify(HOSTILE, title=f"title {HOSTILE}")
         # A text that nobody has cleaned.
         app.screen.query_one("#run-details", Static).update(f"unclean {HOSTILE_NAME}")
-        await wait_for(pilot, "unclean ]52;c;cm0=", 5)
-        await wait_for(pilot, "title ]52;c;cm0=", 5)
+        await wait_for(pilot, "unclean ]52;c;cm0=", "title ]52;c;cm0=")
         shown.append(screen_text(pilot))
 
     drive(MlxzoApp(root=str(root)), scenario)

@@ -21,8 +21,8 @@ def test_theme_and_panels_come_back_in_the_next_session(make_run, root, tmp_path
         await wait_for(pilot, "4 Speed")
 
     async def find(pilot):
-        shown = await wait_for(pilot, "4 Speed")
-        assert "1 Loss" not in shown and pilot.app.theme == "mlxzo-light"
+        await wait_for(pilot, "4 Speed", lambda: "1 Loss" not in screen_text(pilot))
+        assert pilot.app.theme == "mlxzo-light"
 
     session(change)
     session(find)
