@@ -28,7 +28,7 @@ _SCORES = [*_COMMON, "--task", "reviews", "--lr", "0.05", "--batch-size", "128",
 _SCORES += ["--steps", "400", "--eval-every", "50"]
 _JUDGE = ["--reward-command", shlex.join([sys.executable, str(_REWARDS / "ten_words.py")]), "--allow-code"]
 _WRITTEN = [*_COMMON, "--task", str(_REWARDS / "shop.yaml"), "--data", str(_ROWS), "--objective", "reward", *_JUDGE]
-_WRITTEN += ["--lr", "0.05", "--batch-size", "16", "--steps", "60", "--eval-every", "20"]
+_WRITTEN += ["--estimator", "spsa", "--lr", "0.05", "--batch-size", "16", "--steps", "60", "--eval-every", "20"]
 _WRITTEN += ["--validation-examples", "50"]
 
 RUNS = {

@@ -134,7 +134,7 @@ class RunConfig:
         minimum=0.0,
         maximum=1e6,
         exclusive_minimum=True,
-        auto="by method, scope and update",
+        auto=f"{defaults.ES_LR:g} for es; by method, scope and update for all else",
     )
     schedule: str = option_field(
         "linear", "how the learning rate changes over the run", "method", choices=("constant", "linear", "cosine")
@@ -230,8 +230,8 @@ class RunConfig:
         "of generated answers: the rewards of a population on both sides of its directions, z-scored",
         "mezo",
         choices=("rsgn", "spsa", "es"),
-        auto="rsgn; es for f1, exact_match and reward; spsa for other objectives, and with --lr, --update or "
-        "--weight-decay",
+        auto="rsgn; es for f1, exact_match and reward; spsa for other objectives, for the loss with --lr, and with "
+        "--update or --weight-decay",
     )
     queries: int | None = option_field(
         None,

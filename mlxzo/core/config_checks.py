@@ -37,8 +37,17 @@ def combination_problems(config: RunConfig) -> list[str]:
         problems += _problems_of_es(config)
     # The journals of other estimators record 0.
     if config.pull and not config.evolves:
-        problems.append("pull: only the estimator es pulls towards the start; leave it out, or use --estimator es")
+        problems.append(f"pull: only the estimator es pulls towards the start; {_instead_of_pull(config)}")
     return problems
+
+
+def _instead_of_pull(config: RunConfig) -> str:
+    if not config.writes or config.method != "mezo":
+        return "leave it out; es is for objectives of generated answers (f1, exact_match, reward)"
+    if config.estimator is None:
+        other = "update" if config.update is not None else "weight_decay"
+        return f"leave it out, or {other}, which stands for the estimator spsa"
+    return "leave it out, or use --estimator es"
 
 
 def _problems_of_rsgn(config: RunConfig) -> list[str]:

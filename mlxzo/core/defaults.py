@@ -97,9 +97,12 @@ def default_estimator(config: RunConfig) -> str:
     """The estimator of a configuration of mezo: its own, or the one that its other options need."""
     if config.estimator is not None:
         return config.estimator
-    if config.weight_decay or config.lr is not None or config.update is not None:
+    if config.weight_decay or config.update is not None:
         return "spsa"
-    return {"loss": "rsgn"}.get(config.objective, "es" if config.writes else "spsa")
+    if config.writes:
+        return "es"
+    # rsgn has no learning rate.
+    return "rsgn" if config.objective == "loss" and config.lr is None else "spsa"
 
 
 def default_queries(config: RunConfig) -> int:

@@ -163,16 +163,32 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_the_whole_one_and_its_journa
 
 def test_options_that_do_not_go_together_are_refused():
     reward = {"objective": "reward", "reward_function": "a:b"}
-    assert RunConfig(**reward).resolved().estimator == "es"
-    assert RunConfig(**reward, lr=0.1).resolved().estimator == "spsa"
     for options, says in (
         ({"estimator": "es"}, "es is for objectives of generated answers"),
         ({**reward, "estimator": "es", "update": "sgd"}, "has one rule"),
         ({**reward, "estimator": "es", "weight_decay": 0.1}, "use --pull"),
-        ({"pull": 0.1}, "only the estimator es"),
+        ({"pull": 0.1}, "only the estimator es .* leave it out; es is for objectives of generated answers"),
+        ({**reward, "pull": 0.1, "update": "sgd"}, "leave it out, or update, which stands for the estimator spsa"),
+        ({**reward, "pull": 0.1, "weight_decay": 0.1}, "leave it out, or weight_decay"),
+        ({**reward, "pull": 0.1, "estimator": "spsa"}, "leave it out, or use --estimator es"),
     ):
         with pytest.raises(ConfigError, match=says):
             RunConfig(**options)
+
+
+@pytest.mark.parametrize("objective", ["reward", "f1", "exact_match"])
+def test_a_rate_alone_leaves_answers_to_es_and_options_that_es_has_not_mean_spsa(objective):
+    written = {"objective": objective, "reward_function": "a:b"}
+    for own in ({}, {"lr": 0.5}):
+        assert RunConfig(**written, **own).resolved().estimator == "es"
+    assert RunConfig(**written, lr=0.5).resolved().lr == 0.5 and RunConfig(**written).resolved().lr == 1.0
+    for own in ({"update": "sgd"}, {"weight_decay": 0.1}, {"update": "sgd", "lr": 0.5}):
+        assert RunConfig(**written, **own).resolved().estimator == "spsa"
+    # A run that began as one or the other goes on as it: its configuration names the estimator.
+    began = RunConfig(**written, lr=0.5, estimator="spsa").resolved()
+    assert RunConfig.from_mapping(began.to_dict()).estimator_in_use == "spsa"
+    for other in ({"lr": 0.5}, {"objective": "accuracy"}):
+        assert RunConfig(**other).resolved().estimator == "spsa"
 
 
 def test_ranks_share_the_groups_of_a_population():

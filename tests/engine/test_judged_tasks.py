@@ -51,7 +51,8 @@ def test_a_task_with_judges_is_evaluated_by_them_without_code(model, task, tmp_p
 @pytest.mark.variant
 def test_a_run_is_measured_by_the_judges_of_its_task_as_eval_is(model, task, tmp_path):
     options = {"model": str(model), "task": str(task), "data": str(tmp_path), "objective": "reward"}
-    options |= {"scope": "last-1", "steps": 2, "batch_size": 3, "eps": 0.02, "lr": 0.01, "out": str(tmp_path / "runs")}
+    options |= {"scope": "last-1", "steps": 2, "batch_size": 3, "eps": 0.02, "lr": 0.01, "estimator": "spsa"}
+    options["out"] = str(tmp_path / "runs")
     run = RunDirectory.create(check_names(RunConfig.from_mapping(options)).resolved())
     result = train(run).result
     assert result["metric"] == "reward" and result["judge"] == {"answers": 24, "failed": 0}

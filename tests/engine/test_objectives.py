@@ -184,6 +184,7 @@ def test_a_reward_runs_only_where_the_user_says_so(model, prompts, tmp_path, mon
         "batch_size": 3,
         "eps": 0.02,
         "lr": 0.01,
+        "estimator": "spsa",
     }
     (tmp_path / "run.yaml").write_text(json.dumps({**config, "out": str(tmp_path / "runs"), "name": "r"}))
     assert main(["train", "--config", "run.yaml"]) == 2

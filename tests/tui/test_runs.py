@@ -219,6 +219,9 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
         {"scope": "lora", "lr": 0.002, "steps": 50, "memory_cap": "2GB", "seed": 3},
         {"method": "bp", "scope": "lora/last-8", "train_examples": "all"},
         {"task": "my task.yaml", "update": "sgd", "queries": 4, "activation_cache": "off"},
+        {"task": "orders.yaml", "objective": "reward", "scope": "norms", "pull": 0.1},
+        {"task": "squad", "objective": "f1", "estimator": "spsa", "lr": 0.5},
+        {"steps": 50, "patience": 10},
     ):
         config = RunConfig.from_mapping(values).resolved()
         parser = Parser()
@@ -226,6 +229,8 @@ def test_the_command_line_of_a_run_makes_the_same_run_again():
         words = shlex.split(command_line(config))
         assert words[:2] == ["mlxzo", "train"] and (flag("steps") in words) == ("steps" in values)
         assert RunConfig.from_mapping(config_values(parser.parse_args(words[2:]))).resolved() == config
+        # A line that is short, and names nothing that follows by itself.
+        assert values or words[2:] == ["--model", config.model, "--task", config.task]
 
 
 def test_a_batch_tells_how_far_it_is_and_lists_its_runs_alone(make_run, root):
