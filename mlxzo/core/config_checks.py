@@ -92,7 +92,7 @@ def _problems_of_objective(config: RunConfig) -> list[str]:
             "(docs/tasks.md)"
         )
     function = config.reward_function
-    if function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
+    if function and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", function):
         problems.append(f"reward_function: expected MODULE:FUNCTION, not {shown(function)}")
     if config.temperature and not config.writes:
         problems.append(f"temperature: with the objective {config.objective} no answers are generated in steps")

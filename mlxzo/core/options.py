@@ -96,7 +96,9 @@ def parse_value(f: dataclasses.Field, raw: Any) -> Any:
         ValueError: with a sentence naming what is expected.
     """
     option: Option = f.metadata["option"]
-    if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in ("auto", "all", "null", ""))):
+    # Where the default is none, an empty text is a mistake, such as a variable of a shell that is not set.
+    words = ("auto", "all", "null") if option.auto == "none" else ("auto", "all", "null", "")
+    if option.auto and (raw is None or (isinstance(raw, str) and raw.lower() in words)):
         return None
     kind = value_type(f)
     # YAML takes the bare words on and off for truth values.
@@ -169,8 +171,8 @@ def _problem(f: dataclasses.Field, value: Any) -> str | None:
         ok = value > option.minimum if option.exclusive_minimum else value >= option.minimum
     if ok and option.maximum is not None:
         ok = value <= option.maximum
-    if isinstance(value, str) and not value.strip():
-        ok = False
+    if ok and isinstance(value, str) and not value.strip():
+        return f"{f.name}: it is empty; give a value" + (", or leave it out" if option.auto else "")
     return None if ok else f"{f.name}: expected {_describe(kind, option)}, not {shown(value)}"
 
 

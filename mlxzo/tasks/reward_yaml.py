@@ -123,7 +123,8 @@ def _part(
             problems.append(f"line {line}: reward: no such kind {shown(kind)}{near}")
         return None
     names, read = KINDS[kind]
-    entries = entries_of(node, (*_COMMON, *names), problems, of=f"reward {kind}: ")
+    hint = f"; the judge {kind} has: {', '.join((*names, *_COMMON))}"
+    entries = entries_of(node, (*_COMMON, *names), problems, of=f"reward {kind}: ", hint=hint)
     settings = _Settings(kind, line, entries, folder, has_gold, problems)
     weight = float(settings.number("weight", "1", f"a number above 0 and at most {_MOST_WEIGHT:,}"))
     if not weight:

@@ -12,12 +12,13 @@ from ..core.suggestion import did_you_mean
 
 
 def entries_of(
-    node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str], *, of: str = ""
+    node: yaml.MappingNode, known: tuple[str, ...] | None, problems: list[str], *, of: str = "", hint: str = ""
 ) -> dict[str, yaml.Node]:
     """The entries of a mapping by key; unknown, repeated or non-text keys are added to `problems`.
 
     Args:
         of: what the mapping is, for messages, such as `reward json: `.
+        hint: what is said of an unknown key that is close to no known one.
     """
     entries: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
@@ -29,7 +30,8 @@ def entries_of(
         if key in entries:
             problems.append(f"{line}: {of}{shown(key)} is given twice")
         elif known and key not in known:
-            problems.append(f"{line}: {of}no such key {shown(key)}{did_you_mean(key.replace('-', '_'), known)}")
+            near = did_you_mean(key.replace("-", "_"), known) or hint
+            problems.append(f"{line}: {of}no such key {shown(key)}{near}")
         else:
             entries[key] = value
     return entries

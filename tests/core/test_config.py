@@ -67,7 +67,7 @@ def test_every_problem_is_listed_at_once():
         ("steps", "1e999", "a whole number"),
         ("lr", "nan", "a number above 0"),
         ("lr", "inf", "a number above 0"),
-        ("model", "  ", "text"),
+        ("model", "  ", "model: it is empty; give a value"),
         ("directions", "signs", "did you mean sign?"),
         ("seed", -1, "at least 0"),
         ("scope", "last-0", "last-6"),
@@ -75,6 +75,13 @@ def test_every_problem_is_listed_at_once():
 )
 def test_a_bad_value_says_what_is_expected(key, value, expected):
     assert expected in problems_of({key: value})[0]
+
+
+@pytest.mark.parametrize("name", ["reward_command", "reward_function"])
+@pytest.mark.parametrize("objective", ["loss", "reward"])
+def test_a_judge_without_a_name_is_refused_and_not_taken_for_none(name, objective):
+    (problem,) = problems_of({name: "", "objective": objective})
+    assert problem == f"{name}: it is empty; give a value, or leave it out"
 
 
 def test_text_of_a_flag_and_yaml_value_give_the_same_configuration():

@@ -172,7 +172,7 @@ grid:
         ("runs: {a: 1}", "line 1: runs: expected a list of at least one run"),
         ("defaults: 3\nseeds: 0", "line 1: expected `option: value` lines, not 3"),
         ("seeds: 0\ngrid: {seed: [1, 2]}", "line 2: seed: the file gives every run its seeds"),
-        ("out: ''\nseeds: 0", "line 1: out: expected text"),
+        ("out: ''\nseeds: 0", "line 1: out: it is empty; give a value"),
         ("- 1", "must hold `option: value` lines"),
         ("a: [", "is not valid YAML at line 1"),
         ("grid: {steps: &n [1,2,3,4,5,6,7,8,9,10], eval_every: *n, queries: *n, batch_size: *n}", "10,000 runs"),

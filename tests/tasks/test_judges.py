@@ -182,6 +182,11 @@ BAD = [
     ("  - kind: jsn\n", "line 4: reward: no such kind 'jsn'; did you mean json?"),
     ("  - kind: beauty\n", "line 4: reward: no such kind 'beauty'; there are json,"),
     ("  - kind: json\n    wieght: 2\n", "line 5: reward json: no such key 'wieght'; did you mean weight?"),
+    ("  - kind: json\n    schema: a\n", "line 5: reward json: no such key 'schema'; the judge json has: kind, weight"),
+    (
+        "  - kind: length\n    most: 3\n    min: 1\n",
+        "line 6: reward length: no such key 'min'; the judge length has: unit, least, most, kind, weight",
+    ),
     ("  - kind: json\n    weight: 0\n", "line 5: reward json: weight: it must be above 0"),
     ("  - kind: json\n    weight: 1e308\n", "line 5: reward json: weight: it must be at most 1,000,000"),
     (
