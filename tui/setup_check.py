@@ -76,7 +76,7 @@ def check(values: dict[str, Any]) -> CheckResult:
         # Rows on the hub are downloaded by the run itself.
         if config.data is not None or task.embedded is not None:
             data = load_task(config)
-            check_answers(config, data)
+            check_answers(config, data.task)
     except MlxzoError as error:
         data_problem = error
         is_custom = config.data is not None and config.task != CustomTask.name and _suits_custom(config)
@@ -89,7 +89,7 @@ def _suits_custom(config: RunConfig) -> bool:
     """True if the task `custom` can use the rows of a configuration."""
     try:
         config = dataclasses.replace(config, task=CustomTask.name)
-        check_answers(config, load_task(config))
+        check_answers(config, load_task(config).task)
     except MlxzoError:
         return False
     return True

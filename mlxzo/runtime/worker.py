@@ -124,7 +124,7 @@ def train(
 
     config = run.config
     data = load_data(config, emit)
-    check_answers(config, data)
+    check_answers(config, data.task)
     inputs = fetch(config, data, emit)
     inputs = replace(inputs, config=fit_to_cap(run, inputs, emit, watch, team))
     base = load_base(inputs)

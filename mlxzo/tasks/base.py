@@ -114,6 +114,8 @@ class Task:
     """True if training uses the tokens of the right candidate only, not of all candidates."""
     has_answers: bool = True
     """False if the rows are prompts alone, with no right answer to learn or to compare with."""
+    how_to_answer: str = ""
+    """How such rows are given right answers, as advice."""
     reward: Reward | None = None
     """The judge of generated answers that the task names; the user's own, if any, is an option of the run."""
     hub: HubSource | None = None

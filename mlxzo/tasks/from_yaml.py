@@ -94,6 +94,8 @@ class YamlPrompts(Task):
         self.fields = Template(self.template).fields
         self.reward = reward
         self._any_form = template is None
+        missing = "`answer_field` and a `template`" if self._any_form else "`answer_field`"
+        self.how_to_answer = f"give the task file {missing}, and each row the field that it names"
 
     @property
     def row_form(self) -> str:

@@ -85,15 +85,17 @@ def check_judge(config: RunConfig, task: Task) -> None:
         )
 
 
-def check_answers(config: RunConfig, data: TaskData) -> None:
-    """Raises DataError if the rows are prompts alone, and the objective learns or compares answers."""
-    if config.objective != "reward" and not data.task.has_answers:
-        raise DataError(
-            f"the rows of the task {data.task.name} are prompts without an answer, which the objective "
-            f"{config.objective} needs",
-            'add answers (the field "completion", or a last message of the assistant), or use --objective reward and a '
-            "judge",
-        )
+def check_answers(config: RunConfig, task: Task) -> None:
+    """Raises DataError if the rows of a task are prompts alone, and the run learns from answers or compares them."""
+    if config.objective == "reward" or task.has_answers:
+        return
+    needs = "backpropagation" if config.method == "bp" else f"the objective {config.objective}"
+    other = "--objective reward" if config.method == "mezo" else "--method mezo --objective reward"
+    judge = "" if task.reward is not None or config.names_judge else " and a judge"
+    raise DataError(
+        f"the rows of the task {task.name} are prompts without an answer, which {needs} needs",
+        f"{task.how_to_answer}, or use {other}{judge}",
+    )
 
 
 def task_alone(config: RunConfig) -> Task:

@@ -17,7 +17,7 @@ from mlxzo.engine.session import load_data
 from mlxzo.engine.tuned_source import Source
 from mlxzo.memory.forecast import sizes_of
 from mlxzo.runtime.preflight import check_names
-from mlxzo.tasks.registry import check_answers
+from mlxzo.tasks.registry import check_answers, task_alone
 from tests.engine.test_resume import train
 
 TASK = """\
@@ -75,10 +75,51 @@ def test_what_does_not_go_with_the_judges_of_a_task_is_refused(model, task, tmp_
     for objective in ("loss", "f1"):
         lossy = RunConfig.from_mapping({**config.to_dict(), "objective": objective})
         with pytest.raises(DataError, match=f"without an answer, which the objective {objective} needs"):
-            check_answers(lossy, load_data(lossy, events.ignore))
+            check_answers(lossy, task_alone(lossy))
     alone = RunConfig.from_mapping({**config.to_dict(), "task": "custom", "objective": "loss"}).resolved()
     with pytest.raises(DataError, match="are prompts without an answer to compare with"):
         evaluate_job(alone, source=None, split="test", on_event=events.ignore)
+
+
+JUDGED = "reward:\n  - kind: json\n"
+_TO_MEZO = "use --method mezo --objective reward"
+
+
+@pytest.mark.parametrize(
+    "yaml, row, options, fix",
+    [
+        (None, {"prompt": "a"}, {}, 'add the field "completion" to each row, or use --objective reward and a judge'),
+        (
+            None,
+            {"messages": [{"role": "user", "content": "a"}]},
+            {"reward_function": "a:b"},
+            'end each row\'s "messages" with the assistant\'s answer, or use --objective reward',
+        ),
+        (None, {"prompt": "a"}, {"method": "bp"}, f'add the field "completion" to each row, or {_TO_MEZO} and a judge'),
+        (
+            "name: t\n" + JUDGED,
+            {"prompt": "a"},
+            {},
+            "give the task file `answer_field` and a `template`, and each row the field that it names, or use "
+            "--objective reward",
+        ),
+        (
+            "name: t\ntemplate: 'Q: {q}'\n" + JUDGED,
+            {"q": "a"},
+            {"method": "bp"},
+            f"give the task file `answer_field`, and each row the field that it names, or {_TO_MEZO}",
+        ),
+    ],
+)
+def test_prompts_alone_are_told_what_their_task_reads_as_an_answer(yaml, row, options, fix, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    if yaml is not None:
+        (tmp_path / "task.yaml").write_text(yaml)
+    config = RunConfig(task="custom" if yaml is None else str(tmp_path / "task.yaml"), data=str(tmp_path), **options)
+    with pytest.raises(DataError) as error:
+        check_answers(config, load_data(config, events.ignore).task)
+    assert error.value.fix == fix
 
 
 def test_prompts_alone_are_generated_in_the_prediction_of_memory(task, tmp_path):
