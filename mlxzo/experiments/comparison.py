@@ -211,6 +211,7 @@ class _Reader(SpecReader):
         config, problem = RunConfig(), ""
         try:
             config = RunConfig.from_mapping({**self._shared, **chosen})
+            self.check_answers(config)
             config = check_model(config)
         except ConfigError as error:
             self.problems_of(error, path, f"{where}: ", known=self._wrong_for_all)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.config import RunConfig, options
 from ..core.config_checks import ENOUGH_PROBLEMS, LONGEST_PROBLEM, option_problems
-from ..core.errors import ConfigError, MlxzoError
+from ..core.errors import ConfigError, DataError, MlxzoError
 from ..core.formatting import brief, shown
 from ..core.yaml_file import GIVEN_TWICE, YamlFile
 from ..runtime.preflight import check_names
+
+if TYPE_CHECKING:
+    from ..tasks.base import Task
 
 T = TypeVar("T")
 
@@ -51,6 +55,7 @@ class SpecReader:
         self._kind, self._fix, self._file, self._names = kind, fix, file, names
         self._located = frozenset(located)
         self._problems: list[tuple[int, str]] = []
+        self._tasks: dict[tuple[str, str | None], Task | None] = {}
 
     def raise_problems(self) -> None:
         """Raises the problems that were found, if any.
@@ -77,6 +82,27 @@ class SpecReader:
         for text in problem_texts(error):
             if text not in known:
                 self.problem((*path, text.partition(":")[0]), prefix + text)
+
+    def check_answers(self, config: RunConfig) -> None:
+        """Checks that the rows of a run have answers where it needs them; own rows are read once for all runs.
+
+        Raises:
+            ConfigError: they are prompts alone. Rows that cannot be read are left to the run, which lists all problems.
+        """
+        from ..tasks.registry import check_answers, task_alone
+
+        if config.objective == "reward":
+            return
+        rows = (config.task, config.data)
+        if rows not in self._tasks:
+            self._tasks[rows] = None
+            with contextlib.suppress(MlxzoError):
+                self._tasks[rows] = task_alone(config)
+        if (task := self._tasks[rows]) is not None:
+            try:
+                check_answers(config, task)
+            except DataError as error:
+                raise ConfigError(f"{error.message}: {error.fix}") from None
 
     def check_repeated(self, path: tuple[Any, ...] = ()) -> None:
         """Adds the keys that a mapping of the file has more than once."""

@@ -203,7 +203,9 @@ class _Reader(SpecReader):
             own = parse_value(_OPTIONS["seed"], values.get("seed", RunConfig.seed)) if seed is None else seed
             part = f"-{slug(draft.label, 'run')}" if draft.label else ""
             identity = {"seed": own, "name": f"{self._name}{part}-s{own}", "out": self._out}
-            return check_names(RunConfig.from_mapping({**values, **identity}).resolved())
+            config = check_names(RunConfig.from_mapping({**values, **identity}).resolved())
+            self.check_answers(config)
+            return config
         except MlxzoError as error:
             # Each value is right by itself: the combination is not.
             self.problems_of(error, draft.path, f"{draft.label}: " if draft.label else "")

@@ -178,6 +178,29 @@ def test_a_model_that_nobody_knows_keeps_no_other_contestant_from_running(tmp_pa
     assert len(comparison.runs()) == 2
 
 
+@pytest.mark.parametrize("own_task", [True, False], ids=["task file", "custom"])
+def test_a_contestant_that_would_need_answers_is_found_before_the_first_run(own_task, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "one two"}\n')
+    task = tmp_path / "long.yaml"
+    task.write_text("name: long\nreward:\n  - {kind: length, most: 3}\n")
+    options = {"task": str(task)} if own_task else {"task": "custom"}
+    judge = "objective=reward" if own_task else "objective=reward reward_function=a:b"
+    values = {**options, "data": str(tmp_path), "contestants": [f"smollm2-135m {judge}", "smollm2-135m bp lora"]}
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, **values)
+    name = "long" if own_task else "custom"
+    assert caught.value.message.startswith(
+        f"contestant 2 (smollm2-135m bp lora): the rows of the task {name} are prompts without an answer, which "
+        "backpropagation needs: "
+    )
+    assert len(read(tmp_path, **{**values, "contestants": values["contestants"][:1]}).runs()) == 1
+    # Rows that cannot be read are told by each run, by line.
+    (tmp_path / "train.jsonl").write_text("{\n")
+    if not own_task:
+        assert len(read(tmp_path, **values).runs()) == 2
+
+
 def test_a_comparison_keeps_its_name_and_runs_when_an_option_is_renamed(tmp_path):
     before, now = read(tmp_path, prefix_cache="off"), read(tmp_path, activation_cache="off")
     assert before.runs() == now.runs() and before.runs()[0].config.activation_cache == "off"

@@ -187,6 +187,17 @@ def test_a_file_that_is_wrong_in_one_thing(read, tmp_path, text, words):
     assert words in caught.value.message, caught.value.message
 
 
+def test_a_run_that_would_need_answers_is_found_before_the_first(read, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "one two"}\n')
+    judged = "{objective: reward, reward_function: 'a:b'}"
+    (problem,) = problems(
+        read, f"defaults: {{task: custom, data: {tmp_path}}}\nruns:\n  - {judged}\n  - {{method: bp, scope: lora}}\n"
+    )
+    assert "line 4: method bp scope lora: the rows of the task custom are prompts without an answer" in problem
+    assert 'which backpropagation needs: add the field "completion"' in problem
+
+
 RATES = Calibration(1e11, 1e10, 1e9, True, "cpu", "1", "0")
 
 
