@@ -138,7 +138,7 @@ class OwnPrompts(Task):
     def __init__(self, form: tuple[str, ...]):
         self.fields = form
         self.template = f"{{{form[0]}}}"
-        last = 'end each row\'s "messages" with the assistant\'s answer'
+        last = 'end the "messages" of each row with an answer of the assistant'
         self.how_to_answer = last if form == _CHAT else 'add the field "completion" to each row'
 
     def example_from_row(self, row: Mapping[str, Any]) -> Example:

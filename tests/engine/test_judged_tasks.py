@@ -93,7 +93,7 @@ _TO_MEZO = "use --method mezo --objective reward"
             None,
             {"messages": [{"role": "user", "content": "a"}]},
             {"reward_function": "a:b"},
-            "end each row's \"messages\" with the assistant's answer, or use --objective reward",
+            'end the "messages" of each row with an answer of the assistant, or use --objective reward',
         ),
         (None, {"prompt": "a"}, {"method": "bp"}, f'add the field "completion" to each row, or {_TO_MEZO} and a judge'),
         (

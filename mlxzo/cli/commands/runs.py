@@ -30,6 +30,8 @@ from ..printing import print_json, say
 
 # Options that `ls` can search for a text.
 _FILTERS = ("model", "task", "method")
+# What a text of its own is looked for in.
+_SEARCHED = ("id", "status", "estimator", "scope", *_FILTERS)
 _WIDEST_PLOT = 80
 
 
@@ -109,7 +111,7 @@ def _matches(found: dict[str, Any], wanted: argparse.Namespace) -> bool:
     return (
         (not wanted.status or found["status"] in wanted.status)
         and all(has(name, text) for name in _FILTERS if (text := getattr(wanted, name)) is not None)
-        and all(any(has(name, text) for name in ("id", "status", "estimator", "scope", *_FILTERS)) for text in wanted.text)
+        and all(any(has(name, text) for name in _SEARCHED) for text in wanted.text)
     )
 
 
