@@ -20,11 +20,10 @@ import contextlib
 import json
 import math
 import queue
-import shlex
-import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,11 +32,12 @@ from typing import IO, Any
 from ..core import events
 from ..core.child_process import module_command, pipe, worker_environment
 from ..core.config import RunConfig
-from ..core.errors import ConfigError, RewardError
+from ..core.errors import RewardError
 from ..core.files import user_path
 from ..core.formatting import shown
 from ..core.parsing import CONTENT_ERRORS
 from ..tasks.registry import check_judge, get_task
+from .reward_command import check_code, command_words
 
 # Time to end by itself after the end of its input.
 _CLOSE_SECONDS = 2.0
@@ -49,7 +49,7 @@ _MOST_WAITING = 1 << 10
 _POLL_SECONDS = 0.1
 _MORE_SECONDS = 0.02
 _ONE_EACH = "have it write one line for each line that it reads"
-_CORRECT = "correct the judge, and try it on a line of your own before the next run (docs/rewards.md)"
+_CORRECT = "correct the judge, and try it on a line of your own (docs/rewards.md)"
 RECENT_ANSWERS = 50
 """The run ends once more than half of this many last answers have failed; at its beginning, of the first
 `FIRST_ANSWERS`."""
@@ -64,22 +64,6 @@ class Answer:
     answer: str
     gold: tuple[str, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-def check_code(config: RunConfig, allow_code: bool) -> None:
-    """Checks the code that a configuration has judge answers, before a model is loaded.
-
-    Raises:
-        ConfigError: the command line does not allow it to run, or there is no such program.
-    """
-    named = config.reward_command or config.reward_function
-    if named and not allow_code:
-        raise ConfigError(
-            f"the configuration wants to run {shown(named)} to judge answers",
-            "check it, and give --allow-code to the command if you trust it",
-        )
-    if config.reward_command is not None:
-        _command_words(config.reward_command)
 
 
 @contextlib.contextmanager
@@ -102,27 +86,6 @@ def open_judge(config: RunConfig, allow_code: bool, emit: events.Emit) -> Iterat
         yield judge
 
 
-def _command_words(command: str) -> list[str]:
-    """Program and arguments of a command.
-
-    Raises:
-        ConfigError: it is empty, has an unclosed quote, or names no program that can be run.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ConfigError(f"reward_command: {error}".lower(), "quote it as in a shell") from None
-    if not words:
-        raise ConfigError("reward_command: it is empty", "name a program, such as `python score.py`")
-    if shutil.which(words[0]) is None:
-        raise ConfigError(
-            f"reward_command: there is no program {shown(words[0])} that can be run",
-            "correct its name or path; a script runs by its interpreter, such as `python score.py`, or once "
-            "`chmod +x` has made it executable",
-        )
-    return words
-
-
 class _Failure(Exception):
     """The program has to be started anew.
 
@@ -142,7 +105,8 @@ class Judge:
         command: program and arguments; started at the first call of `scores`.
         seconds: most time for one answer.
         tell: takes a sentence on the failures so far, at the first, tenth, hundredth, ... of them.
-        more_seconds: time for a reply that no answer has asked for to arrive, after each call of `scores`.
+        more_seconds: time for a reply that no answer has asked for to arrive, after each call of `scores`; more after
+            the first, by the time that replies take. 0: no such reply can come.
 
     Attributes:
         judged, failed: numbers of answers so far, and of those that could not be scored.
@@ -177,13 +141,14 @@ class Judge:
         Raises:
             ConfigError: the command is empty, has an unclosed quote, or names no program that can be run.
         """
+        # No code of the user's writes to the pipe of `reward_host`.
         if task is not None:
-            # No code of the user's writes there.
             return Judge(module_command("mlxzo.engine.reward_host", task), seconds, tell, more_seconds=0.0)
         if function is not None:
             # Like any program run with -m, it finds modules in the current folder.
-            return Judge((sys.executable, "-m", "mlxzo.engine.reward_host", function), seconds, tell)
-        return Judge(_command_words(command or ""), seconds, tell)
+            host = (sys.executable, "-m", "mlxzo.engine.reward_host", function)
+            return Judge(host, seconds, tell, more_seconds=0.0)
+        return Judge(command_words(command or ""), seconds, tell)
 
     def __enter__(self) -> Judge:
         return self
@@ -221,18 +186,26 @@ class Judge:
     def _judge(self, answers: Sequence[Answer]) -> list[float]:
         """The scores of the first answers, at least one: up to the first failure after which the program has ended."""
         found: list[float] = []
+        before, more_seconds = self._process, self._more_seconds
         try:
             process = self._running()
             # In a thread of its own: a program that replies as it reads may fill its pipe before all answers are
             # written.
             writer = threading.Thread(target=_write, args=(pipe(process.stdin), answers), daemon=True)
             writer.start()
+            # Between replies: the first one waits for the program's start as well.
+            slowest, received = 0.0, math.inf
             for answer in answers:
                 found.append(self._score(process, answer))
+                last, received = received, time.monotonic()
+                slowest = max(slowest, received - last)
             writer.join(self._seconds)
             if writer.is_alive():
                 raise _Failure("replies to answers that it has not read", _ONE_EACH, misaligned=True)
-            self._expect_no_more(self._more_seconds)
+            if process is not before and more_seconds:
+                # One that wrote a line of its own as it started has a reply left, which takes as long as others.
+                more_seconds += min(2 * slowest, self._seconds)
+            self._expect_no_more(more_seconds)
         except _Failure as failure:
             self._last_failure = (failure.what, failure.fix)
             self._kill()
@@ -290,7 +263,7 @@ class Judge:
         except OSError as error:
             raise RewardError(
                 f"the reward command {shown(self._command[0])} cannot be started: {error.strerror}",
-                "correct the command",
+                "correct the program, of which a script needs a first line that names its interpreter",
             ) from None
         self._replies, self._errors = queue.Queue(_MOST_WAITING), deque(maxlen=_SHOWN_LINES)
         threading.Thread(target=self._read, args=(process, self._replies), daemon=True).start()
@@ -351,6 +324,9 @@ class Judge:
         try:
             reply = json.loads(line)
             if not isinstance(reply, dict):
+                raise ValueError
+            # An object of another kind, such as a line of a log: the reply may still come.
+            if not {"score", "error"} & reply.keys():
                 raise ValueError
             score = reply.get("score")
             if not isinstance(score, bool) and isinstance(score, int | float) and math.isfinite(score):

@@ -1,8 +1,9 @@
 """Scores answers as a reward program (see `reward`): `python -m mlxzo.engine.reward_host MODULE:FUNCTION | TASK.yaml`.
 
 A user's function takes the prompt, the answer and the list of gold answers, and `fields` where it has a parameter of
-that name; it returns a number, higher is better. What it raises costs that answer its score. Its prints go to standard
-error. Tracebacks show the user's code alone. A task YAML names its judges under `reward`.
+that name; it returns a number, higher is better. What it raises costs that answer its score. What it, its module and
+programs that it starts print goes to standard error. Tracebacks show the user's code alone. A task YAML names its
+judges under `reward`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,14 +23,16 @@ Score = Callable[[Mapping[str, Any]], float]
 
 
 def main(name: str) -> int:
-    replies = sys.stdout
-    try:
-        score = _of_task(name) if name.endswith((".yaml", ".yml")) else _of_function(name)
-    except Exception as error:
-        _print_error(error)
-        print(f"the judge {name} cannot be loaded: {_line(error)}", file=sys.stderr)
-        return 1
+    # A line of anything else would be taken for a reply, and each later one for that to another answer.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with contextlib.redirect_stdout(sys.stderr):
+        try:
+            score = _of_task(name) if name.endswith((".yaml", ".yml")) else _of_function(name)
+        except Exception as error:
+            _print_error(error)
+            print(f"the judge {name} cannot be loaded: {_line(error)}", file=sys.stderr)
+            return 1
         for line in sys.stdin:
             print(json.dumps(_reply(score, json.loads(line))), file=replies, flush=True)
     return 0

@@ -28,6 +28,8 @@ CHANGEABLE = (
     "checkpointing",
     "parallel",
     "shares",
+    # What a judge that was too slow needs.
+    "reward_seconds",
 )
 
 

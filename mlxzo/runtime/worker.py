@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
 import time
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import events
 from ..core.config import RunConfig
-from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
+from ..core.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, RewardError
 from ..core.failures import as_error
 from ..core.formatting import format_bytes
 from ..core.mlx_startup import prepare_mlx
 from ..core.run_directory import RESULT, RunDirectory
-from ..engine.distributed.communicator import Communicator
+from ..engine.distributed.communicator import Communicator, rank_of_environment
 from ..engine.reward import Judge, open_judge
 from ..memory import plan
 from ..memory.sizes import Data
@@ -82,10 +83,18 @@ def main(arguments: list[str]) -> int:
         explained = as_error(error, "the run")
         if explained is None:
             raise
+        if isinstance(explained, RewardError):
+            explained.fix += f"; then {resume_command(run, allow_code)} continues the run"
         # On a full disk the pipe may still take the event.
         with contextlib.suppress(OSError):
             write(events.Failed(**explained.to_dict()))
         return explained.exit_code
+
+
+def resume_command(run: RunDirectory, allow_code: bool) -> str:
+    """The command by which the run goes on once its judge is mended. The folder of a rank other than 0 is temporary."""
+    path = shlex.quote(str(run.path)) if not rank_of_environment() else "RUN"
+    return f"`mlxzo train --resume {path}{' --allow-code' * (allow_code and run.config.names_judge)}`"
 
 
 def end_at_once(run: RunDirectory, write: EventWriter, watch: Watch) -> None:

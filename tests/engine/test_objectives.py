@@ -198,12 +198,21 @@ def test_a_reward_runs_only_where_the_user_says_so(model, prompts, tmp_path, mon
     assert failed.exit_code == 2 and "wants to run" in failed.message
 
 
-def test_a_judge_that_fails_ends_the_run_in_words_and_leaves_a_state(model, prompts, tmp_path, monkeypatch, capsys):
+def test_a_judge_that_fails_ends_the_run_in_words_and_once_it_is_mended_the_run_goes_on(
+    model, prompts, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "judge.py").write_text("import sys\nsys.stdin.readline()\nsys.exit('out of ideas')\n")
     options = ["--model", str(model), "--task", "custom", "--data", str(prompts), "--out", "runs", "--name", "r"]
     judge = ["--objective", "reward", "--reward-command", f"{sys.executable} judge.py", "--allow-code"]
-    assert main(["train", *options, *judge, "--scope", "last-1"]) == 4
+    few = ["--scope", "last-1", "--estimator", "spsa", "--steps", "1", "--batch-size", "2"]
+    assert main(["train", *options, *judge, *few]) == 4
     shown = " ".join(capsys.readouterr().err.split())
     assert "ended with exit code 1" in shown and "out of ideas" in shown and "Traceback" not in shown
-    assert (tmp_path / "runs" / "r" / "checkpoints" / "best.safetensors").exists()
+    run = RunDirectory(tmp_path / "runs" / "r")
+    assert (run.path / "checkpoints" / "best.safetensors").exists()
+    resume = ["train", "--resume", str(run.path), "--allow-code"]
+    assert run.outcome[0].fix.endswith(f"; then `mlxzo {' '.join(resume)}` continues the run")
+    (tmp_path / "judge.py").write_text(LENGTH_JUDGE)
+    assert main([*resume, "--reward-seconds", "90"]) == 0
+    assert run.config.reward_seconds == 90 and run.result()["judge"]["failed"] == 0

@@ -9,7 +9,8 @@ import pytest
 
 from mlxzo.core.config import RunConfig
 from mlxzo.core.errors import ConfigError, RewardError
-from mlxzo.engine.reward import Answer, Judge, check_code, with_failures_lowest
+from mlxzo.engine.reward import Answer, Judge, with_failures_lowest
+from mlxzo.engine.reward_command import check_code
 from tests.variants import slow
 
 ANSWERS = [
@@ -55,21 +56,25 @@ def test_more_answers_than_a_pipe_holds_do_not_block(tmp_path):
         ("sys.stdin.readline(); print('[1]', flush=True); sys.stdin.read()", "answered '[1]'"),
         slow("import os; os.close(1); sys.stdin.read(); time.sleep(600)", "closed its output and did not end"),
         ("sys.stdin.readline(); print('[' * 60_000, flush=True); sys.stdin.read()", "answered '[[["),
-        # Objects without a score: the program goes on.
+        # A line of a log, after which the reply may come.
+        ("for line in sys.stdin: print('{\"points\": 1}', flush=True)", "answered '{\"points\": 1}'"),
+        # Replies without a score: the program goes on.
         ("for line in sys.stdin: print('{\"score\": NaN}', flush=True)", "answered '{\"score\": NaN}'"),
         ("for line in sys.stdin: print('{\"score\": true}', flush=True)", "answered '{\"score\": true}'"),
-        ("for line in sys.stdin: print('{\"points\": 1}', flush=True)", "answered '{\"points\": 1}'"),
         ("for line in sys.stdin: print(json.dumps({'score': 10**400}), flush=True)", "answered"),
         ('for line in sys.stdin: print(\'{"error": "no such word"}\', flush=True)', "said 'no such word'"),
         # Each would shift the scores, or fill the memory.
         ('for line in sys.stdin: print(\'{"score": 1}\\n{"score": 2}\', flush=True)', "without being asked"),
         ("while True: print('{\"score\": 1}')", "without being asked"),
+        # More than a pipe holds, after which it ends; without an end, it is ended when its time is up.
+        ("for _ in range(100): print('e' * 10_000, file=sys.stderr)\nsys.exit(7)", "ended with exit code 7"),
         ("while True: print('e' * 10_000, file=sys.stderr)", "gave no score within 0.2 s"),
     ],
 )
 def test_a_judge_that_never_scores_is_told_and_ended(program, says, tmp_path):
     # Where the time has to pass, no reply comes; of a program that sleeps, it must be enough for its start.
-    seconds = 1.0 if "sleep" in program else 0.2 if program.startswith("while True: print('e'") else 60.0
+    endless = program.startswith("while True: print('e'")
+    seconds = 1.0 if "sleep" in program else 0.2 if endless else 60.0
     with judge(tmp_path, program, seconds=seconds) as it:
         with pytest.raises(RewardError) as error:
             it.scores(ANSWERS * 2)
@@ -77,9 +82,11 @@ def test_a_judge_that_never_scores_is_told_and_ended(program, says, tmp_path):
     assert says in error.value.message and error.value.exit_code == 4
     assert error.value.message.startswith("the judge failed on 6 of the last 6 answers; the last time it ")
     details = error.value.details
-    if "'e'" in program:
-        # The program is killed while it writes, so its last line may be a shorter one.
-        assert details[:4] == ["e" * 1000] * 4 and len(details) == 5 and details[4].ljust(1000, "e") == "e" * 1000
+    if endless:
+        # It may be killed before it has started, or while it writes a line.
+        assert len(details) <= 5 and all(set(line) == {"e"} and len(line) <= 1000 for line in details)
+    elif "'e'" in program:
+        assert details == ["e" * 1000] * 5
     else:
         assert details == (["no idea what to say"] if "exit(7)" in program else [])
 
@@ -91,11 +98,12 @@ MOODY = """
             sys.exit("out of ideas")
         if answer == "hang":
             time.sleep(600)
-        print({"garbage": "mumble", "nan": '{"score": NaN}'}.get(answer, '{"score": %d}' % len(answer)), flush=True)
+        odd = {"garbage": "mumble", "log": '{"level": "info"}\\n{"score": 1}', "nan": '{"score": NaN}'}
+        print(odd.get(answer, '{"score": %d}' % len(answer)), flush=True)
 """
 
 
-@pytest.mark.parametrize("mood", ["crash", slow("hang"), "garbage", "nan"])
+@pytest.mark.parametrize("mood", ["crash", slow("hang"), "garbage", "log", "nan"])
 def test_an_answer_that_the_judge_fails_on_costs_its_score_alone(mood, tmp_path):
     told = []
     with judge(tmp_path, MOODY, seconds=10.0 if mood == "hang" else 60.0) as it:
@@ -108,6 +116,21 @@ def test_an_answer_that_the_judge_fails_on_costs_its_score_alone(mood, tmp_path)
             "the judge has failed on 1 of 4 answers" if mood == "nan" else "the judge has failed on 1 of 2"
         )
         assert ("its last words: 'out of ideas'" in told[0]) == (mood == "crash")
+
+
+SLOW_AND_EARLY = """
+    print('{"score": 9}', flush=True)
+    for number, line in enumerate(sys.stdin):
+        time.sleep(0.1 if number else 0.6)
+        print('{"score": 1}', flush=True)
+"""
+
+
+def test_a_line_before_the_first_question_is_found_though_the_reply_it_displaced_comes_late(tmp_path):
+    """Else the scores of one call, such as all of an evaluation, would be those of other answers."""
+    with judge(tmp_path, SLOW_AND_EARLY) as it:
+        assert all(map(math.isnan, it.scores(ANSWERS)))
+        assert "without being asked" in it._last_failure[0]
 
 
 def test_the_run_ends_once_more_than_half_of_the_last_answers_have_failed(tmp_path):
@@ -170,7 +193,9 @@ def test_a_program_that_is_gone_by_the_time_of_its_start_ends_the_run(tmp_path):
 
 def test_a_function_is_a_judge_in_a_process_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "rewards.py").write_text(
-        "def words(prompt, answer, gold):\n    print('thinking')\n    return len(answer.split()) / 10\n"
+        "import subprocess, sys\nprint('{\"score\": 9}')\n"
+        "def words(prompt, answer, gold):\n    print('thinking')\n"
+        "    subprocess.run([sys.executable, '-c', 'print(7)'])\n    return len(answer.split()) / 10\n"
         "def broken(prompt, answer, gold):\n    return 1 / 0\n"
         "def unit(prompt, answer, gold, fields):\n    return len(fields['unit'])\n"
     )

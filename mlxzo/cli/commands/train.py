@@ -100,7 +100,7 @@ def _supervisor(arguments: argparse.Namespace) -> Supervisor:
 def _read(arguments: argparse.Namespace) -> tuple[RunConfig, RunDirectory | None]:
     """The configuration, checked for consent to the code that it names, and the run to resume, if any."""
     from ...core.run_directory import RunDirectory
-    from ...engine.reward import check_code
+    from ...engine.reward_command import check_code
     from ...tasks.registry import check_folder
 
     flags, found = config_values(arguments), None
