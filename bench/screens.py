@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,18 +36,20 @@ def main() -> None:
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        run = _recorded(folder)
-        scenes: dict[str, Scene] = {"setup": _setup, "monitor": _monitor(run), "runs": _runs}
-        if arguments.race:
-            scenes["race"] = _race([RunDirectory.open(name) for name in arguments.race])
-        if arguments.reward:
-            scenes["reward"] = _monitor(RunDirectory.open(arguments.reward))
+    out = arguments.out.absolute()
+    scenes: dict[str, Scene] = {"setup": _setup, "runs": _runs}
+    if arguments.race:
+        scenes["race"] = _race([RunDirectory.open(name) for name in arguments.race])
+    if arguments.reward:
+        scenes["reward"] = _monitor(RunDirectory.open(arguments.reward))
+    # Within the folder, so that the pictures name none of this machine.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        scenes["monitor"] = _monitor(_recorded("runs"))
         for name, scene in scenes.items():
             # The user's own theme and panels are not those of the pictures.
-            app = MlxzoApp(root=folder, preferences=Preferences(Path(folder) / "tui.json"))
+            app = MlxzoApp(root="runs", preferences=Preferences(Path(folder) / "tui.json"))
             svg = asyncio.run(_shot(app, scene, (width, height)))
-            (arguments.out / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (out / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 def _recorded(folder: str) -> RunDirectory:
