@@ -20,7 +20,7 @@ from tui.screens.try_it import Prompt, TryIt
 from tui.widgets.chart import Chart
 from tui.widgets.keys import Keys
 
-from .driving import drive, every_size, fills, screen_text, wait_for
+from .driving import PATIENCE_SECONDS, drive, every_size, fills, screen_text, wait_for
 
 
 def test_marked_runs_race_on_shared_axes_at_every_size(make_run, root):
@@ -249,8 +249,9 @@ def test_prompts_are_answered_by_one_process_until_the_screen_is_left(root, tmp_
         screen.query_one("#tokens").value = "4000"
         screen.action_ask()
         # Not wait_for: the tiny model may end its answer before the screen is looked at.
-        while not screen._pending:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not screen._pending:
+                await asyncio.sleep(0)
         screen.query_one("#prompt").text, screen.query_one("#tokens").value = "The film", "4"
         screen.action_ask()
         await wait_for(pilot, lambda: not screen._pending and "The film" in _panel(pilot, "tuned"))
@@ -303,9 +304,9 @@ def test_a_newcomer_gets_the_labels_of_a_typed_text_in_four_keys(root, tmp_path,
         await pilot.press(*"Lovely cup", keys.pop(0))
         assert not keys
         # Both models have answered, with a line for each label.
-        words = ("positive 75.0 %", "negative", " 25.0 %")
-        answered = lambda: all(screen_text(pilot).count(each) == 2 for each in words)  # noqa: E731
-        await wait_for(pilot, "Lovely cup", "Base", "Tuned", answered)
+        twice = ("positive 75.0 %", "negative", " 25.0 %")
+        words = ("Lovely cup", "Base", "Tuned")
+        await wait_for(pilot, *words, lambda: all(screen_text(pilot).count(each) == 2 for each in twice))
 
     drive(MlxzoApp(root=str(root)), scenario, (80, 24))
 
